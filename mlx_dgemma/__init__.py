@@ -1,0 +1,19 @@
+"""DiffusionGemma, written by denoising: `load` a checkpoint, `stream_generate` from it.
+
+Nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+__all__ = ["Row", "Sampling", "load", "stream_generate"]
+
+_HOME = {"Row": "interface", "Sampling": "sampling", "load": "load", "stream_generate": "answer"}
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -1,0 +1,143 @@
+"""A folder or a hub id, and a backend -> (model, tokenizer, sampling). The only place that chooses.
+
+Nothing is read before it is known to fit: sizes come from safetensors headers, or from the hub's listing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .checkpoint import read_configs, read_tensors
+from .config import ModelConfig, parse_config, parse_sampling
+from .convert.names import is_vision
+from .sampling import Sampling
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .interface import DiffusionModel
+
+TINY = Path(__file__).parent / "tiny"
+DTYPES = ("float32", "bfloat16", "float16")
+PUBLISHED = {  # bytes of memory for the text model: see README's table of sizes
+    "mlx-community/diffusiongemma-26B-A4B-it-4bit": 15.4e9,
+    "mlx-community/diffusiongemma-26B-A4B-it-8bit": 26.8e9,
+    "google/diffusiongemma-26B-A4B-it": 50.5e9,
+}
+FILES = ["*.json", "*.jinja", "*.safetensors"]  # of a hub repository; no code, no pickles
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def available_memory() -> int:
+    """Bytes a new process's weights may take: what the system has free or can free, less than any limit set on us."""
+    import psutil
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    free = psutil.virtual_memory().available
+    return free if limit == resource.RLIM_INFINITY else min(free, limit)
+
+
+def check_memory(needed: int, what: str) -> None:
+    """ValueError that says what is needed, what there is, and which published checkpoint would fit."""
+    free = available_memory()
+    if needed <= free:
+        return
+    fitting = [name for name, size in PUBLISHED.items() if size <= free and size < needed]
+    advice = f"{fitting[-1]} would fit" if fitting else "no published checkpoint would fit: close other programs"
+    raise ValueError(f"too little memory for {what}: needs {gigabytes(needed)}, {gigabytes(free)} are free; {advice}")
+
+
+def fetch(hub_id: str) -> Path:
+    """The folder of a hub repository, from the cache where it is whole, fetched otherwise (HF_TOKEN is used).
+
+    Raises:
+        FileNotFoundError: it is not cached and cannot be fetched; the message says why.
+        ValueError: it would not fit on the disk or in memory.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=FILES, local_files_only=True))
+        if (folder / "config.json").exists() and any(folder.glob("*.safetensors")):
+            read_tensors(folder)
+            return folder
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        pass
+    try:
+        listing = HfApi().model_info(hub_id, files_metadata=True).siblings or []
+        size = sum(file.size or 0 for file in listing if file.rfilename.endswith(".safetensors"))
+        check_memory(size, hub_id)
+        cache = Path(constants.HF_HUB_CACHE)
+        free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
+        if size > free:
+            raise ValueError(f"too little disk for {hub_id}: needs {gigabytes(size)}, {gigabytes(free)} are free in {cache}")
+        return Path(snapshot_download(hub_id, allow_patterns=FILES))
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        reasons = {401: "it needs a login: set HF_TOKEN", 403: "access is not granted to your HF_TOKEN", 404: "no such repository"}
+        reason = reasons.get(status) or "the hub cannot be reached" + (" (offline mode is set)" if _offline() else "")
+        raise FileNotFoundError(f"{hub_id} is not in the local cache, and {reason}") from error
+
+
+def _offline() -> bool:
+    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+
+
+def find(path: str | Path | None) -> Path:
+    """The checkpoint's folder: the embedded model's for None, a folder as it is, a hub id's snapshot."""
+    if path is None:
+        return TINY
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise ValueError(f"{path} is a file: need the folder of a checkpoint, or a hub id")
+    if _HUB_ID.fullmatch(str(path)) and not folder.parent.is_dir():
+        return fetch(str(path))
+    raise FileNotFoundError(f"{path}: no such folder, and no hub id either (those look like google/diffusiongemma-26B-A4B-it)")
+
+
+def load_model(folder: Path, config: ModelConfig, backend: str, dtype: str) -> DiffusionModel:
+    tensors = {name: tensor for name, tensor in read_tensors(folder).items() if not is_vision(name)}
+    check_memory(sum(tensor.nbytes for tensor in tensors.values()), folder.name)
+    if backend != "mlx":
+        raise ValueError(f"backend {backend!r} is not one we have; only 'mlx'")
+    try:
+        from .mlx_backend.load import load_mlx
+    except ImportError as error:
+        if (error.name or "").split(".")[0] != "mlx" and "libcuda" not in str(error):
+            raise
+        raise ValueError(f"MLX cannot be imported ({error}): pip install 'mlx_dgemma[cpu]' on Linux") from error
+    return load_mlx(tensors, config, dtype)
+
+
+def load(
+    path: str | Path | None = None, backend: str = "mlx", dtype: str | None = None
+) -> tuple[DiffusionModel, Tokenizer, Sampling]:
+    """Load a DiffusionGemma checkpoint in a published layout.
+
+    Args:
+        path: a folder, a hub id, or None for the small model that comes with the package.
+        backend: "mlx".
+        dtype: "float32", "bfloat16" or "float16" of activations and unquantized weights; None: the checkpoint's.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that names what was wrong and what to do.
+    """
+    folder = find(path)
+    stored, generation = read_configs(folder)
+    config, sampling = parse_config(stored, generation), parse_sampling(generation)
+    dtype = dtype or config.dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"need dtype one of {', '.join(DTYPES)}, got {dtype}")
+    tokenizer = Tokenizer(folder)
+    return load_model(folder, config, backend, dtype), tokenizer, sampling

@@ -1,0 +1,115 @@
+"""The three places where a weight is used: a product, a product per expert, an embedding; plain or quantized.
+
+A weight is one array, or the triple that `mx.quantize` makes of it. Quantized layers compute in the activations' dtype.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..config import Quantization
+
+
+class Linear(nn.Module):
+    """`weight` [..., out, in]; in groups along `in` once `quantize` was called. No bias, as nothing here has one."""
+
+    def __init__(self, *shape: int):
+        super().__init__()
+        self.weight = mx.zeros(shape)
+        self.quantization: Quantization | None = None
+
+    def quantize(self, quantization: Quantization) -> None:
+        """Expect the arrays of `mx.quantize`. ValueError if the groups do not divide the rows."""
+        *outer, width = self.weight.shape
+        bits, group = quantization.bits, quantization.group_size
+        if width % group or width * bits % 32:
+            raise ValueError(f"groups of {group} with {bits} bits do not divide rows of {width}")
+        self.quantization = quantization
+        self.weight = mx.zeros((*outer, width * bits // 32), dtype=mx.uint32)
+        affine = quantization.mode == "affine"
+        self.scales = mx.zeros((*outer, width // group), dtype=mx.float32 if affine else mx.uint8)
+        if affine:
+            self.biases = mx.zeros(self.scales.shape)
+
+    @property
+    def _groups(self) -> dict:
+        quantization = self.quantization
+        return {"group_size": quantization.group_size, "bits": quantization.bits, "mode": quantization.mode}
+
+    def rows(self, index, dtype: mx.Dtype) -> mx.array:
+        """`weight[index]`, dequantized."""
+        if self.quantization is None:
+            return self.weight[index]
+        biases = self.biases[index] if "biases" in self else None
+        # The fp modes dequantize to bfloat16 whatever was asked of them.
+        return mx.dequantize(self.weight[index], self.scales[index], biases, **self._groups).astype(dtype)
+
+    def product(self, x: mx.array, *, transpose: bool = True) -> mx.array:
+        """x @ weight.T, or x @ weight."""
+        if self.quantization is None:
+            return x @ (self.weight.T if transpose else self.weight)
+        return mx.quantized_matmul(x, self.weight, self.scales, self.get("biases"), transpose=transpose, **self._groups)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.product(x)
+
+
+class ExpertLinear(Linear):
+    """`weight` [E, out, in]. Rows of x come sorted by expert."""
+
+    def __call__(self, x: mx.array, experts: mx.array) -> mx.array:
+        """x [N, in], experts [N] ascending -> [N, out]."""
+        if mx.default_device() == mx.cpu:
+            return self._expert_by_expert(x, experts)
+        x = x[:, None, :]
+        if self.quantization is None:
+            y = mx.gather_mm(x, self.weight.swapaxes(-1, -2), rhs_indices=experts, sorted_indices=True)
+        else:
+            y = mx.gather_qmm(
+                x, self.weight, self.scales, self.get("biases"), rhs_indices=experts, transpose=True,
+                sorted_indices=True, **self._groups,
+            )  # fmt: skip
+        return y.squeeze(1)
+
+    def _expert_by_expert(self, x: mx.array, experts: mx.array) -> mx.array:
+        # MLX's CPU gather_mm knows float32 only, and its gather_qmm unpacks a weight anew for every row. Reading the
+        # indices waits for them, which on a CPU costs nothing: there is no queue of work to stall.
+        ends = np.searchsorted(np.array(experts), np.arange(self.weight.shape[0]), side="right")
+        parts, start = [], 0
+        for expert, end in enumerate(ends.tolist()):
+            if end > start:
+                parts.append(x[start:end] @ self.rows(expert, x.dtype).T)
+            start = end
+        return mx.concatenate(parts)
+
+
+class Embedding(Linear):
+    """`weight` [V, D], tied: the table that is looked up is also the head. Activations take `dtype` from here on."""
+
+    def __init__(self, vocab_size: int, hidden_size: int):
+        super().__init__(vocab_size, hidden_size)
+        self.hidden_size = hidden_size
+        self.dtype = mx.float32
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        """ids [N] -> [N, D], scaled by sqrt(D) as Gemma's are."""
+        return self.rows(ids, self.dtype) * self.hidden_size**0.5
+
+    def soft(self, probabilities: mx.array) -> mx.array:
+        """The mean embedding under each row of `probabilities` [N, V] -> [N, D], scaled alike."""
+        return self.product(probabilities, transpose=False) * self.hidden_size**0.5
+
+
+class Norm(nn.Module):
+    """RMSNorm, in float32 inside; without `scaled` it has no weight."""
+
+    def __init__(self, size: int, eps: float, *, scaled: bool = True):
+        super().__init__()
+        self.eps = eps
+        if scaled:
+            self.weight = mx.ones((size,))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, self.get("weight"), self.eps)

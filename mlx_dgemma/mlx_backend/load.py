@@ -1,0 +1,22 @@
+"""Tensors and a config -> MLXModel."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ..checkpoint import Tensor
+from ..config import ModelConfig
+from .model import MLXModel
+from .network import Network
+from .weights import fingerprint, load_weights
+
+
+def load_mlx(tensors: dict[str, Tensor], config: ModelConfig, dtype: str) -> MLXModel:
+    """ValueError names the tensor that is missing, left over, or of the wrong shape or dtype."""
+    kind = getattr(mx, dtype)
+    network = Network(config)
+    load_weights(network, config, tensors, kind)
+    if mx.metal.is_available():
+        # As mlx-lm does: weights that the system may page out stall every pass.
+        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+    return MLXModel(network, config, kind, fingerprint(network, config))
