@@ -11,6 +11,7 @@ from transformers import DiffusionGemmaForBlockDiffusion, logging
 
 logging.set_verbosity_error()  # the vision tower is missing on purpose
 logging.disable_progress_bar()
+torch.set_num_threads(1)  # the models are small: a second thread mostly waits
 
 
 def load(folder: Path) -> DiffusionGemmaForBlockDiffusion:
