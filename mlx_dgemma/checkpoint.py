@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .mistake import Mistake, NotFound
+
 INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
@@ -29,9 +31,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: need a folder with a DiffusionGemma checkpoint") from None
+        raise NotFound(f"{path} is missing: need a folder with a DiffusionGemma checkpoint") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise Mistake(f"{path} is not JSON: {error}") from None
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
@@ -43,9 +45,9 @@ def read_header(path: Path) -> dict[str, Tensor]:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER
             header = file.read(length) if length < min(size, _MAX_HEADER) else b""
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: fetch the checkpoint again") from None
+        raise NotFound(f"{path} is missing: fetch the checkpoint again") from None
     if not header or len(header) < length:
-        raise ValueError(f"{path} is truncated or no safetensors file: {size} bytes and no whole header")
+        raise Mistake(f"{path} is truncated or no safetensors file: {size} bytes and no whole header")
     try:
         entries = json.loads(header)
         entries.pop("__metadata__", None)
@@ -54,10 +56,10 @@ def read_header(path: Path) -> dict[str, Tensor]:
             first, last = entry["data_offsets"]
             tensors[name] = Tensor(path, entry["dtype"], tuple(entry["shape"]), 8 + length + first, last - first)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} has a damaged header: {error}") from None
+        raise Mistake(f"{path} has a damaged header: {error}") from None
     for name, tensor in tensors.items():
         if tensor.start + tensor.nbytes > size:
-            raise ValueError(
+            raise Mistake(
                 f"{path} is truncated: tensor {name} needs bytes up to {tensor.start + tensor.nbytes}, the file has {size}; "
                 "fetch it again"
             )
@@ -72,21 +74,21 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         files = [folder / name for name in sorted(set(weight_map.values()))]
         missing = [file.name for file in files if not file.exists()]
         if missing:
-            raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names; fetch the checkpoint again")
+            raise NotFound(f"{folder} lacks {', '.join(missing)}, which {INDEX} names; fetch the checkpoint again")
     else:
         weight_map = {}
         files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise FileNotFoundError(f"{folder} has no weights: need model.safetensors, or shards and {INDEX}")
+        raise NotFound(f"{folder} has no weights: need model.safetensors, or shards and {INDEX}")
     tensors: dict[str, Tensor] = {}
     for file in files:
         for name, tensor in read_header(file).items():
             if name in tensors:
-                raise ValueError(f"tensor {name} is in {tensors[name].file.name} and in {file.name}")
+                raise Mistake(f"tensor {name} is in {tensors[name].file.name} and in {file.name}")
             tensors[name] = tensor
     for name, file in weight_map.items():
         if name not in tensors:
-            raise ValueError(f"tensor {name} is not in {file}, where {INDEX} says it is")
+            raise Mistake(f"tensor {name} is not in {file}, where {INDEX} says it is")
     return tensors
 
 
@@ -95,5 +97,5 @@ def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     config = read_json(folder / "config.json")
     generation = folder / "generation_config.json"
     if not isinstance(config, dict):
-        raise ValueError(f"{folder / 'config.json'} holds no JSON object")
+        raise Mistake(f"{folder / 'config.json'} holds no JSON object")
     return config, read_json(generation) if generation.exists() else config.get("generation_config")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .mistake import Mistake
 from .sampling import Sampling
 
 MODEL_TYPE = "diffusion_gemma"
@@ -66,9 +67,9 @@ def _take(values: Mapping[str, Any], name: str, kind: type | tuple[type, ...], d
     if value is None:
         value = default
     if value is None:
-        raise ValueError(f"config.json: {name} is missing")
+        raise Mistake(f"config.json: {name} is missing")
     if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int | float) and value <= 0):
-        raise ValueError(f"config.json: {name} must be a positive number, got {value!r}")
+        raise Mistake(f"config.json: {name} must be a positive number, got {value!r}")
     return value
 
 
@@ -83,9 +84,9 @@ def _check_supported(config: Mapping[str, Any], text: Mapping[str, Any]) -> None
     for name, supported in expected.items():
         value = text.get(name)
         if value is not None and value != supported:
-            raise ValueError(f"config.json: {name} = {value!r} is not supported, only {supported!r}")
+            raise Mistake(f"config.json: {name} = {value!r} is not supported, only {supported!r}")
     if config.get("tie_word_embeddings") is False:
-        raise ValueError("config.json: tie_word_embeddings = False is not supported, only True")
+        raise Mistake("config.json: tie_word_embeddings = False is not supported, only True")
 
 
 def _rotated(kind: str, head_dim: int, rope: Mapping[str, Any]) -> int:
@@ -94,7 +95,7 @@ def _rotated(kind: str, head_dim: int, rope: Mapping[str, Any]) -> int:
     factor = rope.get("partial_rotary_factor", 1.0)
     unsupported = {k: v for k, v in rope.items() if k not in ("rope_type", "rope_theta", "partial_rotary_factor")}
     if rope_type not in ("default", "proportional") or unsupported or (rope_type == "default" and factor != 1.0):
-        raise ValueError(f"config.json: rope_parameters of {kind} = {dict(rope)} are not supported")
+        raise Mistake(f"config.json: rope_parameters of {kind} = {dict(rope)} are not supported")
     return int(factor * head_dim // 2)
 
 
@@ -102,7 +103,7 @@ def _layers(text: Mapping[str, Any]) -> tuple[LayerConfig, ...]:
     count = _take(text, "num_hidden_layers", int)
     types = list(text.get("layer_types") or ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(count)])
     if len(types) != count or not set(types) <= set(DEFAULT_ROPE):
-        raise ValueError(f"config.json: layer_types must be {count} of {sorted(DEFAULT_ROPE)}, got {types}")
+        raise Mistake(f"config.json: layer_types must be {count} of {sorted(DEFAULT_ROPE)}, got {types}")
     types[-1] = "full_attention"  # as transformers forces it
     heads = _take(text, "num_key_value_heads", int)
     full = {"head_dim": text.get("global_head_dim") or 512}
@@ -113,7 +114,7 @@ def _layers(text: Mapping[str, Any]) -> tuple[LayerConfig, ...]:
     for index, entry in overrides.items():
         known = isinstance(entry, Mapping) and set(entry) <= {"head_dim", "num_key_value_heads"}
         if not (known and str(index).isdigit() and int(index) < count):
-            raise ValueError(f"config.json: per_layer_config[{index!r}] = {entry!r} is not supported")
+            raise Mistake(f"config.json: per_layer_config[{index!r}] = {entry!r} is not supported")
     ropes = text.get("rope_parameters") or DEFAULT_ROPE
     layers = []
     for index, kind in enumerate(types):
@@ -135,10 +136,10 @@ def _quantization_entry(path: str, entry: Any) -> Quantization | None:
     if entry is False:
         return None
     if not isinstance(entry, Mapping) or "group_size" not in entry or "bits" not in entry:
-        raise ValueError(f"config.json: quantization of {path} needs group_size and bits, got {entry!r}")
+        raise Mistake(f"config.json: quantization of {path} needs group_size and bits, got {entry!r}")
     found = Quantization(bits=entry["bits"], group_size=entry["group_size"], mode=entry.get("mode", "affine"))
     if found.mode not in MODES or not all(isinstance(n, int) and n > 0 for n in (found.bits, found.group_size)):
-        raise ValueError(f"config.json: quantization of {path} is not one we know: {entry!r}")
+        raise Mistake(f"config.json: quantization of {path} is not one we know: {entry!r}")
     return found
 
 
@@ -147,7 +148,7 @@ def _quantization(config: Mapping[str, Any]) -> tuple[Quantization | None, dict[
     if stored is None:
         return None, {}
     if "quant_method" in stored:
-        raise ValueError(
+        raise Mistake(
             f"config.json: weights quantized by {stored['quant_method']!r} cannot be loaded; "
             "convert the original checkpoint with `python -m mlx_dgemma.convert -q`"
         )
@@ -164,10 +165,10 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
     """From the two files, parsed. ValueError names what is missing, wrong or not supported."""
     found = config.get("model_type") if isinstance(config, Mapping) else None
     if found != MODEL_TYPE:
-        raise ValueError(f"config.json: need model_type {MODEL_TYPE!r}, got {found!r}: this program runs DiffusionGemma only")
+        raise Mistake(f"config.json: need model_type {MODEL_TYPE!r}, got {found!r}: this program runs DiffusionGemma only")
     text = config.get("text_config")
     if not isinstance(text, Mapping):
-        raise ValueError("config.json: text_config is missing")
+        raise Mistake("config.json: text_config is missing")
     _check_supported(config, text)
     generation = generation or config.get("generation_config") or {}
     stop_ids = _ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id")) or _ids(text.get("eos_token_id"))
@@ -187,10 +188,10 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
         quantized_paths=paths,
     )
     if model.top_k_experts > model.num_experts:
-        raise ValueError(f"config.json: top_k_experts = {model.top_k_experts} of num_experts = {model.num_experts}")
+        raise Mistake(f"config.json: top_k_experts = {model.top_k_experts} of num_experts = {model.num_experts}")
     for layer in model.layers:
         if model.num_attention_heads % layer.num_key_value_heads:
-            raise ValueError(
+            raise Mistake(
                 f"config.json: {layer.num_key_value_heads} key-value heads do not divide {model.num_attention_heads} heads"
             )
     return model
@@ -212,15 +213,15 @@ def parse_sampling(generation: Mapping[str, Any] | None) -> Sampling:
     unknown = set(generation) - _ELSEWHERE - _OPTIONS - {"sampler_config"}
     if unknown:
         name = sorted(unknown)[0]
-        raise ValueError(f"generation_config.json: {name} = {generation[name]!r} is not a rule we know; remove it")
+        raise Mistake(f"generation_config.json: {name} = {generation[name]!r} is not a rule we know; remove it")
     options = {name: generation[name] for name in _OPTIONS if generation.get(name) is not None}
     sampler = generation.get("sampler_config")
     if sampler is not None:
         name = sampler.get("_cls_name") if isinstance(sampler, Mapping) else sampler
         if name != _SAMPLER or set(sampler) != {"_cls_name", "entropy_bound"}:
-            raise ValueError(f"generation_config.json: sampler_config {sampler!r} is not supported, only {_SAMPLER} with an entropy_bound")
+            raise Mistake(f"generation_config.json: sampler_config {sampler!r} is not supported, only {_SAMPLER} with an entropy_bound")
         options["entropy_bound"] = sampler["entropy_bound"]
     try:
         return Sampling(**options)
     except ValueError as error:
-        raise ValueError(f"generation_config.json: {error}") from None
+        raise Mistake(f"generation_config.json: {error}") from None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .interface import DiffusionModel, Row
+from .mistake import Mistake
 from .sampling import Sampling, Settled, accept, renoise, temperature
 
 
@@ -34,11 +35,11 @@ def check_request(model: DiffusionModel, tokens: Sequence[int], max_tokens: int)
     """ValueError where nothing could be written after `tokens`."""
     room = model.config.max_position_embeddings
     if len(tokens) == 0:
-        raise ValueError("the prompt is empty: need at least one token")
+        raise Mistake("the prompt is empty: need at least one token")
     if max_tokens < 1:
-        raise ValueError(f"need max_tokens >= 1, got {max_tokens}")
+        raise Mistake(f"need max_tokens >= 1, got {max_tokens}")
     if len(tokens) + model.config.canvas_length > room:
-        raise ValueError(
+        raise Mistake(
             f"the prompt is longer than the context: {len(tokens)} tokens and a canvas of "
             f"{model.config.canvas_length} do not fit in {room}; shorten it"
         )

@@ -102,5 +102,8 @@ class DiffusionModel(Protocol):
         drawn by `uniforms[i]` and the writing ends with them. On close each cache holds exactly the tokens yielded
         (and `pending`). The canvas of a row is not read."""
 
+    def peak_memory(self) -> int:
+        """Bytes that the framework's allocator has held at most in this process."""
+
     def logits(self, row: Row) -> np.ndarray:
         """[L, V] float32, softcapped, before temperature; appends `pending` as `denoise` does. For tests and tools."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from .checkpoint import read_configs, read_tensors
 from .config import ModelConfig, parse_config, parse_sampling
 from .convert.names import is_vision
+from .mistake import Mistake, NotFound
 from .sampling import Sampling
 from .tokenizer import Tokenizer
 
@@ -52,7 +53,7 @@ def check_memory(needed: int, what: str) -> None:
         return
     fitting = [name for name, size in PUBLISHED.items() if size <= free and size < needed]
     advice = f"{fitting[-1]} would fit" if fitting else "no published checkpoint would fit: close other programs"
-    raise ValueError(f"too little memory for {what}: needs {gigabytes(needed)}, {gigabytes(free)} are free; {advice}")
+    raise Mistake(f"too little memory for {what}: needs {gigabytes(needed)}, {gigabytes(free)} are free; {advice}")
 
 
 def fetch(hub_id: str) -> Path:
@@ -63,15 +64,14 @@ def fetch(hub_id: str) -> Path:
         ValueError: it would not fit on the disk or in memory.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(hub_id, allow_patterns=FILES, local_files_only=True))
-        if (folder / "config.json").exists() and any(folder.glob("*.safetensors")):
-            read_tensors(folder)
-            return folder
-    except (LocalEntryNotFoundError, FileNotFoundError):
-        pass
+        read_configs(folder), read_tensors(folder)
+        return folder
+    except (LocalEntryNotFoundError, NotFound):
+        pass  # not there, or not all of it
     try:
         listing = HfApi().model_info(hub_id, files_metadata=True).siblings or []
         size = sum(file.size or 0 for file in listing if file.rfilename.endswith(".safetensors"))
@@ -79,13 +79,13 @@ def fetch(hub_id: str) -> Path:
         cache = Path(constants.HF_HUB_CACHE)
         free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
         if size > free:
-            raise ValueError(f"too little disk for {hub_id}: needs {gigabytes(size)}, {gigabytes(free)} are free in {cache}")
+            raise Mistake(f"too little disk for {hub_id}: needs {gigabytes(size)}, {gigabytes(free)} are free in {cache}")
         return Path(snapshot_download(hub_id, allow_patterns=FILES))
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTPError, OSError) as error:  # offline mode is one of the latter
         status = getattr(getattr(error, "response", None), "status_code", None)
         reasons = {401: "it needs a login: set HF_TOKEN", 403: "access is not granted to your HF_TOKEN", 404: "no such repository"}
         reason = reasons.get(status) or "the hub cannot be reached" + (" (offline mode is set)" if _offline() else "")
-        raise FileNotFoundError(f"{hub_id} is not in the local cache, and {reason}") from error
+        raise NotFound(f"{hub_id} is not in the local cache, and {reason}") from error
 
 
 def _offline() -> bool:
@@ -100,23 +100,23 @@ def find(path: str | Path | None) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_file():
-        raise ValueError(f"{path} is a file: need the folder of a checkpoint, or a hub id")
+        raise Mistake(f"{path} is a file: need the folder of a checkpoint, or a hub id")
     if _HUB_ID.fullmatch(str(path)) and not folder.parent.is_dir():
         return fetch(str(path))
-    raise FileNotFoundError(f"{path}: no such folder, and no hub id either (those look like google/diffusiongemma-26B-A4B-it)")
+    raise NotFound(f"{path}: no such folder, and no hub id either (those look like google/diffusiongemma-26B-A4B-it)")
 
 
 def load_model(folder: Path, config: ModelConfig, backend: str, dtype: str) -> DiffusionModel:
     tensors = {name: tensor for name, tensor in read_tensors(folder).items() if not is_vision(name)}
     check_memory(sum(tensor.nbytes for tensor in tensors.values()), folder.name)
     if backend != "mlx":
-        raise ValueError(f"backend {backend!r} is not one we have; only 'mlx'")
+        raise Mistake(f"backend {backend!r} is not one we have; only 'mlx'")
     try:
         from .mlx_backend.load import load_mlx
     except ImportError as error:
         if (error.name or "").split(".")[0] != "mlx" and "libcuda" not in str(error):
             raise
-        raise ValueError(f"MLX cannot be imported ({error}): pip install 'mlx_dgemma[cpu]' on Linux") from error
+        raise Mistake(f"MLX cannot be imported ({error}): pip install 'mlx_dgemma[cpu]' on Linux") from error
     return load_mlx(tensors, config, dtype)
 
 
@@ -138,6 +138,6 @@ def load(
     config, sampling = parse_config(stored, generation), parse_sampling(generation)
     dtype = dtype or config.dtype
     if dtype not in DTYPES:
-        raise ValueError(f"need dtype one of {', '.join(DTYPES)}, got {dtype}")
+        raise Mistake(f"need dtype one of {', '.join(DTYPES)}, got {dtype}")
     tokenizer = Tokenizer(folder)
     return load_model(folder, config, backend, dtype), tokenizer, sampling

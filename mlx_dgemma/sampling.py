@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .mistake import Mistake
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -27,7 +29,7 @@ class Sampling:
     def __post_init__(self) -> None:
         def need(holds: bool, what: str, given: str) -> None:
             if not holds:
-                raise ValueError(f"need {what}, got {given}")
+                raise Mistake(f"need {what}, got {given}")
 
         whole = isinstance(self.max_denoising_steps, int) and not isinstance(self.max_denoising_steps, bool)
         need(whole and self.max_denoising_steps >= 1, "max_denoising_steps >= 1", f"{self.max_denoising_steps!r}")

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..interface import NextToken, Prediction, Row
+from ..mistake import Mistake
 from ..sampling import Sampling
 from .cache import MLXCache
 from .network import Network, Segment
@@ -63,8 +64,11 @@ class MLXModel:
         predictions = [one.prediction(self.dtype) for one in drawn]
         for prediction in predictions:
             if not np.isfinite(prediction.entropy).all():
-                raise ValueError(f"the predictions are not finite: {first_damaged(self.network, self.dtype)}")
+                raise Mistake(f"the predictions are not finite: {first_damaged(self.network, self.dtype)}")
         return predictions
+
+    def peak_memory(self) -> int:
+        return mx.get_peak_memory()
 
     def logits(self, row: Row) -> np.ndarray:
         return np.array(self._canvas_logits([row])[0])

@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 
 from ..checkpoint import Tensor
 from ..config import ModelConfig, Quantization
+from ..mistake import Mistake
 from ..convert.names import parameter_name
 from .layers import Linear
 from .network import Network
@@ -25,27 +26,27 @@ def _quantize_where_stored(network: Network, config: ModelConfig, stored: dict[s
     named = {path: q for path, q in (config.quantized_paths or {}).items() if q is not None}
     for path, quantization in named.items():
         if path in linears and f"{path}.scales" not in stored:
-            raise ValueError(f"tensor {path}.scales is missing: config.json says that {path} is quantized ({quantization})")
+            raise Mistake(f"tensor {path}.scales is missing: config.json says that {path} is quantized ({quantization})")
     for path, module in linears.items():
         if f"{path}.scales" not in stored:
             continue
         name, tensor = stored[f"{path}.scales"]
         quantization: Quantization | None = (config.quantized_paths or {}).get(path, config.quantization)
         if quantization is None:
-            raise ValueError(f"tensor {name} in {tensor.file.name}: config.json has no quantization for {path}")
+            raise Mistake(f"tensor {name} in {tensor.file.name}: config.json has no quantization for {path}")
         try:
             module.quantize(quantization)
         except ValueError as error:
-            raise ValueError(f"config.json: quantization of {path}: {error}") from None
+            raise Mistake(f"config.json: quantization of {path}: {error}") from None
 
 
 def _check(name: str, tensor: Tensor, expected: mx.array) -> None:
     where = f"tensor {name} in {tensor.file.name}"
     if tensor.shape != expected.shape:
-        raise ValueError(f"{where} has shape {list(tensor.shape)}, need {list(expected.shape)}")
+        raise Mistake(f"{where} has shape {list(tensor.shape)}, need {list(expected.shape)}")
     integer = {mx.uint32: "U32", mx.uint8: "U8"}.get(expected.dtype)
     if tensor.dtype not in ({integer} if integer else _FLOATS):
-        raise ValueError(f"{where} has dtype {tensor.dtype}, need {integer or ', '.join(_FLOATS)}")
+        raise Mistake(f"{where} has dtype {tensor.dtype}, need {integer or ', '.join(_FLOATS)}")
 
 
 def load_weights(network: Network, config: ModelConfig, tensors: dict[str, Tensor], dtype: mx.Dtype) -> None:
@@ -57,10 +58,10 @@ def load_weights(network: Network, config: ModelConfig, tensors: dict[str, Tenso
     expected = dict(tree_flatten(network.parameters()))
     for path in expected:
         if path not in stored:
-            raise ValueError(f"tensor {path} is missing from the checkpoint")
+            raise Mistake(f"tensor {path} is missing from the checkpoint")
     for path, (name, tensor) in stored.items():
         if path not in expected:
-            raise ValueError(f"tensor {name} in {tensor.file.name} is not part of this model")
+            raise Mistake(f"tensor {name} in {tensor.file.name} is not part of this model")
         _check(name, tensor, expected[path])
     weights = []
     for file in sorted({tensor.file for _, tensor in stored.values()}):

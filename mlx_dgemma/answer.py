@@ -1,0 +1,114 @@
+"""Steps -> text: the stop token, the length, the thinking channel, and the numbers of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .config import ModelConfig
+from .diffusion import Step, diffuse
+from .interface import DiffusionModel
+from .mistake import Mistake
+from .sampling import Sampling
+from .tokenizer import TextStream, Tokenizer
+
+
+@dataclass
+class Answer:
+    """One request's text as it grows. Time runs from when it is made."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    max_tokens: int
+    tokens: list[int] = field(default_factory=list)  # kept, the stop token among them
+    text: str = ""
+    thinking: str = ""
+    steps_per_block: list[int] = field(default_factory=list)  # of finished blocks
+    finish_reason: str | None = None
+    seconds: float = 0.0
+    seconds_to_first_block: float | None = None
+
+    def __post_init__(self) -> None:
+        self._began = time.perf_counter()
+        self._stream = TextStream(self.tokenizer)
+        self._filled = 0
+
+    @property
+    def steps(self) -> int:
+        return sum(self.steps_per_block)
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """As transformers counts: tokens of whole canvases up to the stop token, pads left out, over decoder passes."""
+        return self._filled / self.steps if self.steps else 0.0
+
+    def add(self, step: Step) -> tuple[str, str]:
+        """(thinking, text) that are new; both empty until a block is final."""
+        self.seconds = time.perf_counter() - self._began
+        if not step.final:
+            return "", ""
+        self.steps_per_block.append(step.step + 1)
+        if self.seconds_to_first_block is None:
+            self.seconds_to_first_block = self.seconds
+        stops = np.flatnonzero(np.isin(step.draft, self.config.stop_ids))
+        said = step.draft[: stops[0] + 1] if len(stops) else step.draft
+        self._filled += int((said != self.config.pad_id).sum())
+        kept = said[: self.max_tokens - len(self.tokens)].tolist()
+        self.tokens += kept
+        self.finish_reason = "length" if step.reason and len(kept) < len(said) else step.reason
+        thinking, text = self._stream.push(kept)
+        if self.finish_reason:
+            rest = self._stream.finish()
+            thinking, text = thinking + rest[0], text + rest[1]
+        self.thinking += thinking
+        self.text += text
+        return thinking, text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One pass of `stream_generate`, and the text that it finished."""
+
+    text: str  # empty until a block is done
+    thinking: str
+    step: Step
+    finish_reason: str | None  # of the last piece: "stop" or "length"
+
+
+def prompt_tokens(
+    tokenizer: Tokenizer, prompt: str | Sequence[dict], *, system: str | None = None, thinking: bool = False
+) -> list[int]:
+    """A question, or a conversation [{"role", "content"}, …], as the chat template writes it."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if not messages or not str(messages[-1].get("content") or "").strip():
+        raise Mistake("the prompt is empty: say what you want")
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return tokenizer.chat(messages, thinking=thinking)
+
+
+def stream_generate(
+    model: DiffusionModel,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[dict],
+    *,
+    sampling: Sampling | None = None,
+    system: str | None = None,
+    thinking: bool = False,
+    max_tokens: int = 2048,
+    seed: int = 0,
+) -> Iterator[Piece]:
+    """Answer `prompt`, one Piece a pass; text comes as blocks finish.
+
+    >>> model, tokenizer, sampling = load()
+    >>> for piece in stream_generate(model, tokenizer, "Sort: Lima, Kyiv", sampling=sampling):
+    ...     print(piece.text, end="")
+    """
+    tokens = prompt_tokens(tokenizer, prompt, system=system, thinking=thinking)
+    answer = Answer(model.config, tokenizer, max_tokens)
+    for step in diffuse(model, tokens, max_tokens=max_tokens, sampling=sampling or Sampling(), seed=seed):
+        thought, text = answer.add(step)
+        yield Piece(text=text, thinking=thought, step=step, finish_reason=answer.finish_reason)

@@ -1,0 +1,50 @@
+"""What all commands share: one line and exit code 2 for a mistake, 130 for Ctrl-C, quiet when a pipe is closed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from .mistake import Mistake
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors and no abbreviations: a flag added later must not change what an old line means."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """An argparse type: whole numbers from `smallest` up."""
+
+    def whole(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = smallest - 1
+        if number < smallest:
+            raise argparse.ArgumentTypeError(f"need a whole number >= {smallest}, got {text!r}")
+        return number
+
+    return whole
+
+
+def run(name: str, command: Callable[[], int | None]) -> int:
+    """Call `command` -> the process's exit code."""
+    try:
+        return command() or 0
+    except Mistake as mistake:
+        print(f"{name}: {' '.join(str(mistake).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read us has seen enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
