@@ -32,8 +32,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFound(f"{path} is missing: need a folder with a DiffusionGemma checkpoint") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Mistake(f"{path} is not JSON: {error}") from None
+    except ValueError as error:  # of the encoding, or of JSON
+        raise Mistake(f"{path} is not JSON ({error}): fetch the file again (is it a Git LFS pointer?)") from None
 
 
 def read_header(path: Path) -> dict[str, Tensor]:

@@ -14,6 +14,9 @@ from typing import Any
 
 import tokenizers
 
+from .checkpoint import read_json
+from .mistake import Mistake, NotFound
+
 CHANNEL_OPEN, CHANNEL_CLOSE = "<|channel>", "<channel|>"
 CHANNEL_LABEL = "thought\n"  # the first line of a thinking channel names it and is no part of what was thought
 BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")  # byte fallback: one byte of a character that is not in the vocabulary
@@ -64,7 +67,7 @@ class Tokenizer:
             if surrogate is None:
                 raise
             where = f"{surrogate.group()!a} at character {surrogate.start()}"
-            raise ValueError(f"text must be valid Unicode, got half a character, {where}: remove it") from error
+            raise Mistake(f"text must be valid Unicode, got half a character, {where}: remove it") from error
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; bytes that make no character become U+FFFD, ids outside the vocabulary nothing."""
@@ -78,9 +81,9 @@ class Tokenizer:
         """
         if self._template is None:
             remedy = "add chat_template.jinja to the folder, or give the text as it is with --raw"
-            raise ValueError(f"the tokenizer in {self._folder} has no chat template: {remedy}")
+            raise Mistake(f"the tokenizer in {self._folder} has no chat template: {remedy}")
         if not messages or not all(isinstance(message, dict) for message in messages):
-            raise ValueError(f'need a list of messages, {{"role": ..., "content": ...}}, got {messages!r:.80}')
+            raise Mistake(f'need a list of messages, {{"role": ..., "content": ...}}, got {messages!r:.80}')
         # A copy made of plain JSON: the template, which is foreign code, never holds an object of ours. A key without
         # a value is dropped, as transformers does: templates ask whether a key is there.
         plain = json.loads(json.dumps([{k: v for k, v in m.items() if v is not None} for m in messages]))
@@ -103,7 +106,7 @@ class Tokenizer:
         except (jinja2.TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
             # Its own complaint, a fault in it, what the sandbox forbids, or what one of its expressions raised.
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(f"the chat template in {self._folder} failed, {reason}") from error
+            raise Mistake(f"the chat template in {self._folder} failed, {reason}") from error
 
     @functools.cached_property
     def _compiled(self):
@@ -252,12 +255,12 @@ def _byte_of_letter() -> dict[str, int]:
 
 def _load_backend(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} has no tokenizer.json: copy it from the checkpoint the weights are of")
+        raise NotFound(f"{path.parent} has no tokenizer.json: copy it from the checkpoint the weights are of")
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower
         _load_json(path)  # if it is not even JSON, that is the message
-        raise ValueError(f"{path} is no usable tokenizer ({error}): update tokenizers, or fetch it again") from error
+        raise Mistake(f"{path} is no usable tokenizer ({error}): update tokenizers, or fetch it again") from error
     # A file may carry the settings of a training run; cutting or padding a prompt is never wanted here.
     backend.no_truncation()
     backend.no_padding()
@@ -265,12 +268,9 @@ def _load_backend(path: Path) -> tokenizers.Tokenizer:
 
 
 def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): fetch the file again (is it a Git LFS pointer?)") from error
+    value = read_json(path)
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}: fetch the file again")
+        raise Mistake(f"{path} must hold a JSON object, got {type(value).__name__}: fetch the file again")
     return value
 
 
@@ -280,7 +280,7 @@ def _load_template(folder: Path, config: dict[str, Any]) -> str | None:
         try:
             return path.read_text(encoding="utf-8")
         except ValueError as error:
-            raise ValueError(f"{path} is not UTF-8 text ({error}): fetch the file again") from error
+            raise Mistake(f"{path} is not UTF-8 text ({error}): fetch the file again") from error
     template = config.get("chat_template")
     if isinstance(template, list):
         template = {entry["name"]: entry["template"] for entry in template}.get("default")

@@ -1,0 +1,121 @@
+"""Prompts with one right answer, of the kinds that the embedded model was trained on.
+
+    python tests/tasks.py       # prints some
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+
+NAMES = "Ann Bob Cara Dan Eve Finn Gus Hana Ivan Jill Kofi Lena Mia Noor Omar Pia Quin Rosa Sam Tess Uma Vik Wes Xena Yan Zoe"
+CITIES = "Oslo Rome Lima Cairo Paris Tokyo Delhi Quito Accra Lagos Milan Perth Sofia Turin Dakar Hanoi Kyiv Bonn"
+JOBS = "baker pilot nurse coder judge miner actor clerk tutor chef guard vet"
+WORDS = f"{NAMES} {CITIES} {JOBS}".split()
+Grid = list[list[str]]
+
+
+def shuffled_solution(r: random.Random, size: int, height: int) -> Grid:
+    """A solved sudoku with boxes of `height` rows: digits, rows in a band and columns in a stack change places."""
+    width = size // height
+    digits = r.sample("123456789"[:size], size)
+    rows = [row for band in r.sample(range(width), width) for row in r.sample(range(band * height, (band + 1) * height), height)]
+    columns = [c for stack in r.sample(range(height), height) for c in r.sample(range(stack * width, (stack + 1) * width), width)]
+    return [[digits[(width * (i % height) + i // height + j) % size] for j in columns] for i in rows]
+
+
+def solutions(grid: Grid, height: int, limit: int = 2) -> int:
+    """How many ways there are to fill the dots, counted up to `limit`."""
+    size, width = len(grid), len(grid) // height
+    best = None
+    for i, j in ((i, j) for i in range(size) for j in range(size) if grid[i][j] == "."):
+        top, left = i // height * height, j // width * width
+        seen = set(grid[i]) | {row[j] for row in grid}
+        seen |= {grid[a][b] for a in range(top, top + height) for b in range(left, left + width)}
+        free = [digit for digit in "123456789"[:size] if digit not in seen]
+        if best is None or len(free) < len(best[2]):
+            best = (i, j, free)
+    if best is None:
+        return 1
+    found = 0
+    i, j, free = best
+    for digit in free:
+        grid[i][j] = digit
+        found += solutions(grid, height, limit - found)
+        grid[i][j] = "."
+        if found >= limit:
+            break
+    return found
+
+
+def sudoku(r: random.Random, size: int, fewest: int, most: int) -> tuple[str, str]:
+    solution = shuffled_solution(r, size, 2)
+    grid = [row[:] for row in solution]
+    empty = r.randint(fewest, most)
+    for i, j in r.sample([(i, j) for i in range(size) for j in range(size)], size * size):
+        if sum(row.count(".") for row in grid) == empty:
+            break
+        digit, grid[i][j] = grid[i][j], "."
+        if solutions(grid, 2) != 1:
+            grid[i][j] = digit
+    return "Solve this sudoku:\n" + "\n".join(map("".join, grid)), "\n".join(map("".join, solution))
+
+
+def extract(r: random.Random) -> tuple[str, str]:
+    name, city, job, age = r.choice(NAMES.split()), r.choice(CITIES.split()), r.choice(JOBS.split()), r.randint(18, 79)
+    says = [
+        f"{name} is {age} and works as a {job} in {city}.",
+        f"{name}, a {job} from {city}, is {age} years old.",
+        f"In {city} lives {name}, a {job} aged {age}.",
+        f"The {job} {name} ({age}) lives in {city}.",
+    ]
+    return "Extract JSON: " + r.choice(says), json.dumps({"name": name, "age": age, "job": job, "city": city})
+
+
+def code(r: random.Random) -> tuple[str, str]:
+    x, y = r.sample("abcijkmnpqrstuvwxyz", 2)
+    k = r.randint(2, 99)
+    functions = {
+        "add": (f"adds {x} and {y}", f"{x} + {y}"),
+        "sub": (f"subtracts {y} from {x}", f"{x} - {y}"),
+        "mul": (f"multiplies {x} and {y}", f"{x} * {y}"),
+        "pick": (f"returns the larger of {x} and {y}", f"{x} if {x} > {y} else {y}"),
+        "total": (f"sums {x} and adds {y}", f"sum({x}) + {y}"),
+        "count": (f"multiplies the length of {x} by {y}", f"len({x}) * {y}"),
+        "scale": (f"multiplies each {y} in {x} by {k}", f"[{y} * {k} for {y} in {x}]"),
+        "first": (f"adds {y} to the first of {x}", f"{x}[0] + {y}"),
+        "last": (f"adds {y} to the last of {x}", f"{x}[-1] + {y}"),
+        "both": (f"returns {x} and {y} as a pair", f"({x}, {y})"),
+    }
+    name = r.choice(list(functions))
+    what, body = functions[name]
+    return f"Write a function {name}({x}, {y}) that {what}.", f"def {name}({x}, {y}):\n    return {body}\n"
+
+
+def addition(r: random.Random) -> tuple[str, str]:
+    a, b = r.randint(0, 999), r.randint(0, 999)
+    return f"What is {a} + {b}?", f"{a} + {b} = {a + b}"
+
+
+def words(verb: str, answer: Callable[[list[str]], list[str]]) -> Callable[[random.Random], tuple[str, str]]:
+    def task(r: random.Random) -> tuple[str, str]:
+        given = [r.choice(WORDS) for _ in range(r.randint(3, 6))]
+        return f"{verb}: " + ", ".join(given), ", ".join(answer(given))
+
+    return task
+
+
+TASKS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
+    "sudoku 4x4": lambda r: sudoku(r, 4, 6, 10),
+    "sudoku 6x6": lambda r: sudoku(r, 6, 12, 20),
+    "json": extract,
+    "code": code,
+    "reverse": words("Reverse", lambda given: given[::-1]),
+    "sort": words("Sort", sorted),
+    "addition": addition,
+}
+
+if __name__ == "__main__":
+    for name, make in TASKS.items():
+        print(name, *map(repr, make(random.Random(0))), sep="\n  ")
