@@ -59,7 +59,7 @@ def accept(entropy: np.ndarray, bound: float) -> np.ndarray:
     ascending = entropy[order]
     before = np.cumsum(ascending, dtype=np.float32) - ascending
     accepted = np.zeros(len(entropy), dtype=bool)
-    accepted[order] = before <= bound
+    accepted[order] = before <= np.float32(bound)  # the reference compares in float32
     return accepted
 
 
@@ -81,4 +81,5 @@ class Settled:
         recent = self.history[len(self.history) - needed :] if needed else []
         stable = len(recent) == needed and all(np.array_equal(argmax, earlier) for earlier in recent)
         self.history.append(argmax)
-        return stable and float(entropy.mean(dtype=np.float32)) < self.sampling.confidence_threshold
+        confident = entropy.mean(dtype=np.float32) < np.float32(self.sampling.confidence_threshold)
+        return stable and bool(confident)

@@ -1,0 +1,95 @@
+"""The loop, on a model without weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import FakeConfig, FakeModel
+
+from mlx_dgemma.diffusion import diffuse
+from mlx_dgemma.sampling import Sampling
+
+ONE, TWO, STOP = [2] * 8, [3] * 8, [4, 4, 1, 5, 5, 5, 5, 5]
+SETTLING = [(ONE, [7]), (ONE, []), (TWO, [6, 7]), (TWO, []), (STOP, []), (STOP, [])]
+
+
+def test_blocks_follow_until_a_stop_token():
+    model = FakeModel(SETTLING)
+    steps = list(diffuse(model, [9, 9], sampling=Sampling()))
+    assert [(s.block, s.step, s.final, s.reason) for s in steps] == [
+        (0, 0, False, None),
+        (0, 1, True, None),
+        (1, 0, False, None),
+        (1, 1, True, None),
+        (2, 0, False, None),
+        (2, 1, True, "stop"),
+    ]
+    assert steps[-1].draft.tolist() == STOP  # not cut: that happens above
+
+
+def test_a_block_is_encoded_with_the_next_and_not_after_the_last():
+    model = FakeModel(SETTLING)
+    list(diffuse(model, [9, 9], sampling=Sampling()))
+    assert [list(row.pending) for row in model.rows] == [[9, 9], [], ONE, [], TWO, []]
+    assert model.caches[0].tokens == [9, 9, *ONE, *TWO]
+
+
+def test_self_conditioning_goes_from_pass_to_pass_and_not_from_block_to_block():
+    model = FakeModel(SETTLING)
+    list(diffuse(model, [9], sampling=Sampling()))
+    given = [row.self_conditioning for row in model.rows]
+    assert given == [None, "after pass 1", None, "after pass 3", None, "after pass 5"]
+
+
+def test_all_randomness_is_one_stream_in_one_order():
+    model = FakeModel(SETTLING)
+    steps = list(diffuse(model, [9], sampling=Sampling(), seed=4))
+    rng = np.random.default_rng(4)
+    for block in range(3):
+        canvas = rng.integers(50, size=8)
+        for step in (0, 1):
+            row = model.rows[2 * block + step]
+            assert np.array_equal(row.canvas, canvas)
+            assert np.array_equal(row.uniforms, rng.random(8, dtype=np.float32)) and row.uniforms.dtype == np.float32
+            noise = rng.integers(50, size=8)  # drawn after the last step, too
+            said = steps[2 * block + step]
+            canvas = np.where(said.accepted, said.draft, noise)
+            assert np.array_equal(said.canvas, canvas)
+
+
+def test_a_step_arrives_before_the_next_pass_is_computed():
+    model = FakeModel(SETTLING)
+    running = diffuse(model, [9], sampling=Sampling())
+    for passes in (1, 2, 3):
+        next(running)
+        assert len(model.rows) == passes
+
+
+def test_temperature_falls_from_t_max():
+    model = FakeModel([(ONE, list(range(8)))])
+    steps = list(diffuse(model, [9], max_tokens=8, sampling=Sampling(max_denoising_steps=4)))
+    assert [row.temperature for row in model.rows] == pytest.approx([0.8, 0.7, 0.6, 0.5])
+    assert [(s.final, s.reason) for s in steps] == [(False, None)] * 3 + [(True, "length")]
+
+
+@pytest.mark.parametrize(("max_tokens", "blocks"), [(1, 1), (8, 1), (9, 2), (17, 3)])
+def test_whole_canvases_cover_max_tokens(max_tokens, blocks):
+    steps = list(diffuse(FakeModel([(ONE, [])]), [9], max_tokens=max_tokens, sampling=Sampling()))
+    assert (steps[-1].block + 1, steps[-1].reason) == (blocks, "length")
+
+
+def test_blocks_end_where_the_context_does():
+    model = FakeModel([(ONE, [])], FakeConfig(max_position_embeddings=20))
+    steps = list(diffuse(model, [9, 9, 9], sampling=Sampling()))
+    assert (steps[-1].block, steps[-1].reason) == (1, "length")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "max_tokens", "message"),
+    [([], 5, "prompt is empty"), ([9], 0, "max_tokens >= 1, got 0"), ([9] * 993, 5, "longer than the context: 993 tokens")],
+)
+def test_nothing_to_write(tokens, max_tokens, message):
+    model = FakeModel([(ONE, [])])
+    with pytest.raises(ValueError, match=message):
+        next(diffuse(model, tokens, max_tokens=max_tokens, sampling=Sampling()))
+    assert not model.rows

@@ -1,0 +1,221 @@
+"""The command, as its user meets it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import checkpoints
+import pytest
+
+from mlx_dgemma.generate import main
+
+SUDOKU = "Solve this sudoku:\n...3\n.124\n1342\n2.3."
+SOLVED = "4213\n3124\n1342\n2431"
+COMMAND = [sys.executable, "-m", "mlx_dgemma.generate"]
+
+
+class Stdin(io.StringIO):
+    def __init__(self, data: bytes):
+        super().__init__()
+        self.buffer = io.BytesIO(data)
+
+
+@pytest.fixture
+def run(capfd):
+    def call(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = main(list(arguments))
+        except SystemExit as end:
+            code = end.code
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+def mistake(result, *words: str) -> None:
+    """Exit code 2, nothing on stdout, and one line, beside the one about the embedded model, that names these."""
+    code, out, err = result
+    lines = [line for line in err.splitlines() if "no --model given" not in line]
+    assert (code, out) == (2, "") and len(lines) == 1, err
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def test_an_answer(run):
+    code, out, err = run("--prompt", SUDOKU)
+    assert (code, out) == (0, SOLVED + "\n")
+    notice, numbers = err.splitlines()
+    assert "no --model given" in notice and "--model mlx-community/diffusiongemma-26B-A4B-it-4bit" in notice
+    for word in ("20 tokens in", " s: 1 block,", "steps a block", "tokens per forward", "first block after", "peak memory"):
+        assert word in numbers, numbers
+
+
+def test_json(run):
+    code, out, _ = run("--prompt", SUDOKU, "--json", "--seed", "3", "--model", str(checkpoints.TINY))
+    found = json.loads(out)
+    assert code == 0 and out.count("\n") == 1
+    wanted = "text tokens prompt_tokens blocks steps tokens_per_forward seconds seconds_to_first_block peak_memory"
+    assert set(wanted.split()) | {"finish_reason", "seed", "model"} <= set(found)
+    assert (found["text"], found["finish_reason"], found["seed"]) == (SOLVED, "stop", 3)
+    assert (found["tokens"], found["blocks"]) == (20, 1)
+    assert found["tokens_per_forward"] == pytest.approx(20 / found["steps"])
+    assert 0 < found["seconds_to_first_block"] <= found["seconds"]
+    assert found["peak_memory"] > 9_000_000  # bytes; the weights alone are that many
+
+
+def test_standard_input(run, monkeypatch):
+    monkeypatch.setattr("sys.stdin", Stdin(SUDOKU.encode()))
+    assert run("--prompt", "-")[1] == SOLVED + "\n"
+    monkeypatch.setattr("sys.stdin", Stdin(b"caf\xe9"))
+    mistake(run("--prompt", "-"), "standard input is not UTF-8", "0xe9", "offset 3")
+
+
+def test_cut_at_max_tokens(run):
+    code, out, err = run("--prompt", SUDOKU, "--max-tokens", "7")
+    assert (code, out) == (0, SOLVED[:7] + "\n") and "cut at the length" in err
+
+
+def test_fewer_denoising_steps(run):
+    code, out, _ = run("--prompt", "What is 603 + 845?", "--max-denoising-steps", "3", "--json", "--max-tokens", "64")
+    assert (code, json.loads(out)["steps"]) == (0, 3)
+
+
+def test_system_and_raw(run):
+    templated = f"<|turn>system\nBe brief.<turn|>\n<|turn>user\n{SUDOKU}<turn|>\n<|turn>model\n"
+    one, other = run("--prompt", SUDOKU, "--system", "Be brief.", "--json"), run("--raw", "--prompt", templated, "--json")
+    one, other = json.loads(one[1]), json.loads(other[1])
+    assert one["prompt_tokens"] == other["prompt_tokens"] and one["text"] == other["text"]
+    mistake(run("--raw", "--prompt", "x", "--system", "y"), "--raw", "--system")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prompt", ""], ["prompt is empty"]),
+        (["--prompt", " \n"], ["prompt is empty"]),
+        (["--prompt", "", "--raw"], ["prompt is empty"]),
+        (["--prompt", "x", "--max-tokens", "0"], ["--max-tokens", ">= 1", "'0'"]),
+        (["--prompt", "x", "--max-denoising-steps", "few"], ["--max-denoising-steps", "'few'"]),
+        (["--prompt", "x", "--seed", "-1"], ["--seed", "'-1'"]),
+        (["--prompt", "x", "--temp", "0.7"], ["--temp", "t_min", "t_max"]),
+        (["--prompt", "x", "--temperature=0.7"], ["--temperature", "t_min", "t_max"]),
+        (["--prompt", "x" * 5000], ["longer than the context", "4096"]),
+        (["--prompt", "x", "--model", "no/such/folder"], ["no/such/folder", "no such folder"]),
+        (["--prompt", "\udcff"], ["valid Unicode"]),
+        (["--prompt", "x", "--max", "3"], ["--max"]),
+        ([], ["--prompt"]),
+    ],
+    ids=lambda value: " ".join(value)[:30].encode("ascii", "replace").decode(),
+)
+def test_mistakes(run, arguments, words):
+    mistake(run(*arguments), *words)
+
+
+def test_a_tokenizer_without_a_chat_template(run, tmp_path):
+    folder = shutil.copytree(checkpoints.TINY, tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    mistake(run("--model", str(folder), "--prompt", "x"), "no chat template", "--raw")
+    assert run("--model", str(folder), "--prompt", "x", "--raw", "--max-denoising-steps", "2")[0] == 0
+
+
+def test_an_error_of_ours_is_not_dressed_as_a_mistake(run, monkeypatch):
+    monkeypatch.setattr("mlx_dgemma.diffusion.accept", lambda *_: [][1])
+    with pytest.raises(IndexError):
+        run("--prompt", SUDOKU)
+    monkeypatch.setattr("mlx_dgemma.diffusion.accept", lambda *_: int("x"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        run("--prompt", SUDOKU)
+
+
+@pytest.fixture
+def endless(tmp_path):
+    """The embedded model with a stop token that it never writes."""
+    folder = shutil.copytree(checkpoints.TINY, tmp_path / "endless")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [272]}))
+    return folder
+
+
+@pytest.mark.parametrize("json_too", [False, True])
+def test_ctrl_c_keeps_what_is_finished(run, monkeypatch, endless, json_too):
+    from mlx_dgemma import diffusion
+
+    whole = diffusion.diffuse
+
+    def interrupted(*arguments, **options):
+        for step in whole(*arguments, **options):
+            if step.block == 1:
+                raise KeyboardInterrupt
+            yield step
+
+    monkeypatch.setattr("mlx_dgemma.diffusion.diffuse", interrupted)
+    arguments = ["--prompt", SUDOKU, "--model", str(endless), *(["--json"] if json_too else [])]
+    code, out, err = run(*arguments)
+    assert code == 130
+    if json_too:
+        found = json.loads(out)
+        assert (found["finish_reason"], found["blocks"]) == ("interrupted", 1) and found["text"]
+    else:
+        assert out.strip() and "1 block" in err
+
+
+def test_ctrl_c_in_a_process_of_its_own(endless):
+    arguments = ["--prompt", SUDOKU, "--model", str(endless)]
+    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    assert process.stdout.read(1)  # the first block is out
+    process.send_signal(signal.SIGINT)
+    start = time.perf_counter()
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and time.perf_counter() - start < 5
+    assert b"Traceback" not in err and b"tokens in" in err and out
+
+
+def test_a_closed_pipe_is_quiet(endless):
+    line = " ".join([*COMMAND, "--prompt", "x", "--model", str(endless)])
+    found = subprocess.run(["bash", "-c", f"{line} | head -c 1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    assert found.returncode == 141 and "Traceback" not in found.stderr and "BrokenPipe" not in found.stderr
+
+
+def test_watch_is_nothing_without_a_terminal(run):
+    assert run("--prompt", SUDOKU, "--watch")[:2] == (0, SOLVED + "\n")
+
+
+def test_watch_tells_accepted_from_unsettled():
+    import numpy as np
+    from rich.console import Console
+
+    from mlx_dgemma.diffusion import Step
+    from mlx_dgemma.tokenizer import Tokenizer
+    from mlx_dgemma.watch import ACCEPTED, EMPTY, UNSETTLED, Watch
+
+    tokenizer = Tokenizer(checkpoints.TINY)
+    draft = np.array([*tokenizer.encode("a€b"), 1, 1])
+    accepted = np.array([True, True, True, True, False, True, True])
+    step = Step(
+        request=0, block=0, step=4, canvas=draft, draft=draft, accepted=accepted, entropy=np.zeros(7), final=False
+    )
+    canvas, status = Watch(tokenizer, 48, Console(file=io.StringIO())).picture(step).renderables
+    assert canvas.plain == f"a€b{EMPTY * 2}"
+    assert [(span.start, span.end, span.style) for span in canvas.spans] == [
+        (0, 2, ACCEPTED), (2, 3, UNSETTLED), (3, 5, ACCEPTED),
+    ]  # fmt: skip
+    assert "block 1" in status.plain and "step 5" in status.plain and "6 of 7 accepted" in status.plain
+
+
+def test_a_whole_process_takes_less_than_five_seconds():
+    environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        found = subprocess.run([*COMMAND, "--prompt", SUDOKU], capture_output=True, text=True, env=environment)
+        seconds.append(time.perf_counter() - start)
+        assert found.stdout == SOLVED + "\n"
+    assert sorted(seconds)[1] < 5
