@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib
 
+from .load import load  # at once, or the module of the same name would stand in its place
+
 __version__ = "0.1.0"
 __all__ = ["Row", "Sampling", "load", "stream_generate"]
 
-_HOME = {"Row": "interface", "Sampling": "sampling", "load": "load", "stream_generate": "answer"}
+_HOME = {"Row": "interface", "Sampling": "sampling", "stream_generate": "answer"}
 
 
 def __getattr__(name: str):

@@ -95,11 +95,13 @@ def statistics(answer: Answer, prompt_length: int, peak_memory: int, seed: int, 
 def summary(stats: dict) -> str:
     if not stats["blocks"]:
         return "interrupted before the first block was done"
+    from .load import gigabytes
+
     blocks = f"{stats['blocks']} block" + "s" * (stats["blocks"] != 1)
     return (
         f"{stats['tokens']} tokens in {stats['seconds']:.2f} s: {blocks}, "
         f"{stats['steps'] / stats['blocks']:.1f} steps a block, {stats['tokens_per_forward']:.1f} tokens per forward, "
-        f"first block after {stats['seconds_to_first_block']:.2f} s, peak memory {stats['peak_memory'] / 1e9:.2f} GB"
+        f"first block after {stats['seconds_to_first_block']:.2f} s, peak memory {gigabytes(stats['peak_memory'])}"
         + (" (cut at the length asked for)" if stats["finish_reason"] == "length" else "")
     )
 

@@ -16,11 +16,11 @@ from .checkpoint import read_configs, read_tensors
 from .config import ModelConfig, parse_config, parse_sampling
 from .convert.names import is_vision
 from .mistake import Mistake, NotFound
-from .sampling import Sampling
-from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .interface import DiffusionModel
+    from .sampling import Sampling
+    from .tokenizer import Tokenizer
 
 TINY = Path(__file__).parent / "tiny"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -133,6 +133,8 @@ def load(
     Raises:
         FileNotFoundError, ValueError: one line that names what was wrong and what to do.
     """
+    from .tokenizer import Tokenizer
+
     folder = find(path)
     stored, generation = read_configs(folder)
     config, sampling = parse_config(stored, generation), parse_sampling(generation)

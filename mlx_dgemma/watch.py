@@ -21,21 +21,23 @@ class Watch:
     def __init__(self, tokenizer: Tokenizer, max_denoising_steps: int, console: Console | None = None):
         self.tokenizer = tokenizer
         self.max_denoising_steps = max_denoising_steps
-        self.live = Live(console=console or Console(stderr=True), transient=True, auto_refresh=False)
+        # rich would catch what is printed meanwhile, and colour it.
+        keep_out = {"redirect_stdout": False, "redirect_stderr": False}
+        self.live = Live(console=console or Console(stderr=True), transient=True, auto_refresh=False, **keep_out)
 
     def __enter__(self) -> Watch:
-        self.live.start()
         return self
 
     def __exit__(self, *_) -> None:
-        self.live.stop()
+        self.clear()
 
     def show(self, step: Step) -> None:
+        self.live.start()
         self.live.update(self.picture(step), refresh=True)
 
     def clear(self) -> None:
-        """Before text goes to stdout: it would be drawn over."""
-        self.live.update("", refresh=True)
+        """Take the drawing away: text that is printed next stands where it was."""
+        self.live.stop()
 
     def picture(self, step: Step) -> Group:
         canvas = Text()

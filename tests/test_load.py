@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import sys
 
 import checkpoints
 import mlx.core as mx
@@ -268,9 +269,9 @@ def test_quantization_of_a_path_without_scales(tmp_path):
 
 def test_too_little_memory(monkeypatch, tmp_path):
     write(tmp_path)
-    monkeypatch.setattr("mlx_dgemma.load.available_memory", lambda: 1000)
+    monkeypatch.setattr(sys.modules["mlx_dgemma.load"], "available_memory", lambda: 1000)
     says(tmp_path, "too little memory", "needs", "free", "no published checkpoint would fit")
-    monkeypatch.setattr("mlx_dgemma.load.available_memory", lambda: 30 * 10**9)
+    monkeypatch.setattr(sys.modules["mlx_dgemma.load"], "available_memory", lambda: 30 * 10**9)
     with pytest.raises(Mistake, match=r"needs 50\.5 GB, 30\.0 GB are free; mlx-community/.*-8bit would fit"):
         check_memory(50_500_000_000, "google/diffusiongemma-26B-A4B-it")
 
