@@ -17,3 +17,8 @@ def is_vision(name: str) -> bool:
 
 def parameter_name(name: str) -> str:
     return f"{name}.weight" if name.endswith(EXPERTS) else name
+
+
+def published_name(path: str) -> str:
+    """The other way round."""
+    return path.removesuffix(".weight") if path.removesuffix(".weight").endswith(EXPERTS) else path

@@ -1,6 +1,6 @@
 """The whole of the Python API: load, ask, read text as blocks finish.
 
-    python examples/hello.py [FOLDER_OR_HUB_ID]
+python examples/hello.py [FOLDER_OR_HUB_ID]
 """
 
 import sys
@@ -8,7 +8,9 @@ import sys
 from mlx_dgemma import load, stream_generate
 
 model, tokenizer, sampling = load(sys.argv[1] if len(sys.argv) > 1 else None)
-for piece in stream_generate(model, tokenizer, "Extract JSON: Tess is 40 and works as a vet in Accra.", sampling=sampling, seed=0):
+for piece in stream_generate(
+    model, tokenizer, "Extract JSON: Tess is 40 and works as a vet in Accra.", sampling=sampling, seed=0
+):
     sure = int(piece.step.accepted.sum())
     print(f"block {piece.step.block} step {piece.step.step}: {sure} positions accepted", file=sys.stderr)
     print(piece.text, end="", flush=True)

@@ -1,6 +1,6 @@
 """Draw README's picture: what --watch shows while the embedded model reverses a list.
 
-    python examples/watch_picture.py examples/watch.svg
+python examples/watch_picture.py examples/watch.svg
 """
 
 import io

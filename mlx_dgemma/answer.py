@@ -96,18 +96,17 @@ def stream_generate(
     prompt: str | Sequence[dict],
     *,
     sampling: Sampling | None = None,
-    system: str | None = None,
     thinking: bool = False,
     max_tokens: int = 2048,
     seed: int = 0,
 ) -> Iterator[Piece]:
-    """Answer `prompt`, one Piece a pass; text comes as blocks finish.
+    """Answer a question, or a conversation [{"role", "content"}, …]: one Piece a pass; text comes as blocks finish.
 
     >>> model, tokenizer, sampling = load()
     >>> for piece in stream_generate(model, tokenizer, "Sort: Lima, Kyiv", sampling=sampling):
     ...     print(piece.text, end="")
     """
-    tokens = prompt_tokens(tokenizer, prompt, system=system, thinking=thinking)
+    tokens = prompt_tokens(tokenizer, prompt, thinking=thinking)
     answer = Answer(model.config, tokenizer, max_tokens)
     for step in diffuse(model, tokens, max_tokens=max_tokens, sampling=sampling or Sampling(), seed=seed):
         thought, text = answer.add(step)

@@ -6,6 +6,7 @@ safetensors: eight bytes of header length, a JSON header, then the tensors' byte
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from .mistake import Mistake, NotFound
 
 INDEX = "model.safetensors.index.json"
+ITEM = {"F64": 8, "I64": 8, "F32": 4, "U32": 4, "I32": 4, "BF16": 2, "F16": 2, "U8": 1, "I8": 1, "F8_E4M3": 1}  # bytes
 _MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
 
@@ -58,9 +60,14 @@ def read_header(path: Path) -> dict[str, Tensor]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Mistake(f"{path} has a damaged header: {error}") from None
     for name, tensor in tensors.items():
+        needed = math.prod(tensor.shape) * ITEM.get(tensor.dtype, 0)
+        if needed not in (0, tensor.nbytes):
+            raise Mistake(
+                f"{path}: tensor {name} has {tensor.nbytes} bytes, its shape {list(tensor.shape)} needs {needed}"
+            )
         if tensor.start + tensor.nbytes > size:
             raise Mistake(
-                f"{path} is truncated: tensor {name} needs bytes up to {tensor.start + tensor.nbytes}, the file has {size}; "
+                f"{path} is truncated: tensor {name} ends at byte {tensor.start + tensor.nbytes}, the file has {size}; "
                 "fetch it again"
             )
     return tensors

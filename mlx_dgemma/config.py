@@ -101,7 +101,9 @@ def _rotated(kind: str, head_dim: int, rope: Mapping[str, Any]) -> int:
 
 def _layers(text: Mapping[str, Any]) -> tuple[LayerConfig, ...]:
     count = _take(text, "num_hidden_layers", int)
-    types = list(text.get("layer_types") or ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(count)])
+    types = list(
+        text.get("layer_types") or ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(count)]
+    )
     if len(types) != count or not set(types) <= set(DEFAULT_ROPE):
         raise Mistake(f"config.json: layer_types must be {count} of {sorted(DEFAULT_ROPE)}, got {types}")
     types[-1] = "full_attention"  # as transformers forces it
@@ -152,7 +154,9 @@ def _quantization(config: Mapping[str, Any]) -> tuple[Quantization | None, dict[
             f"config.json: weights quantized by {stored['quant_method']!r} cannot be loaded; "
             "convert the original checkpoint with `python -m mlx_dgemma.convert -q`"
         )
-    default = _quantization_entry("the whole model", {k: v for k, v in stored.items() if not isinstance(v, dict | bool)})
+    default = _quantization_entry(
+        "the whole model", {k: v for k, v in stored.items() if not isinstance(v, dict | bool)}
+    )
     paths = {path: entry for path, entry in stored.items() if isinstance(entry, dict | bool) and entry is not True}
     return default, {path: _quantization_entry(path, entry) for path, entry in paths.items()}
 
@@ -165,15 +169,26 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
     """From the two files, parsed. ValueError names what is missing, wrong or not supported."""
     found = config.get("model_type") if isinstance(config, Mapping) else None
     if found != MODEL_TYPE:
-        raise Mistake(f"config.json: need model_type {MODEL_TYPE!r}, got {found!r}: this program runs DiffusionGemma only")
+        raise Mistake(
+            f"config.json: need model_type {MODEL_TYPE!r}, got {found!r}: this program runs DiffusionGemma only"
+        )
     text = config.get("text_config")
     if not isinstance(text, Mapping):
         raise Mistake("config.json: text_config is missing")
     _check_supported(config, text)
     generation = generation or config.get("generation_config") or {}
-    stop_ids = _ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id")) or _ids(text.get("eos_token_id"))
-    sizes = "vocab_size hidden_size intermediate_size moe_intermediate_size num_attention_heads num_experts".split()
-    sizes += "top_k_experts sliding_window max_position_embeddings".split()
+    stop_ids = (
+        _ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id")) or _ids(text.get("eos_token_id"))
+    )
+    sizes = [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "moe_intermediate_size",
+        "num_attention_heads",
+        "num_experts",
+    ]
+    sizes += ["top_k_experts", "sliding_window", "max_position_embeddings"]
     default, paths = _quantization(config)
     model = ModelConfig(
         **{name: _take(text, name, int) for name in sizes},
@@ -192,7 +207,8 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
     for layer in model.layers:
         if model.num_attention_heads % layer.num_key_value_heads:
             raise Mistake(
-                f"config.json: {layer.num_key_value_heads} key-value heads do not divide {model.num_attention_heads} heads"
+                f"config.json: {layer.num_key_value_heads} key-value heads do not divide "
+                f"{model.num_attention_heads} heads"
             )
     return model
 
@@ -219,7 +235,10 @@ def parse_sampling(generation: Mapping[str, Any] | None) -> Sampling:
     if sampler is not None:
         name = sampler.get("_cls_name") if isinstance(sampler, Mapping) else sampler
         if name != _SAMPLER or set(sampler) != {"_cls_name", "entropy_bound"}:
-            raise Mistake(f"generation_config.json: sampler_config {sampler!r} is not supported, only {_SAMPLER} with an entropy_bound")
+            raise Mistake(
+                f"generation_config.json: sampler_config {sampler!r} is not supported, "
+                f"only {_SAMPLER} with an entropy_bound"
+            )
         options["entropy_bound"] = sampler["entropy_bound"]
     try:
         return Sampling(**options)

@@ -33,13 +33,22 @@ class _NoTemperature(argparse.Action):
 def parser() -> Parser:
     parser = Parser(prog=f"python -m {NAME}", description="Write an answer by denoising a canvas of tokens.")
     add = parser.add_argument
-    add("--model", metavar="FOLDER_OR_HUB_ID", help="a DiffusionGemma checkpoint; without it, a tiny one that comes along")
+    add(
+        "--model",
+        metavar="FOLDER_OR_HUB_ID",
+        help="a DiffusionGemma checkpoint; without it, a tiny one that comes along",
+    )
     add("--prompt", required=True, help="what to answer; - reads it from standard input")
     add("--system", help="a system turn before it")
     add("--raw", action="store_true", help="take the prompt as it is, without the chat template")
     add("--thinking", action="store_true", help="let the model think first; what it thinks goes to stderr")
     add("--max-tokens", type=at_least(1), default=2048, metavar="N", help="cut the text here")
-    add("--max-denoising-steps", type=at_least(1), metavar="N", help="passes a canvas may take (default: the checkpoint's)")
+    add(
+        "--max-denoising-steps",
+        type=at_least(1),
+        metavar="N",
+        help="passes a canvas may take (default: the checkpoint's)",
+    )
     add("--seed", type=at_least(0), default=0, metavar="N", help="of all random numbers: same seed, same answer")
     add("--dtype", choices=["float32", "bfloat16", "float16"], help="of activations (default: the checkpoint's)")
     add("--watch", action="store_true", help="show the canvas as it settles")
@@ -56,7 +65,9 @@ def read_prompt(prompt: str) -> str:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         wrong = error.object[error.start]
-        raise Mistake(f"standard input is not UTF-8: byte 0x{wrong:02x} at offset {error.start}; convert it first") from None
+        raise Mistake(
+            f"standard input is not UTF-8: byte 0x{wrong:02x} at offset {error.start}; convert it first"
+        ) from None
 
 
 def tokens_of(options: argparse.Namespace, tokenizer: Tokenizer) -> list[int]:

@@ -61,7 +61,9 @@ class Prediction:
     """What one pass says of each position, of softmax(logits / temperature), restricted where `allowed` says so."""
 
     argmax: np.ndarray  # [L] int32
-    sample: np.ndarray  # [L] int32: the smallest token whose cumulative probability, in vocabulary order, exceeds the uniform
+    sample: (
+        np.ndarray
+    )  # [L] int32: the smallest token whose cumulative probability, in vocabulary order, exceeds the uniform
     entropy: np.ndarray  # [L] float32, nats; 0 at fixed positions
     confidence: np.ndarray  # [L] float32, the probability of `sample`
     allowed_logprobs: Mapping[int, np.ndarray] = field(default_factory=dict)

@@ -29,7 +29,7 @@ PUBLISHED = {  # bytes of memory for the text model: see README's table of sizes
     "mlx-community/diffusiongemma-26B-A4B-it-8bit": 26.8e9,
     "google/diffusiongemma-26B-A4B-it": 50.5e9,
 }
-FILES = ["*.json", "*.jinja", "*.safetensors"]  # of a hub repository; no code, no pickles
+FILES = ["*.json", "*.jinja", "*.safetensors", "LICENSE*"]  # of a hub repository; no code, no pickles
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -56,12 +56,12 @@ def check_memory(needed: int, what: str) -> None:
     raise Mistake(f"too little memory for {what}: needs {gigabytes(needed)}, {gigabytes(free)} are free; {advice}")
 
 
-def fetch(hub_id: str) -> Path:
+def fetch(hub_id: str, *, to_load: bool) -> Path:
     """The folder of a hub repository, from the cache where it is whole, fetched otherwise (HF_TOKEN is used).
 
     Raises:
         FileNotFoundError: it is not cached and cannot be fetched; the message says why.
-        ValueError: it would not fit on the disk or in memory.
+        ValueError: it would not fit on the disk or, if it is `to_load` whole, in memory.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
@@ -75,24 +75,34 @@ def fetch(hub_id: str) -> Path:
     try:
         listing = HfApi().model_info(hub_id, files_metadata=True).siblings or []
         size = sum(file.size or 0 for file in listing if file.rfilename.endswith(".safetensors"))
-        check_memory(size, hub_id)
+        if to_load:
+            check_memory(size, hub_id)
         cache = Path(constants.HF_HUB_CACHE)
         free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
         if size > free:
-            raise Mistake(f"too little disk for {hub_id}: needs {gigabytes(size)}, {gigabytes(free)} are free in {cache}")
+            raise Mistake(
+                f"too little disk for {hub_id}: needs {gigabytes(size)}, {gigabytes(free)} are free in {cache}"
+            )
         return Path(snapshot_download(hub_id, allow_patterns=FILES))
     except (HTTPError, OSError) as error:  # offline mode is one of the latter
         status = getattr(getattr(error, "response", None), "status_code", None)
-        reasons = {401: "it needs a login: set HF_TOKEN", 403: "access is not granted to your HF_TOKEN", 404: "no such repository"}
+        reasons = {
+            401: "it needs a login: set HF_TOKEN",
+            403: "access is not granted to your HF_TOKEN",
+            404: "no such repository",
+        }
         reason = reasons.get(status) or "the hub cannot be reached" + (" (offline mode is set)" if _offline() else "")
         raise NotFound(f"{hub_id} is not in the local cache, and {reason}") from error
 
 
 def _offline() -> bool:
-    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(
+        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
 
 
-def find(path: str | Path | None) -> Path:
+def find(path: str | Path | None, *, to_load: bool = True) -> Path:
     """The checkpoint's folder: the embedded model's for None, a folder as it is, a hub id's snapshot."""
     if path is None:
         return TINY
@@ -102,7 +112,7 @@ def find(path: str | Path | None) -> Path:
     if folder.is_file():
         raise Mistake(f"{path} is a file: need the folder of a checkpoint, or a hub id")
     if _HUB_ID.fullmatch(str(path)) and not folder.parent.is_dir():
-        return fetch(str(path))
+        return fetch(str(path), to_load=to_load)
     raise NotFound(f"{path}: no such folder, and no hub id either (those look like google/diffusiongemma-26B-A4B-it)")
 
 

@@ -52,5 +52,6 @@ class Watch:
         """Neighbours are decoded together: a character may be spread over several tokens."""
         parts = []
         for special, run in groupby(tokens, key=lambda token: self.tokenizer.piece(token) is None):
-            parts.append(EMPTY * len(list(run)) if special else self.tokenizer.decode(run))
+            own = list(run)
+            parts.append(EMPTY * len(own) if special else self.tokenizer.decode(own))
         return "".join(parts)

@@ -1,4 +1,4 @@
-"""Checkpoints for tests: any shape, both config layouts, weights from a NumPy seed, so that every machine has the same."""
+"""Checkpoints for tests: any shape, both config layouts, weights from a NumPy seed: the same on every machine."""
 
 from __future__ import annotations
 
@@ -85,7 +85,11 @@ def shapes(config: dict) -> dict[str, tuple[int, ...]]:
             own = {"head_dim": text["global_head_dim"], "num_key_value_heads": text["num_global_key_value_heads"]}
         dim = own.get("head_dim", text["head_dim"])
         kv, heads = own.get("num_key_value_heads", text["num_key_value_heads"]) * dim, text["num_attention_heads"] * dim
-        layer = {"layer_scalar": (1,), "self_attn.q_proj.weight": (heads, hidden), "self_attn.k_proj.weight": (kv, hidden)}
+        layer = {
+            "layer_scalar": (1,),
+            "self_attn.q_proj.weight": (heads, hidden),
+            "self_attn.k_proj.weight": (kv, hidden),
+        }
         if kind == "sliding_attention":
             layer["self_attn.v_proj.weight"] = (kv, hidden)
         layer |= {"self_attn.o_proj.weight": (hidden, heads)}
@@ -118,8 +122,8 @@ def weights(config: dict, *, seed: int = 0, peaked: float = 1.0) -> dict[str, np
         else:
             array = rng.standard_normal(shape) / np.sqrt(shape[-1])
         made[name] = array.astype(np.float32)
-    # As in a trained model, what a pass hears of the last one must not dominate: random self-conditioning is chaotic, and
-    # multiplies a rounding error by ten every ten steps.
+    # As in a trained model, what a pass hears of the last one must not dominate: random self-conditioning is chaotic,
+    # and multiplies a rounding error by ten every ten steps.
     made["model.decoder.self_conditioning.down_proj.weight"] *= np.float32(0.1)
     made["model.decoder.norm.weight"] *= np.float32(peaked)
     return made

@@ -11,7 +11,11 @@ GOLDENS = [  # of random weights: seed of the weights and the run, how peaked, l
     {"seed": 1, "peaked": 10.0, "layout": "hub"},
     {"seed": 2, "peaked": 10.0, "layout": "transformers"},
 ]
-PROMPTS = ["Extract JSON: Zoe (31) works as a vet in Oslo.", "Sort: Lima, Tokyo, Kyiv", "What is 603 + 845?"]  # of the tiny model
+PROMPTS = [
+    "Extract JSON: Zoe (31) works as a vet in Oslo.",
+    "Sort: Lima, Tokyo, Kyiv",
+    "What is 603 + 845?",
+]  # of the tiny model
 
 
 def whole_run(model, tokens, sampling, *, seed: int, max_tokens: int) -> dict:

@@ -1,4 +1,4 @@
-"""How often the embedded model gets its tasks right: ours, in float32 or converted, and the reference with the same draws.
+"""How often the embedded model gets its tasks right: ours, or the reference with the same draws.
 
     python tests/solve_rates.py --prompts 200 [--reference] [--model FOLDER]
 

@@ -1,6 +1,6 @@
 """Prompts with one right answer, of the kinds that the embedded model was trained on.
 
-    python tests/tasks.py       # prints some
+python tests/tasks.py       # prints some
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import json
 import random
 from collections.abc import Callable
 
-NAMES = "Ann Bob Cara Dan Eve Finn Gus Hana Ivan Jill Kofi Lena Mia Noor Omar Pia Quin Rosa Sam Tess Uma Vik Wes Xena Yan Zoe"
+NAMES = "Ann Bob Cara Dan Eve Finn Gus Hana Ivan Jill Kofi Lena Mia"
+NAMES += " Noor Omar Pia Quin Rosa Sam Tess Uma Vik Wes Xena Yan Zoe"
 CITIES = "Oslo Rome Lima Cairo Paris Tokyo Delhi Quito Accra Lagos Milan Perth Sofia Turin Dakar Hanoi Kyiv Bonn"
 JOBS = "baker pilot nurse coder judge miner actor clerk tutor chef guard vet"
 WORDS = f"{NAMES} {CITIES} {JOBS}".split()
@@ -20,8 +21,16 @@ def shuffled_solution(r: random.Random, size: int, height: int) -> Grid:
     """A solved sudoku with boxes of `height` rows: digits, rows in a band and columns in a stack change places."""
     width = size // height
     digits = r.sample("123456789"[:size], size)
-    rows = [row for band in r.sample(range(width), width) for row in r.sample(range(band * height, (band + 1) * height), height)]
-    columns = [c for stack in r.sample(range(height), height) for c in r.sample(range(stack * width, (stack + 1) * width), width)]
+    rows = [
+        row
+        for band in r.sample(range(width), width)
+        for row in r.sample(range(band * height, (band + 1) * height), height)
+    ]
+    columns = [
+        c
+        for stack in r.sample(range(height), height)
+        for c in r.sample(range(stack * width, (stack + 1) * width), width)
+    ]
     return [[digits[(width * (i % height) + i // height + j) % size] for j in columns] for i in rows]
 
 

@@ -44,7 +44,7 @@ def steps(tokens: list[int], length: int, reason: str, passes: int = 3):
 
 @pytest.mark.parametrize("length", [3, 8, 64])
 def test_text_comes_as_blocks_finish_and_is_never_cut_inside_a_character(tokenizer, length):
-    tokens = tokenizer.encode(EURO) + [1]
+    tokens = [*tokenizer.encode(EURO), 1]
     answer = Answer(FakeConfig(canvas_length=length), tokenizer, 1000)
     pieces = [answer.add(step)[1] for step in steps(tokens, length, "stop")]
     assert "".join(pieces) == answer.text == EURO
@@ -55,7 +55,7 @@ def test_text_comes_as_blocks_finish_and_is_never_cut_inside_a_character(tokeniz
 
 
 def test_cut_at_max_tokens(tokenizer):
-    tokens = tokenizer.encode("one two three four five six seven eight") + [1]
+    tokens = [*tokenizer.encode("one two three four five six seven eight"), 1]
     answer = Answer(FakeConfig(canvas_length=64), tokenizer, 5)
     for step in steps(tokens, 64, "stop"):
         answer.add(step)
@@ -72,7 +72,7 @@ def test_pads_are_not_counted(tokenizer):
 
 
 def test_thinking_is_split_from_the_answer(tokenizer):
-    tokens = tokenizer.encode("<|channel>thought\nso, 1 + 1<channel|>2") + [1]
+    tokens = [*tokenizer.encode("<|channel>thought\nso, 1 + 1<channel|>2"), 1]
     answer = Answer(FakeConfig(canvas_length=4), tokenizer, 100)
     for step in steps(tokens, 4, "stop"):
         answer.add(step)

@@ -56,7 +56,12 @@ def close(one, other) -> None:
 
 def test_kinds_and_shapes(model):
     [found] = model.denoise([row(model, encoded(model, text(model, 9)))])
-    for name, dtype in (("argmax", np.int32), ("sample", np.int32), ("entropy", np.float32), ("confidence", np.float32)):
+    for name, dtype in (
+        ("argmax", np.int32),
+        ("sample", np.int32),
+        ("entropy", np.float32),
+        ("confidence", np.float32),
+    ):
         array = getattr(found, name)
         assert array.shape == (16,) and array.dtype == dtype
 

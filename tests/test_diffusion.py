@@ -86,7 +86,11 @@ def test_blocks_end_where_the_context_does():
 
 @pytest.mark.parametrize(
     ("tokens", "max_tokens", "message"),
-    [([], 5, "prompt is empty"), ([9], 0, "max_tokens >= 1, got 0"), ([9] * 993, 5, "longer than the context: 993 tokens")],
+    [
+        ([], 5, "prompt is empty"),
+        ([9], 0, "max_tokens >= 1, got 0"),
+        ([9] * 993, 5, "longer than the context: 993 tokens"),
+    ],
 )
 def test_nothing_to_write(tokens, max_tokens, message):
     model = FakeModel([(ONE, [])])

@@ -54,7 +54,14 @@ def test_an_answer(run):
     assert (code, out) == (0, SOLVED + "\n")
     notice, numbers = err.splitlines()
     assert "no --model given" in notice and "--model mlx-community/diffusiongemma-26B-A4B-it-4bit" in notice
-    for word in ("20 tokens in", " s: 1 block,", "steps a block", "tokens per forward", "first block after", "peak memory"):
+    for word in (
+        "20 tokens in",
+        " s: 1 block,",
+        "steps a block",
+        "tokens per forward",
+        "first block after",
+        "peak memory",
+    ):
         assert word in numbers, numbers
 
 
@@ -90,7 +97,10 @@ def test_fewer_denoising_steps(run):
 
 def test_system_and_raw(run):
     templated = f"<|turn>system\nBe brief.<turn|>\n<|turn>user\n{SUDOKU}<turn|>\n<|turn>model\n"
-    one, other = run("--prompt", SUDOKU, "--system", "Be brief.", "--json"), run("--raw", "--prompt", templated, "--json")
+    one, other = (
+        run("--prompt", SUDOKU, "--system", "Be brief.", "--json"),
+        run("--raw", "--prompt", templated, "--json"),
+    )
     one, other = json.loads(one[1]), json.loads(other[1])
     assert one["prompt_tokens"] == other["prompt_tokens"] and one["text"] == other["text"]
     mistake(run("--raw", "--prompt", "x", "--system", "y"), "--raw", "--system")
@@ -180,7 +190,9 @@ def test_ctrl_c_in_a_process_of_its_own(endless):
 
 def test_a_closed_pipe_is_quiet(endless):
     line = " ".join([*COMMAND, "--prompt", "x", "--model", str(endless)])
-    found = subprocess.run(["bash", "-c", f"{line} | head -c 1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    found = subprocess.run(
+        ["bash", "-c", f"{line} | head -c 1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True
+    )
     assert found.returncode == 141 and "Traceback" not in found.stderr and "BrokenPipe" not in found.stderr
 
 

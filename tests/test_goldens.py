@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import runs
 
-from mlx_dgemma.load import load, load_model
 from mlx_dgemma.checkpoint import read_configs
 from mlx_dgemma.config import parse_config, parse_sampling
+from mlx_dgemma.load import load, load_model
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens.json").read_text())
 

@@ -1,4 +1,4 @@
-"""Imports go one way: commands -> load, abilities -> diffusion -> sampling, interface; frameworks stay in their place."""
+"""Imports go one way: commands -> load, abilities -> diffusion -> sampling, interface; frameworks stay put."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_core_imports_downwards(module):
     ],
 )
 def test_nothing_heavy_for_help_or_import(code):
-    check = "import sys\ntry:\n    exec(%r)\nexcept SystemExit as end:\n    assert not end.code\n" % code
+    check = f"import sys\ntry:\n    exec({code!r})\nexcept SystemExit as end:\n    assert not end.code\n"
     check += "heavy = {'mlx', 'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)\nassert not heavy, heavy"
     subprocess.run([sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL)
 

@@ -38,7 +38,9 @@ LENGTHS = [1, 23, 24, 25, 70]  # below, at and above the sliding window of 24, a
 def pair(request, tmp_path_factory):
     config = checkpoints.config(**CASES[request.param])
     folder = checkpoints.write(tmp_path_factory.mktemp("case"), config, checkpoints.weights(config, seed=3))
-    return load_model(folder, parse_config(config, checkpoints.generation_config()), "mlx", "float32"), reference.load(folder)
+    return load_model(folder, parse_config(config, checkpoints.generation_config()), "mlx", "float32"), reference.load(
+        folder
+    )
 
 
 def _row(model, canvas, cache, conditioning=None, pending=(), temperature=0.7):

@@ -67,7 +67,9 @@ class MLXCache:
 
     @property
     def arrays(self) -> dict[str, mx.array]:
-        named = {f"{i}.{kind}": getattr(layer, kind) for i, layer in enumerate(self.layers) for kind in ("keys", "values")}
+        named = {
+            f"{i}.{kind}": getattr(layer, kind) for i, layer in enumerate(self.layers) for kind in ("keys", "values")
+        }
         return {name: array for name, array in {**named, "hidden": self.hidden}.items() if array is not None}
 
     @property
@@ -100,7 +102,9 @@ class MLXCache:
             layer.trim(tokens)
         self.length = left
         if self.hidden is not None:
-            self.hidden = self.hidden[:-tokens] if 0 < tokens < self.hidden.shape[0] else None if tokens else self.hidden
+            self.hidden = (
+                self.hidden[:-tokens] if 0 < tokens < self.hidden.shape[0] else None if tokens else self.hidden
+            )
 
     def save(self, path: str | Path) -> None:
         path = Path(path)

@@ -81,7 +81,9 @@ class MLXModel:
             raise ValueError("nothing to go on from: give at least one pending token")
         draws = min((len(row.uniforms) for row in rows), default=0)
         step = 0
-        while (sampling.temp == 0 or step < draws) and all(c.length < self.config.max_position_embeddings for c in caches):
+        while (sampling.temp == 0 or step < draws) and all(
+            c.length < self.config.max_position_embeddings for c in caches
+        ):
             tokens = []
             for row in rows:
                 logits = head(self.table, row.cache.hidden[-1:], self.config.final_logit_softcapping)
@@ -95,7 +97,7 @@ class MLXModel:
 
     def _ids(self, tokens: Sequence[int]) -> np.ndarray:
         ids = np.asarray(tokens, dtype=np.int64).reshape(-1)
-        if len(ids) and not (0 <= ids.min() and ids.max() < self.config.vocab_size):
+        if len(ids) and not (ids.min() >= 0 and ids.max() < self.config.vocab_size):
             raise ValueError(f"token ids must be in [0, {self.config.vocab_size}), got {ids.min()} to {ids.max()}")
         return ids.astype(np.int32)
 

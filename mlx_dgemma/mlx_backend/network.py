@@ -57,7 +57,7 @@ class MLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """Scale 1: q_norm and k_norm have it. Full layers have no v_proj: their values are the keys, before k_norm and RoPE."""
+    """Scale 1: q_norm and k_norm have it. Full layers have no v_proj; values are their keys before k_norm and RoPE."""
 
     def __init__(self, config: ModelConfig, layer: LayerConfig):
         super().__init__()

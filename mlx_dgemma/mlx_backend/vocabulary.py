@@ -45,7 +45,9 @@ class TokenSets:
 class SelfConditioning:
     """What one pass tells the next: its processed logits, and one-hot positions. Nothing is computed until `soft`."""
 
-    logits: mx.array | None  # [L, V], after temperature, in the embedding's dtype as in the reference; None: nothing known
+    logits: (
+        mx.array | None
+    )  # [L, V], after temperature, in the embedding's dtype as in the reference; None: nothing known
     certain: np.ndarray | None  # [L] int32 ids that are known, -1 elsewhere
 
     def soft(self, table: Embedding) -> mx.array:
@@ -126,7 +128,8 @@ def draw(logits: mx.array, row: Row, sets: TokenSets) -> Drawn:
         "argmax": logits.argmax(axis=-1).astype(mx.int32),
         "sample": sample,
         "entropy": entropy,
-        "confidence": mx.take_along_axis(weights, mx.minimum(sample, logits.shape[-1] - 1)[:, None], axis=-1)[:, 0] / total,
+        "confidence": mx.take_along_axis(weights, mx.minimum(sample, logits.shape[-1] - 1)[:, None], axis=-1)[:, 0]
+        / total,
     }
     found = {}
     if row.allowed is not None:

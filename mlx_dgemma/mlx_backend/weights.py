@@ -1,4 +1,4 @@
-"""A checkpoint's tensors into the network's parameters: nothing missing, nothing left over, nothing of another shape."""
+"""A checkpoint's tensors into the network's parameters: none missing, none left over, none of another shape."""
 
 from __future__ import annotations
 
@@ -12,57 +12,63 @@ from mlx.utils import tree_flatten
 
 from ..checkpoint import Tensor
 from ..config import ModelConfig, Quantization
+from ..convert.names import parameter_name, published_name
 from ..mistake import Mistake
-from ..convert.names import parameter_name
 from .layers import Linear
 from .network import Network
 
-_FLOATS = {"F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}
+FLOATS = ("F32", "BF16", "F16")  # in the words of safetensors
 
 
-def _quantize_where_stored(network: Network, config: ModelConfig, stored: dict[str, tuple[str, Tensor]]) -> None:
+def _quantize_where_stored(network: Network, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
     """Layers with scales in the checkpoint become quantized ones, as the config says of their path."""
     linears = {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
     named = {path: q for path, q in (config.quantized_paths or {}).items() if q is not None}
     for path, quantization in named.items():
-        if path in linears and f"{path}.scales" not in stored:
-            raise Mistake(f"tensor {path}.scales is missing: config.json says that {path} is quantized ({quantization})")
+        if path in linears and f"{path}.scales" not in tensors:
+            raise Mistake(
+                f"tensor {path}.scales is missing: config.json says that {path} is quantized ({quantization})"
+            )
     for path, module in linears.items():
-        if f"{path}.scales" not in stored:
+        scales = tensors.get(f"{path}.scales")
+        if scales is None:
             continue
-        name, tensor = stored[f"{path}.scales"]
         quantization: Quantization | None = (config.quantized_paths or {}).get(path, config.quantization)
         if quantization is None:
-            raise Mistake(f"tensor {name} in {tensor.file.name}: config.json has no quantization for {path}")
+            raise Mistake(f"tensor {path}.scales in {scales.file.name}: config.json has no quantization for {path}")
         try:
             module.quantize(quantization)
         except ValueError as error:
             raise Mistake(f"config.json: quantization of {path}: {error}") from None
 
 
-def _check(name: str, tensor: Tensor, expected: mx.array) -> None:
-    where = f"tensor {name} in {tensor.file.name}"
-    if tensor.shape != expected.shape:
-        raise Mistake(f"{where} has shape {list(tensor.shape)}, need {list(expected.shape)}")
-    integer = {mx.uint32: "U32", mx.uint8: "U8"}.get(expected.dtype)
-    if tensor.dtype not in ({integer} if integer else _FLOATS):
-        raise Mistake(f"{where} has dtype {tensor.dtype}, need {integer or ', '.join(_FLOATS)}")
+def match(network: Network, tensors: dict[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
+    """Parameter path -> the checkpoint's name for it, and where it lies: one to one. Mistake names tensor and file."""
+    expected = dict(tree_flatten(network.parameters()))
+    found: dict[str, tuple[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        path, where = parameter_name(name), f"tensor {name} in {tensor.file.name}"
+        if path in found:
+            raise Mistake(f"{where} and {found[path][0]} are the same parameter")
+        if path not in expected:
+            raise Mistake(f"{where} is not part of this model")
+        array = expected[path]
+        if tensor.shape != array.shape:
+            raise Mistake(f"{where} has shape {list(tensor.shape)}, need {list(array.shape)}")
+        kinds = {mx.uint32: ("U32",), mx.uint8: ("U8",)}.get(array.dtype, FLOATS)
+        if tensor.dtype not in kinds:
+            raise Mistake(f"{where} has dtype {tensor.dtype}, need {', '.join(kinds)}")
+        found[path] = (name, tensor)
+    for path in expected:
+        if path not in found:
+            raise Mistake(f"tensor {published_name(path)} is missing from the checkpoint")
+    return found
 
 
 def load_weights(network: Network, config: ModelConfig, tensors: dict[str, Tensor], dtype: mx.Dtype) -> None:
-    """Fill `network` from the text tensors of a checkpoint, floats cast to `dtype`. ValueError names tensor and file."""
-    stored: dict[str, tuple[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        stored[parameter_name(name)] = (name, tensor)
-    _quantize_where_stored(network, config, stored)
-    expected = dict(tree_flatten(network.parameters()))
-    for path in expected:
-        if path not in stored:
-            raise Mistake(f"tensor {path} is missing from the checkpoint")
-    for path, (name, tensor) in stored.items():
-        if path not in expected:
-            raise Mistake(f"tensor {name} in {tensor.file.name} is not part of this model")
-        _check(name, tensor, expected[path])
+    """Fill `network` from the text tensors of a checkpoint, floats cast to `dtype`. Mistake names tensor and file."""
+    _quantize_where_stored(network, config, tensors)
+    stored = match(network, tensors)
     weights = []
     for file in sorted({tensor.file for _, tensor in stored.values()}):
         arrays = mx.load(str(file), format="safetensors")  # lazy: bytes are read when used

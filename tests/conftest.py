@@ -1,0 +1,9 @@
+"""Float32 on the CPU device, wherever the tests run: bounds and equality to the bit are stated for that."""
+
+import os
+
+os.environ["MLX_ENABLE_TF32"] = "0"  # before mlx is imported
+
+import mlx.core as mx
+
+mx.set_default_device(mx.cpu)
