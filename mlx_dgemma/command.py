@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from .mistake import Mistake
 
@@ -38,6 +39,18 @@ def at_least(smallest: int) -> Callable[[str], int]:
         return number
 
     return whole
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Says on stderr, if that is a terminal, what takes its time; and takes it away again."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
 
 
 def run(name: str, command: Callable[[], int | None]) -> int:

@@ -7,9 +7,10 @@ import contextlib
 import json
 import sys
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from .command import Parser, at_least, run
+from .command import Parser, at_least, run, waiting
 from .mistake import Mistake
 
 if TYPE_CHECKING:
@@ -129,7 +130,10 @@ def write(
             from .watch import Watch
 
             watch = stack.enter_context(Watch(answer.tokenizer, sampling.max_denoising_steps))
-        for step in diffuse(model, tokens, max_tokens=answer.max_tokens, sampling=sampling, seed=options.seed):
+        steps = diffuse(model, tokens, max_tokens=answer.max_tokens, sampling=sampling, seed=options.seed)
+        with waiting(f"reading {len(tokens)} tokens"):
+            first = next(steps)
+        for step in chain([first], steps):
             thinking, text = answer.add(step)
             if watch:
                 watch.show(step)
@@ -142,7 +146,7 @@ def write(
 
 def generate(options: argparse.Namespace) -> int:
     from .answer import Answer
-    from .load import load
+    from .load import find, load
 
     if options.model is None:
         print(
@@ -150,7 +154,9 @@ def generate(options: argparse.Namespace) -> int:
             f"lists. The real one: --model {REAL_MODEL}",
             file=sys.stderr,
         )
-    model, tokenizer, sampling = load(options.model, dtype=options.dtype)
+    folder = find(options.model)  # a download has a progress bar of its own
+    with waiting("loading"):
+        model, tokenizer, sampling = load(folder, dtype=options.dtype)
     if options.max_denoising_steps:
         sampling = replace(sampling, max_denoising_steps=options.max_denoising_steps)
     tokens = tokens_of(options, tokenizer)
