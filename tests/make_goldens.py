@@ -13,6 +13,7 @@ import checkpoints
 import numpy as np
 import reference
 import runs
+import solve_rates
 import torch
 import transformers
 
@@ -35,6 +36,8 @@ def main() -> None:
         tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         run = reference.generate(model, tokens, seed=0, max_tokens=192)
         made["tiny"].append({"text": prompt, "prompt": tokens, "seed": 0, "max_tokens": 192, **run})
+    rates = solve_rates.rates(solve_rates.theirs(None), 8)
+    made["rates"] = {"prompts": 8, "tasks": rates}
     (Path(__file__).parent / "goldens.json").write_text(json.dumps(made) + "\n")
 
 

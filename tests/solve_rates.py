@@ -2,7 +2,7 @@
 
     python tests/solve_rates.py --prompts 200 [--reference] [--model FOLDER]
 
-Prompts come from random.Random(999), task after task; prompt i of a task is run with seed i. Prints one JSON object:
+Prompts come from random.Random("999 NAME") for each task; prompt i of it is run with seed i. Prints one JSON object:
 the share solved and the mean steps a block, by task.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import tasks
 
@@ -50,9 +50,13 @@ def theirs(path: str | None) -> Callable[[str, int], tuple[str, int]]:
     return answer
 
 
-def rates(answer: Callable[[str, int], tuple[str, int]], prompts: int) -> dict[str, dict[str, float]]:
-    r, found = random.Random(999), {}
-    for name, make in tasks.TASKS.items():
+def rates(
+    answer: Callable[[str, int], tuple[str, int]], prompts: int, names: Iterable[str] = tuple(tasks.TASKS)
+) -> dict[str, dict[str, float]]:
+    """task -> share `solved` and mean `steps`. The prompts of a task are the same whichever others are run."""
+    found = {}
+    for name in names:
+        make, r = tasks.TASKS[name], random.Random(f"999 {name}")
         runs = []
         for seed in range(prompts):
             prompt, right = make(r)
