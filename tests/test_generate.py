@@ -179,7 +179,14 @@ def test_ctrl_c_keeps_what_is_finished(run, monkeypatch, endless, json_too):
 
 def test_ctrl_c_in_a_process_of_its_own(endless):
     arguments = ["--prompt", SUDOKU, "--model", str(endless)]
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    # A shell's background jobs are started deaf to Ctrl-C, and hand that on to what they start.
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert process.stdout.read(1)  # the first block is out
     process.send_signal(signal.SIGINT)
     start = time.perf_counter()
