@@ -214,13 +214,12 @@ def experts(name: str, sizes: Sizes, *, shape: tuple[int, int], bits: int | None
 
 
 def vocabulary(name: str, sizes: Sizes, *, spread: float) -> Part:
-    """`vocabulary.head` on an 8-bit table, and `vocabulary.draw`. Two samples are both right where the uniform lies
-    within a rounding of the boundary between them, and so are two argmaxes of one logit."""
+    """`sweep.Sweep` over an 8-bit table. Two samples are both right where the uniform lies within a rounding of the
+    boundary between them, and so are two argmaxes of one logit."""
     import mlx.core as mx
 
-    from .interface import Row
     from .mlx_backend.layers import Embedding
-    from .mlx_backend.vocabulary import TokenSets, draw, head
+    from .mlx_backend.sweep import Asked, Slices, Sweep
 
     L, V, cap, temperature = sizes.positions, sizes.vocabulary, 30.0, 0.8
     rng, each = np.random.default_rng(int(spread)), np.arange(L)
@@ -235,25 +234,26 @@ def vocabulary(name: str, sizes: Sizes, *, spread: float) -> Part:
 
     def prepare(dtype: mx.Dtype) -> Callable[[], list]:
         table, inputs = filled(Embedding(V, sizes.width), arrays, 8, dtype), mx.array(hidden)
-        row = Row(np.zeros(L, np.int32), None, temperature, uniforms)
+        asked = Asked(inputs, np.full(L, temperature, np.float32), uniforms, np.ones(L, dtype=bool))
 
         def compute() -> list:
-            drawn = draw(head(table, inputs, cap), row, TokenSets(V)).arrays
-            return [drawn[name] for name in ("argmax", "sample", "entropy", "confidence")]
+            swept = vars(Sweep(Slices(table), asked, cap).run())
+            return [mx.array(swept[name]) for name in ("argmax", "sample", "entropy", "confidence", "soft")]
 
         return compute
 
     sample = np.minimum((sums <= uniforms[:, None]).sum(axis=1), V - 1)
     right = [logits.argmax(axis=1), sample, -(shares * np.log(shares)).sum(axis=1), shares[each, sample]]
+    right += [shares @ exact_weight(arrays, 8)]
 
-    def weighed(top: np.ndarray, sample: np.ndarray, entropy: np.ndarray, confidence: np.ndarray) -> Arrays:
-        """The argmax's logit, the nearest uniform that draws the sample, entropy, confidence over what it should be."""
+    def weighed(top: np.ndarray, sample: np.ndarray, *others: np.ndarray) -> Arrays:
+        """The argmax's logit, the nearest uniform that draws the sample, entropy, relative confidence, soft embedding."""
         top, sample = top.astype(int), sample.astype(int)
         if max(top.max(), sample.max()) >= V:
             raise RuntimeError(f"token {max(top.max(), sample.max())} is past the vocabulary of {V}")
         share = shares[each, sample]
         nearest = np.clip(uniforms, sums[each, sample] - share, sums[each, sample])
-        return [logits[each, top], nearest, entropy, confidence / share]
+        return [logits[each, top], nearest, others[0], others[1] / share, others[2]]
 
     def measure(found: Arrays, expected: Arrays) -> tuple[float, str]:
         other = [int((a != b).sum()) for a, b in zip(found[:2], expected[:2], strict=True)]

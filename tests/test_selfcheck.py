@@ -14,7 +14,7 @@ import pytest
 
 from mlx_dgemma import selfcheck
 from mlx_dgemma.load import load
-from mlx_dgemma.mlx_backend import layers, model, vocabulary
+from mlx_dgemma.mlx_backend import layers, sweep
 from mlx_dgemma.selfcheck import Sizes
 
 SMALL = Sizes(queries=8, past=23, heads=16, experts=3, rows=16, positions=16, vocabulary=512, width=64)
@@ -96,8 +96,8 @@ def test_help_imports_no_framework():
         ("attention", mx.fast, "scaled_dot_product_attention", lambda y: y * 1.001),
         ("window", mx.fast, "scaled_dot_product_attention", lambda y: y[:, ::-1]),
         ("quantized experts", layers.ExpertLinear, "_expert_by_expert", lambda y: mx.roll(y, 1, axis=0)),
-        ("flat", vocabulary, "head", lambda y: y.astype(mx.bfloat16).astype(mx.float32)),
-        ("peaked", vocabulary, "head", lambda y: y * 1.001),
+        ("flat", sweep.Sweep, "processed", lambda y: np.array(mx.array(y).astype(mx.bfloat16).astype(mx.float32))),
+        ("peaked", sweep.Sweep, "processed", lambda y: y * np.float32(1.001)),
     ],
 )
 def test_a_wrong_part_differs(monkeypatch, run, part, where, name, wrong):
@@ -108,31 +108,31 @@ def test_a_wrong_part_differs(monkeypatch, run, part, where, name, wrong):
     assert (code, report["verdict"], verdicts[part]) == (1, "differs", "differs")
 
 
-@pytest.mark.parametrize("name", ["argmax", "sample", "entropy", "confidence"])
+@pytest.mark.parametrize("name", ["argmax", "sample", "entropy", "confidence", "soft"])
 @pytest.mark.parametrize("part", ["flat", "peaked"])
-def test_a_wrong_draw_differs(monkeypatch, part, name):
-    def draw(*arguments):
-        drawn = right(*arguments)
-        changed = drawn.arrays[name]
-        whole = mx.issubdtype(changed.dtype, mx.integer)
-        drawn.arrays[name] = mx.where(mx.arange(16) == 5, (changed + 7) % 512 if whole else changed * 1.002, changed)
-        return drawn
+def test_a_wrong_sweep_differs(monkeypatch, part, name):
+    def run(self):
+        swept = right(self)
+        changed = np.array(getattr(swept, name))
+        changed[5] = (changed[5] + 7) % 512 if changed.dtype == np.int32 else changed[5] * 1.01
+        setattr(swept, name, changed)
+        return swept
 
-    right = vocabulary.draw
+    right = sweep.Sweep.run
     assert PARTS[part](part, SMALL).verdict == "ok"
-    monkeypatch.setattr(vocabulary, "draw", draw)
+    monkeypatch.setattr(sweep.Sweep, "run", run)
     assert PARTS[part](part, SMALL).verdict == "differs"
 
 
 def test_a_rounding_of_the_uniform_is_no_difference(monkeypatch):
     """A draw right beside the boundary may fall to either side of it."""
 
-    def draw(logits, row, sets):
-        row.uniforms = np.clip(row.uniforms + np.float32(3e-7), 0, np.float32(1 - 2**-24))
-        return right(logits, row, sets)
+    def run(self):
+        self.asked.uniforms = np.clip(self.asked.uniforms + np.float32(3e-7), 0, np.float32(1 - 2**-24))
+        return right(self)
 
-    right = vocabulary.draw
-    monkeypatch.setattr(vocabulary, "draw", draw)
+    right = sweep.Sweep.run
+    monkeypatch.setattr(sweep.Sweep, "run", run)
     assert PARTS["flat"]("flat", SMALL).verdict == "ok"
 
 
@@ -140,7 +140,7 @@ def test_a_wrong_generation_says_where(monkeypatch, loaded):
     part = partial(selfcheck.generation, "generation", SMALL, loaded=loaded)
     assert part().verdict == "ok"
     few = (*loaded[:2], replace(loaded[2], max_denoising_steps=2))  # nonsense would take them all
-    monkeypatch.setattr(model, "head", broken(model.head, lambda y: mx.roll(y, 1, axis=-1)))
+    monkeypatch.setattr(sweep.Sweep, "processed", broken(sweep.Sweep.processed, lambda y: np.roll(y, 1, axis=-1)))
     found = part(loaded=few)
     assert found.verdict == "differs" and found.exact_error > 10
     assert "token 0: '" in found.note and "not '4213" in found.note

@@ -5,6 +5,8 @@ A weight is one array, or the triple that `mx.quantize` makes of it. Quantized l
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -80,7 +82,8 @@ class ExpertLinear(Linear):
         parts, start = [], 0
         for expert, end in enumerate(ends.tolist()):
             if end > start:
-                parts.append(x[start:end] @ self.rows(expert, x.dtype).T)
+                # A slice is a view, where an index would be a copy.
+                parts.append(x[start:end] @ self.rows(slice(expert, expert + 1), x.dtype).squeeze(0).T)
             start = end
         return mx.concatenate(parts)
 
@@ -97,9 +100,19 @@ class Embedding(Linear):
         """ids [N] -> [N, D], scaled by sqrt(D) as Gemma's are."""
         return self.rows(ids, self.dtype) * self.hidden_size**0.5
 
-    def soft(self, probabilities: mx.array) -> mx.array:
-        """The mean embedding under each row of `probabilities` [N, V] -> [N, D], scaled alike."""
-        return self.product(probabilities, transpose=False) * self.hidden_size**0.5
+    def part(self, first: int, last: int) -> Linear:
+        """Rows [first, last): a view."""
+        return self._view(Linear(0, self.hidden_size), lambda array: array[first:last])
+
+    def as_experts(self, count: int) -> ExpertLinear:
+        """The table as `count` experts of equal size: a view."""
+        return self._view(ExpertLinear(0, 0, self.hidden_size), lambda array: array.reshape(count, -1, array.shape[-1]))
+
+    def _view(self, layer: Linear, look: Callable[[mx.array], mx.array]) -> Linear:
+        layer.quantization = self.quantization
+        for name, array in self.parameters().items():
+            layer[name] = look(array)
+        return layer
 
 
 class Norm(nn.Module):

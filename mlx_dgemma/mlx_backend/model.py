@@ -14,7 +14,8 @@ from ..mistake import Mistake
 from ..sampling import Sampling
 from .cache import MLXCache
 from .network import Network, Segment
-from .vocabulary import TokenSets, conditioning_of, draw, head
+from .sweep import Asked, Slices, Sweep
+from .vocabulary import Look, TokenSets, conditioning_of, head, soft_embedding
 from .weights import first_damaged
 
 PREFILL_CHUNK = 512  # tokens of one text encoded in one pass: scores stay small, Ctrl-C is heard between passes
@@ -29,6 +30,8 @@ class MLXModel:
 
     def __post_init__(self) -> None:
         self.table = self.network.model.decoder.embed_tokens
+        self.slices = Slices(self.table)
+        self.cap = self.config.final_logit_softcapping
         self.sets = TokenSets(self.config.vocab_size)
 
     def new_cache(self, capacity: int | None = None) -> MLXCache:
@@ -58,10 +61,10 @@ class MLXModel:
         return [self._next_token(parts) for parts in scores]
 
     def denoise(self, rows: Sequence[Row]) -> list[Prediction]:
-        drawn = [draw(logits, row, self.sets) for row, logits in zip(rows, self._canvas_logits(rows), strict=True)]
+        look = Look(rows, self._canvas_hidden(rows), self.slices, self.sets, self.cap)
         # The one synchronisation of a step: the vectors come up, and the caches hold what was pending.
-        mx.eval([one.arrays for one in drawn], [one.sets for one in drawn], [row.cache.arrays for row in rows])
-        predictions = [one.prediction(self.dtype) for one in drawn]
+        mx.eval(look.arrays, [row.cache.arrays for row in rows])
+        predictions = look.predictions()
         for prediction in predictions:
             if not np.isfinite(prediction.entropy).all():
                 raise Mistake(f"the predictions are not finite: {first_damaged(self.network, self.dtype)}")
@@ -71,7 +74,7 @@ class MLXModel:
         return mx.get_peak_memory()
 
     def logits(self, row: Row) -> np.ndarray:
-        return np.array(self._canvas_logits([row])[0])
+        return np.array(head(self.table, self._canvas_hidden([row])[0], self.cap))
 
     def autoregress(self, rows: Sequence[Row], sampling: Sampling) -> Iterator[list[int]]:
         caches = [row.cache for row in rows]
@@ -84,13 +87,14 @@ class MLXModel:
         while (sampling.temp == 0 or step < draws) and all(
             c.length < self.config.max_position_embeddings for c in caches
         ):
-            tokens = []
-            for row in rows:
-                logits = head(self.table, row.cache.hidden[-1:], self.config.final_logit_softcapping)
-                uniforms = row.uniforms[step : step + 1] if sampling.temp else np.zeros(1)
-                one = Row(row.canvas[:1], row.cache, sampling.temp or 1.0, uniforms)
-                tokens.append(draw(logits, one, self.sets).arrays["sample" if sampling.temp else "argmax"])
-            chosen = [int(token.item()) for token in tokens]
+            hidden = mx.concatenate([cache.hidden[-1:] for cache in caches])
+            uniforms = [row.uniforms[step] if sampling.temp else 0 for row in rows]
+            temperature = np.full(len(rows), sampling.temp or 1.0, np.float32)
+            nothing = np.zeros(len(rows), bool)
+            swept = Sweep(
+                self.slices, Asked(hidden, temperature, np.array(uniforms, np.float32), nothing), self.cap
+            ).run()
+            chosen = np.array(swept.sample if sampling.temp else swept.argmax).tolist()
             self.encode([[token] for token in chosen], caches)
             yield chosen
             step += 1
@@ -101,8 +105,8 @@ class MLXModel:
             raise ValueError(f"token ids must be in [0, {self.config.vocab_size}), got {ids.min()} to {ids.max()}")
         return ids.astype(np.int32)
 
-    def _canvas_logits(self, rows: Sequence[Row]) -> list[mx.array]:
-        """Encode what is pending and look at each canvas, in one pass -> [L, V] float32 a row. Lazy."""
+    def _canvas_hidden(self, rows: Sequence[Row]) -> list[mx.array]:
+        """Encode what is pending and look at each canvas, in one pass -> [L, D] a row, for the head. Lazy."""
         texts: dict[int, tuple[np.ndarray, MLXCache]] = {}
         for row in rows:
             text = self._ids(row.pending)
@@ -115,8 +119,7 @@ class MLXModel:
         long = [(text[:n], cache) for (text, cache), n in zip(pending, early, strict=True) if n]
         self.encode([text for text, _ in long], [cache for _, cache in long])
         rest = [(text[n:], cache) for (text, cache), n in zip(pending, early, strict=True)]
-        hidden = self._forward(rest, rows)[len(rest) :]
-        return [head(self.table, own, self.config.final_logit_softcapping) for own in hidden]
+        return self._forward(rest, rows)[len(rest) :]
 
     def _forward(self, texts: list[tuple[np.ndarray, MLXCache]], rows: Sequence[Row]) -> list[mx.array]:
         """One pass over texts to be encoded and canvases behind them -> [n, D] of each, the texts' first. Lazy, but the
@@ -125,8 +128,8 @@ class MLXModel:
         lengths = {id(cache): cache.length + len(text) for text, cache in texts}
         owners = [(cache, cache.length, True) for _, cache in texts]
         for row in rows:
-            conditioning = conditioning_of(row)
-            soft = None if conditioning is None else conditioning.soft(self.table)
+            told = conditioning_of(row)
+            soft = None if told is None else soft_embedding(told, self.table, self.slices, self.cap)
             embedded = self.table(mx.array(self._ids(row.canvas)))
             inputs.append(self.network.model.decoder.self_conditioning(embedded, soft))
             owners.append((row.cache, lengths.get(id(row.cache), row.cache.length), False))
@@ -143,7 +146,7 @@ class MLXModel:
     def _score(self, text: np.ndarray, hidden: mx.array, before: mx.array | None) -> tuple[mx.array, mx.array]:
         """argmax [n], and the log-probability [n] of each token of `text` from the hidden state before it."""
         previous = mx.zeros_like(hidden[:1]) if before is None else before[-1:]
-        logits = head(self.table, mx.concatenate([previous, hidden]), self.config.final_logit_softcapping)
+        logits = head(self.table, mx.concatenate([previous, hidden]), self.cap)
         logprobs = logits[:-1] - mx.logsumexp(logits[:-1], axis=-1, keepdims=True)
         found = mx.take_along_axis(logprobs, mx.array(text)[:, None], axis=-1)[:, 0]
         if before is None:

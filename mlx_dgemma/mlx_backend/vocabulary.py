@@ -1,16 +1,23 @@
-"""Between hidden states and the vocabulary: head, entropy, draw, and the soft embedding of the next pass."""
+"""What a row asks of the vocabulary, and what it hears: token sets, predictions, self-conditioning.
+
+The arithmetic over the vocabulary is in `sweep.py`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..interface import Prediction, Row
 from .layers import Embedding
+from .sweep import KEPT, LOST, Asked, Slices, Sweep, Swept
 
 LOGPROB_SET = 1024  # sets of fewer ids have their log-probabilities reported
+GROUP = 8  # tokens of each list whose embeddings are fetched at a time
 
 
 class TokenSets:
@@ -20,7 +27,7 @@ class TokenSets:
         self.vocab_size = vocab_size
         self.ids: list[tuple[int, ...]] = []
 
-    def add(self, ids) -> int:
+    def add(self, ids: Sequence[int]) -> int:
         """The set's index. ValueError if it is empty or an id is out of the vocabulary."""
         unique = tuple(dict.fromkeys(int(i) for i in ids))
         if not unique or min(unique) < 0 or max(unique) >= self.vocab_size:
@@ -29,48 +36,90 @@ class TokenSets:
             self.ids.append(unique)
         return self.ids.index(unique)
 
-    def mask(self, allowed: np.ndarray) -> mx.array:
-        """[L] set indices -> [L, V] bool: what may stand at each position; -1 is anything."""
-        used = sorted({int(i) for i in allowed if i >= 0})
-        if used and used[-1] >= len(self.ids):
-            raise ValueError(f"token set {used[-1]} is not registered: there are {len(self.ids)}")
-        table = np.zeros((len(used) + 1, self.vocab_size), dtype=bool)
+    def table(self, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[T] set indices -> [sets, V] bool of those that occur, the first allowing all, and [T] indices into it."""
+        used, index = np.unique(np.append(allowed, -1), return_inverse=True)
+        if used[-1] >= len(self.ids) or used[0] < -1:
+            wrong = used[-1] if used[-1] >= len(self.ids) else used[0]
+            raise ValueError(f"token set {wrong} is not registered: there are {len(self.ids)}")
+        table = np.zeros((len(used), self.vocab_size), dtype=bool)
         table[0] = True
-        for row, index in enumerate(used, start=1):
-            table[row, list(self.ids[index])] = True
-        return mx.array(table)[mx.array(np.searchsorted(used, allowed) * (allowed >= 0) + (allowed >= 0))]
+        for row, number in enumerate(used[1:], start=1):
+            table[row, list(self.ids[number])] = True
+        return table, index[:-1]
 
 
 @dataclass
 class SelfConditioning:
-    """What one pass tells the next: its processed logits, and one-hot positions. Nothing is computed until `soft`."""
+    """What one pass tells the next: for each position a mean embedding, from its list where that says enough, from a
+    sum over the whole table where such a sum was made, and else from a second look at its hidden state."""
 
-    logits: (
-        mx.array | None
-    )  # [L, V], after temperature, in the embedding's dtype as in the reference; None: nothing known
+    hidden: mx.array | None  # [L, D]; None: nothing is known but what is certain
+    temperature: float
+    allowed: tuple[np.ndarray, np.ndarray] | None
+    found: dict[str, Any]  # of the row: normaliser, tokens, shares, lost, near
+    heavy: np.ndarray  # [L] bool: positions of `soft`
+    soft: Any  # [heavy, D]
     certain: np.ndarray | None  # [L] int32 ids that are known, -1 elsewhere
 
-    def soft(self, table: Embedding) -> mx.array:
-        """[L, D]: the mean embedding under each position's distribution."""
-        dtype = table.dtype
-        if self.logits is None:
-            soft = mx.zeros((len(self.certain), table.hidden_size), dtype=dtype)
-        else:
-            soft = table.soft(mx.softmax(self.logits.astype(mx.float32), axis=-1).astype(dtype))
-        if self.certain is None:
-            return soft
-        known = mx.array(self.certain >= 0)[:, None]
-        return mx.where(known, table(mx.array(np.maximum(self.certain, 0))), soft)
+    def expect_heavy(self) -> np.ndarray:
+        """[L] bool: where the next pass had better sum up the whole table. Of those summed up already, nothing is
+        known but how many tokens were near the top."""
+        dtype = self.hidden.dtype
+        return np.where(self.heavy, np.array(self.found["near"]) > KEPT, np.array(self.found["lost"]) > LOST[dtype])
+
+
+def _listed(table: Embedding, tokens: np.ndarray, shares: np.ndarray) -> mx.array:
+    """[n, D]: sums over each position's list."""
+    used = int(np.max(np.nonzero(shares.any(axis=0))[0], initial=-1)) + 1
+    total = mx.zeros((len(tokens), table.hidden_size), dtype=mx.float32)
+    for first in range(0, used, GROUP):
+        ids, weights = mx.array(tokens[:, first : first + GROUP]), mx.array(shares[:, first : first + GROUP])
+        rows = table.rows(ids.flatten(), table.dtype).reshape(*ids.shape, -1)
+        total = total + (rows * weights[..., None]).sum(axis=1)
+    return total
+
+
+def soft_embedding(told: SelfConditioning, table: Embedding, slices: Slices, cap: float) -> mx.array:
+    """[L, D]: what the canvas hears of its last pass. Lazy."""
+    length = len(told.heavy)
+    soft = mx.zeros((length, table.hidden_size), dtype=mx.float32)
+    if told.hidden is not None:
+        lost, dtype = np.array(told.found["lost"]), told.hidden.dtype
+        tokens, shares = np.array(told.found["tokens"]), np.array(told.found["shares"])
+        light = ~told.heavy & (lost <= LOST[dtype])
+        missed = ~told.heavy & ~light
+        parts = [(np.flatnonzero(told.heavy), told.soft)]
+        parts += [(np.flatnonzero(light), _listed(table, tokens[light], shares[light]))] if light.any() else []
+        parts += [(np.flatnonzero(missed), _second_look(told, missed, slices, cap))] if missed.any() else []
+        places = np.argsort(np.concatenate([positions for positions, _ in parts]))
+        soft = mx.concatenate([mx.array(sums) for _, sums in parts])[mx.array(places)]
+    soft = soft.astype(table.dtype) * table.hidden_size**0.5
+    if told.certain is None:
+        return soft
+    known = mx.array(told.certain >= 0)[:, None]
+    return mx.where(known, table(mx.array(np.maximum(told.certain, 0))), soft)
+
+
+def _second_look(told: SelfConditioning, positions: np.ndarray, slices: Slices, cap: float) -> mx.array:
+    count = int(positions.sum())
+    allowed = told.allowed and (told.allowed[0], told.allowed[1][positions])
+    temperature = np.full(count, told.temperature, np.float32)
+    hidden = told.hidden[mx.array(np.flatnonzero(positions))]
+    asked = Asked(hidden, temperature, np.zeros(count, np.float32), np.ones(count, bool), *(allowed or ()))
+    return Sweep(slices, asked, cap).run().soft
 
 
 def conditioning_of(row: Row) -> SelfConditioning | None:
     """What `row` brings along: its last pass, and its hint over that."""
-    before: SelfConditioning | None = row.self_conditioning
+    told: SelfConditioning | None = row.self_conditioning
     if row.hint is None:
-        return before
-    logits, known = (None, None) if before is None else (before.logits, before.certain)
+        return told
     hint = np.asarray(row.hint, dtype=np.int32)
-    return SelfConditioning(logits, hint if known is None else np.where(hint >= 0, hint, known))
+    if told is None:
+        return SelfConditioning(None, 1.0, None, {}, np.zeros(len(hint), bool), None, hint)
+    known = hint if told.certain is None else np.where(hint >= 0, hint, told.certain)
+    return SelfConditioning(told.hidden, told.temperature, told.allowed, told.found, told.heavy, told.soft, known)
 
 
 def head(table: Embedding, hidden: mx.array, cap: float) -> mx.array:
@@ -78,63 +127,78 @@ def head(table: Embedding, hidden: mx.array, cap: float) -> mx.array:
     return mx.tanh(table.product(hidden).astype(mx.float32) / cap) * cap
 
 
-@dataclass
-class Drawn:
-    """A prediction still on the device. `arrays` are what one synchronisation brings up."""
+class Look:
+    """The look of all rows of a call at the vocabulary: `arrays` are evaluated, then `predictions` read them."""
 
-    row: Row
-    logits: mx.array  # [L, V] float32, after temperature and restriction
-    arrays: dict[str, mx.array]
-    sets: dict[int, mx.array]  # position -> log-probabilities over its set
+    def __init__(self, rows: Sequence[Row], hidden: list[mx.array], slices: Slices, sets: TokenSets, cap: float):
+        self.rows, self.hidden, self.sets = rows, hidden, sets
+        self.ends = np.cumsum([len(row.canvas) for row in rows]).tolist()
+        lengths = [len(row.canvas) for row in rows]
+        self.allowed = None
+        if any(row.allowed is not None for row in rows):
+            own = [np.full(n, -1) if row.allowed is None else row.allowed for row, n in zip(rows, lengths, strict=True)]
+            self.allowed = sets.table(np.concatenate(own))
+        self.heavy = np.concatenate([self._expected(row) for row in rows])
+        asked = Asked(
+            hidden=mx.concatenate(hidden),
+            temperature=np.repeat([row.temperature for row in rows], lengths).astype(np.float32),
+            uniforms=np.concatenate([row.uniforms for row in rows]).astype(np.float32),
+            heavy=self.heavy,
+            allowed=self.allowed and self.allowed[0],
+            allowed_index=self.allowed and self.allowed[1],
+        )
+        self.swept: Swept = Sweep(slices, asked, cap).run()
+        self.slices, self.cap = slices, cap
+        self.logprobs = self._logprobs(asked)
 
-    def prediction(self, dtype: mx.Dtype) -> Prediction:
-        """After `mx.eval`."""
-        canvas, fixed = np.asarray(self.row.canvas, dtype=np.int32), self.row.fixed
-        found = {name: np.array(array) for name, array in self.arrays.items()}
-        certain = None
-        if fixed is not None:
-            fixed = np.asarray(fixed, dtype=bool)
+    @property
+    def arrays(self) -> list[mx.array]:
+        """What one synchronisation brings up."""
+        return [array for array in (*vars(self.swept).values(), *self.logprobs.values()) if isinstance(array, mx.array)]
+
+    @staticmethod
+    def _expected(row: Row) -> np.ndarray:
+        told: SelfConditioning | None = row.self_conditioning
+        if told is None or told.hidden is None:
+            return np.ones(len(row.canvas), dtype=bool)  # a first pass is sure of little
+        return told.expect_heavy()
+
+    def _logprobs(self, asked: Asked) -> dict[int, mx.array]:
+        """position -> over the set that is allowed there: a product with few rows of the table."""
+        found = {}
+        allowed = np.concatenate([np.full(len(r.canvas), -1) if r.allowed is None else r.allowed for r in self.rows])
+        for position in np.flatnonzero(allowed >= 0).tolist():
+            ids = self.sets.ids[allowed[position]]
+            if len(ids) < LOGPROB_SET:
+                few = self.slices.table.rows(mx.array(ids), asked.hidden.dtype)
+                raw = (few @ asked.hidden[position]).astype(mx.float32)
+                logits = mx.tanh(raw / self.cap) * (self.cap / float(asked.temperature[position]))
+                found[position] = logits - mx.array(self.swept.normaliser[position])
+        return found
+
+    def predictions(self) -> list[Prediction]:
+        return [
+            self._prediction(row, slice(end - len(row.canvas), end), hidden)
+            for row, end, hidden in zip(self.rows, self.ends, self.hidden, strict=True)
+        ]
+
+    def _prediction(self, row: Row, own: slice, hidden: mx.array) -> Prediction:
+        swept, canvas, certain = self.swept, np.asarray(row.canvas, dtype=np.int32), None
+        found = {name: np.array(getattr(swept, name)[own]) for name in ("argmax", "sample", "entropy", "confidence")}
+        if row.fixed is not None:
+            fixed = np.asarray(row.fixed, dtype=bool)
             certain = np.where(fixed, canvas, -1).astype(np.int32)
             for name, given in (("argmax", canvas), ("sample", canvas), ("entropy", 0), ("confidence", 1)):
                 found[name] = np.where(fixed, given, found[name]).astype(found[name].dtype)
-        return Prediction(
-            **found,
-            allowed_logprobs={position: np.array(array) for position, array in self.sets.items()},
-            self_conditioning=SelfConditioning(self.logits.astype(dtype), certain),
+        heavy, before = self.heavy[own], int(self.heavy[: own.start].sum())
+        told = SelfConditioning(
+            hidden=hidden,
+            temperature=row.temperature,
+            allowed=self.allowed and (self.allowed[0], self.allowed[1][own]),
+            found={name: getattr(swept, name)[own] for name in ("normaliser", "tokens", "shares", "lost", "near")},
+            heavy=heavy,
+            soft=swept.soft[before : before + int(heavy.sum())],
+            certain=certain,
         )
-
-
-def draw(logits: mx.array, row: Row, sets: TokenSets) -> Drawn:
-    """What `row` asks of its raw `logits` [L, V]. Lazy.
-
-    The draw inverts the cumulative distribution in vocabulary order, so that one uniform a position decides it; an
-    unnormalised sum is compared with the uniform's share of the total, which is always above the sum before the last
-    token that has any probability.
-    """
-    logits = logits / mx.array(row.temperature, dtype=mx.float32)
-    if row.allowed is not None:
-        allowed = np.asarray(row.allowed)
-        logits = mx.where(sets.mask(allowed), logits, -mx.inf)
-    top = logits.max(axis=-1, keepdims=True)
-    above = logits - top  # <= 0, -inf where not allowed
-    weights = mx.exp(above)
-    total = weights.sum(axis=-1)
-    sums = mx.cumsum(weights, axis=-1)
-    uniforms = mx.array(np.asarray(row.uniforms, dtype=np.float32))
-    sample = (sums <= (uniforms * sums[:, -1])[:, None]).sum(axis=-1).astype(mx.int32)
-    # -sum p log p, from terms of the same sign: exp(-inf) * -inf must count as nothing.
-    entropy = mx.log(total) - (weights * mx.where(weights > 0, above, 0)).sum(axis=-1) / total
-    arrays = {
-        "argmax": logits.argmax(axis=-1).astype(mx.int32),
-        "sample": sample,
-        "entropy": entropy,
-        "confidence": mx.take_along_axis(weights, mx.minimum(sample, logits.shape[-1] - 1)[:, None], axis=-1)[:, 0]
-        / total,
-    }
-    found = {}
-    if row.allowed is not None:
-        logprobs = above - mx.log(total)[:, None]
-        for position, index in enumerate(allowed.tolist()):
-            if index >= 0 and len(sets.ids[index]) < LOGPROB_SET:
-                found[position] = logprobs[position, mx.array(sets.ids[index])]
-    return Drawn(row, logits, arrays, found)
+        logprobs = {p - own.start: np.array(v) for p, v in self.logprobs.items() if own.start <= p < own.stop}
+        return Prediction(**found, allowed_logprobs=logprobs, self_conditioning=told)

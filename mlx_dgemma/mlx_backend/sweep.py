@@ -1,0 +1,209 @@
+"""One sweep over the vocabulary, in slices: head, softcap, temperature, argmax, entropy, draw, and what the next pass
+hears of all that. The logits [T, V] are never whole.
+
+A running maximum and sums that are rescaled when it rises, as in attention over blocks of keys. The draw inverts the
+cumulative distribution in vocabulary order: the sums of the slices tell in which slice each position's token lies, and
+that one slice a position is looked at again, the table seen as so many experts.
+
+The mean embedding of a position (its soft embedding) is a sum over few tokens where the distribution is peaked: those
+within `REACH` nats of the top, kept as lists. Where the rest of the mass matters, all of the table is summed up while
+its slice is at hand; which positions those will be is known from the last pass, and a wrong guess is made good by
+`vocabulary.SelfConditioning`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .layers import Embedding, Linear
+
+SLICES = 32
+KEPT = 256  # tokens that the list of a position holds
+REACH = {mx.float32: 16.0, mx.bfloat16: 10.0, mx.float16: 10.0}  # nats below the top
+LOST = {mx.float32: 2e-6, mx.bfloat16: 2.0**-9, mx.float16: 2.0**-11}  # share of the mass that a list may leave out
+LOWEST = -1e30  # of a running maximum: finite, so that differences stay numbers
+BARRED = -1e31  # the logit of a token that is not allowed
+
+
+def namespace() -> Any:
+    """MLX; on its CPU device NumPy: MLX's CPU build takes exp and tanh one number at a time, thirty times slower."""
+    return np if mx.default_device() == mx.cpu else mx
+
+
+class Slices:
+    """The embedding in slices of equal width: each a `Linear`, and all of them as experts."""
+
+    def __init__(self, table: Embedding):
+        self.table, vocabulary = table, table.weight.shape[0]
+        even = vocabulary % SLICES == 0 and vocabulary // SLICES >= KEPT
+        self.width = vocabulary // SLICES if even else vocabulary
+        self.parts = [table.part(first, first + self.width) for first in range(0, vocabulary, self.width)]
+        self.experts = table.as_experts(len(self.parts))
+
+
+@dataclass
+class Asked:
+    """What is asked of T positions, those of all rows of a call one after another."""
+
+    hidden: mx.array  # [T, D], normed
+    temperature: np.ndarray  # [T] float32
+    uniforms: np.ndarray  # [T] float32
+    heavy: np.ndarray  # [T] bool: expected to need the whole table for their soft embedding
+    allowed: np.ndarray | None = None  # [sets, V] bool
+    allowed_index: np.ndarray | None = None  # [T] into `allowed`
+
+
+@dataclass
+class Swept:
+    """What was found. Arrays of the namespace; lazy if that is MLX."""
+
+    argmax: Any  # [T] int32
+    sample: Any  # [T] int32
+    entropy: Any  # [T] float32, nats
+    confidence: Any  # [T] float32
+    normaliser: Any  # [T] float32: logsumexp of the processed logits
+    near: Any  # [T] int32: tokens within reach of the top, or a few more
+    lost: Any  # [T] float32: share of the mass outside the lists
+    tokens: Any  # [T, KEPT] int32
+    shares: Any  # [T, KEPT] float32, 0 where there is no token
+    soft: Any  # [heavy, D] float32, of the positions that were expected to be heavy
+
+
+class Lists:
+    """Tokens near the top of each position, collected slice by slice."""
+
+    def __init__(self, positions: int, xp: Any):
+        self.xp = xp
+        self.count = xp.zeros((positions, 1), dtype=xp.int32)
+        # One place more than is kept takes what does not fit, and what is not near.
+        self.tokens = xp.zeros((positions, KEPT + 1), dtype=xp.int32)
+        self.logits = xp.full((positions, KEPT + 1), LOWEST, dtype=xp.float32)
+
+    def add(self, logits: Any, near: Any, first: int) -> None:
+        """`near` [T, S] bool marks those of `logits` that may be near the top in the end; `first` is their first id."""
+        if self.xp is np:
+            rows, columns = np.nonzero(near)
+            starts = np.searchsorted(rows, np.arange(len(self.count)))
+            places = np.minimum(np.arange(len(rows)) - starts[rows] + self.count[rows, 0], KEPT)
+            self.tokens[rows, places], self.logits[rows, places] = columns + first, logits[rows, columns]
+            return
+        places = mx.minimum(mx.cumsum(near.astype(mx.int32), axis=-1) - 1 + self.count, KEPT)
+        places = mx.where(near, places, KEPT)
+        ids = mx.broadcast_to(mx.arange(first, first + logits.shape[1], dtype=mx.int32), logits.shape)
+        self.tokens = mx.put_along_axis(self.tokens, places, ids, axis=-1)
+        self.logits = mx.put_along_axis(self.logits, places, logits, axis=-1)
+
+    def shares(self, top: Any, total: Any, reach: float) -> Any:
+        """[T, KEPT] float32."""
+        kept = self.logits[:, :KEPT]
+        return self.xp.where(kept >= top - reach, self.xp.exp(kept - top) / total, 0)
+
+
+class Sweep:
+    """Over `slices` for what is `asked`; `cap` is the softcap's."""
+
+    def __init__(self, slices: Slices, asked: Asked, cap: float):
+        self.slices, self.asked, self.cap = slices, asked, cap
+        self.xp = namespace()
+        # On the CPU this waits for a slice; there is no queue of work to stall.
+        self.bring = np.asarray if self.xp is np else mx.array
+        self.temperature = self.bring(asked.temperature)[:, None]
+
+    def processed(self, raw: mx.array, order: Any, first: Any) -> Any:
+        """Raw logits [n, S] of positions `order`, from id `first` ([n, 1] or one) on -> capped, tempered, barred."""
+        xp, asked = self.xp, self.asked
+        logits = xp.tanh(self.bring(raw.astype(mx.float32)) / self.cap) * (self.cap / self.temperature[order])
+        if asked.allowed is None:
+            return logits
+        columns = first + xp.arange(self.slices.width)
+        may = self.bring(asked.allowed)[self.bring(asked.allowed_index)[order][:, None], columns]
+        return xp.where(may, logits, BARRED)
+
+    def run(self) -> Swept:
+        xp, asked, T = self.xp, self.asked, self.asked.hidden.shape[0]
+        reach = REACH[asked.hidden.dtype]
+        every, light = self.bring(np.arange(T)), self.bring(~asked.heavy)[:, None]
+        soft = Soft(asked, xp, self.bring)
+        top = xp.full((T, 1), LOWEST, dtype=xp.float32)
+        total, heat, argmax = xp.zeros_like(top), xp.zeros_like(top), xp.zeros((T, 1), dtype=xp.int32)
+        lists, masses, tops = Lists(T, xp), [], []
+        hidden = asked.hidden
+        for number, part in enumerate(self.slices.parts):
+            first = number * self.slices.width
+            logits = self.processed(part.product(hidden), every, first)
+            own = logits.max(axis=-1, keepdims=True)
+            best = logits.argmax(axis=-1, keepdims=True).astype(xp.int32) + first
+            argmax = xp.where(own > top, best, argmax)
+            before, top = top, xp.maximum(top, own)
+            below = logits - top  # <= 0
+            weights = xp.exp(below)
+            fade, mass = xp.exp(before - top), weights.sum(axis=-1, keepdims=True)
+            # heat is the sum of weight * (logit - top), and moves with the top
+            heat = fade * (heat + (before - top) * total) + (weights * below).sum(axis=-1, keepdims=True)
+            total = fade * total + mass
+            near = below >= -reach
+            lists.add(logits, near & light, first)
+            lists.count = lists.count + near.astype(xp.int32).sum(axis=-1, keepdims=True).astype(xp.int32)
+            soft.add(part, weights, fade)
+            masses.append(mass)
+            tops.append(top)
+            if xp is mx:
+                # Or the scheduler, which goes by what the running maximum needs, would make all slices first.
+                state = [argmax, total, heat, mass, lists.tokens, lists.logits, lists.count, soft.sum]
+                hidden = mx.depends(hidden, state)
+        masses = xp.concatenate([mass * xp.exp(own - top) for mass, own in zip(masses, tops, strict=True)], axis=1)
+        sample, confidence = self.draw(masses, top)
+        shares = lists.shares(top, total, reach)
+        return Swept(
+            argmax=argmax[:, 0],
+            sample=sample,
+            entropy=(xp.log(total) - heat / total)[:, 0],
+            confidence=confidence / total[:, 0],
+            normaliser=(top + xp.log(total))[:, 0],
+            near=lists.count[:, 0],
+            lost=1 - shares.sum(axis=-1),
+            tokens=lists.tokens[:, :KEPT],
+            shares=shares,
+            soft=soft.sum / total[soft.positions],
+        )
+
+    def draw(self, masses: Any, top: Any) -> tuple[Any, Any]:
+        """The sample [T], and its weight [T]: exp(logit - top). `masses` [T, slices] are the sums of such weights.
+
+        The token is the first whose cumulative sum exceeds the uniform's share of the whole, which is below the whole.
+        """
+        xp, width = self.xp, self.slices.width
+        ends = xp.cumsum(masses, axis=1)
+        share = self.bring(self.asked.uniforms)[:, None] * ends[:, -1:]
+        chosen = (ends <= share).astype(xp.int32).sum(axis=1)
+        order = xp.argsort(chosen)
+        sorted_slices = chosen[order]
+        raw = self.slices.experts(self.asked.hidden[mx.array(order)], mx.array(sorted_slices))
+        first = (sorted_slices * width)[:, None]
+        weights = xp.exp(self.processed(raw, order, first) - top[order])
+        before = xp.take_along_axis((ends - masses)[order], sorted_slices[:, None], axis=1)
+        sums = xp.cumsum(weights, axis=1) + before
+        # Summed in another order, the slice may end short of the share: then its last token that can be is meant.
+        last = xp.where(weights > 0, xp.arange(width), 0).max(axis=1)
+        place = xp.minimum((sums <= share[order]).astype(xp.int32).sum(axis=1), last)
+        weight = xp.take_along_axis(weights, place[:, None], axis=1)[:, 0]
+        back = xp.argsort(order)
+        return (first[:, 0] + place)[back].astype(xp.int32), weight[back]
+
+
+class Soft:
+    """Sums of weight * embedding over the whole table, for the positions expected to be heavy."""
+
+    def __init__(self, asked: Asked, xp: Any, bring: Any):
+        self.dtype, self.bring = asked.hidden.dtype, bring
+        self.positions = bring(np.flatnonzero(asked.heavy).astype(np.int32))
+        self.sum = xp.zeros((len(self.positions), asked.hidden.shape[1]), dtype=xp.float32)
+
+    def add(self, part: Linear, weights: Any, fade: Any) -> None:
+        if len(self.positions):
+            added = part.product(mx.array(weights[self.positions]).astype(self.dtype), transpose=False)
+            self.sum = self.sum * fade[self.positions] + self.bring(added.astype(mx.float32))
