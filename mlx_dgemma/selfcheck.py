@@ -119,22 +119,22 @@ def compare(
 
 
 def attention(name: str, sizes: Sizes, *, dim: int, causal: bool = False, fused: bool = False, dtype: str) -> Part:
-    """Attention as network.py calls it, of a canvas or of a chunk of text; or with the fused kernel, which it does not
-    ask for and a device may lack."""
+    """Attention of a canvas or of a chunk of text; or of a canvas with the fused kernel, which network.py does not ask
+    for and a device may lack."""
     import mlx.core as mx
 
-    from .mlx_backend.network import Segment
+    from .mlx_backend.attention import attend
 
     groups, window = {256: (8, sizes.past + 1), 512: (2, None)}[dim]
     keys, rng = sizes.past + sizes.queries, np.random.default_rng(dim)
     arrays = [rng.normal(0, 2 / dim**0.5, (1, sizes.heads, sizes.queries, dim))]  # scores of a few units
     arrays += [rng.normal(size=(1, groups, keys, dim)) for _ in "kv"]
-    segment = Segment(0, sizes.queries, None, sizes.past, causal)
 
     def prepare(dtype: mx.Dtype, force: bool = False) -> Callable[[], list]:
         inputs = [mx.array(array).astype(dtype) for array in arrays]
-        attend = partial(mx.fast.scaled_dot_product_attention, *inputs, scale=1.0, force_fused=force)
-        return lambda: [attend(mask=segment.mask(keys, window))]
+        if force:
+            return lambda: [mx.fast.scaled_dot_product_attention(*inputs, scale=1.0, force_fused=True)]
+        return lambda: [attend(*inputs, causal=causal, window=window)]
 
     def exact() -> Arrays:
         q, k, v = arrays
@@ -247,7 +247,7 @@ def vocabulary(name: str, sizes: Sizes, *, spread: float) -> Part:
     right += [shares @ exact_weight(arrays, 8)]
 
     def weighed(top: np.ndarray, sample: np.ndarray, *others: np.ndarray) -> Arrays:
-        """The argmax's logit, the nearest uniform that draws the sample, entropy, relative confidence, soft embedding."""
+        """The argmax's logit, the nearest uniform of the sample, entropy, confidence over its own, soft embedding."""
         top, sample = top.astype(int), sample.astype(int)
         if max(top.max(), sample.max()) >= V:
             raise RuntimeError(f"token {max(top.max(), sample.max())} is past the vocabulary of {V}")

@@ -14,7 +14,7 @@ import pytest
 
 from mlx_dgemma import selfcheck
 from mlx_dgemma.load import load
-from mlx_dgemma.mlx_backend import layers, sweep
+from mlx_dgemma.mlx_backend import attention, layers, sweep
 from mlx_dgemma.selfcheck import Sizes
 
 SMALL = Sizes(queries=8, past=23, heads=16, experts=3, rows=16, positions=16, vocabulary=512, width=64)
@@ -93,8 +93,8 @@ def test_help_imports_no_framework():
 @pytest.mark.parametrize(
     ("part", "where", "name", "wrong"),
     [
-        ("attention", mx.fast, "scaled_dot_product_attention", lambda y: y * 1.001),
-        ("window", mx.fast, "scaled_dot_product_attention", lambda y: y[:, ::-1]),
+        ("attention", attention, "attend", lambda y: y * 1.001),
+        ("window", attention, "attend", lambda y: y[:, ::-1]),
         ("quantized experts", layers.ExpertLinear, "_expert_by_expert", lambda y: mx.roll(y, 1, axis=0)),
         ("flat", sweep.Sweep, "processed", lambda y: np.array(mx.array(y).astype(mx.bfloat16).astype(mx.float32))),
         ("peaked", sweep.Sweep, "processed", lambda y: y * np.float32(1.001)),
@@ -156,7 +156,7 @@ def test_a_part_that_raises_fails_alone(monkeypatch, run):
     assert (code, report["verdict"]) == (1, "differs")
     assert [part["verdict"] for part in report["parts"]] == ["ok", "failed", "ok"]
     assert report["parts"][1]["note"] == "[metal::Device] Unable to load kernel"
-    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", lambda q, *_, **__: q * mx.nan)
+    monkeypatch.setattr(attention, "attend", lambda q, *_, **__: q * mx.nan)
     code, out, _ = run("--json", parts={"attention": PARTS["attention"]})
     [part] = json.loads(out)["parts"]
     assert (code, part["verdict"]) == (1, "failed") and "not finite" in part["note"]
@@ -194,8 +194,8 @@ def test_the_device_is_compared_with_the_cpu(monkeypatch, pretended_gpu):
         y = right(*arguments, **options)
         return y if mx.default_stream(mx.cpu) == mx.gpu else y * 1.01
 
-    right = mx.fast.scaled_dot_product_attention
-    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", attend)
+    right = attention.attend
+    monkeypatch.setattr(attention, "attend", attend)
     found = PARTS["attention"]("attention", SMALL)
     assert found.verdict == "differs" and found.exact_error < 1e-4 < found.error
 

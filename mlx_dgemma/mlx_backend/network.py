@@ -14,8 +14,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import LayerConfig, ModelConfig
+from .attention import attend
 from .cache import LayerCache, MLXCache
 from .layers import Embedding, ExpertLinear, Linear, Norm
+from .namespace import tanh
 
 
 @dataclass
@@ -28,21 +30,9 @@ class Segment:
     offset: int  # position of the first token
     causal: bool
 
-    def mask(self, keys: int, window: int | None) -> mx.array | str | None:
-        """For `stop - start` queries at the end of `keys` keys. The canvas sees everything it is shown: the reference,
-        too, gives it the last window - 1 tokens and no window of its own."""
-        queries = self.stop - self.start
-        if not self.causal or queries == 1:
-            return None
-        if window is None or keys <= window:
-            return "causal"
-        query = mx.arange(keys - queries, keys)[:, None]
-        key = mx.arange(keys)[None]
-        return (key <= query) & (key > query - window)
-
 
 def gelu(x: mx.array) -> mx.array:
-    return 0.5 * x * (1 + mx.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))  # sqrt(2 / pi)
+    return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))  # sqrt(2 / pi)
 
 
 class MLP(nn.Module):
@@ -107,8 +97,7 @@ class Attention(nn.Module):
         all_keys, all_values = cache.visible(keys, values)
         if segment.causal:
             cache.append(keys, values)
-        mask = segment.mask(all_keys.shape[2], self.window)
-        return mx.fast.scaled_dot_product_attention(queries, all_keys, all_values, scale=1.0, mask=mask)
+        return attend(queries, all_keys, all_values, causal=segment.causal, window=self.window)
 
 
 class Router(nn.Module):

@@ -20,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from .layers import Embedding, Linear
+from .namespace import bring, namespace
 
 SLICES = 32
 KEPT = 256  # tokens that the list of a position holds
@@ -27,11 +28,6 @@ REACH = {mx.float32: 16.0, mx.bfloat16: 10.0, mx.float16: 10.0}  # nats below th
 LOST = {mx.float32: 2e-6, mx.bfloat16: 2.0**-9, mx.float16: 2.0**-11}  # share of the mass that a list may leave out
 LOWEST = -1e30  # of a running maximum: finite, so that differences stay numbers
 BARRED = -1e31  # the logit of a token that is not allowed
-
-
-def namespace() -> Any:
-    """MLX; on its CPU device NumPy: MLX's CPU build takes exp and tanh one number at a time, thirty times slower."""
-    return np if mx.default_device() == mx.cpu else mx
 
 
 class Slices:
@@ -66,7 +62,6 @@ class Swept:
     entropy: Any  # [T] float32, nats
     confidence: Any  # [T] float32
     normaliser: Any  # [T] float32: logsumexp of the processed logits
-    near: Any  # [T] int32: tokens within reach of the top, or a few more
     lost: Any  # [T] float32: share of the mass outside the lists
     tokens: Any  # [T, KEPT] int32
     shares: Any  # [T, KEPT] float32, 0 where there is no token
@@ -84,14 +79,17 @@ class Lists:
         self.logits = xp.full((positions, KEPT + 1), LOWEST, dtype=xp.float32)
 
     def add(self, logits: Any, near: Any, first: int) -> None:
-        """`near` [T, S] bool marks those of `logits` that may be near the top in the end; `first` is their first id."""
+        """`near` [T, S] bool marks those of `logits` that may be near the top in the end; `first` is their first id.
+        A list that is full already is left alone."""
+        self.count, counted = self.count + near.astype(self.xp.int32).sum(axis=-1, keepdims=True), self.count
+        near = near & (counted <= KEPT)
         if self.xp is np:
             rows, columns = np.nonzero(near)
             starts = np.searchsorted(rows, np.arange(len(self.count)))
-            places = np.minimum(np.arange(len(rows)) - starts[rows] + self.count[rows, 0], KEPT)
+            places = np.minimum(np.arange(len(rows)) - starts[rows] + counted[rows, 0], KEPT)
             self.tokens[rows, places], self.logits[rows, places] = columns + first, logits[rows, columns]
             return
-        places = mx.minimum(mx.cumsum(near.astype(mx.int32), axis=-1) - 1 + self.count, KEPT)
+        places = mx.minimum(mx.cumsum(near.astype(mx.int32), axis=-1) - 1 + counted, KEPT)
         places = mx.where(near, places, KEPT)
         ids = mx.broadcast_to(mx.arange(first, first + logits.shape[1], dtype=mx.int32), logits.shape)
         self.tokens = mx.put_along_axis(self.tokens, places, ids, axis=-1)
@@ -109,25 +107,23 @@ class Sweep:
     def __init__(self, slices: Slices, asked: Asked, cap: float):
         self.slices, self.asked, self.cap = slices, asked, cap
         self.xp = namespace()
-        # On the CPU this waits for a slice; there is no queue of work to stall.
-        self.bring = np.asarray if self.xp is np else mx.array
-        self.temperature = self.bring(asked.temperature)[:, None]
+        self.temperature = bring(asked.temperature)[:, None]
 
     def processed(self, raw: mx.array, order: Any, first: Any) -> Any:
         """Raw logits [n, S] of positions `order`, from id `first` ([n, 1] or one) on -> capped, tempered, barred."""
         xp, asked = self.xp, self.asked
-        logits = xp.tanh(self.bring(raw.astype(mx.float32)) / self.cap) * (self.cap / self.temperature[order])
+        logits = xp.tanh(bring(raw.astype(mx.float32)) / self.cap) * (self.cap / self.temperature[order])
         if asked.allowed is None:
             return logits
         columns = first + xp.arange(self.slices.width)
-        may = self.bring(asked.allowed)[self.bring(asked.allowed_index)[order][:, None], columns]
+        may = bring(asked.allowed)[bring(asked.allowed_index)[order][:, None], columns]
         return xp.where(may, logits, BARRED)
 
     def run(self) -> Swept:
         xp, asked, T = self.xp, self.asked, self.asked.hidden.shape[0]
         reach = REACH[asked.hidden.dtype]
-        every, light = self.bring(np.arange(T)), self.bring(~asked.heavy)[:, None]
-        soft = Soft(asked, xp, self.bring)
+        every = bring(np.arange(T))
+        soft = Soft(asked, xp)
         top = xp.full((T, 1), LOWEST, dtype=xp.float32)
         total, heat, argmax = xp.zeros_like(top), xp.zeros_like(top), xp.zeros((T, 1), dtype=xp.int32)
         lists, masses, tops = Lists(T, xp), [], []
@@ -145,9 +141,7 @@ class Sweep:
             # heat is the sum of weight * (logit - top), and moves with the top
             heat = fade * (heat + (before - top) * total) + (weights * below).sum(axis=-1, keepdims=True)
             total = fade * total + mass
-            near = below >= -reach
-            lists.add(logits, near & light, first)
-            lists.count = lists.count + near.astype(xp.int32).sum(axis=-1, keepdims=True).astype(xp.int32)
+            lists.add(logits, below >= -reach, first)
             soft.add(part, weights, fade)
             masses.append(mass)
             tops.append(top)
@@ -164,7 +158,6 @@ class Sweep:
             entropy=(xp.log(total) - heat / total)[:, 0],
             confidence=confidence / total[:, 0],
             normaliser=(top + xp.log(total))[:, 0],
-            near=lists.count[:, 0],
             lost=1 - shares.sum(axis=-1),
             tokens=lists.tokens[:, :KEPT],
             shares=shares,
@@ -178,7 +171,7 @@ class Sweep:
         """
         xp, width = self.xp, self.slices.width
         ends = xp.cumsum(masses, axis=1)
-        share = self.bring(self.asked.uniforms)[:, None] * ends[:, -1:]
+        share = bring(self.asked.uniforms)[:, None] * ends[:, -1:]
         chosen = (ends <= share).astype(xp.int32).sum(axis=1)
         order = xp.argsort(chosen)
         sorted_slices = chosen[order]
@@ -198,12 +191,12 @@ class Sweep:
 class Soft:
     """Sums of weight * embedding over the whole table, for the positions expected to be heavy."""
 
-    def __init__(self, asked: Asked, xp: Any, bring: Any):
-        self.dtype, self.bring = asked.hidden.dtype, bring
+    def __init__(self, asked: Asked, xp: Any):
+        self.dtype = asked.hidden.dtype
         self.positions = bring(np.flatnonzero(asked.heavy).astype(np.int32))
         self.sum = xp.zeros((len(self.positions), asked.hidden.shape[1]), dtype=xp.float32)
 
     def add(self, part: Linear, weights: Any, fade: Any) -> None:
         if len(self.positions):
             added = part.product(mx.array(weights[self.positions]).astype(self.dtype), transpose=False)
-            self.sum = self.sum * fade[self.positions] + self.bring(added.astype(mx.float32))
+            self.sum = self.sum * fade[self.positions] + bring(added.astype(mx.float32))

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..interface import Prediction, Row
 from .layers import Embedding
-from .sweep import KEPT, LOST, Asked, Slices, Sweep, Swept
+from .sweep import LOST, Asked, Slices, Sweep, Swept
 
 LOGPROB_SET = 1024  # sets of fewer ids have their log-probabilities reported
 GROUP = 8  # tokens of each list whose embeddings are fetched at a time
@@ -57,16 +57,14 @@ class SelfConditioning:
     hidden: mx.array | None  # [L, D]; None: nothing is known but what is certain
     temperature: float
     allowed: tuple[np.ndarray, np.ndarray] | None
-    found: dict[str, Any]  # of the row: normaliser, tokens, shares, lost, near
+    found: dict[str, Any]  # of the row: tokens, shares, lost
     heavy: np.ndarray  # [L] bool: positions of `soft`
     soft: Any  # [heavy, D]
     certain: np.ndarray | None  # [L] int32 ids that are known, -1 elsewhere
 
     def expect_heavy(self) -> np.ndarray:
-        """[L] bool: where the next pass had better sum up the whole table. Of those summed up already, nothing is
-        known but how many tokens were near the top."""
-        dtype = self.hidden.dtype
-        return np.where(self.heavy, np.array(self.found["near"]) > KEPT, np.array(self.found["lost"]) > LOST[dtype])
+        """[L] bool: where the next pass had better sum up the whole table."""
+        return np.array(self.found["lost"]) > LOST[self.hidden.dtype]
 
 
 def _listed(table: Embedding, tokens: np.ndarray, shares: np.ndarray) -> mx.array:
@@ -195,7 +193,7 @@ class Look:
             hidden=hidden,
             temperature=row.temperature,
             allowed=self.allowed and (self.allowed[0], self.allowed[1][own]),
-            found={name: getattr(swept, name)[own] for name in ("normaliser", "tokens", "shares", "lost", "near")},
+            found={name: getattr(swept, name)[own] for name in ("tokens", "shares", "lost")},
             heavy=heavy,
             soft=swept.soft[before : before + int(heavy.sum())],
             certain=certain,

@@ -1,0 +1,44 @@
+"""Attention in blocks of keys and through MLX's own, against all scores at once in float64."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_dgemma.mlx_backend import attention, namespace
+
+CASES = {"canvas": (False, None), "text": (True, None), "text in a window": (True, 20)}
+
+
+@pytest.fixture(params=["numpy", "mlx"])
+def arithmetic(request, monkeypatch):
+    for where in (attention, namespace):
+        monkeypatch.setattr(where, "namespace", lambda: {"numpy": np, "mlx": mx}[request.param])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("total", [12, 50])
+@pytest.mark.parametrize("block", [7, 16, 1000])
+def test_blocks_and_whole(arithmetic, monkeypatch, case, total, block):
+    causal, window = CASES[case]
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(1, heads, n, 16)).astype(np.float32) for heads, n in ((4, 12), (2, total), (2, total)))
+    monkeypatch.setattr(attention, "SCORES", block * 4 * 4 * 12)
+    found = attention.attend(mx.array(q), mx.array(k), mx.array(v), causal=causal, window=window)
+    query, key = np.arange(total - 12, total)[:, None], np.arange(total)
+    seen = (key <= query) & (key > query - (window or total)) if causal else np.ones((12, total), bool)
+    for head in range(4):
+        scores = np.where(seen, q[0, head].astype(np.float64) @ k[0, head // 2].T, -np.inf)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        expected = weights / weights.sum(axis=-1, keepdims=True) @ v[0, head // 2]
+        assert np.abs(np.array(found[0, head]) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_sixteen_bits(arithmetic, dtype):
+    q, k, v = (mx.random.normal((1, heads, 8, 16), key=mx.random.key(heads)) for heads in (4, 2, 1))
+    v = k
+    exact = attention.attend(q, k, v, causal=True, window=None)
+    found = attention.attend(*(a.astype(dtype) for a in (q, k, v)), causal=True, window=None)
+    assert found.dtype == dtype and mx.abs(found.astype(mx.float32) - exact).max().item() < 0.1
