@@ -14,7 +14,9 @@ def namespace() -> Any:
 
 def bring(array: mx.array | np.ndarray) -> Any:
     """Into the namespace. On the CPU this waits for a lazy array; there is no queue of work to stall."""
-    return np.asarray(array) if namespace() is np else mx.array(array)
+    if namespace() is np:
+        return np.asarray(array)
+    return array if isinstance(array, mx.array) else mx.array(array)
 
 
 def tanh(x: mx.array) -> mx.array:
