@@ -6,21 +6,20 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dgemma.mlx_backend import attention, namespace
+from mlx_dgemma.mlx_backend import arithmetic, attention
 
 CASES = {"canvas": (False, None), "text": (True, None), "text in a window": (True, 20)}
 
 
 @pytest.fixture(params=["numpy", "mlx"])
-def arithmetic(request, monkeypatch):
-    for where in (attention, namespace):
-        monkeypatch.setattr(where, "namespace", lambda: {"numpy": np, "mlx": mx}[request.param])
+def both(request, monkeypatch):
+    monkeypatch.setattr(arithmetic, "namespace", lambda: {"numpy": np, "mlx": mx}[request.param])
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("total", [12, 50])
 @pytest.mark.parametrize("block", [7, 16, 1000])
-def test_blocks_and_whole(arithmetic, monkeypatch, case, total, block):
+def test_blocks_and_whole(both, monkeypatch, case, total, block):
     causal, window = CASES[case]
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(1, heads, n, 16)).astype(np.float32) for heads, n in ((4, 12), (2, total), (2, total)))
@@ -36,7 +35,7 @@ def test_blocks_and_whole(arithmetic, monkeypatch, case, total, block):
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
-def test_sixteen_bits(arithmetic, dtype):
+def test_sixteen_bits(both, dtype):
     q, k, v = (mx.random.normal((1, heads, 8, 16), key=mx.random.key(heads)) for heads in (4, 2, 1))
     v = k
     exact = attention.attend(q, k, v, causal=True, window=None)

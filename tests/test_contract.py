@@ -13,7 +13,7 @@ from mlx_dgemma.interface import Row
 from mlx_dgemma.load import load_model
 from mlx_dgemma.sampling import Sampling
 
-BACKENDS = ["mlx"]
+BACKENDS = ["mlx", "mlx as on a GPU"]  # whose paths the CPU device takes in float32, when told so
 SHAPES = {"long window": {"sliding_window": 64}, "short window": {"sliding_window": 24, "top_k_experts": 3}}
 VECTORS = ("argmax", "sample", "entropy", "confidence")
 
@@ -21,9 +21,17 @@ VECTORS = ("argmax", "sample", "entropy", "confidence")
 @pytest.fixture(scope="module", params=[(b, s) for b in BACKENDS for s in SHAPES], ids=" ".join)
 def model(request, tmp_path_factory):
     backend, shape = request.param
+    if backend == "mlx as on a GPU":
+        import mlx.core as mx
+
+        from mlx_dgemma.mlx_backend import arithmetic
+
+        patch = pytest.MonkeyPatch()
+        patch.setattr(arithmetic, "namespace", lambda: mx)
+        request.addfinalizer(patch.undo)
     config = checkpoints.config(**SHAPES[shape])
     folder = checkpoints.write(tmp_path_factory.mktemp("contract"), config, checkpoints.weights(config, peaked=3))
-    return load_model(folder, parse_config(config, checkpoints.generation_config()), backend, "float32")
+    return load_model(folder, parse_config(config, checkpoints.generation_config()), backend.split()[0], "float32")
 
 
 def text(model, length: int, seed: int = 0) -> np.ndarray:

@@ -10,7 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from .namespace import bring, namespace
+from . import arithmetic
+from .arithmetic import bring
 
 SCORES = 256_000_000  # bytes of scores, at most
 
@@ -32,7 +33,7 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, *, causal: bool,
     of its own."""
     heads, n, total = queries.shape[1], queries.shape[2], keys.shape[2]
     block = max(1, SCORES // (4 * heads * n))
-    if namespace() is mx and block >= total:
+    if arithmetic.namespace() is mx and block >= total:
         mask: Any = visible(n, total, window) if causal else None
         if mask is not None and (window is None or total <= window):
             mask = "causal"
@@ -43,7 +44,7 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, *, causal: bool,
 def _in_blocks(
     queries: mx.array, keys: mx.array, values: mx.array, block: int, causal: bool, window: int | None
 ) -> mx.array:
-    xp, dtype = namespace(), queries.dtype
+    xp, dtype = arithmetic.namespace(), queries.dtype
     (_, heads, n, dim), (_, groups, total, _) = queries.shape, keys.shape
     grouped = queries.reshape(groups, -1, dim)  # head h looks at key head h // (heads / groups)
     top, mass, out = -1e30, 0.0, 0.0

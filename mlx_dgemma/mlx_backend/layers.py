@@ -12,6 +12,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import Quantization
+from . import arithmetic
 
 
 class Linear(nn.Module):
@@ -63,7 +64,7 @@ class ExpertLinear(Linear):
 
     def __call__(self, x: mx.array, experts: mx.array) -> mx.array:
         """x [N, in], experts [N] ascending -> [N, out]."""
-        if mx.default_device() == mx.cpu:
+        if arithmetic.namespace() is np:
             return self._expert_by_expert(x, experts)
         x = x[:, None, :]
         if self.quantization is None:

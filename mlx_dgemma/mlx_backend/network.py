@@ -14,10 +14,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import LayerConfig, ModelConfig
+from .arithmetic import tanh
 from .attention import attend
 from .cache import LayerCache, MLXCache
 from .layers import Embedding, ExpertLinear, Linear, Norm
-from .namespace import tanh
 
 
 @dataclass

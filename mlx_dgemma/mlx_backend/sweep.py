@@ -19,10 +19,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from . import arithmetic
+from .arithmetic import bring
 from .layers import Embedding, Linear
-from .namespace import bring, namespace
 
-SLICES = 32
+SLICES = 32  # at least
+WIDEST = 4096  # of a slice: its logits, of 256 positions, are 4 MB, and a dozen arrays of that size are at hand
 KEPT = 256  # tokens that the list of a position holds
 REACH = {mx.float32: 16.0, mx.bfloat16: 10.0, mx.float16: 10.0}  # nats below the top
 LOST = {mx.float32: 2e-6, mx.bfloat16: 2.0**-9, mx.float16: 2.0**-11}  # share of the mass that a list may leave out
@@ -35,8 +37,8 @@ class Slices:
 
     def __init__(self, table: Embedding):
         self.table, vocabulary = table, table.weight.shape[0]
-        even = vocabulary % SLICES == 0 and vocabulary // SLICES >= KEPT
-        self.width = vocabulary // SLICES if even else vocabulary
+        count = max(SLICES, vocabulary // WIDEST)
+        self.width = vocabulary // count if vocabulary % count == 0 and vocabulary // count >= KEPT else vocabulary
         self.parts = [table.part(first, first + self.width) for first in range(0, vocabulary, self.width)]
         self.experts = table.as_experts(len(self.parts))
 
@@ -106,7 +108,7 @@ class Sweep:
 
     def __init__(self, slices: Slices, asked: Asked, cap: float):
         self.slices, self.asked, self.cap = slices, asked, cap
-        self.xp = namespace()
+        self.xp = arithmetic.namespace()
         self.temperature = bring(asked.temperature)[:, None]
 
     def processed(self, raw: mx.array, order: Any, first: Any) -> Any:
