@@ -63,9 +63,9 @@ def diffuse(
     config = model.config
     length, vocabulary = config.canvas_length, config.vocab_size
     rng = np.random.default_rng(seed)
-    cache = model.new_cache()
-    pending, used = np.asarray(tokens), len(tokens)
+    used = len(tokens)
     blocks = min(-(-max_tokens // length), (config.max_position_embeddings - used) // length)
+    cache, pending = model.new_cache(used), np.asarray(tokens)
     for block in range(blocks):
         canvas = rng.integers(vocabulary, size=length).astype(np.int32)
         settled, self_conditioning = Settled(sampling), None

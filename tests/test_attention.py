@@ -23,7 +23,7 @@ def test_blocks_and_whole(both, monkeypatch, case, total, block):
     causal, window = CASES[case]
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(1, heads, n, 16)).astype(np.float32) for heads, n in ((4, 12), (2, total), (2, total)))
-    monkeypatch.setattr(attention, "SCORES", block * 4 * 4 * 12)
+    monkeypatch.setattr(attention, "SCORES", block * 4 * 4 * 12 * 4)
     found = attention.attend(mx.array(q), mx.array(k), mx.array(v), causal=causal, window=window)
     query, key = np.arange(total - 12, total)[:, None], np.arange(total)
     seen = (key <= query) & (key > query - (window or total)) if causal else np.ones((12, total), bool)

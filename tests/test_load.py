@@ -89,7 +89,8 @@ def test_dtypes(tmp_path, dtype):
     assert np.isfinite(found.entropy).all()
     assert cache.layers[0].keys.dtype == getattr(mx, dtype)
     exact = logits(load(tmp_path, dtype="float32")[0])
-    assert np.abs(logits(model) - exact).max() < {"float32": 1e-6, "bfloat16": 1.0, "float16": 0.1}[dtype]
+    # The median: where two experts score alike, a rounding may send a token elsewhere.
+    assert np.median(np.abs(logits(model) - exact)) < {"float32": 1e-6, "bfloat16": 0.05, "float16": 0.01}[dtype]
     says(tmp_path, "float64", "float32, bfloat16, float16", dtype="float64")
 
 

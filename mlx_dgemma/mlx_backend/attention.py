@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from . import arithmetic
 from .arithmetic import bring
@@ -32,7 +33,8 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, *, causal: bool,
     A canvas (not `causal`) sees all it is shown: the reference, too, gives it the last window - 1 tokens and no window
     of its own."""
     heads, n, total = queries.shape[1], queries.shape[2], keys.shape[2]
-    block = max(1, SCORES // (4 * heads * n))
+    # NumPy has the scores, their exponentials and what is between at the same time.
+    block = max(1, SCORES // (4 * heads * n) // (4 if arithmetic.namespace() is np else 1))
     if arithmetic.namespace() is mx and block >= total:
         mask: Any = visible(n, total, window) if causal else None
         if mask is not None and (window is None or total <= window):

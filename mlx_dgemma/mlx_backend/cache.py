@@ -1,8 +1,8 @@
 """The encoded text of one sequence: K and V of every layer.
 
-Arrays are replaced, never written into, so that a copy is a copy of references. Full layers keep everything; sliding
-layers the last `sliding_window - 1` tokens, which is what a canvas or a next token sees of them (transformers:
-DynamicSlidingWindowLayer), and a canvas more, so that a committed block can be taken back.
+Full layers keep everything; sliding layers the last `sliding_window - 1` tokens, which is what a canvas or a next token
+sees of them (transformers: DynamicSlidingWindowLayer), and a canvas more, so that a committed block can be taken back.
+They lie in buffers with room behind them: new tokens are written there, a canvas too, which the next pass overwrites.
 """
 
 from __future__ import annotations
@@ -16,65 +16,100 @@ from ..config import ModelConfig
 
 
 class LayerCache:
-    """One layer's `keys` and `values`, [1, H, retained, D], or None while empty."""
+    """One layer's buffers, [1, H, room, D] or None while empty; tokens [first, end) of them are the text.
 
-    def __init__(self, seen: int | None, kept: int | None):
+    `mx.slice_update` writes in place where nobody else holds the buffer, and into a copy of it otherwise: so a fork
+    shares buffers until one of the two writes.
+    """
+
+    def __init__(self, seen: int | None, kept: int | None, capacity: int = 0):
         self.seen = seen  # of the past, by whatever comes next; None: all
-        self.kept = kept
+        self.kept = kept  # of the past, at least; None: all
+        self.capacity = capacity  # tokens to make room for at once
+        self.first = self.end = 0
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
 
     @property
     def retained(self) -> int:
-        return 0 if self.keys is None else self.keys.shape[2]
+        return self.end - self.first
+
+    def text(self) -> dict[str, mx.array]:
+        """`keys` and `values` of the retained tokens."""
+        if self.retained == 0:
+            return {}
+        return {kind: getattr(self, kind)[:, :, self.first : self.end] for kind in ("keys", "values")}
 
     def visible(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """The past that new tokens see, and after it the new: [1, H, past + n, D]."""
-        if self.keys is None or self.seen == 0:
-            return keys, values
-        start = 0 if self.seen is None else max(0, self.retained - self.seen)
-        past = self.keys[:, :, start:], self.values[:, :, start:]
-        return mx.concatenate([past[0], keys], axis=2), mx.concatenate([past[1], values], axis=2)
+        """Write new tokens behind the text, and give the past that they see, and them: [1, H, past + n, D]. They are
+        part of the text only if `append` follows."""
+        count = keys.shape[2]
+        self._make_room(keys, values, count)
+        place = mx.array([self.end])
+        self.keys = mx.slice_update(self.keys, keys, place, axes=[2])
+        self.values = mx.slice_update(self.values, values, place, axes=[2])
+        start = self.first if self.seen is None else max(self.first, self.end - self.seen)
+        return self.keys[:, :, start : self.end + count], self.values[:, :, start : self.end + count]
 
-    def append(self, keys: mx.array, values: mx.array) -> None:
-        if self.keys is not None:
-            keys, values = mx.concatenate([self.keys, keys], axis=2), mx.concatenate([self.values, values], axis=2)
-        start = 0 if self.kept is None else max(0, keys.shape[2] - self.kept)
-        self.keys, self.values = keys[:, :, start:], values[:, :, start:]
+    def append(self, count: int) -> None:
+        self.end += count
+        if self.kept is not None:
+            self.first = max(self.first, self.end - self.kept)
+
+    def _make_room(self, keys: mx.array, values: mx.array, count: int) -> None:
+        room = 0 if self.keys is None else self.keys.shape[2]
+        if self.end + count <= room:
+            return
+        if self.kept is None:
+            room = max(self.end + count, self.capacity, room + room // 2)
+        else:  # twice what is coming, so that the text is moved to the front in every other pass at most
+            room = max(self.kept + 2 * count, room)
+        old = self.text()
+        for kind, like in (("keys", keys), ("values", values)):
+            buffer = mx.zeros((*like.shape[:2], room, like.shape[3]), dtype=like.dtype)
+            setattr(self, kind, mx.slice_update(buffer, old[kind], mx.array([0]), axes=[2]) if old else buffer)
+        self.first, self.end = 0, self.retained
 
     def trim(self, tokens: int) -> None:
-        if self.keys is not None:
-            end = max(0, self.retained - tokens)
-            self.keys = self.keys[:, :, :end] if end else None
-            self.values = self.values[:, :, :end] if end else None
+        self.end = max(self.first, self.end - tokens)
 
     def copy(self) -> LayerCache:
-        fork = LayerCache(self.seen, self.kept)
-        fork.keys, fork.values = self.keys, self.values
+        fork = LayerCache(self.seen, self.kept, self.capacity)
+        vars(fork).update(vars(self))
         return fork
+
+    def fill(self, arrays: dict[str, mx.array]) -> None:
+        """With what `text` gave."""
+        self.keys, self.values, self.first = arrays.get("keys"), arrays.get("values"), 0
+        self.end = 0 if self.keys is None else self.keys.shape[2]
 
 
 class MLXCache:
     """Implements `interface.Cache`."""
 
-    def __init__(self, config: ModelConfig, fingerprint: str):
+    def __init__(self, config: ModelConfig, fingerprint: str, capacity: int | None = None):
         seen, kept = config.sliding_window - 1, config.sliding_window - 1 + config.canvas_length
+        room = (capacity or 0) + config.canvas_length
         self.config = config
         self.fingerprint = fingerprint  # of the model; a cache is only good for the weights that made it
         self.length = 0
-        self.layers = [LayerCache(seen, kept) if layer.sliding else LayerCache(None, None) for layer in config.layers]
+        self.layers = [LayerCache(seen, kept) if one.sliding else LayerCache(None, None, room) for one in config.layers]
         self.hidden: mx.array | None = None  # [n, D] of the last tokens: what the head says comes next
 
     @property
-    def arrays(self) -> dict[str, mx.array]:
-        named = {
-            f"{i}.{kind}": getattr(layer, kind) for i, layer in enumerate(self.layers) for kind in ("keys", "values")
-        }
-        return {name: array for name, array in {**named, "hidden": self.hidden}.items() if array is not None}
+    def arrays(self) -> list[mx.array]:
+        """All that a pass over this cache has to compute."""
+        buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values)]
+        return [array for array in (*buffers, self.hidden) if array is not None]
+
+    def _text(self) -> dict[str, mx.array]:
+        named = {f"{i}.{kind}": own for i, layer in enumerate(self.layers) for kind, own in layer.text().items()}
+        return named if self.hidden is None else {**named, "hidden": self.hidden}
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.arrays.values())
+        """Of the text; buffers have room for more."""
+        return sum(array.nbytes for array in self._text().values())
 
     def advance(self, hidden: mx.array) -> None:
         """After the layers took in the tokens of `hidden` [n, D], their last hidden states."""
@@ -110,7 +145,7 @@ class MLXCache:
         path = Path(path)
         part = path.with_name(f"{path.name}.{os.getpid()}.safetensors")
         try:
-            mx.save_safetensors(str(part), self.arrays, {"length": str(self.length), "model": self.fingerprint})
+            mx.save_safetensors(str(part), self._text(), {"length": str(self.length), "model": self.fingerprint})
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -128,4 +163,4 @@ class MLXCache:
         mx.eval(arrays)
         self.length, self.hidden = length, arrays.get("hidden")
         for i, layer in enumerate(self.layers):
-            layer.keys, layer.values = arrays.get(f"{i}.keys"), arrays.get(f"{i}.values")
+            layer.fill({kind: arrays[f"{i}.{kind}"] for kind in ("keys", "values") if f"{i}.{kind}" in arrays})

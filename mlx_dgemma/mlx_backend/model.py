@@ -35,7 +35,7 @@ class MLXModel:
         self.sets = TokenSets(self.config.vocab_size)
 
     def new_cache(self, capacity: int | None = None) -> MLXCache:
-        return MLXCache(self.config, self.fingerprint)
+        return MLXCache(self.config, self.fingerprint, capacity)
 
     def token_set(self, ids: Sequence[int]) -> int:
         return self.sets.add(ids)

@@ -96,7 +96,7 @@ class Attention(nn.Module):
         queries, keys = self._rotate(queries, segment.offset), self._rotate(keys, segment.offset)
         all_keys, all_values = cache.visible(keys, values)
         if segment.causal:
-            cache.append(keys, values)
+            cache.append(keys.shape[2])
         return attend(queries, all_keys, all_values, causal=segment.causal, window=self.window)
 
 
