@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,21 @@ class Answer:
     def tokens_per_forward(self) -> float:
         """As transformers counts: tokens of whole canvases up to the stop token, pads left out, over decoder passes."""
         return self._filled / self.steps if self.steps else 0.0
+
+    def statistics(self, prompt_length: int) -> dict[str, Any]:
+        """For --json. Seconds."""
+        return {
+            "text": self.text,
+            "thinking": self.thinking,
+            "tokens": len(self.tokens),
+            "prompt_tokens": prompt_length,
+            "blocks": len(self.steps_per_block),
+            "steps": self.steps,
+            "tokens_per_forward": self.tokens_per_forward,
+            "seconds": self.seconds,
+            "seconds_to_first_block": self.seconds_to_first_block,
+            "finish_reason": self.finish_reason,
+        }
 
     def add(self, step: Step) -> tuple[str, str]:
         """(thinking, text) that are new; both empty until a block is final."""

@@ -53,6 +53,22 @@ def waiting(what: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def progress(total: int, done: int = 0) -> Iterator[Callable[[], None]]:
+    """A bar on stderr, if that is a terminal; what it gives is called for each that is done."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    keep_out = {"redirect_stdout": False, "redirect_stderr": False}
+    with Progress(*columns, console=Console(stderr=True), transient=True, **keep_out) as bar:
+        task = bar.add_task("", total=total, completed=done)
+        yield lambda: bar.advance(task)
+
+
 def run(name: str, command: Callable[[], int | None]) -> int:
     """Call `command` -> the process's exit code."""
     try:

@@ -6,11 +6,14 @@ import argparse
 import contextlib
 import json
 import sys
+import time
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command import Parser, at_least, run, waiting
+from .command import Parser, at_least, progress, run, waiting
+from .load import gigabytes
 from .mistake import Mistake
 
 if TYPE_CHECKING:
@@ -39,7 +42,15 @@ def parser() -> Parser:
         metavar="FOLDER_OR_HUB_ID",
         help="a DiffusionGemma checkpoint; without it, a tiny one that comes along",
     )
-    add("--prompt", required=True, help="what to answer; - reads it from standard input")
+    add("--prompt", help="what to answer; - reads it from standard input")
+    add("--prompts", metavar="FILE.jsonl", help='many: one {"prompt": …} a line; prints one JSON object a line')
+    add(
+        "--batch",
+        type=at_least(1),
+        metavar="N",
+        help="of --prompts, how many are written at once (default: 8)",
+    )
+    add("--out", metavar="FILE", help="of --prompts, write there; what it holds already is not done again")
     add("--system", help="a system turn before it")
     add("--raw", action="store_true", help="take the prompt as it is, without the chat template")
     add("--thinking", action="store_true", help="let the model think first; what it thinks goes to stderr")
@@ -85,30 +96,9 @@ def tokens_of(options: argparse.Namespace, tokenizer: Tokenizer) -> list[int]:
     return start + tokenizer.encode(prompt)
 
 
-def statistics(answer: Answer, prompt_length: int, peak_memory: int, seed: int, model: str) -> dict:
-    """The object that --json prints. Seconds, and bytes."""
-    return {
-        "text": answer.text,
-        "thinking": answer.thinking,
-        "tokens": len(answer.tokens),
-        "prompt_tokens": prompt_length,
-        "blocks": len(answer.steps_per_block),
-        "steps": answer.steps,
-        "tokens_per_forward": answer.tokens_per_forward,
-        "seconds": answer.seconds,
-        "seconds_to_first_block": answer.seconds_to_first_block,
-        "peak_memory": peak_memory,
-        "finish_reason": answer.finish_reason,
-        "seed": seed,
-        "model": model,
-    }
-
-
 def summary(stats: dict) -> str:
     if not stats["blocks"]:
         return "interrupted before the first block was done"
-    from .load import gigabytes
-
     blocks = f"{stats['blocks']} block" + "s" * (stats["blocks"] != 1)
     return (
         f"{stats['tokens']} tokens in {stats['seconds']:.2f} s: {blocks}, "
@@ -144,10 +134,20 @@ def write(
                 print(text, end="", flush=True)
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Which of them go together. Before anything is loaded."""
+    if (options.prompt is None) == (options.prompts is None):
+        raise Mistake("need --prompt TEXT, or --prompts FILE.jsonl")
+    if options.prompt is not None and (options.batch or options.out):
+        raise Mistake("--batch and --out are for many prompts: give --prompts FILE.jsonl")
+    if options.prompts is not None and (options.raw or options.watch):
+        raise Mistake("--raw and --watch are for one prompt: leave them out, or give --prompt")
+
+
 def generate(options: argparse.Namespace) -> int:
-    from .answer import Answer
     from .load import find, load
 
+    check_options(options)
     if options.model is None:
         print(
             f"{NAME}: no --model given, so the tiny one that comes along answers: it knows the few tasks that README "
@@ -159,6 +159,12 @@ def generate(options: argparse.Namespace) -> int:
         model, tokenizer, sampling = load(folder, dtype=options.dtype)
     if options.max_denoising_steps:
         sampling = replace(sampling, max_denoising_steps=options.max_denoising_steps)
+    return (one if options.prompts is None else many)(options, model, tokenizer, sampling)
+
+
+def one(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling) -> int:
+    from .answer import Answer
+
     tokens = tokens_of(options, tokenizer)
     answer = Answer(model.config, tokenizer, options.max_tokens)
     code = 0
@@ -166,13 +172,44 @@ def generate(options: argparse.Namespace) -> int:
         write(answer, model, tokens, sampling, options)
     except KeyboardInterrupt:
         answer.finish_reason, code = "interrupted", 130
-    stats = statistics(answer, len(tokens), model.peak_memory(), options.seed, options.model or "tiny")
+    stats = answer.statistics(len(tokens))
+    stats |= {"peak_memory": model.peak_memory(), "seed": options.seed, "model": options.model or "tiny"}
     if options.json:
         print(json.dumps(stats, ensure_ascii=False))
     elif answer.text and not answer.text.endswith("\n"):
         print(flush=True)
     print(summary(stats), file=sys.stderr)
     return code
+
+
+def many(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling) -> int:
+    """One JSON object a line, in the order of the prompts, as soon as all before it are there."""
+    from . import batch
+
+    defaults = {"max_tokens": options.max_tokens, "seed": options.seed}
+    defaults |= {"system": options.system, "thinking": options.thinking}
+    requests = batch.read_requests(Path(options.prompts), model, tokenizer, defaults)
+    out = Path(options.out) if options.out else None
+    done = batch.answered(out) if out else 0
+    if done:
+        print(f"{NAME}: {out} holds {done} of {len(requests)} answers already", file=sys.stderr)
+    found = batch.answers(model, tokenizer, sampling, requests[done:], options.batch or 8)
+    start, tokens, steps = time.perf_counter(), 0, 0
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(out.open("a", encoding="utf-8")) if out else sys.stdout
+        bar = stack.enter_context(progress(len(requests), done))
+        for result in found:
+            print(json.dumps({**result, "model": options.model or "tiny"}, ensure_ascii=False), file=sink, flush=True)
+            tokens, steps = tokens + result["tokens"], steps + result["steps"]
+            bar()
+    seconds = time.perf_counter() - start
+    count = len(requests) - done
+    print(
+        f"{count} answers, {tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens a second, "
+        f"{steps / max(count, 1):.1f} steps an answer, peak memory {gigabytes(model.peak_memory())}",
+        file=sys.stderr,
+    )
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,6 +21,7 @@ class FakeConfig:
 @dataclass
 class FakeCache:
     tokens: list[int] = field(default_factory=list)
+    passes: int = 0
 
 
 @dataclass
@@ -37,11 +38,16 @@ class FakeModel:
         return self.caches[-1]
 
     def denoise(self, rows):
-        [row] = rows
-        argmax, unsure = self.script[min(len(self.rows), len(self.script) - 1)]
-        self.rows.append(row)
-        row.cache.tokens += list(row.pending)
-        entropy = np.zeros(len(row.canvas), dtype=np.float32)
-        entropy[unsure] = 2.0
-        argmax = np.array(argmax, dtype=np.int32)
-        return [Prediction(argmax, argmax, entropy, np.exp(-entropy), {}, f"after pass {len(self.rows)}")]
+        """The n-th pass over a cache follows the n-th line of the script, whoever else is in the call."""
+        found = []
+        for row in rows:
+            passes = row.cache.passes
+            argmax, unsure = self.script[min(passes, len(self.script) - 1)]
+            self.rows.append(row)
+            row.cache.tokens += list(row.pending)
+            row.cache.passes += 1
+            entropy = np.zeros(len(row.canvas), dtype=np.float32)
+            entropy[unsure] = 2.0
+            argmax = np.array(argmax, dtype=np.int32)
+            found.append(Prediction(argmax, argmax, entropy, np.exp(-entropy), {}, f"after pass {passes + 1}"))
+        return found
