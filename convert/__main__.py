@@ -1,46 +1,101 @@
-"""`python -m mlx_dgemma.convert`: a Hugging Face checkpoint into an MLX folder, quantized or not.
+"""`python -m mlx_dgemma.convert`: a DiffusionGemma checkpoint into an MLX folder, quantized or not, or back.
 
-The folder is written beside its final name and renamed when it is whole. Options are named as mlx_lm.convert's.
+The folder is written beside its final name and renamed when it is whole; a run that was killed is gone on with by the
+same command. Options are named as mlx_lm.convert's.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
+import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..command import Parser, run
 from ..mistake import Mistake, NotFound
-from .recipes import BITS, GROUP_SIZES, mlx_community, plain
+from .recipes import BITS, MODES, NAMED
+
+if TYPE_CHECKING:
+    from .plan import Plan, Wish
 
 NAME = "mlx_dgemma.convert"
 # Of the source, what goes along as it is.
 COPIED = (
-    "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "chat_template.*", "generation_config.json",
-    "processor_config.json", "preprocessor_config.json", "LICENSE*",
+    "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.*",
+    "generation_config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
+    "LICENSE*", "NOTICE*",
 )  # fmt: skip
+MEMORY = 1_000_000_000  # bytes that a conversion takes at most
 
 
 def parser() -> Parser:
     parser = Parser(prog=f"python -m {NAME}", description="Convert a DiffusionGemma checkpoint to an MLX folder.")
     add = parser.add_argument
-    add("--hf-path", required=True, metavar="SRC", help="folder, or hub id, of the original checkpoint")
+    add("--hf-path", "--model", required=True, metavar="SRC", help="folder, or hub id, of the checkpoint")
     add("--mlx-path", default="mlx_model", metavar="DST", help="folder to make")
-    add("-q", "--quantize", action="store_true", help="to --q-bits; attention, dense MLP, embedding and router to 8")
+    add("-q", "--quantize", action="store_true", help="quantize as the recipe says")
     add("--q-bits", type=int, choices=BITS, help="of experts and self-conditioning (default: 4)")
-    add("--q-group-size", type=int, choices=GROUP_SIZES, help="weights that share a scale (default: 64)")
+    add("--q-group-size", type=int, help="weights that share a scale: 32 or 64 (default: 64, or the mode's own)")
+    add("--q-mode", choices=list(MODES), help="of experts and self-conditioning (default: affine)")
+    recipes = (
+        f"{', '.join(NAMED)} (default: mlx-community), or a JSON file of {{pattern of layers: bits, false or object}}"
+    )
+    add("--quant-predicate", metavar="RECIPE", help=recipes)
     dtypes = ["float32", "bfloat16", "float16"]
     add("--dtype", choices=dtypes, help="of scales and what is not quantized (default: the checkpoint's)")
+    add("-d", "--dequantize", action="store_true", help="back to plain weights in the layout of transformers")
+    add("--text-only", action="store_true", help="leave the image tower out")
+    add("--upload-repo", metavar="ID", help="send the folder to this hub repository")
+    add("--dry-run", action="store_true", help="print what would be made, read no weights")
+    add("--json", action="store_true", help="print one JSON object to stdout")
     return parser
 
 
 def _say(line: str) -> None:
     print(f"{NAME}: {line}", file=sys.stderr)
+
+
+def _wish(options: argparse.Namespace, shard_bytes: int | None) -> Wish:
+    """Mistake: flags that do not go together."""
+    from .plan import SHARD, Wish
+    from .recipes import choose, quantization
+
+    given = {"--q-bits": options.q_bits, "--q-group-size": options.q_group_size, "--q-mode": options.q_mode}
+    given["--quant-predicate"] = options.quant_predicate
+    flags = [flag for flag, value in given.items() if value is not None]
+    if options.quantize and options.dequantize:
+        raise Mistake("-q and -d: choose one")
+    kept = {"dtype": options.dtype, "text_only": options.text_only, "shard_bytes": shard_bytes or SHARD}
+    if not options.quantize:
+        if flags:
+            raise Mistake(f"{' and '.join(flags)}: need -q")
+        return Wish(dequantize=options.dequantize, **kept)
+    name = options.quant_predicate or NAMED[0]
+    group = options.q_group_size
+    if name == "precise" and group is None and options.q_mode in (None, "affine"):
+        group = 32
+    default = quantization(options.q_mode, options.q_bits, group)
+    return Wish(recipe=lambda paths: choose(name, default, paths), default=default, **kept)
+
+
+def _command_line(options: argparse.Namespace) -> str:
+    """As it could be typed again, without anybody's folders in it."""
+    words = [f"--hf-path {Path(options.hf_path).name if Path(options.hf_path).is_dir() else options.hf_path}"]
+    words += [flag for flag, on in (("-q", options.quantize), ("-d", options.dequantize)) if on]
+    for name in ("q_bits", "q_group_size", "q_mode", "quant_predicate", "dtype"):
+        value = getattr(options, name)
+        if value is not None:
+            value = Path(value).name if name == "quant_predicate" else value
+            words.append(f"--{name.replace('_', '-')} {value}")
+    return " ".join([*words, *(["--text-only"] if options.text_only else [])])
 
 
 def _check_destination(destination: Path) -> None:
@@ -50,26 +105,45 @@ def _check_destination(destination: Path) -> None:
     if not parent.is_dir():
         raise NotFound(f"{parent} is no folder: make it first, {destination.name} is to be in it")
     if not os.access(parent, os.W_OK):
-        raise Mistake(f"{parent} cannot be written to")
+        raise Mistake(f"{parent} cannot be written to: no permission")
+
+
+def _check_room(plan: Plan, copied: list[Path], part: Path) -> None:
+    from ..load import available_memory, gigabytes
+
+    there = sum(file.stat().st_blocks * 512 for file in part.glob("*")) if part.is_dir() else 0
+    needed = plan.nbytes + sum(file.stat().st_size for file in copied) + 1_000_000 * (len(plan.shards) + 1)
+    free = shutil.disk_usage(part.parent).free
+    if needed - there > free:
+        raise Mistake(
+            f"too little disk for {part.with_suffix('')}: needs {gigabytes(needed - there)}, {gigabytes(free)} are free"
+        )
+    if (memory := available_memory()) < min(MEMORY, 2 * plan.source_bytes):
+        raise Mistake(f"too little memory: needs {gigabytes(MEMORY)}, {gigabytes(memory)} are free")
 
 
 @contextmanager
-def _appears_whole(destination: Path) -> Iterator[Path]:
-    """A folder beside `destination` that takes its name when all went well, and is gone otherwise."""
-    part = destination.with_name(destination.name + ".part")
+def _unfinished(part: Path) -> Iterator[None]:
+    """A folder that stays when the run can be gone on with, and is gone when its source or its options are wrong."""
+    from .journal import NAME as JOURNAL
+
+    if part.is_dir() and any(part.iterdir()) and not (part / JOURNAL).is_file():
+        raise Mistake(f"{part} exists, and no conversion left it; remove it")
+    part.mkdir(exist_ok=True)
     try:
-        part.mkdir()
-    except FileExistsError:
-        raise Mistake(f"{part} exists: another conversion runs, or one was killed; remove it then") from None
-    try:
-        yield part
-        part.rename(destination)
-    except BaseException:
-        shutil.rmtree(part)
+        yield
+    except KeyboardInterrupt:
+        _say(f"interrupted; {part} is kept, the same command goes on with it")
         raise
+    except OSError as error:
+        if isinstance(error, Mistake) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise Mistake(
+            f"{part}: {os.strerror(error.errno)}; make room and give the same command again, it goes on from there"
+        ) from error
 
 
-def _show(steps: Iterator[int], total: int) -> None:
+def _show(steps: Iterator[int], total: int, what: str) -> None:
     """Run through `steps` with a bar on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         for _ in steps:
@@ -79,61 +153,104 @@ def _show(steps: Iterator[int], total: int) -> None:
     from rich.console import Console
 
     columns = (
+        progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.DownloadColumn(),
         progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
     )
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
+        task = bar.add_task(what, total=total)
         for done in steps:
             bar.advance(task, done)
 
 
-def convert(options: argparse.Namespace, shard_bytes: int | None = None) -> None:
-    """Mistake: nothing was made."""
-    from ..config import Quantization
-    from ..load import find, gigabytes
-    from . import stream
+def _print_table(plan: Plan, errors, file) -> None:
+    from rich.console import Console
+    from rich.table import Table
 
-    recipe, default = plain, None
-    if options.quantize:
-        default = Quantization(bits=options.q_bits or 4, group_size=options.q_group_size or 64)
-        recipe = mlx_community(default.bits, default.group_size)
-    elif options.q_bits or options.q_group_size:
-        raise Mistake("--q-bits and --q-group-size need -q")
-    destination = Path(options.mlx_path).expanduser().absolute()
-    _check_destination(destination)
-    started = time.perf_counter()
-    source = find(options.hf_path, to_load=False)
-    plan = stream.plan(source, recipe, default, options.dtype, shard_bytes or stream.SHARD)
-    copied = sorted({file for pattern in COPIED for file in source.glob(pattern) if file.is_file()})
-    needed = plan.nbytes + sum(file.stat().st_size for file in copied) + 1_000_000 * (len(plan.shards) + 1)
-    free = shutil.disk_usage(destination.parent).free
-    if needed > free:
-        raise Mistake(f"too little disk for {destination}: needs {gigabytes(needed)}, {gigabytes(free)} are free")
-    for line in plan.undivided:
-        _say(line)
-    with _appears_whole(destination) as part:
-        _show(stream.write(plan, part), plan.source_bytes)
+    from . import report
+
+    head, body = report.rows(plan, errors)
+    table = Table(box=None, pad_edge=False)
+    for index, name in enumerate(head):
+        table.add_column(name, justify="left" if index in (0, 3) else "right", no_wrap=True)
+    for row in body:
+        table.add_row(*row)
+    console = Console(file=file, width=None if file.isatty() else 120, highlight=False)
+    console.print(table)
+    console.print(report.fits(plan), soft_wrap=True)
+
+
+def _make(plan: Plan, options: argparse.Namespace, destination: Path, copied: list[Path]) -> dict:
+    """-> the errors by job."""
+    from . import card, stream
+    from .journal import NAME as JOURNAL
+    from .journal import Journal
+
+    part, command = destination.with_name(destination.name + ".part"), _command_line(options)
+    _check_room(plan, copied, part)
+    with _unfinished(part), Journal(part, plan.fingerprint, command) as journal:
+        try:
+            _show(stream.write(plan, part, journal), plan.source_bytes, "converting")
+        except Mistake:  # of the source: what was made of it is worth nothing
+            shutil.rmtree(part)
+            raise
+        _show(stream.verify(plan, part, journal), plan.nbytes, "verifying")
+        errors = {index: progress.error for index, progress in journal.jobs.items()}
         for file in copied:
             shutil.copyfile(file, part / file.name)
+        card.write(plan, errors, command, part)
+        stream.write_configs(plan, part)
+        os.unlink(part / JOURNAL)
+        part.rename(destination)
+    return errors
+
+
+def convert(options: argparse.Namespace, shard_bytes: int | None = None) -> None:
+    """Mistake: nothing was made, or what was made can be gone on with."""
+    from ..load import find, gigabytes
+    from . import card, report
+    from . import plan as planning
+
+    started = time.perf_counter()
+    wish = _wish(options, shard_bytes)
+    destination = Path(options.mlx_path).expanduser().absolute()
+    if not options.dry_run:
+        _check_destination(destination)
+        if options.upload_repo:
+            card.check_repository(options.upload_repo)
+    source = find(options.hf_path, to_load=False)
+    plan = planning.plan(source, wish)
+    for line in (*plan.undivided, *report.dropped(plan)):
+        _say(line)
+    errors = None
+    if not options.dry_run:
+        copied = sorted({file for pattern in COPIED for file in source.glob(pattern) if file.is_file()})
+        errors = _make(plan, options, destination, copied)
+    if options.json:
+        told = {"source": str(source), "destination": str(destination), "dry_run": options.dry_run}
+        print(json.dumps(told | report.as_json(plan, errors) | {"seconds": time.perf_counter() - started}))
+    else:
+        _print_table(plan, errors, sys.stdout if options.dry_run else sys.stderr)
+    if options.dry_run:
+        return
     seconds = time.perf_counter() - started
     _say(f"{destination}: {gigabytes(plan.nbytes)}, {plan.bits_per_weight:.2f} bits per weight, {seconds:.1f} s")
+    if options.upload_repo:
+        _say(f"sent to {card.upload(destination, options.upload_repo)}")
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
+    return run(NAME, partial(_convert_or_say, options))
 
-    def command() -> int:
-        try:
-            convert(options)
-        except KeyboardInterrupt:
-            _say("interrupted; nothing is left behind")
-            return 130
-        return 0
 
-    return run(NAME, command)
+def _convert_or_say(options: argparse.Namespace) -> None:
+    try:
+        convert(options)
+    except PermissionError as error:
+        raise Mistake(f"no permission for {error.filename}") from error
 
 
 if __name__ == "__main__":

@@ -1,38 +1,120 @@
 """How each layer is stored: functions from its path (`model.decoder.layers.0.mlp.up_proj`) to a Quantization or None.
 
-A recipe sees names only. Whether a group divides a layer's rows is for `stream` to find out.
+A recipe sees names only. Whether a group divides a layer's rows is for `plan` to find out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from functools import partial
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from ..config import Quantization
+from ..mistake import Mistake, NotFound
 
 Recipe = Callable[[str], Quantization | None]
 BITS = (2, 3, 4, 5, 6, 8)  # of affine
-GROUP_SIZES = (32, 64, 128)
-_DENSE = (".embed_tokens", ".mlp.gate_proj", ".mlp.up_proj", ".mlp.down_proj")
+MODES = {  # mode -> groups it can have, bits it can have; the first of each is the default
+    "affine": ((64, 32), (4, 2, 3, 5, 6, 8)),
+    "mxfp4": ((32,), (4,)),
+    "nvfp4": ((16,), (4,)),
+    "mxfp8": ((32,), (8,)),
+}
+NAMED = ("mlx-community", "uniform", "precise")
+EIGHT = Quantization(bits=8, group_size=64)
+_OFTEN_READ = (".embed_tokens", ".mlp.gate_proj", ".mlp.up_proj", ".mlp.down_proj")
+
+
+def quantization(
+    mode: str | None = None, bits: int | None = None, group_size: int | None = None, where: str = ""
+) -> Quantization:
+    """Mistake if `mode` has no such groups or bits. `where` goes before each flag's name in the message."""
+    mode = mode or "affine"
+    if mode not in MODES:
+        raise Mistake(f"{where}--q-mode: need one of {', '.join(MODES)}, got {mode!r}")
+    groups, widths = MODES[mode]
+    bits, group_size = widths[0] if bits is None else bits, groups[0] if group_size is None else group_size
+    if group_size == 128 and mode == "affine":
+        raise Mistake(
+            f"{where}--q-group-size 128: rows of 704 (experts) and 2112 (dense MLP) are not multiples of 128; "
+            "take 64 or 32"
+        )
+    for flag, given, known in (("--q-group-size", group_size, groups), ("--q-bits", bits, widths)):
+        if given not in known:
+            known = ", ".join(map(str, sorted(known)))
+            raise Mistake(f"{where}{flag} {given}: --q-mode {mode} needs {known}")
+    return Quantization(mode=mode, bits=bits, group_size=group_size)
 
 
 def plain(path: str) -> None:
     """No layer is quantized."""
 
 
-def _mlx_community(path: str, *, bits: int, group_size: int) -> Quantization:
-    often_read = path.endswith(_DENSE) or ".self_attn." in path or ".router." in path
-    return Quantization(bits=8 if often_read else bits, group_size=group_size)
+def mlx_community(default: Quantization) -> Recipe:
+    """As mlx-community's conversions: `default` for experts and self-conditioning, 8 bits in groups of 64 for what
+    every token reads, whatever the mode (mlx-vlm 0.7.10: `quant_predicate` of diffusion_gemma)."""
+
+    def recipe(path: str) -> Quantization:
+        often_read = path.endswith(_OFTEN_READ) or ".self_attn." in path or ".router." in path
+        return EIGHT if often_read else default
+
+    return recipe
 
 
-def mlx_community(bits: int = 4, group_size: int = 64) -> Recipe:
-    """As mlx-community's conversions: `bits` for experts and self-conditioning, 8 for what every token reads.
+def uniform(default: Quantization) -> Recipe:
+    return lambda path: default
 
-    Their groups of the 8-bit layers are always 64; here `group_size` holds for all.
+
+def precise(default: Quantization) -> Recipe:
+    """Experts alone: what all else costs in memory, it saves in steps."""
+    return lambda path: default if ".experts." in path else None
+
+
+def _entry(pattern: str, value: Any, file: Path) -> Quantization | None:
+    if value is None or value is False:
+        return None
+    value = {"bits": value} if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(value, Mapping) or not set(value) <= {"bits", "group_size", "mode"}:
+        raise Mistake(
+            f"{file}: {pattern!r} needs bits, false, or an object of bits, group_size and mode, got {value!r}"
+        )
+    return quantization(value.get("mode"), value.get("bits"), value.get("group_size"), f"{file}: {pattern!r}: ")
+
+
+def from_file(file: Path, default: Quantization, paths: Iterable[str]) -> Recipe:
+    """A JSON object of shell patterns of paths; the first that matches decides, `default` where none does.
+
+    Raises:
+        Mistake: it is no such file, or a pattern matches none of `paths`.
     """
-    return partial(_mlx_community, bits=bits, group_size=group_size)
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise NotFound(
+            f"--quant-predicate {file}: no such file, and no recipe of that name either ({', '.join(NAMED)})"
+        ) from None
+    except ValueError as error:
+        raise Mistake(f"--quant-predicate {file} is not JSON: {error}") from None
+    if not isinstance(table, dict):
+        raise Mistake(f"--quant-predicate {file}: need an object of patterns, got {type(table).__name__}")
+    patterns, paths = {pattern: _entry(pattern, value, file) for pattern, value in table.items()}, sorted(paths)
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            raise Mistake(f"{file}: pattern {pattern!r} matches no layer; they are named like {paths[0]}")
+
+    def recipe(path: str) -> Quantization | None:
+        return next((q for pattern, q in patterns.items() if fnmatchcase(path, pattern)), default)
+
+    return recipe
+
+
+def choose(name: str, default: Quantization, paths: Iterable[str]) -> Recipe:
+    """A recipe by name, or from a file."""
+    named = dict(zip(NAMED, (mlx_community, uniform, precise), strict=True))
+    return named[name](default) if name in named else from_file(Path(name).expanduser(), default, paths)
 
 
 def entries(default: Quantization, layers: Mapping[str, Quantization | None]) -> dict[str, Any]:

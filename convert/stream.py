@@ -1,255 +1,80 @@
-"""A checkpoint's tensors, one after another, into safetensors files: planned, read in pieces, quantized, written.
-
-The plan is made from headers, and with it every place in every file is known before a weight is read: a piece goes
-where it belongs, and nothing larger than a piece is in memory.
-"""
+"""A plan carried out: tensors read in pieces, quantized, written to their places, and read again to see that they are
+there. Nothing larger than a piece is in memory."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+import os
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
-from ..checkpoint import INDEX, ITEM, Tensor, read_configs, read_tensors
-from ..config import DEFAULT_ROPE, ModelConfig, Quantization, parse_config
+from ..checkpoint import INDEX, ITEM
 from ..mistake import Mistake
-from ..mlx_backend.layers import Linear
-from ..mlx_backend.network import Network
-from ..mlx_backend.weights import match
-from .names import is_vision
-from .recipes import Recipe, entries
+from .journal import Journal, Progress
+from .plan import Job, Plan
+from .source import FLOATS, Packed, Plain, Reader, expected_sha256
 
-SHARD = 5_000_000_000  # bytes a file of weights may have
 PIECE = 64_000_000  # bytes of a source tensor that are in memory at a time, if a row has no more
-FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # ours and MLX's word -> safetensors'
+COMMIT = 256_000_000  # bytes of the source after which the journal is brought up to date
+SAMPLE = 32  # of so many rows, one is looked at for the relative error
 
 
-@dataclass(frozen=True)
-class Output:
-    name: str
-    dtype: str  # in safetensors' words
-    shape: tuple[int, ...]
-    nbytes: int
+def _numpy(array: mx.array) -> np.ndarray:
+    return np.asarray(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One tensor of the source, and what is made of it: itself, or weight, scales and biases."""
-
-    name: str
-    tensor: Tensor
-    dtype: str | None  # that its floats are cast to, in MLX's words; None: kept as they are
-    quantization: Quantization | None
-    outputs: tuple[Output, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(output.nbytes for output in self.outputs)
-
-    @property
-    def where(self) -> str:
-        return f"tensor {self.name} in {self.tensor.file.name}"
+def _error(before: mx.array, after: mx.array) -> tuple[float, float]:
+    before, after = before.astype(mx.float32), after.astype(mx.float32)
+    return mx.square(before - after).sum().item(), mx.square(before).sum().item()
 
 
-@dataclass(frozen=True)
-class Plan:
-    config: dict[str, Any]  # config.json, to be written
-    shards: tuple[tuple[Job, ...], ...]
-    undivided: tuple[str, ...]  # a line for each layer that the recipe wanted quantized and that stays as it is
-
-    @property
-    def jobs(self) -> list[Job]:
-        return [job for shard in self.shards for job in shard]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(job.nbytes for job in self.jobs)
-
-    @property
-    def source_bytes(self) -> int:
-        return sum(job.tensor.nbytes for job in self.jobs)
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.nbytes / sum(math.prod(job.tensor.shape) for job in self.jobs)
+def _as_it_is(job: Job, reader: Reader, first: int, last: int) -> list[np.ndarray]:
+    """Packed values are not touched; scales and biases in the dtype that is wanted."""
+    weight, *rest = job.weight.packed(reader, first, last)
+    if job.quantization.mode == "affine":
+        rest = [_cast(job, array) for array in rest]
+    mx.eval(rest)
+    return [_numpy(array) for array in (weight, *rest)]
 
 
-def hub_config(stored: Mapping[str, Any], config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """config.json in the hub's layout, whichever one `stored` has; `config` is what `stored` says.
-
-    Mistake names a layer whose heads that layout cannot express: it knows one kind for all sliding layers and one
-    for all full layers.
-    """
-    text = {k: v for k, v in stored["text_config"].items() if k not in ("per_layer_config", "torch_dtype")}
-    full = next(layer for layer in config.layers if not layer.sliding)  # there is one: the last layer is full
-    sliding = next((layer for layer in config.layers if layer.sliding), full)
-    ropes = text.get("rope_parameters") or {}
-    text |= {
-        "head_dim": sliding.head_dim,
-        "num_key_value_heads": sliding.num_key_value_heads,
-        "global_head_dim": full.head_dim,
-        "num_global_key_value_heads": full.num_key_value_heads,
-        "layer_types": ["sliding_attention" if layer.sliding else "full_attention" for layer in config.layers],
-        "rope_parameters": {kind: ropes.get(kind) or default for kind, default in DEFAULT_ROPE.items()},
-        "final_logit_softcapping": config.final_logit_softcapping,
-        "dtype": dtype,
-    }
-    dropped = ("torch_dtype", "_name_or_path", "quantization", "quantization_config")
-    result = {k: v for k, v in stored.items() if k not in dropped} | {
-        "canvas_length": config.canvas_length,
-        "eos_token_id": stored.get("eos_token_id") or list(config.stop_ids),
-        "tie_word_embeddings": True,
-        "dtype": dtype,
-        "text_config": text,
-    }
-    vision = stored.get("vision_config") or {}
-    rope = vision.get("rope_parameters") or {}
-    if rope.get("rope_type") == "axial":  # transformers 5.23's name for it, as which it also reads the hub's
-        result["vision_config"] = {**vision, "rope_parameters": {**rope, "rope_type": "default"}}
-    for index, (ours, theirs) in enumerate(zip(config.layers, parse_config(result).layers, strict=True)):
-        if ours != theirs:
-            raise Mistake(
-                f"config.json: layer {index} has {ours.num_key_value_heads} key-value heads of {ours.head_dim}, others "
-                f"of its kind not ({theirs.num_key_value_heads} of {theirs.head_dim}); the hub's layout cannot say it"
-            )
-    return result
-
-
-def _recipe_of_layers(network: Network, recipe: Recipe) -> tuple[dict[str, Quantization | None], list[str]]:
-    """The recipe for every layer that can be quantized, and a line for each whose rows its groups do not divide."""
-    layers, undivided, modules = {}, [], dict(network.named_modules())
-    for path in (path.removesuffix(".weight") for path, _ in tree_flatten(network.parameters())):
-        module = modules.get(path)
-        if isinstance(module, Linear):
-            wanted, width = recipe(path), module.weight.shape[-1]
-            if wanted and width % wanted.group_size:
-                undivided.append(
-                    f"{path} stays unquantized: groups of {wanted.group_size} do not divide its rows of {width}"
-                )
-                wanted = None
-            layers[path] = wanted
-    return layers, undivided
-
-
-def _outputs(path: str, shape: tuple[int, ...], quantization: Quantization | None, dtype: str) -> tuple[Output, ...]:
-    def output(name: str, kind: str, width: int) -> Output:
-        own = (*shape[:-1], width)
-        return Output(name, kind, own, math.prod(own) * ITEM[kind])
-
-    if quantization is None:
-        return (output(path, FLOATS[dtype], shape[-1]),)
-    layer, groups = path.removesuffix(".weight"), shape[-1] // quantization.group_size
-    return (
-        output(path, "U32", shape[-1] * quantization.bits // 32),
-        output(f"{layer}.scales", FLOATS[dtype], groups),
-        output(f"{layer}.biases", FLOATS[dtype], groups),
-    )
-
-
-def _shards(jobs: list[Job], limit: int) -> tuple[tuple[Job, ...], ...]:
-    shards: list[list[Job]] = [[]]
-    size = 0
-    for job in jobs:
-        if shards[-1] and size + job.nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(job)
-        size += job.nbytes
-    return tuple(map(tuple, shards))
-
-
-def plan(folder: Path, recipe: Recipe, default: Quantization | None, dtype: str | None, shard: int = SHARD) -> Plan:
-    """From headers alone. `default` is for layers that config.json does not name; `dtype` None: the checkpoint's.
-
-    Raises:
-        Mistake: the source is not a whole DiffusionGemma checkpoint that is not yet quantized.
-    """
-    stored, generation = read_configs(folder)
-    config = parse_config(stored, generation)
-    if config.quantization or config.quantized_paths:
-        raise Mistake(f"{folder} is quantized already: need the original checkpoint")
-    dtype = dtype or config.dtype
-    if dtype not in FLOATS:
-        raise Mistake(f"config.json: dtype {dtype} is not one we write; give --dtype, one of {', '.join(FLOATS)}")
-    tensors, network = read_tensors(folder), Network(config)  # whose arrays are lazy: shapes, no memory
-    paths = match(network, {name: tensor for name, tensor in tensors.items() if not is_vision(name)})
-    layers, undivided = _recipe_of_layers(network, recipe)
-    jobs = [
-        Job(name, tensors[name], dtype, q, _outputs(path, tensors[name].shape, q, dtype))
-        for path, (name, _) in paths.items()
-        for q in [layers.get(path.removesuffix(".weight"))]
-    ]
-    for name in filter(is_vision, tensors):
-        tensor = tensors[name]
-        jobs.append(Job(name, tensor, None, None, (Output(name, tensor.dtype, tensor.shape, tensor.nbytes),)))
-    jobs.sort(key=lambda job: (job.tensor.file, job.tensor.start))  # the disk is read from front to back
-    written = hub_config(stored, config, dtype)
-    if default is not None:
-        written["quantization"] = written["quantization_config"] = entries(default, layers)
-    return Plan(written, _shards(jobs, shard), tuple(undivided))
-
-
-def _read(job: Job, first: int, last: int) -> np.ndarray:
-    """Bytes [first, last) of the tensor."""
-    raw = np.fromfile(job.tensor.file, np.uint8, last - first, offset=job.tensor.start + first)
-    if raw.size < last - first:
-        raise Mistake(f"{job.tensor.file} is truncated: {job.where} ends early; fetch it again")
-    return raw
-
-
-def _floats(raw: np.ndarray, dtype: str) -> mx.array:
-    if dtype == "BF16":
-        return mx.array(raw.view(np.uint16)).view(mx.bfloat16)
-    return mx.array(raw.view(np.float32 if dtype == "F32" else np.float16))
-
-
-def _finite(raw: np.ndarray, dtype: str) -> bool:
-    """Looks at exponents: MLX's isfinite on the CPU takes longer than its quantize."""
-    if dtype == "F32":
-        return bool(np.isfinite(raw.view(np.float32)).all())
-    return (raw.view(np.uint16) & 0x7FFF).max(initial=0) < (0x7F80 if dtype == "BF16" else 0x7C00)
-
-
-def _convert(job: Job, raw: np.ndarray) -> list[np.ndarray]:
-    """Rows of the source -> the same rows of every output."""
-    if job.tensor.dtype not in FLOATS.values():
-        return [raw]
-    if not _finite(raw, job.tensor.dtype):
-        raise Mistake(f"{job.where} holds NaN or Inf; fetch it again")
-    array = _floats(raw, job.tensor.dtype)
-    if job.dtype:
-        array = array.astype(getattr(mx, job.dtype))
-    if job.dtype == "float16" and job.tensor.dtype != "F16" and not mx.isfinite(array).all().item():
+def _cast(job: Job, array: mx.array) -> mx.array:
+    cast = array.astype(getattr(mx, job.dtype))
+    if cast.dtype == mx.float16 and array.dtype != mx.float16 and not mx.isfinite(cast).all().item():
         raise Mistake(f"{job.where} has values too large for float16; try --dtype bfloat16")
-    arrays = [array]
-    if q := job.quantization:
-        rows = array.reshape(-1, job.tensor.shape[-1])
-        arrays = mx.quantize(rows, group_size=q.group_size, bits=q.bits, mode=q.mode)
+    return cast
+
+
+def make(job: Job, reader: Reader, first: int, last: int) -> tuple[list[np.ndarray], tuple[float, float]]:
+    """Rows [first, last) of every output, and their error."""
+    weight, q = job.weight, job.quantization
+    exact = (0.0, 0.0)
+    if isinstance(weight, Plain) and (job.dtype is None or weight.stored.tensor.dtype not in FLOATS.values()):
+        return [reader.rows(weight.stored, first, last)], exact
+    if isinstance(weight, Packed) and weight.quantization == q:
+        return _as_it_is(job, reader, first, last), exact
+    floats = weight.floats(reader, first, last, job.dtype if q is None else "float32")
+    array = _cast(job, floats)
+    if q is None:
+        mx.eval(array)
+        changed = array.dtype != floats.dtype and array.dtype != mx.float32
+        return [_numpy(array)], _error(floats[::SAMPLE], array[::SAMPLE]) if changed else exact
+    groups = {"group_size": q.group_size, "bits": q.bits, "mode": q.mode}
+    arrays = mx.quantize(array, **groups)
     mx.eval(arrays)  # per piece, so that no graph holds more than one
-    return [np.asarray(a.view(mx.uint16) if a.dtype == mx.bfloat16 else a) for a in arrays]
+    restored = mx.dequantize(*(part[::SAMPLE] for part in arrays), **groups)
+    return [_numpy(part) for part in arrays], _error(floats[::SAMPLE], restored)
 
 
-def _pieces(tensor: Tensor) -> Iterator[tuple[int, int]]:
-    """Bytes [first, last) of whole entries along the first axis (experts, words, rows): groups never cross one."""
-    entry = tensor.nbytes // max(tensor.shape[0], 1) if tensor.shape else tensor.nbytes
-    step = max(PIECE // max(entry, 1), 1) * entry
-    edges = [*range(0, tensor.nbytes, step or 1), tensor.nbytes]
-    yield from pairwise(edges)
-
-
-def _header(jobs: tuple[Job, ...]) -> tuple[bytes, dict[str, int]]:
-    """The start of a safetensors file, and where in the file each tensor's bytes begin."""
+def _header(jobs: tuple[Job, ...], metadata: dict[str, str]) -> tuple[bytes, dict[str, int], int]:
+    """The start of a safetensors file, where in the file each tensor's bytes begin, and where the file ends."""
     outputs = [output for job in jobs for output in job.outputs]
     outputs.sort(key=lambda o: (-ITEM.get(o.dtype, 0), o.name))  # wide ones first: every tensor is aligned
-    table: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    table: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for output in outputs:
         offsets = [end, end := end + output.nbytes]
@@ -257,32 +82,131 @@ def _header(jobs: tuple[Job, ...]) -> tuple[bytes, dict[str, int]]:
     text = json.dumps(table).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    return len(text).to_bytes(8, "little") + text, {o.name: start + table[o.name]["data_offsets"][0] for o in outputs}
+    places = {o.name: start + table[o.name]["data_offsets"][0] for o in outputs}
+    return len(text).to_bytes(8, "little") + text, places, start + end
 
 
-def write_shard(path: Path, jobs: tuple[Job, ...]) -> Iterator[int]:
-    """Bytes of the source, each time some were worked off."""
-    header, places = _header(jobs)
-    with path.open("xb") as file:
-        file.write(header)
-        for job in jobs:
-            for first, last in _pieces(job.tensor):
-                for output, part in zip(job.outputs, _convert(job, _read(job, first, last)), strict=True):
-                    file.seek(places[output.name])
-                    file.write(np.ascontiguousarray(part))
-                    places[output.name] += part.nbytes
-                yield last - first
-            mx.clear_cache()  # the next tensor's pieces have other sizes
+class _Shard:
+    """One file being written, as far as the journal says."""
+
+    def __init__(self, path: Path, jobs: tuple[Job, ...], metadata: dict[str, str]):
+        header, self.places, end = _header(jobs, metadata)
+        self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        os.ftruncate(self.file, end)
+        self._write(header, 0)
+
+    def _write(self, data: bytes | memoryview, place: int) -> None:
+        view = memoryview(data).cast("B")
+        while len(view):  # a disk that is nearly full takes less than is given
+            written = os.pwrite(self.file, view, place)
+            view, place = view[written:], place + written
+
+    def put(self, job: Job, progress: Progress, arrays: list[np.ndarray]) -> list[int]:
+        """-> the outputs' checksums, these rows included."""
+        sums = []
+        for output, array, before in zip(job.outputs, arrays, progress.sums or [0] * len(arrays), strict=True):
+            data = memoryview(np.ascontiguousarray(array)).cast("B")
+            self._write(data, self.places[output.name] + progress.rows * (output.nbytes // job.rows))
+            sums.append(zlib.crc32(data, before))
+        return sums
+
+    def sync(self) -> None:
+        os.fsync(self.file)
+
+    def close(self) -> None:
+        os.close(self.file)
 
 
-def write(plan: Plan, folder: Path) -> Iterator[int]:
-    """config.json, the weights and their index. Yields as `write_shard` does."""
-    (folder / "config.json").write_text(json.dumps(plan.config, indent=4, sort_keys=True) + "\n")
-    count = len(plan.shards)
-    weight_map = {}
-    for number, jobs in enumerate(plan.shards, 1):
-        name = "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
-        yield from write_shard(folder / name, jobs)
-        weight_map |= {output.name: name for job in jobs for output in job.outputs}
-    index = {"metadata": {"total_size": plan.nbytes}, "weight_map": dict(sorted(weight_map.items()))}
+def _rows_at_a_time(job: Job) -> int:
+    return max(PIECE // max(job.source_bytes // job.rows, 1), 1)
+
+
+def write(plan: Plan, folder: Path, journal: Journal) -> Iterator[int]:
+    """The weights. Bytes of the source, each time some were worked off; what an earlier run did comes first."""
+    reader = Reader({f: sha for f in plan.sources if f.name not in journal.hashed and (sha := expected_sha256(f))})
+    last_use = {part.tensor.file: index for index, job in enumerate(plan.jobs) for part in job.weight.parts}
+    index = uncommitted = 0
+    try:
+        for name, jobs in zip(plan.files, plan.shards, strict=True):
+            shard = None
+            try:
+                for job in jobs:
+                    progress = journal.jobs.get(index, Progress())
+                    yield progress.rows * (job.source_bytes // job.rows)
+                    while progress.rows < job.rows:
+                        shard = shard or _Shard(folder / name, jobs, dict(plan.metadata))
+                        first, last = progress.rows, min(progress.rows + _rows_at_a_time(job), job.rows)
+                        arrays, error = make(job, reader, first, last)
+                        sums = shard.put(job, progress, arrays)
+                        progress = Progress(last, sums, tuple(map(sum, zip(progress.error, error, strict=True))))
+                        journal.note(index, progress)
+                        done = (last - first) * (job.source_bytes // job.rows)
+                        uncommitted += done
+                        if uncommitted >= COMMIT:
+                            shard.sync()
+                            journal.commit()
+                            uncommitted = 0
+                        yield done
+                    mx.clear_cache()  # the next tensor's pieces have other sizes
+                    for file in [f for f, last in last_use.items() if last == index and f in reader.expected]:
+                        reader.finish(file)
+                        journal.add_hashed(file)
+                    index += 1
+                if shard:
+                    shard.sync()
+                    journal.commit()
+            finally:
+                if shard:
+                    shard.close()
+    finally:
+        reader.close()
+
+
+def verify(plan: Plan, folder: Path, journal: Journal) -> Iterator[int]:
+    """Read what was written, from the disk where the system allows. Yields bytes.
+
+    Mistake names a file that is not as it was written; the journal then forgets it, so that it is made again.
+    """
+    start = 0
+    for name, jobs in zip(plan.files, plan.shards, strict=True):
+        header, places, end = _header(jobs, dict(plan.metadata))
+        numbers = list(range(start, start := start + len(jobs)))
+        path = folder / name
+        with path.open("rb") as file:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            whole = path.stat().st_size == end and file.read(len(header)) == header
+            for number, job in zip(numbers, jobs, strict=True):
+                for output, expected in zip(job.outputs, journal.jobs[number].sums, strict=True):
+                    whole = whole and _checksum(file, places[output.name], output.nbytes) == expected
+                yield job.nbytes
+        if not whole:
+            journal.again(numbers)
+            raise Mistake(
+                f"{path} does not hold what was written to it: is the disk sound? The same command makes it again"
+            )
+
+
+def _checksum(file, place: int, size: int) -> int:
+    found, end = 0, place + size
+    file.seek(place)
+    while place < end:
+        piece = file.read(min(1 << 24, end - place))
+        if not piece:
+            return -1
+        found, place = zlib.crc32(piece, found), place + len(piece)
+    return found
+
+
+def write_configs(plan: Plan, folder: Path) -> None:
+    """Last of all: without a config.json no program takes the folder for a model."""
+    weight_map = {
+        output.name: name
+        for name, jobs in zip(plan.files, plan.shards, strict=True)
+        for job in jobs
+        for output in job.outputs
+    }
+    totals = {"total_size": plan.nbytes, "total_parameters": plan.parameters}
+    index = {"metadata": totals, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=4) + "\n")
+    (folder / "config.json").write_text(json.dumps(plan.config, indent=4, sort_keys=True) + "\n")

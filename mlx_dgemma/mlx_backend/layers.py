@@ -62,8 +62,20 @@ class Linear(nn.Module):
 class ExpertLinear(Linear):
     """`weight` [E, out, in]. Rows of x come sorted by expert."""
 
+    def scale_globally(self, *, per_row: bool) -> None:
+        """Expect `weight_scale_2`, too: float32 factors [E, out] or [E], as NVIDIA's NVFP4 has them."""
+        self.weight_scale_2 = mx.ones(self.weight.shape[:2] if per_row else self.weight.shape[:1])
+
     def __call__(self, x: mx.array, experts: mx.array) -> mx.array:
         """x [N, in], experts [N] ascending -> [N, out]."""
+        if "weight_scale_2" not in self:
+            return self._product(x, experts)
+        # Before the factor a weight is up to 2688, and sums of them leave float16's range.
+        y = self._product(x.astype(mx.float32) if x.dtype == mx.float16 else x, experts)
+        factors = self.weight_scale_2[experts]
+        return (y * (factors if factors.ndim == 2 else factors[:, None])).astype(x.dtype)
+
+    def _product(self, x: mx.array, experts: mx.array) -> mx.array:
         if arithmetic.namespace() is np:
             return self._expert_by_expert(x, experts)
         x = x[:, None, :]

@@ -12,15 +12,15 @@ from mlx.utils import tree_flatten
 
 from ..checkpoint import Tensor
 from ..config import ModelConfig, Quantization
-from ..convert.names import parameter_name, published_name
+from ..convert.names import GLOBAL_SCALE, parameter_name, published_name
 from ..mistake import Mistake
-from .layers import Linear
+from .layers import ExpertLinear, Linear
 from .network import Network
 
 FLOATS = ("F32", "BF16", "F16")  # in the words of safetensors
 
 
-def _quantize_where_stored(network: Network, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
+def quantize_where_stored(network: Network, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
     """Layers with scales in the checkpoint become quantized ones, as the config says of their path."""
     linears = {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
     named = {path: q for path, q in (config.quantized_paths or {}).items() if q is not None}
@@ -40,6 +40,9 @@ def _quantize_where_stored(network: Network, config: ModelConfig, tensors: dict[
             module.quantize(quantization)
         except ValueError as error:
             raise Mistake(f"config.json: quantization of {path}: {error}") from None
+        factor = tensors.get(f"{path}.{GLOBAL_SCALE}")
+        if factor is not None and isinstance(module, ExpertLinear):
+            module.scale_globally(per_row=len(factor.shape) > 1)
 
 
 def match(network: Network, tensors: dict[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
@@ -67,7 +70,7 @@ def match(network: Network, tensors: dict[str, Tensor]) -> dict[str, tuple[str, 
 
 def load_weights(network: Network, config: ModelConfig, tensors: dict[str, Tensor], dtype: mx.Dtype) -> None:
     """Fill `network` from the text tensors of a checkpoint, floats cast to `dtype`. Mistake names tensor and file."""
-    _quantize_where_stored(network, config, tensors)
+    quantize_where_stored(network, config, tensors)
     stored = match(network, tensors)
     weights = []
     for file in sorted({tensor.file for _, tensor in stored.values()}):
@@ -75,7 +78,8 @@ def load_weights(network: Network, config: ModelConfig, tensors: dict[str, Tenso
         for path, (name, tensor) in stored.items():
             if tensor.file == file:
                 array = arrays[name]
-                weights.append((path, array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array))
+                cast = mx.issubdtype(array.dtype, mx.floating) and not path.endswith(GLOBAL_SCALE)
+                weights.append((path, array.astype(dtype) if cast else array))
     network.load_weights(weights, strict=True)
     set_dtype(network, dtype)
     mx.eval(network.parameters())
