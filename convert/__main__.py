@@ -45,9 +45,8 @@ def parser() -> Parser:
     add("--q-bits", type=int, choices=BITS, help="of experts and self-conditioning (default: 4)")
     add("--q-group-size", type=int, help="weights that share a scale: 32 or 64 (default: 64, or the mode's own)")
     add("--q-mode", choices=list(MODES), help="of experts and self-conditioning (default: affine)")
-    recipes = (
-        f"{', '.join(NAMED)} (default: mlx-community), or a JSON file of {{pattern of layers: bits, false or object}}"
-    )
+    recipes = f"{', '.join(NAMED)} (default: {NAMED[0]}), or a JSON file"
+    recipes += ': {"*.self_attn.*": 8, "*.router.proj": false, ...}'
     add("--quant-predicate", metavar="RECIPE", help=recipes)
     dtypes = ["float32", "bfloat16", "float16"]
     add("--dtype", choices=dtypes, help="of scales and what is not quantized (default: the checkpoint's)")
@@ -99,7 +98,9 @@ def _command_line(options: argparse.Namespace) -> str:
 
 
 def _check_destination(destination: Path) -> None:
-    if os.path.lexists(destination):
+    from .journal import NAME as JOURNAL
+
+    if os.path.lexists(destination) and not (destination / JOURNAL).is_file():
         raise Mistake(f"{destination} exists: need a new folder for --mlx-path")
     parent = destination.parent
     if not parent.is_dir():
@@ -189,6 +190,10 @@ def _make(plan: Plan, options: argparse.Namespace, destination: Path, copied: li
     from .journal import Journal
 
     part, command = destination.with_name(destination.name + ".part"), _command_line(options)
+    if destination.is_dir():  # a run was killed between the last two lines below
+        with Journal(destination, plan.fingerprint, command) as journal:
+            os.unlink(destination / JOURNAL)
+            return journal.errors
     _check_room(plan, copied, part)
     with _unfinished(part), Journal(part, plan.fingerprint, command) as journal:
         try:
@@ -197,14 +202,21 @@ def _make(plan: Plan, options: argparse.Namespace, destination: Path, copied: li
             shutil.rmtree(part)
             raise
         _show(stream.verify(plan, part, journal), plan.nbytes, "verifying")
-        errors = {index: progress.error for index, progress in journal.jobs.items()}
         for file in copied:
             shutil.copyfile(file, part / file.name)
-        card.write(plan, errors, command, part)
+        card.write(plan, journal.errors, command, part)
         stream.write_configs(plan, part)
-        os.unlink(part / JOURNAL)
+        for file in part.iterdir():
+            _sync(file)
         part.rename(destination)
-    return errors
+        os.unlink(destination / JOURNAL)
+    return journal.errors
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    os.fsync(file)
+    os.close(file)
 
 
 def convert(options: argparse.Namespace, shard_bytes: int | None = None) -> None:

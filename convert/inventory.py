@@ -48,7 +48,7 @@ def _check_whole(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _modelopt_experts(tensors: dict[str, Tensor], expected: Mapping[str, mx.array]) -> dict[str, Packed]:
-    """Takes the experts that are stored one by one out of `tensors`. Mistake names what is missing or of another shape."""
+    """Takes the experts that are stored one by one out of `tensors`. Mistake names what is missing or misshapen."""
     found: dict[tuple[str, int, str], dict[str, Stored]] = defaultdict(dict)
     for name in list(tensors):
         if hit := MODELOPT_EXPERT.fullmatch(name):
@@ -95,9 +95,9 @@ def read_source(folder: Path, text_only: bool) -> tuple[dict, ModelConfig, dict[
     config = parse_config(stored, generation)
     tensors = read_tensors(folder)
     _check_whole(tensors)
-    dropped = [name for name in tensors if is_dropped(name) or (text_only and is_vision(name))]
-    vision = {name: tensor for name, tensor in tensors.items() if is_vision(name) and name not in set(dropped)}
-    text = {name: t for name, t in tensors.items() if not is_vision(name) and not is_dropped(name)}
+    dropped = {name for name in tensors if is_dropped(name) or (text_only and is_vision(name))}
+    kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
+    text = {name: tensor for name, tensor in kept.items() if not is_vision(name)}
     network = Network(config)  # whose arrays are lazy: shapes, no memory
     expected = dict(tree_flatten(network.parameters()))
     weights: dict[str, Weight] = dict(_modelopt_experts(text, expected))
@@ -119,4 +119,5 @@ def read_source(folder: Path, text_only: bool) -> tuple[dict, ModelConfig, dict[
             weights[path] = Packed(tuple(array.shape), module.quantization, (block,))
         else:
             weights[path] = Plain(own)
-    return stored, config, weights | {name: Plain(Stored(name, t)) for name, t in vision.items()}, dropped
+    vision = {name: Plain(Stored(name, tensor)) for name, tensor in kept.items() if is_vision(name)}
+    return stored, config, weights | vision, sorted(dropped)

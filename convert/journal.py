@@ -82,6 +82,11 @@ class Journal:
         self.file.flush()
         os.fsync(self.file.fileno())
 
+    @property
+    def errors(self) -> dict[int, tuple[float, float]]:
+        """By job."""
+        return {job: progress.error for job, progress in self.jobs.items()}
+
     def note(self, job: int, progress: Progress) -> None:
         """To be told of in the next line."""
         self.jobs[job] = self._pending[job] = progress

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from ..checkpoint import ITEM
 from ..config import DEFAULT_ROPE, ModelConfig, Quantization, parse_config
@@ -157,8 +158,10 @@ def hub_config(stored: Mapping[str, Any], config: ModelConfig, dtype: str) -> di
 
 def _layers(config: ModelConfig) -> dict[str, int]:
     """Path of every layer that can be quantized -> the width of its rows."""
-    modules = Network(config).named_modules()
-    return {path: module.weight.shape[-1] for path, module in modules if isinstance(module, Linear)}
+    network = Network(config)  # whose arrays are lazy: shapes, no memory
+    modules = dict(network.named_modules())
+    paths = (path.removesuffix(".weight") for path, _ in tree_flatten(network.parameters()))
+    return {path: modules[path].weight.shape[-1] for path in paths if isinstance(modules.get(path), Linear)}
 
 
 def _outputs(path: str, weight: Weight, quantization: Quantization | None, dtype: str) -> tuple[Output, ...]:
@@ -186,10 +189,8 @@ def _jobs(path: str, weight: Weight, quantization: Quantization | None, dtype: s
         count, out = weight.shape[:2]
         # One a row where gate and up have their own, else one an expert.
         each = sum(math.prod(block.factor.tensor.shape) for block in weight.blocks)
-        factors, name = (
-            Factors(weight, (count,) if each == count else (count, out)),
-            f"{path.removesuffix('.weight')}.{GLOBAL_SCALE}",
-        )
+        factors = Factors(weight, (count,) if each == count else (count, out))
+        name = f"{path.removesuffix('.weight')}.{GLOBAL_SCALE}"
         made.append(Job(name, factors, "float32", None, _outputs(name, factors, None, "float32")))
     return made
 
@@ -255,7 +256,7 @@ def plan(folder: Path, wish: Wish) -> Plan:
         written["quantization"] = written["quantization_config"] = entries(default, layers)
     metadata = {"format": "pt" if wish.dequantize else "mlx"}
     shards = _shards(jobs, wish.shard_bytes)
-    return Plan(folder, written, parse_config(written), shards, tuple(undivided), tuple(sorted(dropped)), metadata)
+    return Plan(folder, written, parse_config(written), shards, tuple(undivided), tuple(dropped), metadata)
 
 
 def _published(job: Job) -> Job:

@@ -1,4 +1,4 @@
-"""What a conversion tells: a table by class of weights, sizes, the memory that the model needs, and which Macs have it."""
+"""What a conversion tells: a table by class of weights, the memory that the model needs, and which Macs have it."""
 
 from __future__ import annotations
 
@@ -97,16 +97,20 @@ def rows(plan: Plan, errors: dict[int, tuple[float, float]] | None) -> tuple[lis
     body = [
         [
             line.name, str(line.tensors), _count(line.weights), line.stored, f"{line.bits_per_weight:.2f}",
-            gigabytes(line.nbytes), _error(line.relative_error),
+            _size(line.nbytes), _error(line.relative_error),
         ]
         for line in lines(plan, errors)
     ]  # fmt: skip
     total = sum(len(job.outputs) for job in plan.jobs)
-    size = f"{plan.nbytes / 1e9:.2f} GB" if plan.nbytes >= 1e8 else gigabytes(plan.nbytes)
+    size = _size(plan.nbytes)
     body.append(["total", str(total), _count(plan.parameters), "", f"{plan.bits_per_weight:.2f}", size, ""])
     if errors is None:
         head, body = head[:-1], [row[:-1] for row in body]
     return head, body
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"
 
 
 def _count(weights: int) -> str:
