@@ -219,6 +219,32 @@ def _sync(path: Path) -> None:
     os.close(file)
 
 
+def _plan_before_fetching(options: argparse.Namespace, wish: Wish, destination: Path) -> Plan | None:
+    """Of a hub id that is not in the cache, from its headers: what is wrong is known before 50 GB have come."""
+    from ..load import cached, gigabytes, is_hub_id
+    from . import hub
+    from . import plan as planning
+
+    if not is_hub_id(options.hf_path) or cached(options.hf_path):
+        return None
+    with hub.outline(options.hf_path) as outline:
+        plan = planning.plan(outline, wish)
+        if options.dry_run:
+            return plan
+        from huggingface_hub import constants
+
+        cache = Path(constants.HF_HUB_CACHE)
+        cache = next(folder for folder in (cache, *cache.parents) if folder.exists())
+        shared = cache.stat().st_dev == destination.parent.stat().st_dev
+        needed, free = plan.nbytes + shared * plan.source_bytes, shutil.disk_usage(destination.parent).free
+        if needed > free:
+            what = "to fetch and to convert it" if shared else "to convert it"
+            raise Mistake(
+                f"too little disk for {destination}: needs {gigabytes(needed)} {what}, {gigabytes(free)} are free"
+            )
+    return plan
+
+
 def convert(options: argparse.Namespace, shard_bytes: int | None = None) -> None:
     """Mistake: nothing was made, or what was made can be gone on with."""
     from ..load import find, gigabytes
@@ -232,8 +258,10 @@ def convert(options: argparse.Namespace, shard_bytes: int | None = None) -> None
         _check_destination(destination)
         if options.upload_repo:
             card.check_repository(options.upload_repo)
-    source = find(options.hf_path, to_load=False)
-    plan = planning.plan(source, wish)
+    plan = _plan_before_fetching(options, wish, destination)
+    if plan is None or not options.dry_run:
+        source = find(options.hf_path, to_load=False)
+        plan = planning.plan(source, wish)
     for line in (*plan.undivided, *report.dropped(plan)):
         _say(line)
     errors = None
@@ -241,7 +269,7 @@ def convert(options: argparse.Namespace, shard_bytes: int | None = None) -> None
         copied = sorted({file for pattern in COPIED for file in source.glob(pattern) if file.is_file()})
         errors = _make(plan, options, destination, copied)
     if options.json:
-        told = {"source": str(source), "destination": str(destination), "dry_run": options.dry_run}
+        told = {"source": options.hf_path, "destination": str(destination), "dry_run": options.dry_run}
         print(json.dumps(told | report.as_json(plan, errors) | {"seconds": time.perf_counter() - started}))
     else:
         _print_table(plan, errors, sys.stdout if options.dry_run else sys.stderr)

@@ -9,6 +9,8 @@ import os
 import re
 import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,13 @@ PUBLISHED = {  # bytes of memory for the text model: see README's table of sizes
     "mlx-community/diffusiongemma-26B-A4B-it-8bit": 26.8e9,
     "google/diffusiongemma-26B-A4B-it": 50.5e9,
 }
-FILES = ["*.json", "*.jinja", "*.safetensors", "LICENSE*"]  # of a hub repository; no code, no pickles
+FILES = [
+    "*.json",
+    "*.jinja",
+    "*.safetensors",
+    "tokenizer.model",
+    "LICENSE*",
+]  # of a hub repository; no code, no pickles
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -56,34 +64,26 @@ def check_memory(needed: int, what: str) -> None:
     raise Mistake(f"too little memory for {what}: needs {gigabytes(needed)}, {gigabytes(free)} are free; {advice}")
 
 
-def fetch(hub_id: str, *, to_load: bool) -> Path:
-    """The folder of a hub repository, from the cache where it is whole, fetched otherwise (HF_TOKEN is used).
-
-    Raises:
-        FileNotFoundError: it is not cached and cannot be fetched; the message says why.
-        ValueError: it would not fit on the disk or, if it is `to_load` whole, in memory.
-    """
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+def cached(hub_id: str) -> Path | None:
+    """The folder of a hub repository that is whole in the local cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(hub_id, allow_patterns=FILES, local_files_only=True))
         read_configs(folder), read_tensors(folder)
         return folder
     except (LocalEntryNotFoundError, NotFound):
-        pass  # not there, or not all of it
+        return None  # not there, or not all of it
+
+
+@contextmanager
+def hub_errors(hub_id: str) -> Iterator[None]:
+    """What the hub answers, in a line."""
+    from huggingface_hub.errors import HTTPError
+
     try:
-        listing = HfApi().model_info(hub_id, files_metadata=True).siblings or []
-        size = sum(file.size or 0 for file in listing if file.rfilename.endswith(".safetensors"))
-        if to_load:
-            check_memory(size, hub_id)
-        cache = Path(constants.HF_HUB_CACHE)
-        free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
-        if size > free:
-            raise Mistake(
-                f"too little disk for {hub_id}: needs {gigabytes(size)}, {gigabytes(free)} are free in {cache}"
-            )
-        return Path(snapshot_download(hub_id, allow_patterns=FILES))
+        yield
     except (HTTPError, OSError) as error:  # offline mode is one of the latter
         status = getattr(getattr(error, "response", None), "status_code", None)
         reasons = {
@@ -93,6 +93,41 @@ def fetch(hub_id: str, *, to_load: bool) -> Path:
         }
         reason = reasons.get(status) or "the hub cannot be reached" + (" (offline mode is set)" if _offline() else "")
         raise NotFound(f"{hub_id} is not in the local cache, and {reason}") from error
+
+
+def fetch(hub_id: str, *, to_load: bool) -> Path:
+    """The folder of a hub repository, from the cache where it is whole, fetched otherwise (HF_TOKEN is used).
+
+    Raises:
+        FileNotFoundError: it is not cached and cannot be fetched; the message says why.
+        ValueError: it would not fit on the disk or, if it is `to_load` whole, in memory.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    if folder := cached(hub_id):
+        return folder
+    with hub_errors(hub_id):
+        listing = HfApi().model_info(hub_id, files_metadata=True).siblings or []
+        size = sum(file.size or 0 for file in listing if _is_weights(file.rfilename))
+        if to_load:
+            check_memory(size, hub_id)
+        cache = Path(constants.HF_HUB_CACHE)
+        free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
+        if size > free:
+            raise Mistake(
+                f"too little disk for {hub_id}: needs {gigabytes(size)}, {gigabytes(free)} are free in {cache}"
+            )
+        return Path(snapshot_download(hub_id, allow_patterns=FILES, ignore_patterns=["*/*"]))
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") and "/" not in name
+
+
+def is_hub_id(path: str | Path) -> bool:
+    """Not a folder, and named like one."""
+    folder = Path(path).expanduser()
+    return not folder.exists() and bool(_HUB_ID.fullmatch(str(path))) and not folder.parent.is_dir()
 
 
 def _offline() -> bool:
@@ -111,7 +146,7 @@ def find(path: str | Path | None, *, to_load: bool = True) -> Path:
         return folder
     if folder.is_file():
         raise Mistake(f"{path} is a file: need the folder of a checkpoint, or a hub id")
-    if _HUB_ID.fullmatch(str(path)) and not folder.parent.is_dir():
+    if is_hub_id(path):
         return fetch(str(path), to_load=to_load)
     raise NotFound(f"{path}: no such folder, and no hub id either (those look like google/diffusiongemma-26B-A4B-it)")
 

@@ -1,4 +1,4 @@
-"""Runs in mlx-vlm's own environment: `convert SRC DST MODE BITS`, or `logits FOLDER FILE`; see test_convert_mlx_vlm.py."""
+"""Runs in mlx-vlm's own environment, for test_convert_mlx_vlm.py: `convert SRC DST MODE BITS`, `logits FOLDER FILE`."""
 
 from __future__ import annotations
 
