@@ -11,7 +11,6 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # ours and ML
 NVFP4 = Quantization(bits=4, group_size=16, mode="nvfp4")
 _NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32}  # all others: bytes
 _NAN_SCALES = {"mxfp4": (255,), "mxfp8": (255,), "nvfp4": (127, 255)}  # codes of E8M0 and E4M3
+Raw = dict[str, np.ndarray]  # rows of a weight, as they were read: weight, scales, biases, factors
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -83,13 +83,11 @@ class _Digest:
 
 
 class Reader:
-    """Bytes of tensors; `digests` says which files are to be hashed on the way. A thread does that."""
+    """Bytes of tensors; `expected` says which files are to be hashed on the way."""
 
-    def __init__(self, digests: Mapping[Path, str]):
-        self.expected = dict(digests)
-        self._digests = {file: _Digest(file) for file in digests}
-        self._thread = ThreadPoolExecutor(1)
-        self._hashing: Future | None = None
+    def __init__(self, expected: Mapping[Path, str]):
+        self.expected = dict(expected)
+        self._digests = {file: _Digest(file) for file in expected}
 
     def bytes(self, stored: Stored, first: int, last: int) -> np.ndarray:
         """Bytes [first, last) of the tensor."""
@@ -98,24 +96,16 @@ class Reader:
         if raw.size < last - first:
             raise Mistake(f"{file} is truncated: {stored.where} ends early; fetch it again")
         if file in self._digests:
-            self._feed(file, start, raw)
+            self._digests[file].feed(start, raw)
         return raw
-
-    def _feed(self, file: Path, start: int, raw: np.ndarray | None) -> None:
-        if self._hashing is not None:
-            self._hashing.result()  # one piece waits at a time: memory stays bounded
-        self._hashing = self._thread.submit(self._digests[file].feed, start, raw)
 
     def finish(self, file: Path) -> None:
         """Every tensor that is wanted from `file` was read. Mistake if its hash is not what the hub says."""
         digest = self._digests.pop(file)
-        if self._hashing is not None:
-            self._hashing.result()
-            self._hashing = None
         digest.feed(digest.size, None)
         found = digest.hash.hexdigest()
-        if found != self.expected[file]:
-            raise Mistake(f"{file}: its SHA-256 is {found}, the hub's {self.expected[file]}; delete it and fetch again")
+        if found != self.expected.pop(file):
+            raise Mistake(f"{file}: its SHA-256 is {found}, and not what the hub says; delete it and fetch again")
 
     def rows(self, stored: Stored, first: int, last: int) -> np.ndarray:
         """[n, width]; bfloat16 as uint16. Mistake names a tensor with NaN or Inf."""
@@ -127,17 +117,15 @@ class Reader:
             raise Mistake(f"{stored.where} holds NaN or Inf; fetch it again")
         return array
 
-    def close(self) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
-
 
 def _finite(array: np.ndarray, dtype: str) -> bool:
     """Looks at exponents: MLX's isfinite on the CPU takes longer than its quantize."""
-    if dtype == "F32":
-        return bool(np.isfinite(array).all())
-    if dtype in ("BF16", "F16"):
-        return (array.view(np.uint16) & 0x7FFF).max(initial=0) < (0x7F80 if dtype == "BF16" else 0x7C00)
-    return True
+    if dtype not in ("F32", "BF16", "F16"):
+        return True
+    code, largest = (np.uint32, 0x7F800000) if dtype == "F32" else (np.uint16, 0x7F80 if dtype == "BF16" else 0x7C00)
+    bits, unsigned = array.view(code).ravel(), code(0x7FFFFFFF if dtype == "F32" else 0x7FFF)
+    # In parts that stay in the processor's cache.
+    return all((bits[i : i + 65536] & unsigned).max() < largest for i in range(0, bits.size, 65536))
 
 
 def to_mlx(array: np.ndarray, dtype: str) -> mx.array:
@@ -158,9 +146,12 @@ class Plain:
     def parts(self) -> tuple[Stored, ...]:
         return (self.stored,)
 
-    def floats(self, reader: Reader, first: int, last: int, dtype: str) -> mx.array:
-        """Rows [first, last), as they are stored."""
-        return to_mlx(reader.rows(self.stored, first, last), self.stored.tensor.dtype)
+    def read(self, reader: Reader, first: int, last: int) -> Raw:
+        return {"weight": reader.rows(self.stored, first, last)}
+
+    def floats(self, raw: Raw, dtype: str) -> mx.array:
+        """As they are stored."""
+        return to_mlx(raw["weight"], self.stored.tensor.dtype)
 
 
 @dataclass(frozen=True)
@@ -202,8 +193,7 @@ class Packed:
                 yield block, max(first, start) - start, min(last, stop) - start
             start = stop
 
-    def packed(self, reader: Reader, first: int, last: int) -> list[mx.array]:
-        """Weight, scales and, of affine, biases, as `mx.dequantize` takes them."""
+    def read(self, reader: Reader, first: int, last: int) -> Raw:
         found: dict[str, list[np.ndarray]] = defaultdict(list)
         mode = self.quantization.mode
         for block, start, stop in self._cover(first, last):
@@ -214,22 +204,25 @@ class Packed:
             found["scales"].append(scales)
             if block.biases:
                 found["biases"].append(reader.rows(block.biases, start, stop))
+            if block.factor:
+                found["factors"].append(block.factors(reader)[start:stop])
         if mode == "mxfp8" and any((w.view(np.uint8) & 0x7F == 0x7F).any() for w in found["weight"]):
             raise Mistake(f"{self.blocks[0].weight.where} holds NaN; fetch it again")
-        dtypes = {"scales": self.blocks[0].scales.tensor.dtype}
-        dtypes["biases"] = dtypes["scales"]
-        return [to_mlx(np.concatenate(parts), dtypes.get(kind, "U32")) for kind, parts in found.items()]
+        return {kind: np.concatenate(parts) for kind, parts in found.items()}
 
-    def floats(self, reader: Reader, first: int, last: int, dtype: str) -> mx.array:
-        """Rows [first, last), dequantized as a network of `dtype` does it."""
-        q, (weight, *rest) = self.quantization, self.packed(reader, first, last)
+    def packed(self, raw: Raw) -> list[mx.array]:
+        """Weight, scales and, of affine, biases, as `mx.dequantize` takes them."""
+        dtype = self.blocks[0].scales.tensor.dtype
+        rest = [to_mlx(raw[kind], dtype) for kind in ("scales", "biases") if kind in raw]
+        return [mx.array(raw["weight"]), *rest]
+
+    def floats(self, raw: Raw, dtype: str) -> mx.array:
+        """Dequantized as a network of `dtype` does it."""
+        q, (weight, *rest) = self.quantization, self.packed(raw)
         if q.mode == "affine":
             rest = [array.astype(getattr(mx, dtype)) for array in rest]
         made = mx.dequantize(weight, *rest, group_size=q.group_size, bits=q.bits, mode=q.mode)
-        if self.blocks[0].factor is None:
-            return made
-        factors = [block.factors(reader)[start:stop] for block, start, stop in self._cover(first, last)]
-        return made.astype(mx.float32) * mx.array(np.concatenate(factors))[:, None]
+        return made.astype(mx.float32) * mx.array(raw["factors"])[:, None] if "factors" in raw else made
 
 
 @dataclass(frozen=True)
@@ -245,10 +238,13 @@ class Factors:
     def parts(self) -> tuple[Stored, ...]:
         return tuple(block.factor for block in self.of.blocks)
 
-    def floats(self, reader: Reader, first: int, last: int, dtype: str) -> mx.array:
+    def read(self, reader: Reader, first: int, last: int) -> Raw:
         rows = np.concatenate([block.factors(reader) for block in self.of.blocks])
         count = math.prod(self.shape)
-        return mx.array(rows[:: rows.size // count].reshape(row_count(self.shape), -1)[first:last])
+        return {"weight": rows[:: rows.size // count].reshape(row_count(self.shape), -1)[first:last]}
+
+    def floats(self, raw: Raw, dtype: str) -> mx.array:
+        return mx.array(raw["weight"])
 
 
 Weight = Plain | Packed | Factors

@@ -7,6 +7,8 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from ..checkpoint import INDEX, ITEM
 from ..mistake import Mistake
 from .journal import Journal, Progress
 from .plan import Job, Plan
-from .source import FLOATS, Packed, Plain, Reader, expected_sha256
+from .source import FLOATS, Packed, Plain, Raw, Reader, expected_sha256
 
 PIECE = 64_000_000  # bytes of a source tensor that are in memory at a time, if a row has no more
 COMMIT = 256_000_000  # bytes of the source after which the journal is brought up to date
@@ -33,9 +35,9 @@ def _error(before: mx.array, after: mx.array) -> tuple[float, float]:
     return mx.square(before - after).sum().item(), mx.square(before).sum().item()
 
 
-def _as_it_is(job: Job, reader: Reader, first: int, last: int) -> list[np.ndarray]:
+def _as_it_is(job: Job, raw: Raw) -> list[np.ndarray]:
     """Packed values are not touched; scales and biases in the dtype that is wanted."""
-    weight, *rest = job.weight.packed(reader, first, last)
+    weight, *rest = job.weight.packed(raw)
     if job.quantization.mode == "affine":
         rest = [_cast(job, array) for array in rest]
     mx.eval(rest)
@@ -49,15 +51,15 @@ def _cast(job: Job, array: mx.array) -> mx.array:
     return cast
 
 
-def make(job: Job, reader: Reader, first: int, last: int) -> tuple[list[np.ndarray], tuple[float, float]]:
-    """Rows [first, last) of every output, and their error."""
+def make(job: Job, raw: Raw) -> tuple[list[np.ndarray], tuple[float, float]]:
+    """Some rows of the source -> the same rows of every output, and their error."""
     weight, q = job.weight, job.quantization
     exact = (0.0, 0.0)
     if isinstance(weight, Plain) and (job.dtype is None or weight.stored.tensor.dtype not in FLOATS.values()):
-        return [reader.rows(weight.stored, first, last)], exact
+        return [raw["weight"]], exact
     if isinstance(weight, Packed) and weight.quantization == q:
-        return _as_it_is(job, reader, first, last), exact
-    floats = weight.floats(reader, first, last, job.dtype if q is None else "float32")
+        return _as_it_is(job, raw), exact
+    floats = weight.floats(raw, job.dtype if q is None else "float32")
     array = _cast(job, floats)
     if q is None:
         mx.eval(array)
@@ -89,9 +91,10 @@ def _header(jobs: tuple[Job, ...], metadata: dict[str, str]) -> tuple[bytes, dic
 class _Shard:
     """One file being written, as far as the journal says."""
 
-    def __init__(self, path: Path, jobs: tuple[Job, ...], metadata: dict[str, str]):
-        header, self.places, end = _header(jobs, metadata)
-        self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    def __init__(self, folder: Path, plan: Plan, number: int):
+        header, self.places, end = _header(plan.shards[number], dict(plan.metadata))
+        self.number = number
+        self.file = os.open(folder / plan.files[number], os.O_RDWR | os.O_CREAT, 0o666)
         os.ftruncate(self.file, end)
         self._write(header, 0)
 
@@ -101,65 +104,102 @@ class _Shard:
             written = os.pwrite(self.file, view, place)
             view, place = view[written:], place + written
 
-    def put(self, job: Job, progress: Progress, arrays: list[np.ndarray]) -> list[int]:
-        """-> the outputs' checksums, these rows included."""
-        sums = []
-        for output, array, before in zip(job.outputs, arrays, progress.sums or [0] * len(arrays), strict=True):
+    def put(self, piece: _Piece, arrays: list[np.ndarray], error: tuple[float, float], journal: Journal) -> None:
+        before, sums = journal.jobs.get(piece.index, Progress()), []
+        for output, array, so_far in zip(piece.job.outputs, arrays, before.sums or [0] * len(arrays), strict=True):
             data = memoryview(np.ascontiguousarray(array)).cast("B")
-            self._write(data, self.places[output.name] + progress.rows * (output.nbytes // job.rows))
-            sums.append(zlib.crc32(data, before))
-        return sums
+            self._write(data, self.places[output.name] + piece.first * (output.nbytes // piece.job.rows))
+            sums.append(zlib.crc32(data, so_far))
+        total = before.error[0] + error[0], before.error[1] + error[1]
+        journal.note(piece.index, Progress(piece.last, sums, total))
 
     def sync(self) -> None:
         os.fsync(self.file)
 
     def close(self) -> None:
-        os.close(self.file)
+        if self.file is not None:
+            os.close(self.file)
+        self.file = None
 
 
-def _rows_at_a_time(job: Job) -> int:
-    return max(PIECE // max(job.source_bytes // job.rows, 1), 1)
+@dataclass(frozen=True)
+class _Piece:
+    shard: int
+    index: int  # of the job in the plan
+    job: Job
+    first: int
+    last: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of the source."""
+        return (self.last - self.first) * (self.job.source_bytes // self.job.rows)
+
+
+def _left(plan: Plan, journal: Journal) -> Iterator[_Piece]:
+    """What is still to be done."""
+    index = 0
+    for number, jobs in enumerate(plan.shards):
+        for job in jobs:
+            done = journal.jobs[index].rows if index in journal.jobs else 0
+            step = max(PIECE // max(job.source_bytes // job.rows, 1), 1)
+            for first in range(done, job.rows, step):
+                yield _Piece(number, index, job, first, min(first + step, job.rows))
+            index += 1
+
+
+def _ahead(pieces: Iterator[_Piece], reader: Reader, thread: Executor) -> Iterator[tuple[_Piece, Raw]]:
+    """Pieces with what was read of them: while one is worked on, `thread` reads the next."""
+    before: tuple[_Piece, Future] | None = None
+    for piece in pieces:
+        reading = thread.submit(piece.job.weight.read, reader, piece.first, piece.last)
+        if before:
+            yield before[0], before[1].result()
+        before = piece, reading
+    if before:
+        yield before[0], before[1].result()
 
 
 def write(plan: Plan, folder: Path, journal: Journal) -> Iterator[int]:
     """The weights. Bytes of the source, each time some were worked off; what an earlier run did comes first."""
     reader = Reader({f: sha for f in plan.sources if f.name not in journal.hashed and (sha := expected_sha256(f))})
     last_use = {part.tensor.file: index for index, job in enumerate(plan.jobs) for part in job.weight.parts}
-    index = uncommitted = 0
-    try:
-        for name, jobs in zip(plan.files, plan.shards, strict=True):
-            shard = None
-            try:
-                for job in jobs:
-                    progress = journal.jobs.get(index, Progress())
-                    yield progress.rows * (job.source_bytes // job.rows)
-                    while progress.rows < job.rows:
-                        shard = shard or _Shard(folder / name, jobs, dict(plan.metadata))
-                        first, last = progress.rows, min(progress.rows + _rows_at_a_time(job), job.rows)
-                        arrays, error = make(job, reader, first, last)
-                        sums = shard.put(job, progress, arrays)
-                        progress = Progress(last, sums, tuple(map(sum, zip(progress.error, error, strict=True))))
-                        journal.note(index, progress)
-                        done = (last - first) * (job.source_bytes // job.rows)
-                        uncommitted += done
-                        if uncommitted >= COMMIT:
-                            shard.sync()
-                            journal.commit()
-                            uncommitted = 0
-                        yield done
-                    mx.clear_cache()  # the next tensor's pieces have other sizes
-                    for file in [f for f, last in last_use.items() if last == index and f in reader.expected]:
-                        reader.finish(file)
-                        journal.add_hashed(file)
-                    index += 1
-                if shard:
+    shard, uncommitted = None, 0
+    yield plan.source_bytes - sum(piece.nbytes for piece in _left(plan, journal))
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            for piece, raw in _ahead(_left(plan, journal), reader, thread):
+                if shard is None or shard.number != piece.shard:
+                    _settle(shard, journal)
+                    shard = _Shard(folder, plan, piece.shard)
+                arrays, error = make(piece.job, raw)
+                shard.put(piece, arrays, error, journal)
+                uncommitted += piece.nbytes
+                if uncommitted >= COMMIT:
                     shard.sync()
                     journal.commit()
-            finally:
-                if shard:
-                    shard.close()
-    finally:
-        reader.close()
+                    uncommitted = 0
+                yield piece.nbytes
+                if piece.last == piece.job.rows:
+                    mx.clear_cache()  # the next tensor's pieces have other sizes
+                    for file in [f for f in reader.expected if last_use[f] == piece.index]:
+                        thread.submit(reader.finish, file).result()
+                        journal.add_hashed(file)
+            _settle(shard, journal)
+        finally:
+            if shard:
+                shard.close()
+        for file in list(reader.expected):
+            reader.finish(file)
+            journal.add_hashed(file)
+
+
+def _settle(shard: _Shard | None, journal: Journal) -> None:
+    """A file is done with, for now."""
+    if shard:
+        shard.sync()
+        journal.commit()
+        shard.close()
 
 
 def verify(plan: Plan, folder: Path, journal: Journal) -> Iterator[int]:
