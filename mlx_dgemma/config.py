@@ -150,9 +150,10 @@ def _quantization(config: Mapping[str, Any]) -> tuple[Quantization | None, dict[
     if stored is None:
         return None, {}
     if "quant_method" in stored:
+        first = "it" if stored["quant_method"] == "modelopt" else "the original checkpoint"
         raise Mistake(
             f"config.json: weights quantized by {stored['quant_method']!r} cannot be loaded; "
-            "convert the original checkpoint with `python -m mlx_dgemma.convert -q`"
+            f"convert {first} with `python -m mlx_dgemma.convert`"
         )
     default = _quantization_entry(
         "the whole model", {k: v for k, v in stored.items() if not isinstance(v, dict | bool)}
