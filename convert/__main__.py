@@ -262,12 +262,12 @@ def convert(options: argparse.Namespace, shard_bytes: int | None = None) -> None
     if plan is None or not options.dry_run:
         source = find(options.hf_path, to_load=False)
         plan = planning.plan(source, wish)
-    for line in (*plan.undivided, *report.dropped(plan)):
-        _say(line)
     errors = None
     if not options.dry_run:
         copied = sorted({file for pattern in COPIED for file in source.glob(pattern) if file.is_file()})
         errors = _make(plan, options, destination, copied)
+    for line in (*plan.undivided, *report.dropped(plan)):
+        _say(line)
     if options.json:
         told = {"source": options.hf_path, "destination": str(destination), "dry_run": options.dry_run}
         print(json.dumps(told | report.as_json(plan, errors) | {"seconds": time.perf_counter() - started}))

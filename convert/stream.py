@@ -212,6 +212,9 @@ def verify(plan: Plan, folder: Path, journal: Journal) -> Iterator[int]:
         header, places, end = _header(jobs, dict(plan.metadata))
         numbers = list(range(start, start := start + len(jobs)))
         path = folder / name
+        if not path.is_file():
+            journal.again(numbers)
+            raise Mistake(f"{path} was taken away while it was made; the same command makes it again")
         with path.open("rb") as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -87,6 +87,13 @@ def resize(folder, by):
         file.truncate(file.seek(0, 2) + by)
 
 
+def missing_shard(folder):
+    weight_map = dict.fromkeys(conversions.arrays(folder), "model-00001-of-00002.safetensors")
+    weight_map["model.decoder.norm.weight"] = "model-00002-of-00002.safetensors"
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
 def test_broken_sources(tmp_path, capsys):
     def wrong(name, breaking, *named):
         folder = source(tmp_path / name, layout="transformers")
@@ -99,6 +106,7 @@ def test_broken_sources(tmp_path, capsys):
     wrong("fp8", lambda f: edit_config(f, quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"}), "FP8")
     wrong("other", lambda f: edit_config(f, model_type="gemma4"), "gemma4", "diffusion_gemma")
     wrong("other sizes", lambda f: edit_config(f, text_config={"num_experts": 16}), "shape", "need [16, ")
+    wrong("shard", lambda f: missing_shard(f), "model-00002-of-00002.safetensors", "fetch")
     wrong("empty", lambda f: (f / "model.safetensors").unlink(), "no weights")
     missing = tmp_path / "nowhere" / "at" / "all"
     fails(capsys, tmp_path, ["--hf-path", missing, "--mlx-path", tmp_path / "made"], str(missing), "no such folder")
@@ -239,6 +247,17 @@ def test_killed_at_random_moments(tmp_path, capsys):
     assert [p.name for p in made.parent.iterdir()] == ["made"]
     with capsys.disabled():
         print(f"[{count} of {kills} killed]", end="")
+
+
+def test_a_file_that_was_taken_away(tmp_path, capsys, monkeypatch, small_steps):
+    original, made = source(tmp_path / "source"), tmp_path / "made"
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "verify", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(capsys, "--hf-path", original, "--mlx-path", made)[0] == 130
+    (tmp_path / "made.part" / "model.safetensors").unlink()
+    code, _, lines = run(capsys, "--hf-path", original, "--mlx-path", made)
+    assert code == 2 and len(lines) == 1 and "model.safetensors was taken away" in lines[0]
+    converted(capsys, original, made)
 
 
 def test_two_at_once(tmp_path, capsys, monkeypatch):
