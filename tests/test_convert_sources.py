@@ -66,6 +66,15 @@ def test_back_and_into_transformers(tmp_path, capsys):
     assert np.abs(session.logits(canvas) - logits(loaded(small))).max() < 1e-4
 
 
+def test_transformers_finds_every_tensor_and_none_too_many(tmp_path, capsys):
+    reference = pytest.importorskip("reference", reason="needs torch and transformers")
+    converted(capsys, checkpoints.TINY, tmp_path / "small", "-q")
+    converted(capsys, tmp_path / "small", tmp_path / "back", "-d")
+    model = reference.DiffusionGemmaForBlockDiffusion
+    _, info = model.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info.values()), info
+
+
 def test_kept_as_it_is(tmp_path, capsys):
     """Without -q and -d every layer stays as it stands, to the byte; so does a layer that is as it is wanted."""
     original, small, copy = source(tmp_path / "source"), tmp_path / "small", tmp_path / "copy"
