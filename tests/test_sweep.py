@@ -110,7 +110,7 @@ def test_soft_embeddings_are_the_same_from_lists_sums_and_second_looks(kind, hea
     )  # fmt: skip
     asked.temperature[:] = 0.6
     found = Sweep(slices, asked, CAP).run()
-    told.found, told.soft = {name: getattr(found, name) for name in names}, found.soft
+    told.found, told.soft = {name: np.array(getattr(found, name)) for name in names}, found.soft
     listed = ~asked.heavy & (np.array(found.lost) <= module.LOST[mx.float32])
     if heavy == 0.0:
         assert 0 < listed.sum() < T  # some by their lists, some by a second look
@@ -139,7 +139,7 @@ def test_the_next_pass_expects_what_this_one_saw():
     expected = []
     for heavy in (0.0, 1.0):
         asked = ask(12.0, heavy)
-        found = {"lost": Sweep(Slices(table), asked, CAP).run().lost}
+        found = {"lost": np.array(Sweep(Slices(table), asked, CAP).run().lost)}
         told = vocabulary.SelfConditioning(asked.hidden, 0.6, None, found, asked.heavy, None, None)
         expected.append(told.expect_heavy())
     assert np.array_equal(*expected) and 0 < expected[0].sum() < T

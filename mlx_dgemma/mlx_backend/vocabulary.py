@@ -57,14 +57,14 @@ class SelfConditioning:
     hidden: mx.array | None  # [L, D]; None: nothing is known but what is certain
     temperature: float
     allowed: tuple[np.ndarray, np.ndarray] | None
-    found: dict[str, Any]  # of the row: tokens, shares, lost
+    found: dict[str, np.ndarray]  # of the row: tokens, shares, lost
     heavy: np.ndarray  # [L] bool: positions of `soft`
     soft: Any  # [heavy, D]
     certain: np.ndarray | None  # [L] int32 ids that are known, -1 elsewhere
 
     def expect_heavy(self) -> np.ndarray:
         """[L] bool: where the next pass had better sum up the whole table."""
-        return np.array(self.found["lost"]) > LOST[self.hidden.dtype]
+        return self.found["lost"] > LOST[self.hidden.dtype]
 
 
 def _listed(table: Embedding, tokens: np.ndarray, shares: np.ndarray) -> mx.array:
@@ -83,8 +83,8 @@ def soft_embedding(told: SelfConditioning, table: Embedding, slices: Slices, cap
     length = len(told.heavy)
     soft = mx.zeros((length, table.hidden_size), dtype=mx.float32)
     if told.hidden is not None:
-        lost, dtype = np.array(told.found["lost"]), told.hidden.dtype
-        tokens, shares = np.array(told.found["tokens"]), np.array(told.found["shares"])
+        lost, dtype = told.found["lost"], told.hidden.dtype
+        tokens, shares = told.found["tokens"], told.found["shares"]
         light = ~told.heavy & (lost <= LOST[dtype])
         missed = ~told.heavy & ~light
         parts = [(np.flatnonzero(told.heavy), told.soft)]
@@ -175,14 +175,16 @@ class Look:
         return found
 
     def predictions(self) -> list[Prediction]:
+        # Whole arrays, which are there by now: a slice of one on the device would have to be waited for again.
+        host = {name: np.array(array) for name, array in vars(self.swept).items() if name != "soft"}
         return [
-            self._prediction(row, slice(end - len(row.canvas), end), hidden)
+            self._prediction(row, slice(end - len(row.canvas), end), hidden, host)
             for row, end, hidden in zip(self.rows, self.ends, self.hidden, strict=True)
         ]
 
-    def _prediction(self, row: Row, own: slice, hidden: mx.array) -> Prediction:
-        swept, canvas, certain = self.swept, np.asarray(row.canvas, dtype=np.int32), None
-        found = {name: np.array(getattr(swept, name)[own]) for name in ("argmax", "sample", "entropy", "confidence")}
+    def _prediction(self, row: Row, own: slice, hidden: mx.array, host: dict[str, np.ndarray]) -> Prediction:
+        canvas, certain = np.asarray(row.canvas, dtype=np.int32), None
+        found = {name: host[name][own].copy() for name in ("argmax", "sample", "entropy", "confidence")}
         if row.fixed is not None:
             fixed = np.asarray(row.fixed, dtype=bool)
             certain = np.where(fixed, canvas, -1).astype(np.int32)
@@ -193,9 +195,9 @@ class Look:
             hidden=hidden,
             temperature=row.temperature,
             allowed=self.allowed and (self.allowed[0], self.allowed[1][own]),
-            found={name: getattr(swept, name)[own] for name in ("tokens", "shares", "lost")},
+            found={name: host[name][own] for name in ("tokens", "shares", "lost")},
             heavy=heavy,
-            soft=swept.soft[before : before + int(heavy.sum())],
+            soft=self.swept.soft[before : before + int(heavy.sum())],
             certain=certain,
         )
         logprobs = {p - own.start: np.array(v) for p, v in self.logprobs.items() if own.start <= p < own.stop}
