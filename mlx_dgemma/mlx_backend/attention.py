@@ -15,6 +15,7 @@ from . import arithmetic
 from .arithmetic import bring
 
 SCORES = 256_000_000  # bytes of scores, at most
+COPIES = 16  # of a block of scores on the CPU device, generously: NumPy's temporaries, and what the allocators keep
 
 
 def visible(queries: int, keys: int, window: int | None, first: int = 0, last: int | None = None) -> mx.array | None:
@@ -33,8 +34,7 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, *, causal: bool,
     A canvas (not `causal`) sees all it is shown: the reference, too, gives it the last window - 1 tokens and no window
     of its own."""
     heads, n, total = queries.shape[1], queries.shape[2], keys.shape[2]
-    # NumPy has the scores, their exponentials and what is between at the same time.
-    block = max(1, SCORES // (4 * heads * n) // (4 if arithmetic.namespace() is np else 1))
+    block = max(1, SCORES // (4 * heads * n) // (COPIES if arithmetic.namespace() is np else 1))
     if arithmetic.namespace() is mx and block >= total:
         mask: Any = visible(n, total, window) if causal else None
         if mask is not None and (window is None or total <= window):
