@@ -132,10 +132,9 @@ class Look:
         self.rows, self.hidden, self.sets = rows, hidden, sets
         self.ends = np.cumsum([len(row.canvas) for row in rows]).tolist()
         lengths = [len(row.canvas) for row in rows]
-        self.allowed = None
-        if any(row.allowed is not None for row in rows):
-            own = [np.full(n, -1) if row.allowed is None else row.allowed for row, n in zip(rows, lengths, strict=True)]
-            self.allowed = sets.table(np.concatenate(own))
+        own = [np.full(n, -1) if row.allowed is None else row.allowed for row, n in zip(rows, lengths, strict=True)]
+        self.set_of = np.concatenate(own)  # [T], -1 where anything may stand
+        self.allowed = sets.table(self.set_of) if (self.set_of != -1).any() else None
         self.heavy = np.concatenate([self._expected(row) for row in rows])
         asked = Asked(
             hidden=mx.concatenate(hidden),
@@ -164,14 +163,16 @@ class Look:
     def _logprobs(self, asked: Asked) -> dict[int, mx.array]:
         """position -> over the set that is allowed there: a product with few rows of the table."""
         found = {}
-        allowed = np.concatenate([np.full(len(r.canvas), -1) if r.allowed is None else r.allowed for r in self.rows])
-        for position in np.flatnonzero(allowed >= 0).tolist():
-            ids = self.sets.ids[allowed[position]]
-            if len(ids) < LOGPROB_SET:
-                few = self.slices.table.rows(mx.array(ids), asked.hidden.dtype)
-                raw = (few @ asked.hidden[position]).astype(mx.float32)
-                logits = mx.tanh(raw / self.cap) * (self.cap / float(asked.temperature[position]))
-                found[position] = logits - mx.array(self.swept.normaliser[position])
+        for index in np.unique(self.set_of[self.set_of >= 0]).tolist():
+            ids = self.sets.ids[index]
+            if len(ids) >= LOGPROB_SET:
+                continue
+            positions = np.flatnonzero(self.set_of == index)
+            few = self.slices.table.rows(mx.array(ids), asked.hidden.dtype)
+            raw = (asked.hidden[mx.array(positions)] @ few.T).astype(mx.float32)
+            logits = mx.tanh(raw / self.cap) * (self.cap / mx.array(asked.temperature[positions])[:, None])
+            normaliser = mx.array(self.swept.normaliser)[mx.array(positions)][:, None]
+            found |= dict(zip(positions.tolist(), logits - normaliser, strict=True))
         return found
 
     def predictions(self) -> list[Prediction]:
