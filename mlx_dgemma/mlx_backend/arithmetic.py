@@ -23,3 +23,8 @@ def tanh(x: mx.array) -> mx.array:
     if namespace() is mx:
         return mx.tanh(x)
     return mx.array(np.tanh(np.asarray(x.astype(mx.float32)))).astype(x.dtype)
+
+
+def dot(a: Any, b: Any) -> Any:
+    """Along the last axis, which stays with length 1."""
+    return np.vecdot(a, b)[..., None] if namespace() is np else (a * b).sum(axis=-1, keepdims=True)

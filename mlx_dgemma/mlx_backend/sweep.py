@@ -20,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import arithmetic
-from .arithmetic import bring
+from .arithmetic import bring, dot
 from .layers import Embedding, Linear
 
 SLICES = 32  # at least
@@ -83,19 +83,24 @@ class Lists:
     def add(self, logits: Any, near: Any, first: int) -> None:
         """`near` [T, S] bool marks those of `logits` that may be near the top in the end; `first` is their first id.
         A list that is full already is left alone."""
-        self.count, counted = self.count + near.astype(self.xp.int32).sum(axis=-1, keepdims=True), self.count
-        near = near & (counted <= KEPT)
         if self.xp is np:
-            rows, columns = np.nonzero(near)
-            starts = np.searchsorted(rows, np.arange(len(self.count)))
-            places = np.minimum(np.arange(len(rows)) - starts[rows] + counted[rows, 0], KEPT)
-            self.tokens[rows, places], self.logits[rows, places] = columns + first, logits[rows, columns]
+            self._add(logits, near & (self.count <= KEPT), first)
             return
+        self.count, counted = self.count + near.astype(mx.int32).sum(axis=-1, keepdims=True), self.count
+        near = near & (counted <= KEPT)
         places = mx.minimum(mx.cumsum(near.astype(mx.int32), axis=-1) - 1 + counted, KEPT)
         places = mx.where(near, places, KEPT)
         ids = mx.broadcast_to(mx.arange(first, first + logits.shape[1], dtype=mx.int32), logits.shape)
         self.tokens = mx.put_along_axis(self.tokens, places, ids, axis=-1)
         self.logits = mx.put_along_axis(self.logits, places, logits, axis=-1)
+
+    def _add(self, logits: np.ndarray, near: np.ndarray, first: int) -> None:
+        rows, columns = np.divmod(np.flatnonzero(near), near.shape[1])  # three times as fast as nonzero of two axes
+        added = np.bincount(rows, minlength=len(near))
+        places = np.arange(len(rows)) - np.repeat(np.cumsum(added) - added, added) + self.count[rows, 0]
+        places = np.minimum(places, KEPT)
+        self.tokens[rows, places], self.logits[rows, places] = columns + first, logits[rows, columns]
+        self.count += added[:, None].astype(np.int32)
 
     def shares(self, top: Any, total: Any, reach: float) -> Any:
         """[T, KEPT] float32."""
@@ -141,7 +146,7 @@ class Sweep:
             weights = xp.exp(below)
             fade, mass = xp.exp(before - top), weights.sum(axis=-1, keepdims=True)
             # heat is the sum of weight * (logit - top), and moves with the top
-            heat = fade * (heat + (before - top) * total) + (weights * below).sum(axis=-1, keepdims=True)
+            heat = fade * (heat + (before - top) * total) + dot(weights, below)
             total = fade * total + mass
             lists.add(logits, below >= -reach, first)
             soft.add(part, weights, fade)
