@@ -1,80 +1,120 @@
 """Seconds of one denoising step, ours and mlx-vlm's, on the same random weights, in turns, in one process.
 
-    python examples/compare_step.py [--peaked 40] [--repeat 9]
+    python examples/compare_step.py [--peaked 8] [--repeat 9]
+    python examples/compare_step.py --shape 26b-a4b --precision 4bit --rows 8      # on a GPU: the published shape
 
-Needs mlx-vlm 0.7.10 in the same environment. A step is all that its loop does between two canvases, self-conditioned:
-network, head, temperature, argmax, draw, entropy, accept, renoise, stop rule; mlx-vlm's is its entropy-bound path.
-Prints one JSON object: medians, their ratio, and the median entropy of a position.
+Needs mlx-vlm 0.7.10 in the same environment; without it, ours is measured alone. A step is all that a loop does between
+two canvases, self-conditioned: network, head, temperature, argmax, draw, entropy, accept, renoise, stop rule; mlx-vlm's
+is its entropy-bound path. Prints one JSON object: median seconds and their ratio, the median entropy of a position, the
+bytes of all weights and the share of the time that the machine's own copy would take to read them, the parts of our
+step, and our step with several rows.
 """
 
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import checkpoints
+from mlx.utils import tree_flatten
 
 from mlx_dgemma.config import parse_config
+from mlx_dgemma.convert.names import published_name
 from mlx_dgemma.interface import Row
-from mlx_dgemma.load import load_model
+from mlx_dgemma.mlx_backend.dummy import PRECISIONS, dummy_mlx
 from mlx_dgemma.sampling import Sampling, Settled, accept, renoise
 
-SHAPE = {
-    "vocab_size": 32768, "hidden_size": 704, "intermediate_size": 528, "moe_intermediate_size": 176,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 256, "num_experts": 32, "top_k_experts": 4,
-    "sliding_window": 1024, "layer_types": ["sliding_attention"] * 5 + ["full_attention"], "canvas_length": 256,
-    "full": {"head_dim": 512, "num_key_value_heads": 1},
+TEMPERATURE, BOUND = 0.6, 0.1
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+GLOBAL_ROPE = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0}
+COMMON = {
+    "model_type": "diffusion_gemma_text", "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh",
+    "final_logit_softcapping": 30.0, "max_position_embeddings": 262144, "sliding_window": 1024, "head_dim": 256,
+    "global_head_dim": 512, "tie_word_embeddings": True, "use_bidirectional_attention": "vision",
+    "rope_parameters": {"sliding_attention": ROPE, "full_attention": GLOBAL_ROPE},
 }  # fmt: skip
-TEMPERATURE = 0.6
+SHAPES = {
+    "small": {
+        "vocab_size": 32768, "hidden_size": 704, "intermediate_size": 528, "moe_intermediate_size": 176,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "num_global_key_value_heads": 1, "num_experts": 32,
+        "top_k_experts": 4, "num_hidden_layers": 6,
+    },
+    "26b-a4b": {
+        "vocab_size": 262144, "hidden_size": 2816, "intermediate_size": 2112, "moe_intermediate_size": 704,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "num_global_key_value_heads": 2, "num_experts": 128,
+        "top_k_experts": 8, "num_hidden_layers": 30,
+    },
+}  # fmt: skip
 
 
-def ours(folder: Path, config: dict, prompt: np.ndarray):
-    model = load_model(folder, parse_config(config, checkpoints.generation_config()), "mlx", "float32")
-    cache, sampling, rng = model.new_cache(), Sampling(), np.random.default_rng(1)
-    model.encode([prompt], [cache])
-    state = {"canvas": rng.integers(32768, size=256), "conditioning": None, "settled": Settled(sampling)}
+def config_of(shape: str, precision: str) -> dict:
+    """config.json of a checkpoint of that shape."""
+    text = {**COMMON, **SHAPES[shape]}
+    count = text["num_hidden_layers"]
+    text["layer_types"] = ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(count)]
+    dtype = "float32" if precision == "float32" else "bfloat16"
+    config = {"model_type": "diffusion_gemma", "canvas_length": 256, "eos_token_id": [1], "dtype": dtype}
+    return {**config, "tie_word_embeddings": True, "text_config": text, "vision_config": None}
+
+
+def ours(model, prompt: np.ndarray, rows: int = 1):
+    vocabulary, length, sampling = model.config.vocab_size, model.config.canvas_length, Sampling(entropy_bound=BOUND)
+    rng, caches = np.random.default_rng(1), [model.new_cache() for _ in range(rows)]
+    model.encode([prompt] * rows, caches)
+    canvases = [rng.integers(vocabulary, size=length) for _ in caches]
+    conditioning, settled = [None] * rows, [Settled(sampling) for _ in caches]
 
     def step() -> float:
-        uniforms = rng.random(256, dtype=np.float32)
-        row = Row(state["canvas"], cache, TEMPERATURE, uniforms, self_conditioning=state["conditioning"])
-        [found] = model.denoise([row])
-        accepted = accept(found.entropy, sampling.entropy_bound)
-        state["canvas"] = renoise(found.sample, accepted, rng.integers(32768, size=256))
-        state["settled"](found.argmax, found.entropy)
-        state["conditioning"] = found.self_conditioning
-        return float(np.median(found.entropy))
+        drawn = [rng.random(length, dtype=np.float32) for _ in caches]
+        asked = zip(canvases, caches, drawn, conditioning, strict=True)
+        found = model.denoise([Row(c, k, TEMPERATURE, u, self_conditioning=s) for c, k, u, s in asked])
+        for i, one in enumerate(found):
+            accepted = accept(one.entropy, BOUND)
+            canvases[i] = renoise(one.sample, accepted, rng.integers(vocabulary, size=length))
+            settled[i](one.argmax, one.entropy)
+            conditioning[i] = one.self_conditioning
+        return float(np.median([one.entropy for one in found]))
 
     return step
 
 
-def theirs(folder: Path, prompt: np.ndarray):
+def theirs(model, config: dict, prompt: np.ndarray):
+    """Their step over the very arrays of `model`, which their loader is given in place of a file's."""
+    from mlx_vlm import utils
     from mlx_vlm.generate import diffusion as d
-    from mlx_vlm.utils import load_model as load_theirs
 
-    model = load_theirs(folder)
-    ids = mx.array(prompt)[None]
-    cache = model.make_cache()
-    model.diffusion_prefill_cache(ids, cache=cache, prefill_step_size=512, chunk_prefill=True)
-    context = model.diffusion_prepare_self_conditioning()
-    state = {"canvas": mx.random.randint(0, 32768, (1, 256)), "conditioning": None, "history": []}
+    weights = {published_name(path): array for path, array in tree_flatten(model.network.parameters())}
+    utils._load_safetensors = lambda file: weights
+    layers = {path: m for path, m in model.network.named_modules() if "scales" in m}
+    stored = {
+        path: {"bits": m.quantization.bits, "group_size": m.quantization.group_size} for path, m in layers.items()
+    }
+    if stored:
+        config = {**config, "quantization": {"bits": 4, "group_size": 64, **stored}}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        (Path(folder) / "model.safetensors").touch()
+        their_model = utils.load_model(Path(folder))
+    vocabulary, length = model.config.vocab_size, model.config.canvas_length
+    cache = their_model.make_cache()
+    their_model.diffusion_prefill_cache(mx.array(prompt)[None], cache=cache, prefill_step_size=512, chunk_prefill=True)
+    context = their_model.diffusion_prepare_self_conditioning()
+    state = {"canvas": mx.random.randint(0, vocabulary, (1, length)), "conditioning": None, "history": []}
     stopping = {"stability_threshold": 1, "confidence_threshold": 0.005}
 
     def step() -> None:
-        masks = model.diffusion_decoder_masks(state["canvas"], cache)
-        logits = model.diffusion_decoder_logits(state["canvas"], cache, state["conditioning"], masks) / TEMPERATURE
+        masks = their_model.diffusion_decoder_masks(state["canvas"], cache)
+        raw = their_model.diffusion_decoder_logits(state["canvas"], cache, state["conditioning"], masks)
+        logits = raw / TEMPERATURE
         argmax = mx.argmax(logits, axis=-1).astype(mx.int32)
         drawn = d._diffusion_sample_canvas(logits, mx.int32, 1.0)
         entropy = d._diffusion_token_entropy(logits)
-        state["conditioning"] = model.diffusion_self_conditioning(logits, context)
-        accepted = d._diffusion_entropy_transfer_mask(entropy, 0.1)
-        noise = d._diffusion_initialize_canvas(1, 256, 32768, mx.int32)
+        state["conditioning"] = their_model.diffusion_self_conditioning(logits, context)
+        accepted = d._diffusion_entropy_transfer_mask(entropy, BOUND)
+        noise = d._diffusion_initialize_canvas(1, length, vocabulary, mx.int32)
         state["canvas"] = mx.where(accepted, drawn, noise)
         d._diffusion_stable_and_confident(argmax, logits, state["history"], stopping)
         mx.eval(state["canvas"], argmax)
@@ -82,27 +122,61 @@ def theirs(folder: Path, prompt: np.ndarray):
     return step
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peaked", type=float, default=1.0, help="factor on the final norm")
-    parser.add_argument("--repeat", type=int, default=9)
-    options = parser.parse_args()
-    config = checkpoints.config(**SHAPE)
-    config["vision_config"] = None
-    prompt = np.random.default_rng(0).integers(32768, size=512)
-    with tempfile.TemporaryDirectory() as path:
-        folder = checkpoints.write(Path(path), config, checkpoints.weights(config, peaked=options.peaked))
-        steps = {"ours": ours(folder, config, prompt), "mlx_vlm": theirs(folder, prompt)}
+def in_turns(steps: dict, repeat: int) -> dict[str, float]:
+    """Median seconds of each. The first two calls of each are not counted: no conditioning, and warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(options.repeat + 2):  # the first two of each are not counted: no conditioning, and warm-up
+    for turn in range(repeat + 2):
         for name, step in steps.items():
             start = time.perf_counter()
             step()
             if turn >= 2:
                 seconds[name].append(time.perf_counter() - start)
-    entropy = steps["ours"]()
-    medians = {name: statistics.median(own) for name, own in seconds.items()}
-    print(json.dumps({**medians, "ratio": medians["ours"] / medians["mlx_vlm"], "median_entropy": entropy}))
+    return {name: statistics.median(own) for name, own in seconds.items()}
+
+
+def report(options: argparse.Namespace) -> dict:
+    config = config_of(options.shape, options.precision)
+    model = dummy_mlx(parse_config(config), options.precision, peaked=options.peaked)
+    prompt = np.random.default_rng(0).integers(model.config.vocab_size, size=options.context)
+    steps = {"ours": ours(model, prompt)}
+    try:
+        steps["mlx_vlm"] = theirs(model, config, prompt)
+    except ImportError as error:
+        if error.name != "mlx_vlm":
+            raise
+    if options.rows > 1:
+        steps[f"ours, {options.rows} rows"] = ours(model, prompt, options.rows)
+    found: dict = {**vars(options), "seconds": in_turns(steps, options.repeat), "median_entropy": steps["ours"]()}
+    seconds = found["seconds"]
+    if "mlx_vlm" in seconds:
+        found["ratio"] = seconds["ours"] / seconds["mlx_vlm"]
+    if options.rows > 1:
+        found["times_the_tokens"] = options.rows * seconds["ours"] / seconds[f"ours, {options.rows} rows"]
+    found["weights_bytes"] = sum(array.nbytes for _, array in tree_flatten(model.network.parameters()))
+    if options.parts:
+        from mlx_dgemma.mlx_backend import measure
+
+        rate = measure.ceilings("float32" if options.precision == "float32" else "bfloat16")["copy_bytes_per_second"]
+        found["share_of_byte_floor"] = found["weights_bytes"] / rate / seconds["ours"]
+        cache = model.new_cache()
+        model.encode([prompt], [cache])
+        uniforms = np.zeros(model.config.canvas_length, np.float32)
+        row = Row(prompt[: model.config.canvas_length], cache, TEMPERATURE, uniforms)
+        row.self_conditioning = model.denoise([row])[0].self_conditioning
+        found["parts"] = measure.step_parts(model, [row])
+    return {**found, "device": mx.device_info()["device_name"], "peak_memory": model.peak_memory()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--peaked", type=float, default=1.0, help="factor on the logits")
+    parser.add_argument("--context", type=int, default=512, help="tokens of text before the canvas")
+    parser.add_argument("--rows", type=int, default=1, help="of a batch to be measured too")
+    parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--parts", action="store_true", help="the parts of our step, and the machine's copy")
+    print(json.dumps(report(parser.parse_args()), indent=1))
 
 
 if __name__ == "__main__":

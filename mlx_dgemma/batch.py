@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .answer import Answer, prompt_tokens
-from .diffusion import Step, Writing, check_request
+from .diffusion import Step, Writing, begin, check_request
 from .interface import DiffusionModel
 from .mistake import Mistake, NotFound
 from .sampling import Sampling
@@ -101,7 +101,7 @@ def answers(
         for request in requests:
             options = {"max_tokens": request.max_tokens, "seed": request.seed, "request": request.number}
             running[request.number] = Answer(model.config, tokenizer, request.max_tokens), request
-            yield Writing(model, request.tokens, sampling=sampling, **options)
+            yield begin(model, request.tokens, sampling=sampling, **options)
 
     upcoming = iter(requests)
     awaited = next(upcoming, None)

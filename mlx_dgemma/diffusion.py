@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from .interface import DiffusionModel, Prediction, Row
+from .config import ModelConfig
+from .interface import Cache, DiffusionModel, Prediction, Row
 from .mistake import Mistake
 from .sampling import Sampling, Settled, accept, renoise, temperature
 
@@ -31,18 +33,62 @@ class Step:
     reason: str | None = None  # why the whole text ends here: "stop" (a stop token) or "length"
 
 
-def check_request(model: DiffusionModel, tokens: Sequence[int], max_tokens: int) -> None:
+def check_request(model: DiffusionModel, tokens: Sequence[int], max_tokens: int, canvas_length: int = 0) -> None:
     """ValueError where nothing could be written after `tokens`."""
-    room = model.config.max_position_embeddings
+    room, length = model.config.max_position_embeddings, canvas_length or model.config.canvas_length
     if len(tokens) == 0:
         raise Mistake("the prompt is empty: need at least one token")
     if max_tokens < 1:
         raise Mistake(f"need max_tokens >= 1, got {max_tokens}")
-    if len(tokens) + model.config.canvas_length > room:
+    if len(tokens) + length > room:
         raise Mistake(
             f"the prompt is longer than the context: {len(tokens)} tokens and a canvas of "
-            f"{model.config.canvas_length} do not fit in {room}; shorten it"
+            f"{length} do not fit in {room}; shorten it"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What is known of a block before its first pass. Arrays of its canvas's length."""
+
+    tokens: np.ndarray  # int32: where the canvas starts from, -1 for noise
+    fixed: np.ndarray | None = None  # bool: these tokens stay
+    hint: np.ndarray | None = None  # int32: what the first pass hears, -1 for nothing
+    allowed: np.ndarray | None = None  # int32: indices of token sets, -1 for all
+
+
+class Layout(Protocol):
+    """The blocks of a text."""
+
+    def first(self) -> Given: ...
+
+    def after(self, draft: np.ndarray) -> Given | str:
+        """The block that follows one that says `draft`, or why none does: "stop" (the text ends) or "length"."""
+
+
+class Open:
+    """Nothing but noise, block after block, until a stop token or until canvases cover `max_tokens`."""
+
+    def __init__(self, config: ModelConfig, room: int, max_tokens: int, canvas_length: int | str | None = None):
+        self.config, self.room, self.left = config, room, max_tokens
+        self.canvas_length = canvas_length
+
+    def width(self) -> int:
+        """Of the next canvas: as asked; "auto": the narrowest of a quarter, a half and the whole that covers what is
+        left; by default the whole, which is what the checkpoint was trained on."""
+        full = self.config.canvas_length
+        if self.canvas_length != "auto":
+            return int(self.canvas_length or full)
+        return next((n for n in (full // 4, full // 2) if n >= self.left), full)
+
+    def first(self) -> Given:
+        return Given(tokens=np.full(self.width(), -1, np.int32))
+
+    def after(self, draft: np.ndarray) -> Given | str:
+        self.left, self.room = self.left - len(draft), self.room - len(draft)
+        if np.isin(draft, self.config.stop_ids).any():
+            return "stop"
+        return "length" if self.left <= 0 or self.room < self.width() else self.first()
 
 
 class Writing:
@@ -57,28 +103,28 @@ class Writing:
         model: DiffusionModel,
         tokens: Sequence[int],
         *,
-        max_tokens: int = 2048,
         sampling: Sampling,
-        seed: int = 0,
+        layout: Layout,
+        seed: int | np.random.Generator = 0,
         request: int = 0,
+        cache: Cache | None = None,
     ):
-        check_request(model, tokens, max_tokens)
-        self.config, self.sampling, self.request = model.config, sampling, request
-        length, room = model.config.canvas_length, model.config.max_position_embeddings - len(tokens)
-        self.blocks = min(-(-max_tokens // length), room // length)
+        """Behind what `cache` holds, and then `tokens`, whose first pass encodes them."""
+        self.vocab_size, self.sampling, self.request, self.layout = model.config.vocab_size, sampling, request, layout
         self.rng = np.random.default_rng(seed)
-        self.cache, self.pending = model.new_cache(len(tokens)), np.asarray(tokens)
+        self.cache = model.new_cache(len(tokens)) if cache is None else cache
+        self.pending = np.asarray(tokens)
         self.block, self.done = -1, False
-        self._begin()
+        self._begin(layout.first())
 
-    def _begin(self) -> None:
-        """A block: a canvas of noise, and nothing known of it."""
-        self.block, self.step = self.block + 1, 0
-        self.canvas = self._noise().astype(np.int32)
+    def _begin(self, given: Given) -> None:
+        self.given, self.block, self.step = given, self.block + 1, 0
+        self.free = np.ones(len(given.tokens), bool) if given.fixed is None else ~given.fixed
+        self.canvas = np.where(given.tokens < 0, self._noise(), given.tokens).astype(np.int32)
         self.settled, self.self_conditioning = Settled(self.sampling), None
 
     def _noise(self) -> np.ndarray:
-        return self.rng.integers(self.config.vocab_size, size=self.config.canvas_length)
+        return self.rng.integers(self.vocab_size, size=len(self.given.tokens))
 
     def row(self) -> Row:
         """Draws this pass's uniforms: to be called once a pass."""
@@ -86,19 +132,31 @@ class Writing:
             canvas=self.canvas,
             cache=self.cache,
             temperature=temperature(self.sampling, self.step),
-            uniforms=self.rng.random(self.config.canvas_length, dtype=np.float32),
+            uniforms=self.rng.random(len(self.canvas), dtype=np.float32),
             pending=self.pending,
             self_conditioning=self.self_conditioning,
+            hint=self._hint() if self.step == 0 else None,
+            fixed=self.given.fixed,
+            allowed=self.given.allowed,
         )
 
+    def _hint(self) -> np.ndarray | None:
+        """What is fixed is certain from the first pass on."""
+        if self.given.fixed is None:
+            return self.given.hint
+        return np.where(self.free, -1 if self.given.hint is None else self.given.hint, self.canvas).astype(np.int32)
+
     def take(self, prediction: Prediction) -> Step:
-        noise, draft = self._noise(), prediction.argmax
-        accepted = accept(prediction.entropy, self.sampling.entropy_bound)
-        self.canvas = renoise(prediction.sample, accepted, noise)
+        noise, draft, free = self._noise(), prediction.argmax, self.free
+        # What is fixed spends nothing, does not change, and is no reason to stop.
+        accepted = ~free
+        accepted[free] = accept(prediction.entropy[free], self.sampling.entropy_bound)
+        self.canvas = np.where(free, renoise(prediction.sample, accepted, noise), self.canvas).astype(np.int32)
         self.self_conditioning, self.pending = prediction.self_conditioning, ()
-        final = self.settled(draft, prediction.entropy) or self.step == self.sampling.max_denoising_steps - 1
-        stopped = final and bool(np.isin(draft, self.config.stop_ids).any())
-        self.done = final and (stopped or self.block == self.blocks - 1)
+        final = self.settled(draft[free], prediction.entropy[free])
+        final = final or self.step == self.sampling.max_denoising_steps - 1
+        following = self.layout.after(draft) if final else None
+        self.done = isinstance(following, str)
         step = Step(
             request=self.request,
             block=self.block,
@@ -108,13 +166,31 @@ class Writing:
             accepted=accepted,
             entropy=prediction.entropy,
             final=final,
-            reason=("stop" if stopped else "length") if self.done else None,
+            reason=following if isinstance(following, str) else None,
         )
         self.step += 1
-        if final and not self.done:
+        if isinstance(following, Given):
             self.pending = draft  # committed by the pass that first looks at the next canvas
-            self._begin()
+            self._begin(following)
         return step
+
+
+def begin(
+    model: DiffusionModel,
+    tokens: Sequence[int],
+    *,
+    max_tokens: int = 2048,
+    sampling: Sampling,
+    seed: int = 0,
+    request: int = 0,
+) -> Writing:
+    """An answer to `tokens`, not yet begun. Mistake where there is no room for one."""
+    config, room = model.config, model.config.max_position_embeddings - len(tokens)
+    if isinstance(sampling.canvas_length, int) and sampling.canvas_length > config.canvas_length:
+        raise Mistake(f"need canvas_length <= {config.canvas_length}, the model's, got {sampling.canvas_length}")
+    layout = Open(config, room, max_tokens, sampling.canvas_length)
+    check_request(model, tokens, max_tokens, layout.width())
+    return Writing(model, tokens, sampling=sampling, layout=layout, seed=seed, request=request)
 
 
 def diffuse(
@@ -127,7 +203,12 @@ def diffuse(
     request: int = 0,
 ) -> Iterator[Step]:
     """Denoise block after block until a stop token, or until whole canvases cover `max_tokens`."""
-    writing = Writing(model, tokens, max_tokens=max_tokens, sampling=sampling, seed=seed, request=request)
+    writing = begin(model, tokens, max_tokens=max_tokens, sampling=sampling, seed=seed, request=request)
+    yield from steps(model, writing)
+
+
+def steps(model: DiffusionModel, writing: Writing) -> Iterator[Step]:
+    """One after every pass."""
     while not writing.done:
         [prediction] = model.denoise([writing.row()])
         yield writing.take(prediction)

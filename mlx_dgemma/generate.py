@@ -34,6 +34,10 @@ class _NoTemperature(argparse.Action):
         )
 
 
+def _canvas_length(text: str) -> int | str:
+    return text if text == "auto" else at_least(1)(text)
+
+
 def parser() -> Parser:
     parser = Parser(prog=f"python -m {NAME}", description="Write an answer by denoising a canvas of tokens.")
     add = parser.add_argument
@@ -60,6 +64,12 @@ def parser() -> Parser:
         type=at_least(1),
         metavar="N",
         help="passes a canvas may take (default: the checkpoint's)",
+    )
+    add(
+        "--canvas-length",
+        type=_canvas_length,
+        metavar="N",
+        help="tokens of a canvas, or auto: narrow where few are left to write (default: the checkpoint's)",
     )
     add("--seed", type=at_least(0), default=0, metavar="N", help="of all random numbers: same seed, same answer")
     add("--dtype", choices=["float32", "bfloat16", "float16"], help="of activations (default: the checkpoint's)")
@@ -157,8 +167,8 @@ def generate(options: argparse.Namespace) -> int:
     folder = find(options.model)  # a download has a progress bar of its own
     with waiting("loading"):
         model, tokenizer, sampling = load(folder, dtype=options.dtype)
-    if options.max_denoising_steps:
-        sampling = replace(sampling, max_denoising_steps=options.max_denoising_steps)
+    asked = {name: getattr(options, name) for name in ("max_denoising_steps", "canvas_length")}
+    sampling = replace(sampling, **{name: value for name, value in asked.items() if value is not None})
     return (one if options.prompts is None else many)(options, model, tokenizer, sampling)
 
 

@@ -24,6 +24,7 @@ class Sampling:
     t_max: float = 0.8  # temperature of the first step
     stability_threshold: int = 1  # earlier steps whose argmax must equal this one's
     confidence_threshold: float = 0.005  # mean entropy, nats a position, below which a block may end
+    canvas_length: int | str | None = None  # tokens of a canvas; None: the checkpoint's; "auto": by what is left
     temp: float = 0.0  # of writing left to right; 0 takes the likeliest token. Denoising does not use it
 
     def __post_init__(self) -> None:
@@ -38,6 +39,9 @@ class Sampling:
             need(isinstance(value, int | float) and 0 < value < float("inf"), f"{name} > 0", f"{value!r}")
         numbers = all(isinstance(t, int | float) for t in (self.t_min, self.t_max))
         need(numbers and 0 < self.t_min <= self.t_max, "0 < t_min <= t_max", f"{self.t_min!r} and {self.t_max!r}")
+        width = self.canvas_length
+        fits = width in (None, "auto") or (isinstance(width, int) and not isinstance(width, bool) and width >= 1)
+        need(fits, 'canvas_length >= 1, or "auto"', f"{width!r}")
         whole = isinstance(self.stability_threshold, int)
         need(whole and self.stability_threshold >= 0, "stability_threshold >= 0", f"{self.stability_threshold!r}")
         need(isinstance(self.temp, int | float) and self.temp >= 0, "temp >= 0", f"{self.temp!r}")

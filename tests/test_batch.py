@@ -11,7 +11,7 @@ from fakes import FakeModel
 
 from mlx_dgemma.batch import batch
 from mlx_dgemma.config import parse_config
-from mlx_dgemma.diffusion import Writing, diffuse
+from mlx_dgemma.diffusion import begin, diffuse
 from mlx_dgemma.generate import main
 from mlx_dgemma.load import load_model
 from mlx_dgemma.mlx_backend.layers import ExpertLinear
@@ -34,7 +34,7 @@ def test_eight_rows_say_what_each_says_alone(model):
         {"max_tokens": 16 * (1 + n % 3), "sampling": Sampling(max_denoising_steps=5), "seed": n} for n in range(8)
     ]
     alone = [list(diffuse(model, prompt, **own)) for prompt, own in zip(prompts, options, strict=True)]
-    writings = (Writing(model, p, **own, request=n) for n, (p, own) in enumerate(zip(prompts, options, strict=True)))
+    writings = (begin(model, p, **own, request=n) for n, (p, own) in enumerate(zip(prompts, options, strict=True)))
     together = list(batch(model, writings, 8))
     for number, steps in enumerate(alone):
         found = [step for step in together if step.request == number]
@@ -54,7 +54,7 @@ def test_products_of_a_pass_do_not_grow_with_its_rows(model, monkeypatch):
     for size in (1, 8):
         calls.clear()
         writings = [
-            Writing(model, [3, 4, n], max_tokens=16, sampling=Sampling(max_denoising_steps=1)) for n in range(size)
+            begin(model, [3, 4, n], max_tokens=16, sampling=Sampling(max_denoising_steps=1)) for n in range(size)
         ]
         list(batch(model, writings, size))
         counts.append(len(calls))
@@ -69,7 +69,7 @@ def test_a_late_row_joins_while_another_is_in_the_middle():
     def writings():
         for number in range(3):
             asked.append(len(model.rows))
-            yield Writing(model, [9], sampling=Sampling(), request=number, max_tokens=8 if number == 0 else 16)
+            yield begin(model, [9], sampling=Sampling(), request=number, max_tokens=8 if number == 0 else 16)
 
     steps = [(s.request, s.block, s.step) for s in batch(model, writings(), 2)]
     assert steps == [
@@ -84,7 +84,7 @@ def test_a_late_row_joins_while_another_is_in_the_middle():
 
 def test_a_step_arrives_before_the_next_pass():
     model = FakeModel(SETTLING)
-    running = batch(model, (Writing(model, [9], sampling=Sampling(), request=n) for n in range(2)), 2)
+    running = batch(model, (begin(model, [9], sampling=Sampling(), request=n) for n in range(2)), 2)
     next(running), next(running)
     assert len(model.rows) == 2
     next(running)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from fakes import FakeConfig, FakeModel
 
-from mlx_dgemma.diffusion import diffuse
+from mlx_dgemma.diffusion import Given, Open, Writing, diffuse, steps
+from mlx_dgemma.mistake import Mistake
 from mlx_dgemma.sampling import Sampling
 
 ONE, TWO, STOP = [2] * 8, [3] * 8, [4, 4, 1, 5, 5, 5, 5, 5]
@@ -97,3 +98,54 @@ def test_nothing_to_write(tokens, max_tokens, message):
     with pytest.raises(ValueError, match=message):
         next(diffuse(model, tokens, max_tokens=max_tokens, sampling=Sampling()))
     assert not model.rows
+
+
+@pytest.mark.parametrize("asked, left, widths", [
+    (None, 9, [8, 8]), (4, 9, [4, 4, 4]), ("auto", 9, [8, 2]), ("auto", 2, [2]), ("auto", 4, [4]), ("auto", 11, [8, 4]),
+])  # fmt: skip
+def test_the_width_of_a_canvas(asked, left, widths):
+    layout = Open(FakeConfig(), 1000, left, asked)
+    found = [layout.first()]
+    while isinstance(following := layout.after(np.full(len(found[-1].tokens), 5)), Given):
+        found.append(following)
+    assert [len(given.tokens) for given in found] == widths and following == "length"
+
+
+def test_a_canvas_wider_than_the_models_is_refused():
+    with pytest.raises(Mistake, match="canvas_length <= 8, the model's, got 9"):
+        next(diffuse(FakeModel(SETTLING), [9], sampling=Sampling(canvas_length=9)))
+
+
+class Once:
+    """A layout of one block."""
+
+    def __init__(self, given: Given):
+        self.given = given
+
+    def first(self) -> Given:
+        return self.given
+
+    def after(self, draft: np.ndarray) -> str:
+        return "stop"
+
+
+def test_what_is_fixed_stays_is_known_from_the_first_pass_on_and_counts_for_nothing():
+    fixed = np.arange(8) >= 6
+    given = Given(tokens=np.where(fixed, [0] * 6 + [30, 31], -1), fixed=fixed)
+    model = FakeModel([([2] * 6 + [30, 31], [0, 7]), ([2] * 6 + [30, 31], [7]), ([2] * 6 + [30, 31], [7])])
+    writing = Writing(model, [9], sampling=Sampling(), layout=Once(given))
+    said = list(steps(model, writing))
+    assert all(step.canvas[6:].tolist() == [30, 31] and step.accepted[6:].all() for step in said)
+    assert [row.hint if row.hint is None else row.hint.tolist() for row in model.rows] == [[-1] * 6 + [30, 31], None]
+    # Position 7 is unsure, and fixed: it neither takes from the budget nor keeps the block from settling.
+    assert said[0].accepted.tolist() == [True] * 8 and len(said) == 2
+
+
+def test_what_is_given_is_where_the_canvas_starts_from():
+    given = Given(tokens=np.array([5, 6, -1, -1, 7, 8, 9, 10]), hint=np.array([5, -1, -1, -1, -1, -1, -1, -1]))
+    model = FakeModel(SETTLING)
+    writing = Writing(model, [9], sampling=Sampling(), layout=Once(given), seed=3)
+    list(steps(model, writing))
+    noise = np.random.default_rng(3).integers(50, size=8)
+    assert model.rows[0].canvas.tolist() == [5, 6, noise[2], noise[3], 7, 8, 9, 10]
+    assert model.rows[0].hint is given.hint and model.rows[0].fixed is None

@@ -18,7 +18,7 @@ CORE = {  # module -> what of ours it may import
     "config": {"mistake", "sampling"},
     "checkpoint": {"mistake"},
     "tokenizer": {"checkpoint", "mistake"},
-    "diffusion": {"interface", "mistake", "sampling"},
+    "diffusion": {"config", "interface", "mistake", "sampling"},
 }
 FRAMEWORKS = {"mlx": {"mlx_backend", "convert"}, "torch": {"torch_backend"}, "transformers": set(), "mlx_lm": set()}
 

@@ -113,6 +113,19 @@ def test_whole_runs_over_blocks(tmp_path, seed, peaked):
     runs.same(runs.whole_run(model, prompt, parse_sampling(generation), seed=seed, max_tokens=80), expected)
 
 
+def test_a_narrow_canvas_is_that_of_a_model_which_has_no_other(tmp_path):
+    prompt = np.random.default_rng(0).integers(96, size=20).tolist()
+    wide, narrow = (checkpoints.config(canvas_length=n, eos=(95,)) for n in (16, 8))
+    generation = checkpoints.generation_config(eos_token_id=[95])
+    weights = checkpoints.weights(wide, peaked=10.0)
+    theirs = reference.load(checkpoints.write(tmp_path / "narrow", narrow, weights, generation))
+    expected = reference.generate(theirs, prompt, seed=0, max_tokens=20)
+    folder = checkpoints.write(tmp_path / "wide", wide, weights, generation)
+    model = load_model(folder, parse_config(wide, generation), "mlx", "float32")
+    sampling = dataclasses.replace(parse_sampling(generation), canvas_length=8)
+    runs.same(runs.whole_run(model, prompt, sampling, seed=0, max_tokens=20), expected)
+
+
 @pytest.mark.parametrize("prompt", runs.PROMPTS)
 @pytest.mark.parametrize("eos", [None, 5, 50], ids=["its own stops", "only <turn|>", "a letter"])
 def test_the_embedded_model_token_for_token(prompt, eos):

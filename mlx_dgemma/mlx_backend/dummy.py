@@ -53,8 +53,11 @@ def dummy_mlx(config: ModelConfig, precision: str, seed: int = 0, peaked: float 
             made = {"weight": mx.random.normal(shape, dtype, scale=shape[-1] ** -0.5, key=next(keys))}
         module.update(made)
         mx.eval(module.parameters())  # one at a time: what each needs on the way is given back
-    small = [(path, array.astype(dtype)) for path, array in tree_flatten(network.parameters()) if array.ndim == 1]
-    network.load_weights(small, strict=False)
+    small = {path: array.astype(dtype) for path, array in tree_flatten(network.parameters()) if array.ndim == 1}
+    for path in small:
+        if path.endswith(("q_norm.weight", "k_norm.weight")):
+            small[path] *= small[path].size ** -0.25  # scores of the size that a scale of 1 / sqrt(dim) would give
+    network.load_weights(list(small.items()), strict=False)
     network.model.decoder.norm.weight = network.model.decoder.norm.weight * peaked
     set_dtype(network, dtype)
     mx.eval(network.parameters())

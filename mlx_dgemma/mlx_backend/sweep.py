@@ -14,7 +14,8 @@ its slice is at hand; which positions those will be is known from the last pass,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -70,6 +71,45 @@ class Swept:
     soft: Any  # [heavy, D] float32, of the positions that were expected to be heavy
 
 
+class Running(NamedTuple):
+    """Of the slices so far, [T, 1] each."""
+
+    top: Any
+    total: Any  # sum of exp(logit - top)
+    heat: Any  # sum of exp(logit - top) * (logit - top)
+    argmax: Any
+
+
+START = (LOWEST, 0, 0, 0)
+KINDS = {xp: (xp.float32, xp.float32, xp.float32, xp.int32) for xp in (np, mx)}
+
+
+def processed(xp: Any, raw: Any, cap: float, temperature: Any, may: Any) -> Any:
+    """Raw logits -> capped, tempered, and barred where they may not be."""
+    logits = xp.tanh(raw / cap) * (cap / temperature)
+    return logits if may is None else xp.where(may, logits, BARRED)
+
+
+def _update(
+    xp: Any, raw: Any, cap: float, temperature: Any, may: Any, reach: float, first: Any, *running: Any
+) -> tuple:
+    """One slice -> its logits, their weights and which are near the top; the factor that fades what was summed up
+    before, the slice's own sum, and what is running then."""
+    top, total, heat, argmax = running
+    logits = processed(xp, raw, cap, temperature, may)
+    own = logits.max(axis=-1, keepdims=True)
+    argmax = xp.where(own > top, logits.argmax(axis=-1, keepdims=True).astype(xp.int32) + first, argmax)
+    before, top = top, xp.maximum(top, own)
+    below = logits - top  # <= 0
+    weights = xp.exp(below)
+    fade, mass = xp.exp(before - top), weights.sum(axis=-1, keepdims=True)
+    heat = fade * (heat + (before - top) * total) + dot(weights, below)  # moves with the top
+    return logits, weights, below >= -reach, fade, mass, top, fade * total + mass, heat, argmax
+
+
+UPDATE = {np: partial(_update, np), mx: mx.compile(partial(_update, mx))}  # traced once for a number of positions
+
+
 class Lists:
     """Tokens near the top of each position, collected slice by slice."""
 
@@ -116,46 +156,37 @@ class Sweep:
         self.xp = arithmetic.namespace()
         self.temperature = bring(asked.temperature)[:, None]
 
-    def processed(self, raw: mx.array, order: Any, first: Any) -> Any:
-        """Raw logits [n, S] of positions `order`, from id `first` ([n, 1] or one) on -> capped, tempered, barred."""
-        xp, asked = self.xp, self.asked
-        logits = xp.tanh(bring(raw.astype(mx.float32)) / self.cap) * (self.cap / self.temperature[order])
-        if asked.allowed is None:
-            return logits
-        columns = first + xp.arange(self.slices.width)
-        may = bring(asked.allowed)[bring(asked.allowed_index)[order][:, None], columns]
-        return xp.where(may, logits, BARRED)
+    def may(self, order: Any, first: Any) -> Any:
+        """[n, S] bool: which ids from `first` ([n, 1] or one) on are allowed at positions `order`; None: all."""
+        if self.asked.allowed is None:
+            return None
+        columns = first + self.xp.arange(self.slices.width)
+        return bring(self.asked.allowed)[bring(self.asked.allowed_index)[order][:, None], columns]
 
     def run(self) -> Swept:
         xp, asked, T = self.xp, self.asked, self.asked.hidden.shape[0]
         reach = REACH[asked.hidden.dtype]
         every = bring(np.arange(T))
-        soft = Soft(asked, xp)
-        top = xp.full((T, 1), LOWEST, dtype=xp.float32)
-        total, heat, argmax = xp.zeros_like(top), xp.zeros_like(top), xp.zeros((T, 1), dtype=xp.int32)
-        lists, masses, tops = Lists(T, xp), [], []
+        soft, lists = Soft(asked, xp), Lists(T, xp)
+        running = Running(*(xp.full((T, 1), at, dtype=kind) for at, kind in zip(START, KINDS[xp], strict=True)))
+        update, masses, tops = UPDATE[xp], [], []
         hidden = asked.hidden
         for number, part in enumerate(self.slices.parts):
             first = number * self.slices.width
-            logits = self.processed(part.product(hidden), every, first)
-            own = logits.max(axis=-1, keepdims=True)
-            best = logits.argmax(axis=-1, keepdims=True).astype(xp.int32) + first
-            argmax = xp.where(own > top, best, argmax)
-            before, top = top, xp.maximum(top, own)
-            below = logits - top  # <= 0
-            weights = xp.exp(below)
-            fade, mass = xp.exp(before - top), weights.sum(axis=-1, keepdims=True)
-            # heat is the sum of weight * (logit - top), and moves with the top
-            heat = fade * (heat + (before - top) * total) + dot(weights, below)
-            total = fade * total + mass
-            lists.add(logits, below >= -reach, first)
+            raw = bring(part.product(hidden).astype(mx.float32))
+            may, place = self.may(every, first), xp.array(first, dtype=xp.int32)
+            logits, weights, near, fade, mass, *state = update(
+                raw, self.cap, self.temperature, may, reach, place, *running
+            )
+            running = Running(*state)
+            lists.add(logits, near, first)
             soft.add(part, weights, fade)
             masses.append(mass)
-            tops.append(top)
+            tops.append(running.top)
             if xp is mx:
                 # Or the scheduler, which goes by what the running maximum needs, would make all slices first.
-                state = [argmax, total, heat, mass, lists.tokens, lists.logits, lists.count, soft.sum]
-                hidden = mx.depends(hidden, state)
+                hidden = mx.depends(hidden, [*running, mass, lists.tokens, lists.logits, lists.count, soft.sum])
+        top, total, heat, argmax = running
         masses = xp.concatenate([mass * xp.exp(own - top) for mass, own in zip(masses, tops, strict=True)], axis=1)
         sample, confidence = self.draw(masses, top)
         shares = lists.shares(top, total, reach)
@@ -184,7 +215,8 @@ class Sweep:
         sorted_slices = chosen[order]
         raw = self.slices.experts(self.asked.hidden[mx.array(order)], mx.array(sorted_slices))
         first = (sorted_slices * width)[:, None]
-        weights = xp.exp(self.processed(raw, order, first) - top[order])
+        logits = processed(xp, bring(raw.astype(mx.float32)), self.cap, self.temperature[order], self.may(order, first))
+        weights = xp.exp(logits - top[order])
         before = xp.take_along_axis((ends - masses)[order], sorted_slices[:, None], axis=1)
         sums = xp.cumsum(weights, axis=1) + before
         # Summed in another order, the slice may end short of the share: then its last token that can be is meant.
