@@ -10,12 +10,16 @@ from .model import MLXModel
 from .network import Network
 from .weights import fingerprint, load_weights
 
+CACHED = 2**30  # bytes that MLX's allocator may hold on to
+
 
 def load_mlx(tensors: dict[str, Tensor], config: ModelConfig, dtype: str) -> MLXModel:
     """ValueError names the tensor that is missing, left over, or of the wrong shape or dtype."""
     kind = getattr(mx, dtype)
     network = Network(config)
     load_weights(network, config, tensors, kind)
+    # The arrays of a pass are of the same sizes each time, and taken again; what a long prompt leaves is given back.
+    mx.set_cache_limit(CACHED)
     if mx.metal.is_available():
         # As mlx-lm does: weights that the system may page out stall every pass.
         mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
