@@ -1,4 +1,4 @@
-"""What each of our savings saves: a pass as it is, and with that one thing done the other way, in turns, in one process.
+"""What our savings save: a pass as it is, and with one thing done the other way, in turns, in one process.
 
     python examples/step_gains.py [--shape small] [--precision float32] [--repeat 7]
 
