@@ -45,6 +45,8 @@ class Request:
     tokens: list[int]
     max_tokens: int
     seed: int
+    messages: list[dict]  # what `tokens` say
+    thinking: bool
 
 
 def _request(line: str, number: int, model: DiffusionModel, tokenizer: Tokenizer, defaults: dict[str, Any]) -> Request:
@@ -63,9 +65,12 @@ def _request(line: str, number: int, model: DiffusionModel, tokenizer: Tokenizer
     prompt = given.get("prompt", given.get("messages"))
     if not isinstance(prompt, str if "prompt" in given else list):
         raise Mistake(f'"prompt" is a text and "messages" a list, got {line[:60]}')
-    tokens = prompt_tokens(tokenizer, prompt, system=options["system"], thinking=bool(options["thinking"]))
+    system, thinking = options["system"], bool(options["thinking"])
+    tokens = prompt_tokens(tokenizer, prompt, system=system, thinking=thinking)
     check_request(model, tokens, options["max_tokens"])
-    return Request(number, tokens, options["max_tokens"], options["seed"])
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    messages = messages if system is None else [{"role": "system", "content": system}, *messages]
+    return Request(number, tokens, options["max_tokens"], options["seed"], messages, thinking)
 
 
 def read_requests(path: Path, model: DiffusionModel, tokenizer: Tokenizer, defaults: dict[str, Any]) -> list[Request]:

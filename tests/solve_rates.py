@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 from collections.abc import Callable, Iterable
 
-import tasks
-
 from mlx_dgemma.answer import Answer
+from mlx_dgemma.benchmark.tasks import TASKS, made
 from mlx_dgemma.diffusion import diffuse
 from mlx_dgemma.load import load
 
@@ -51,15 +49,13 @@ def theirs(path: str | None) -> Callable[[str, int], tuple[str, int]]:
 
 
 def rates(
-    answer: Callable[[str, int], tuple[str, int]], prompts: int, names: Iterable[str] = tuple(tasks.TASKS)
+    answer: Callable[[str, int], tuple[str, int]], prompts: int, names: Iterable[str] = tuple(TASKS)
 ) -> dict[str, dict[str, float]]:
     """task -> share `solved` and mean `steps`. The prompts of a task are the same whichever others are run."""
     found = {}
     for name in names:
-        make, r = tasks.TASKS[name], random.Random(f"999 {name}")
         runs = []
-        for seed in range(prompts):
-            prompt, right = make(r)
+        for seed, (prompt, right) in enumerate(made(name, prompts)):
             said, steps = answer(prompt, seed)
             runs.append((said == right, steps))
         solved, steps = zip(*runs, strict=True)

@@ -120,6 +120,14 @@ def conditioning_of(row: Row) -> SelfConditioning | None:
     return SelfConditioning(told.hidden, told.temperature, told.allowed, told.found, told.heavy, told.soft, known)
 
 
+def expected_heavy(row: Row) -> np.ndarray:
+    """[L] bool: positions whose soft embedding will likely need the whole table."""
+    told: SelfConditioning | None = row.self_conditioning
+    if told is None or told.hidden is None:
+        return np.ones(len(row.canvas), dtype=bool)  # a first pass is sure of little
+    return told.expect_heavy()
+
+
 def head(table: Embedding, hidden: mx.array, cap: float) -> mx.array:
     """[L, D] -> [L, V] float32, softcapped: cap * tanh(x / cap)."""
     return mx.tanh(table.product(hidden).astype(mx.float32) / cap) * cap
@@ -135,7 +143,7 @@ class Look:
         own = [np.full(n, -1) if row.allowed is None else row.allowed for row, n in zip(rows, lengths, strict=True)]
         self.set_of = np.concatenate(own)  # [T], -1 where anything may stand
         self.allowed = sets.table(self.set_of) if (self.set_of != -1).any() else None
-        self.heavy = np.concatenate([self._expected(row) for row in rows])
+        self.heavy = np.concatenate([expected_heavy(row) for row in rows])
         asked = Asked(
             hidden=mx.concatenate(hidden),
             temperature=np.repeat([row.temperature for row in rows], lengths).astype(np.float32),
@@ -152,13 +160,6 @@ class Look:
     def arrays(self) -> list[mx.array]:
         """What one synchronisation brings up."""
         return [array for array in (*vars(self.swept).values(), *self.logprobs.values()) if isinstance(array, mx.array)]
-
-    @staticmethod
-    def _expected(row: Row) -> np.ndarray:
-        told: SelfConditioning | None = row.self_conditioning
-        if told is None or told.hidden is None:
-            return np.ones(len(row.canvas), dtype=bool)  # a first pass is sure of little
-        return told.expect_heavy()
 
     def _logprobs(self, asked: Asked) -> dict[int, mx.array]:
         """position -> over the set that is allowed there: a product with few rows of the table."""

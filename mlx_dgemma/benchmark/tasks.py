@@ -1,6 +1,6 @@
 """Prompts with one right answer, of the kinds that the embedded model was trained on.
 
-python tests/tasks.py       # prints some
+python -m mlx_dgemma.benchmark.tasks       # prints some
 """
 
 from __future__ import annotations
@@ -124,7 +124,15 @@ TASKS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "sort": words("Sort", sorted),
     "addition": addition,
 }
+LEARNT = tuple(name for name in TASKS if name != "addition")  # which the embedded model never was
+
+
+def made(name: str, count: int) -> list[tuple[str, str]]:
+    """The first `count` prompts of a task and their right answers: the same ones whenever and wherever they are made."""
+    numbers = random.Random(f"999 {name}")
+    return [TASKS[name](numbers) for _ in range(count)]
+
 
 if __name__ == "__main__":
-    for name, make in TASKS.items():
-        print(name, *map(repr, make(random.Random(0))), sep="\n  ")
+    for name in TASKS:
+        print(name, *map(repr, made(name, 1)[0]), sep="\n  ")

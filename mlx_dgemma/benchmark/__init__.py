@@ -1,0 +1,1 @@
+"""Autoregression against diffusion, measured and predicted. `python -m mlx_dgemma.benchmark --help`."""
