@@ -20,7 +20,8 @@ CORE = {  # module -> what of ours it may import
     "tokenizer": {"checkpoint", "mistake"},
     "diffusion": {"config", "interface", "mistake", "sampling"},
 }
-FRAMEWORKS = {"mlx": {"mlx_backend", "convert"}, "torch": {"torch_backend"}, "transformers": set(), "mlx_lm": set()}
+FRAMEWORKS = {"mlx": {"mlx_backend", "convert"}, "torch": {"torch_backend"}, "transformers": {"torch_backend"}}
+FRAMEWORKS["mlx_lm"] = {"mlx_backend"}
 
 
 def imports(path: Path) -> set[str]:
@@ -55,6 +56,8 @@ def test_the_core_imports_downwards(module):
         "import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('mlx_dgemma.generate', run_name='__main__')",
         "import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('mlx_dgemma.convert', run_name='__main__')",
         "import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('mlx_dgemma.selfcheck', run_name='__main__')",
+        "import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('mlx_dgemma.benchmark', run_name='__main__')",
+        "from mlx_dgemma.benchmark.__main__ import main; main(['predict', '--device', 'h200', '--json'])",
     ],
 )
 def test_nothing_heavy_for_help_or_import(code):

@@ -1,8 +1,8 @@
 """What a pass has to do at least: FLOPs and bytes by part, counted from shapes and bits.
 
-A multiply and an add are two FLOPs. Bytes are weights, once a use (the embedding is used twice in a denoise step, by the
-head and by self-conditioning), and the K and V that are read. Activations and logits are left out: a good kernel keeps
-them near, so what is counted here is a floor.
+A multiply and an add are two FLOPs. Bytes are weights, once a use (the embedding is used twice in a denoise step, by
+the head and by self-conditioning), and the K and V that are read. Activations and logits are left out: a good kernel
+keeps them near, so what is counted here is a floor.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def _attention_parameters(config: ModelConfig, layer: LayerConfig) -> int:
 
 
 def parameters(config: ModelConfig) -> dict[str, int]:
-    """Class -> weights. Norms and scalars, a hundred-thousandth of them, are left out."""
+    """Class -> weights. Norms and scalars, one in ten thousand, are left out."""
     hidden, layers = config.hidden_size, len(config.layers)
     return {
         "experts": layers * config.num_experts * 3 * hidden * config.moe_intermediate_size,
         "attention": sum(_attention_parameters(config, layer) for layer in config.layers),
         "dense MLP": layers * 3 * hidden * config.intermediate_size,
-        "router": layers * hidden * config.num_experts,
+        "router": layers * (hidden * config.num_experts + hidden + config.num_experts),  # proj and two scales
         "self-conditioning": 3 * hidden * config.intermediate_size,
         "embedding": config.vocab_size * hidden,
     }
@@ -168,14 +168,14 @@ class BreakEven:
     """Where diffusion and autoregression are equally fast: a full canvas in `steps` passes and one commit takes as long
     as its tokens one by one."""
 
-    steps: float  # may be below one: then diffusion cannot win
-    tokens_per_forward: float  # that a text needs for diffusion to win; infinite where no number of steps is few enough
+    steps: float  # below one: diffusion cannot win
+    tokens_per_forward: float | None  # that a text needs for diffusion to win; None where not even zero steps would do
 
     @classmethod
     def of(cls, canvas: int, step: float, commit: float, token: float) -> BreakEven:
         """Seconds of a step, of a commit, and of a token."""
         steps = (canvas * token - commit) / step
-        return cls(steps, canvas / steps if steps > 0 else float("inf"))
+        return cls(steps, canvas / steps if steps > 0 else None)
 
 
 def tokens_per_second(canvas: int, steps: float, step: float, commit: float, rows: int = 1) -> float:

@@ -35,7 +35,10 @@ def revision() -> dict[str, Any] | None:
     git = ("git", "-C", str(PACKAGE))
     if _output(*git, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
-    return {"revision": _output(*git, "rev-parse", "HEAD"), "changed": _output(*git, "status", "--porcelain") is not None}
+    return {
+        "revision": _output(*git, "rev-parse", "HEAD"),
+        "changed": _output(*git, "status", "--porcelain") is not None,
+    }
 
 
 def versions() -> dict[str, str]:

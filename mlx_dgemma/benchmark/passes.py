@@ -160,6 +160,8 @@ def measure_passes(passes: Passes, count: Count, ceilings: dict[str, float], ass
         "diffusion": tokens_per_second(canvas, assumed, step, commit, rows),
         "autoregression": rows / token,
     }
-    floor = count.denoise(context, rows).seconds_by_part(ceilings["copy_bytes_per_second"], ceilings["product_flops_per_second"])
+    floor = count.denoise(context, rows).seconds_by_part(
+        ceilings["copy_bytes_per_second"], ceilings["product_flops_per_second"]
+    )
     found["parts"] = {"seconds": passes.tools.step_parts(passes.model, rows_late), "floor_seconds": floor}
     return found

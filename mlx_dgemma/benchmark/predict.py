@@ -70,15 +70,19 @@ def device(name: str) -> Device:
     return known[name]
 
 
-def published(name: str) -> ModelConfig:
-    """The shape of a published model. Mistake with the list if there is none of this name."""
+def shape(name: str) -> dict[str, Any]:
+    """config.json of a published model. Mistake with the list if there is none of this name."""
     from ..checkpoint import read_json
     from ..load import TINY
 
     shapes = {file.stem: file for file in HERE.glob("*.json")} | {"tiny": TINY / "config.json"}
     if name not in shapes:
-        raise Mistake(f"{name!r} is no shape we know; need one of {', '.join(sorted(shapes))}")
-    return parse_config(read_json(shapes[name]))
+        raise Mistake(f"{name!r} is no published shape that we know; need one of {', '.join(sorted(shapes))}")
+    return read_json(shapes[name])
+
+
+def published(name: str) -> ModelConfig:
+    return parse_config(shape(name))
 
 
 def prediction(count: Count, context: int, bytes_per_second: float, flops_per_second: float) -> dict[str, Any]:
@@ -185,7 +189,7 @@ def parser() -> Parser:
     return parser
 
 
-def predict(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace) -> int:
     from .report import print_lines
 
     if (options.device is None) == (options.report is None):

@@ -16,7 +16,7 @@ KINDS = {  # name -> prompt, for a model that knows more than the tasks
     "json": "Answer with JSON only, with the keys name, age, job and city: Ivan, a clerk from Kyiv, is 43 years old.",
     "short answer": "What is the capital of Australia? Answer with its name only.",
     "code": "Write a Python function that returns the n-th Fibonacci number without recursion. Code only.",
-    "maths": "A train leaves at 9:40 and arrives at 13:05. It travels at 84 km/h. How far does it go? Think step by step.",
+    "maths": "A train leaves at 9:40, goes at 84 km/h and arrives at 13:05. How far does it go? Think step by step.",
     "explanation": "Explain why the sky is blue to a ten-year-old, in about 150 words.",
     "story": "Write the beginning of a story about a lighthouse keeper who finds a letter, in about 250 words.",
 }

@@ -21,7 +21,9 @@ def read_report(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
-        raise NotFound(f"{path}: no such file; need a report that `python -m mlx_dgemma.benchmark --out FILE` wrote") from None
+        raise NotFound(
+            f"{path}: no such file; need a report that `python -m mlx_dgemma.benchmark --out FILE` wrote"
+        ) from None
     except ValueError as error:
         raise Mistake(f"{path} is not JSON: {error}") from None
     version = found.get(KEY) if isinstance(found, dict) else None
@@ -71,14 +73,19 @@ def header(report: dict[str, Any]) -> list[tuple[str, str]]:
     machine, settings = report["machine"], report["settings"]
     device, git = machine["device"], report["git"]
     state = report["state"]["before"]
-    gpus = [f"{gpu['power.draw']} of {gpu['power.limit']} W, {gpu['temperature.gpu']} C" for gpu in state["nvidia"] or ()]
+    gpus = [
+        f"{gpu['power.draw']} of {gpu['power.limit']} W, {gpu['temperature.gpu']} C" for gpu in state["nvidia"] or ()
+    ]
     told = [state["power"], *gpus, state["thermal"] and " ".join(state["thermal"].split())]
     told += [f"{state['celsius']:.0f} C" if state["celsius"] else None]
     code = [f"{name} {version}" for name, version in report["versions"].items()]
     code += [f"git {git['revision'][:9]}{', changed' if git['changed'] else ''}"] if git else []
     model = settings["dummy"] and f"random weights of the shape {settings['dummy']}"
     return [
-        ("machine", f"{device['name']}, {gigabytes(device['memory'])}, {machine['system']}, backend {device['backend']}"),
+        (
+            "machine",
+            f"{device['name']}, {gigabytes(device['memory'])}, {machine['system']}, backend {device['backend']}",
+        ),
         ("power, heat", ", ".join(filter(None, told)) or "the system does not tell"),
         ("versions", ", ".join(code)),
         ("model", f"{model or settings['model'] or 'the embedded one'}, {settings['precision']}"),
@@ -108,7 +115,10 @@ def passes(report: dict[str, Any]) -> list[list[str]]:
                  *(_number(p["break_even"]["tokens_per_forward"], digits=3) for p in points)])  # fmt: skip
     if points and report["settings"]["dummy"]:
         steps = points[0]["assumed"]["steps"]
-        for name, mode in (("diffusion", f"tokens/s, {steps} steps a block assumed"), ("autoregression", "tokens/s, left to right")):
+        for name, mode in (
+            ("diffusion", f"tokens/s, {steps} steps a block assumed"),
+            ("autoregression", "tokens/s, left to right"),
+        ):
             rows.append([mode, *(_number(p["assumed"][name]) for p in points)])
     return rows
 
@@ -175,6 +185,9 @@ def show(report: dict[str, Any]) -> None:
             print_table(rows[0], rows[1:])
     if rows := parts(report):
         print_table(("part of a step", "ms", "share", "floor, ms"), rows)
-    notes = [*report["missing"].items(), *([("interrupted", "what was measured till then")] if report["interrupted"] else [])]
+    notes = [
+        *report["missing"].items(),
+        *([("interrupted", "what was measured till then")] if report["interrupted"] else []),
+    ]
     if notes:
         print_lines([("not told: " + name, reason) for name, reason in notes])

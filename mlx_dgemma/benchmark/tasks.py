@@ -128,7 +128,7 @@ LEARNT = tuple(name for name in TASKS if name != "addition")  # which the embedd
 
 
 def made(name: str, count: int) -> list[tuple[str, str]]:
-    """The first `count` prompts of a task and their right answers: the same ones whenever and wherever they are made."""
+    """The first `count` prompts of a task and their right answers: always the same ones."""
     numbers = random.Random(f"999 {name}")
     return [TASKS[name](numbers) for _ in range(count)]
 

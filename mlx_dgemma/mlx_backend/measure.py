@@ -61,26 +61,32 @@ def _seconds(compute: Callable[[], Any], repeat: int) -> float:
     return statistics.median(found[1:])
 
 
-def ceilings(dtype: str) -> dict[str, float]:
-    """Measured now: `copy_bytes_per_second`, bytes read and bytes written, and `product_flops_per_second` of square
-    matrices of `dtype`, whose size grows until a product takes a tenth of a second."""
-    gpu = mx.default_device() == mx.gpu
-    source = mx.zeros((COPIED // (4 if gpu else 16),), dtype=mx.uint32)
+def _copy_rate() -> float:
+    """Bytes a second, read and written. A sum, because a plain copy would be another name for the array."""
+    source = mx.zeros((COPIED // (4 if mx.default_device() == mx.gpu else 16),), dtype=mx.uint32)
     mx.eval(source)
-    copied = 2 * source.nbytes / _seconds(lambda: source + 1, 5)  # a plain copy would be another name for the array
-    del source
-    mx.clear_cache()
-    size, best = 256, 0.0
-    while True:
-        a = mx.random.normal((size, size)).astype(getattr(mx, dtype))
-        mx.eval(a)
-        seconds = _seconds(lambda a=a: a @ a, 3)
-        best = max(best, 2 * size**3 / seconds)
-        if seconds > LONG or size == 16384:
-            break
+    return 2 * source.nbytes / _seconds(lambda: source + 1, 5)
+
+
+def _product_rate(dtype: mx.Dtype) -> tuple[float, int]:
+    """FLOPs a second of square matrices, and the size of the last: it doubles until a product takes LONG."""
+    size, best, seconds = 128, 0.0, 0.0
+    while seconds < LONG and size < 16384:
         size *= 2
+        matrix = mx.random.normal((size, size)).astype(dtype)
+        mx.eval(matrix)
+        seconds = _seconds(lambda matrix=matrix: matrix @ matrix, 3)
+        best = max(best, 2 * size**3 / seconds)
+    return best, size
+
+
+def ceilings(dtype: str) -> dict[str, float]:
+    """Measured now: `copy_bytes_per_second`, read and written, and `product_flops_per_second` of `dtype`."""
+    copied = _copy_rate()
     mx.clear_cache()
-    return {"copy_bytes_per_second": copied, "product_flops_per_second": best, "product_size": size}
+    product, size = _product_rate(getattr(mx, dtype))
+    mx.clear_cache()
+    return {"copy_bytes_per_second": copied, "product_flops_per_second": product, "product_size": size}
 
 
 def weight_bytes(model: MLXModel) -> dict[str, int]:

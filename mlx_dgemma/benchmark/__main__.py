@@ -1,0 +1,98 @@
+"""`python -m mlx_dgemma.benchmark`: diffusion and autoregression, measured on this machine; and what belongs to it:
+`predict`, `compare`, `steps`, `baseline`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ..command import Parser, at_least, run
+from ..mistake import Mistake
+from . import baseline, compare, predict, steps
+from .plot import check, plot_report
+from .report import show, write_report
+
+NAME = "mlx_dgemma.benchmark"
+OTHERS = {"predict": predict, "compare": compare, "steps": steps, "baseline": baseline}
+
+
+def _numbers(text: str) -> list[int]:
+    return [at_least(1)(part) for part in text.split(",")]
+
+
+def parser() -> Parser:
+    parser = Parser(
+        prog=f"python -m {NAME}",
+        description="Measure diffusion against autoregression on this machine. Other commands, each with --help: "
+        f"{', '.join(OTHERS)}.",
+    )
+    add = parser.add_argument
+    add("--model", metavar="FOLDER_OR_HUB_ID", help="a DiffusionGemma checkpoint; without it, the embedded one")
+    add("--dummy", metavar="NAME", help="random weights of a published shape instead, such as 26b-a4b")
+    add("--precision", metavar="NAME", help="of --dummy: float32, bf16, 4bit, or fp8 on torch (default: bf16)")
+    add("--peaked", type=float, metavar="X", help="of --dummy: a factor on the logits (default: 1, flat predictions)")
+    add("--steps-per-block", type=at_least(1), default=12, metavar="N", help="assumed where none are measured")
+    add("--backend", metavar="NAME", help="mlx or torch (default: what the machine has)")
+    add("--dtype", choices=["float32", "bfloat16", "float16"], help="of activations (default: the checkpoint's)")
+    add("--ar-model", metavar="FOLDER_OR_HUB_ID", help="an autoregressive model to compare with; see `baseline`")
+    add("--prompts", metavar="FILE.jsonl", help='what is answered: one {"prompt": …} a line (default: the tasks)')
+    add("--each", type=at_least(1), default=2, metavar="N", help="prompts of each task, where these are answered")
+    add("--max-tokens", type=at_least(1), metavar="N", help="of an answer, in every mode (default: one canvas)")
+    add("--max-denoising-steps", type=at_least(1), metavar="N", help="(default: the checkpoint's)")
+    add("--context", type=_numbers, default=[512], metavar="N,…", help="tokens before a timed pass")
+    add("--batch", type=_numbers, default=[1], metavar="N,…", help="sequences in a timed pass")
+    add("--repeat", type=at_least(2), default=8, metavar="N", help="times a pass is timed")
+    add("--seeds", type=at_least(1), default=3, metavar="N", help="times all prompts are answered")
+    add("--seed", type=at_least(0), default=0, metavar="N", help="the first of them")
+    add("--json", action="store_true", help="print the report as one JSON object instead of tables")
+    add("--out", metavar="FILE.json", help="write the report there, too")
+    add("--plot", metavar="FILE.png", help="draw speed over steps a block, and the parts of a step")
+    return parser
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Which of them go together, and what is asked for can be written. Before anything is loaded."""
+    if options.dummy:
+        clash = [
+            f"--{name.replace('_', '-')}" for name in ("model", "prompts", "ar_model", "dtype") if vars(options)[name]
+        ]
+        if clash:
+            raise Mistake(f"--dummy has random weights and no tokenizer: leave out {', '.join(clash)}")
+        options.precision, options.peaked = options.precision or "bf16", options.peaked or 1.0
+    elif options.precision or options.peaked:
+        raise Mistake("--precision and --peaked are of --dummy NAME; a checkpoint is taken as it is stored")
+    if options.plot:
+        check(Path(options.plot))
+    if options.out and not Path(options.out).absolute().parent.is_dir():
+        raise Mistake(f"--out {options.out}: there is no folder {Path(options.out).parent}")
+
+
+def measure(options: argparse.Namespace, command: list[str]) -> int:
+    from .measure import Measurement
+
+    check_options(options)
+    measurement = Measurement(options, [NAME, *command])
+    measurement.run()
+    report = measurement.report
+    if options.out:
+        write_report(Path(options.out), report)
+    if options.plot and report["passes"]:
+        plot_report(report, Path(options.plot))
+    print(json.dumps(report, ensure_ascii=False)) if options.json else show(report)
+    return 130 if report["interrupted"] else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] in OTHERS:
+        module = OTHERS[given[0]]
+        options = module.parser().parse_args(given[1:])
+        return run(f"{NAME} {given[0]}", lambda: module.command(options))
+    options = parser().parse_args(given)
+    return run(NAME, lambda: measure(options, given))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""The model to compare with: an autoregressive checkpoint, each layer stored as the diffusion model's is."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..command import Parser
+from ..convert import recipes
+from .measure import backend_module
+
+
+def parser() -> Parser:
+    parser = Parser(
+        prog="python -m mlx_dgemma.benchmark baseline",
+        description="Convert Gemma 4 with mlx-lm, each layer stored as our recipe stores DiffusionGemma's.",
+    )
+    add = parser.add_argument
+    add("--hf-path", required=True, metavar="FOLDER_OR_HUB_ID", help="such as google/gemma-4-26B-A4B-it")
+    add("--mlx-path", required=True, metavar="FOLDER", help="where to")
+    add("--quant-predicate", choices=recipes.NAMED, default=recipes.NAMED[0], help="the recipe")
+    add("--q-mode", choices=list(recipes.MODES), help="(default: affine)")
+    add("--q-bits", type=int, metavar="N")
+    add("--q-group-size", type=int, metavar="N")
+    return parser
+
+
+def command(options: argparse.Namespace) -> int:
+    default = recipes.quantization(options.q_mode, options.q_bits, options.q_group_size)
+    recipe = recipes.choose(options.quant_predicate, default, ())
+    made = backend_module("mlx", "baseline")
+    made.build(options.hf_path, options.mlx_path, recipe)
+    bits = made.Baseline(options.mlx_path).bits
+    print(f"{options.mlx_path}: bits a weight: " + ", ".join(f"{name} {value:.3g}" for name, value in bits.items()))
+    return 0

@@ -1,0 +1,201 @@
+"""One measurement: ceilings, passes, and answers in every mode, into a report that grows as it goes."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import importlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..config import ModelConfig, parse_config
+from ..load import check_memory
+from ..mistake import Mistake
+from . import machine
+from .count import Count, parameters, precision
+from .passes import Passes, measure_passes, tools
+from .predict import published, shape
+from .prompts import Prompt, from_file, from_kinds, from_tasks
+from .report import KEY, VERSION
+from .runs import Run, Writer, diffuse_prompt, summary, timed_run, write_prompt
+
+ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
+GREEDY = {"temp": 0}
+
+
+@contextmanager
+def phase(name: str) -> Iterator[Callable[[str], None]]:
+    """Says on stderr what is being measured, and how long it took; what it gives adds a word to the line."""
+    print(f"{name} …", end="", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    try:
+        yield lambda word: print(f" {word}", end="", file=sys.stderr, flush=True)
+    finally:
+        print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+
+
+def backend_module(backend: str, name: str) -> ModuleType:
+    """One of a backend's modules. Mistake if its framework is not installed."""
+    try:
+        return importlib.import_module(f"..{backend}_backend.{name}", __package__)
+    except ModuleNotFoundError as error:
+        raise Mistake(
+            f"--backend {backend} needs {error.name}, which is not installed: see README, Installing"
+        ) from error
+
+
+def is_embedded(config: ModelConfig) -> bool:
+    """The embedded model's shape, however its weights are stored: that one knows the tasks."""
+    own = published("tiny")
+    return parameters(config) == parameters(own) and config.canvas_length == own.canvas_length
+
+
+class Measurement:
+    """`report` holds what was measured so far, whenever it ends."""
+
+    def __init__(self, options: argparse.Namespace, command: Sequence[str]):
+        self.options = options
+        settings = {key: value for key, value in vars(options).items() if key not in ("json", "out", "plot")}
+        self.report: dict[str, Any] = {
+            KEY: VERSION,
+            "interrupted": False,
+            "command": list(command),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": machine.versions(),
+            "git": machine.revision(),
+            "state": {"before": machine.state(), "after": None},
+            "settings": settings,
+            "passes": [],
+            "modes": {},
+        }
+        self.report["missing"] = machine.missing(self.report["state"]["before"])
+
+    def run(self) -> None:
+        try:
+            self.load()
+            self.ceilings()
+            for context in self.options.context:
+                for rows in self.options.batch:
+                    self.passes(context, rows)
+            self.answers()
+            self.baseline()
+        except KeyboardInterrupt:
+            self.report["interrupted"] = True
+            print("interrupted: what was measured is kept", file=sys.stderr)
+        self.report["state"]["after"] = machine.state()
+
+    def load(self) -> None:
+        with phase("loading"):
+            start = time.perf_counter()
+            self.model, self.tokenizer, self.sampling = (self.dummy if self.options.dummy else self.loaded)()
+            self.tools = tools(self.model)
+            self.tools.wait()
+        self.config, stored = self.model.config, self.tools.weight_bytes(self.model)
+        weights, dtype = parameters(self.config), self.options.dtype or self.config.dtype
+        bits = {name: 8 * stored[name] / weights[name] for name in weights}
+        if self.options.dummy:
+            dtype = "float32" if self.options.precision == "float32" else "bfloat16"
+        self.options.precision = self.options.precision or f"{dtype}, as it is stored"
+        self.report["settings"] |= {
+            "precision": self.options.precision,
+            "dtype": dtype,
+            "sampling": asdict(self.sampling),
+        }
+        self.report |= {
+            "load_seconds": time.perf_counter() - start, "machine": machine.describe(self.tools.device()),
+            "bits": bits, "weight_bytes": stored, "kv_bytes": ITEM[dtype],
+        }  # fmt: skip
+        self.count = Count(self.config, bits, ITEM[dtype])
+
+    def loaded(self) -> tuple:
+        from ..checkpoint import read_configs
+        from ..load import find, load
+
+        folder = find(self.options.model)
+        self.report["config"] = read_configs(folder)[0]
+        chosen = {"backend": self.options.backend} if self.options.backend else {}
+        model, tokenizer, sampling = load(folder, dtype=self.options.dtype, **chosen)
+        steps = self.options.max_denoising_steps
+        return model, tokenizer, replace(sampling, max_denoising_steps=steps) if steps else sampling
+
+    def dummy(self) -> tuple:
+        from ..config import parse_sampling
+
+        self.report["config"] = shape(self.options.dummy)
+        config, backend = parse_config(self.report["config"]), self.options.backend or "mlx"
+        if backend == "mlx":  # torch asks its device
+            needed = Count(config, precision(self.options.precision)).resident
+            check_memory(int(needed), f"random weights of {self.options.dummy} in {self.options.precision}")
+        make = getattr(backend_module(backend, "dummy"), f"dummy_{backend}")
+        self.report["missing"]["answers"] = "random weights have none; steps a block are assumed, not measured"
+        return make(config, self.options.precision, self.options.seed, self.options.peaked), None, parse_sampling(None)
+
+    def ceilings(self) -> None:
+        with phase("ceilings of the device"):
+            self.report["ceilings"] = self.tools.ceilings(self.report["settings"]["dtype"])
+
+    def passes(self, context: int, rows: int) -> None:
+        passes = Passes(self.model, self.sampling, context, rows, self.options.repeat, self.options.seed)
+        with phase(f"passes of {rows} x {context} tokens"):
+            found = measure_passes(passes, self.count, self.report["ceilings"], self.options.steps_per_block)
+        self.report["passes"].append(found)
+
+    def prompts(self) -> list[Prompt]:
+        longest = self.options.max_tokens or self.config.canvas_length
+        if self.options.prompts:
+            return from_file(Path(self.options.prompts), self.model, self.tokenizer, longest)
+        if is_embedded(self.config):
+            return from_tasks(self.tokenizer, longest, self.options.each)
+        self.report["missing"]["solved"] = "right answers are known for the embedded model's tasks alone"
+        return from_kinds(self.tokenizer, longest)
+
+    def answers(self) -> None:
+        if self.options.dummy:
+            return
+        self.asked = self.prompts()
+        write = diffuse_prompt(self.model, self.tokenizer, self.sampling)
+        self.mode("diffusion", write, self.model.peak_memory, asdict(self.sampling))
+        write = write_prompt(self.model, self.tokenizer, self.sampling)
+        self.mode("autoregression", write, self.model.peak_memory, GREEDY)
+
+    def mode(self, name: str, write: Writer, peak_memory: Callable[[], int], settings: dict[str, Any]) -> None:
+        """The first run of the first prompt is the cold one, and is not among the others."""
+        found = self.report["modes"][name] = {"settings": settings, "cold": None, "runs": [], "summary": None}
+        runs: list[Run] = found["runs"]
+        seeds = range(self.options.seed, self.options.seed + self.options.seeds)
+        with phase(f"{name}, {len(self.asked)} prompts x {len(seeds)} seeds") as say:
+            try:
+                found["cold"] = write(self.asked[0], self.options.seed)
+                for seed in seeds:
+                    runs += [write(prompt, seed) for prompt in self.asked]
+                    say(f"{sum(run['tokens'] for run in runs)} tokens,")
+            finally:
+                if runs:
+                    found["summary"] = summary(runs, self.sampling.max_denoising_steps)
+                found["peak_memory"] = peak_memory()
+
+    def baseline(self) -> None:
+        """Another model, left to right, by the library that is the field's own for it."""
+        if not self.options.ar_model:
+            self.report["missing"]["AR model"] = "no --ar-model was given"
+            return
+        backend = self.report["machine"]["device"]["backend"]
+        del self.model, self.tokenizer  # both may not fit
+        gc.collect()
+        with phase(f"loading {self.options.ar_model}"):
+            other = backend_module(backend, "baseline").Baseline(self.options.ar_model)
+
+        def write(prompt: Prompt, seed: int) -> Run:
+            tokens = other.prompt_tokens(prompt.messages, prompt.thinking)
+            asked = replace(prompt, tokens=tokens)
+            return timed_run(asked, seed, other.write(tokens, prompt.max_tokens, seed), other.text)
+
+        self.mode("baseline", write, other.peak_memory, other.settings)
+        self.report["modes"]["baseline"] |= {"bits": other.bits, "library": other.library}

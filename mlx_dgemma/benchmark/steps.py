@@ -1,0 +1,96 @@
+"""Steps against quality and speed: the embedded model's tasks with fewer passes a block than it would take."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..command import Parser, at_least
+from ..mistake import Mistake
+from .measure import is_embedded, phase
+from .plot import check, plot_steps
+from .prompts import Prompt, from_tasks
+from .report import print_table
+from .runs import Run, Writer, diffuse_prompt, summary, write_prompt
+from .tasks import LEARNT
+
+CAPS = (4, 8, 12, 16, 24, 32, 48)
+
+
+def parser() -> Parser:
+    parser = Parser(
+        prog="python -m mlx_dgemma.benchmark steps",
+        description=f"Solve rate and speed on the tasks with at most {', '.join(map(str, CAPS))} steps a block.",
+    )
+    add = parser.add_argument
+    add("--model", metavar="FOLDER", help="the embedded model, converted; without it, as it comes")
+    add("--backend", metavar="NAME", help="mlx or torch (default: what the machine has)")
+    add("--each", type=at_least(1), default=20, metavar="N", help="prompts a task")
+    add("--seed", type=at_least(0), default=0, metavar="N", help="of the first prompt; the i-th has the i-th after it")
+    add("--json", action="store_true", help="print one JSON object instead of the table")
+    add("--plot", metavar="FILE.png", help="draw solve rate and speed")
+    return parser
+
+
+def answered(write: Writer, prompts: list[Prompt], seed: int) -> list[Run]:
+    write(prompts[0], seed)  # cold
+    return [write(prompt, seed + number) for number, prompt in enumerate(prompts)]
+
+
+def point(runs: list[Run], cap: int) -> dict[str, Any]:
+    found = summary(runs, cap)
+    seconds = sum(run["seconds"] for run in runs)
+    rates = {}
+    for task in LEARNT:
+        own = [run["solved"] for run in runs if run["prompt"] == task]
+        rates[task] = sum(own) / len(own)
+    return {
+        "solved": sum(run["solved"] for run in runs) / len(runs),
+        "solved_by_task": rates,
+        "tokens_per_second": found["tokens"] / seconds,
+        "steps_per_block": found.get("steps_per_block"),
+    }
+
+
+def command(options: argparse.Namespace) -> int:
+    from ..load import load
+
+    if options.plot:
+        check(Path(options.plot))
+    chosen = {"backend": options.backend} if options.backend else {}
+    model, tokenizer, sampling = load(options.model, **chosen)
+    if not is_embedded(model.config):
+        raise Mistake(f"--model {options.model}: right answers are known for the embedded model alone; leave it out")
+    prompts = from_tasks(tokenizer, model.config.canvas_length, options.each)
+    found: dict[str, Any] = {"tasks": LEARNT, "prompts": len(prompts), "seed": options.seed, "points": []}
+    with phase(f"left to right, {len(prompts)} prompts"):
+        runs = answered(write_prompt(model, tokenizer, sampling), prompts, options.seed)
+    found["autoregression"] = point(runs, sampling.max_denoising_steps)
+    try:
+        for cap in CAPS:
+            with phase(f"{cap} steps"):
+                capped = replace(sampling, max_denoising_steps=cap)
+                runs = answered(diffuse_prompt(model, tokenizer, capped), prompts, options.seed)
+            found["points"].append({"max_denoising_steps": cap, **point(runs, cap)})
+    except KeyboardInterrupt:
+        print("interrupted: what was measured is kept", file=sys.stderr)
+    if options.plot and found["points"]:
+        plot_steps(found, Path(options.plot))
+    print(json.dumps(found)) if options.json else show(found)
+    return 0 if len(found["points"]) == len(CAPS) else 130
+
+
+def show(found: dict[str, Any]) -> None:
+    def row(name: str, one: dict[str, Any]) -> list[str]:
+        blocks = one["steps_per_block"]
+        return [name, f"{one['solved']:.1%}", f"{blocks['mean']:.2f}" if blocks else "-",
+                f"{blocks['at_cap']:.0%}" if blocks else "-", f"{one['tokens_per_second']:.4g}",
+                *(f"{one['solved_by_task'][task]:.0%}" for task in LEARNT)]  # fmt: skip
+
+    rows = [row(str(one["max_denoising_steps"]), one) for one in found["points"]]
+    titles = ("steps at most", "solved", "taken, mean", "at the cap", "tokens/s", *LEARNT)
+    print_table(titles, [*rows, row("left to right", found["autoregression"])])

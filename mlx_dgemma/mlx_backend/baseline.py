@@ -1,0 +1,121 @@
+"""An autoregressive model by mlx-lm: what diffusion is compared with on MLX. mlx-lm's own generator runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..convert.names import weight_class
+from ..convert.recipes import Recipe
+from ..mistake import Mistake
+
+try:
+    import mlx_lm
+    from mlx_lm.sample_utils import make_sampler
+except ModuleNotFoundError as error:
+    raise Mistake(f"--ar-model needs {error.name}, which is not installed: pip install mlx-lm") from error
+
+_OURS = (  # mlx-lm's path of a Gemma 4 layer -> the one that a recipe knows
+    (re.compile(r"^(language_model\.)?model\."), "model.decoder."),
+    (re.compile(r"experts\.switch_glu\.(gate|up)_proj"), "experts.gate_up_proj"),
+    (re.compile(r"experts\.switch_glu\."), "experts."),
+)
+
+
+def our_path(path: str) -> str:
+    for pattern, ours in _OURS:
+        path = pattern.sub(ours, path)
+    return path
+
+
+def quant_predicate(recipe: Recipe) -> Callable[..., bool | dict[str, Any]]:
+    """`recipe` as `mlx_lm.convert` takes it: False, or a layer's own bits, groups and mode."""
+
+    def predicate(path: str, module: Any) -> bool | dict[str, Any]:
+        stored = recipe(our_path(path))
+        if stored is None or module.weight.shape[-1] % stored.group_size:
+            return False
+        return {"group_size": stored.group_size, "bits": stored.bits, "mode": stored.mode}
+
+    return predicate
+
+
+def build(hf_path: str, mlx_path: str, recipe: Recipe) -> None:
+    """Gemma 4, or whatever mlx-lm converts, with every layer stored as `recipe` stores DiffusionGemma's.
+
+    Raises:
+        Mistake: there is something at `mlx_path`, or mlx-lm cannot convert what is at `hf_path`.
+    """
+    if Path(mlx_path).exists():
+        raise Mistake(f"{mlx_path} is there already: give another --mlx-path, or remove it")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            mlx_lm.convert(hf_path, mlx_path, quantize=True, quant_predicate=quant_predicate(recipe))
+    except (ValueError, OSError) as error:
+        raise Mistake(f"mlx-lm cannot convert {hf_path}: {error}") from error
+
+
+class Baseline:
+    """A folder or a hub id, by mlx-lm, sampled as its generation_config.json says; greedily if that says nothing."""
+
+    library = f"mlx-lm {mlx_lm.__version__}"
+
+    def __init__(self, path: str):
+        mx.reset_peak_memory()
+        try:
+            self.model, self.tokenizer = mlx_lm.load(path)
+        except (ValueError, OSError, json.JSONDecodeError) as error:
+            raise Mistake(f"--ar-model {path}: mlx-lm cannot load it: {error}") from error
+        mx.eval(self.model.parameters())
+        self.settings = _documented(Path(path) / "generation_config.json")
+        self.bits = self._bits()
+
+    def _bits(self) -> dict[str, float]:
+        """Bits a weight, scales and biases among them, by class of weights."""
+        nbytes: dict[str, int] = defaultdict(int)
+        numbers: dict[str, int] = defaultdict(int)
+        modules = dict(self.model.named_modules())
+        for path, array in tree_flatten(self.model.parameters()):
+            name, own = weight_class(our_path(path)), modules[path.rpartition(".")[0]]
+            nbytes[name] += array.nbytes
+            if not path.endswith((".scales", ".biases")):
+                numbers[name] += array.size * 32 // own.bits if array.dtype == mx.uint32 else array.size
+        return {name: 8 * nbytes[name] / numbers[name] for name in nbytes}
+
+    def prompt_tokens(self, messages: Sequence[dict[str, str]], thinking: bool) -> list[int]:
+        return self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, enable_thinking=thinking, tokenize=True, return_dict=False
+        )
+
+    def write(self, tokens: Sequence[int], max_tokens: int, seed: int) -> Iterator[int]:
+        """Tokens as they come, a stop token among them."""
+        mx.random.seed(seed)
+        sampler = make_sampler(**self.settings)
+        for said in mlx_lm.stream_generate(
+            self.model, self.tokenizer, list(tokens), max_tokens=max_tokens, sampler=sampler
+        ):
+            yield said.token
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def peak_memory(self) -> int:
+        return mx.get_peak_memory()
+
+
+def _documented(file: Path) -> dict[str, Any]:
+    """Of a folder; what a hub id's says is not looked up, and it is run greedily."""
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if not stored.get("do_sample"):
+        return {"temp": 0.0}
+    found = {"temp": stored.get("temperature"), "top_p": stored.get("top_p"), "top_k": stored.get("top_k")}
+    return {name: value for name, value in found.items() if value is not None}

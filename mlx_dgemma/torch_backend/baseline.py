@@ -1,0 +1,115 @@
+"""An autoregressive model by transformers: what diffusion is compared with on torch. Its own `generate` runs it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ..convert.names import weight_class
+from ..mistake import Mistake
+
+try:
+    import transformers
+except ModuleNotFoundError as error:
+    raise Mistake("--ar-model needs transformers, which is not installed: pip install transformers") from error
+
+
+class _Stopped(BaseException):
+    """Whoever read the tokens wants no more."""
+
+
+class _Tokens:
+    """A streamer, as `generate` takes it: the prompt first, then token after token; and an end, or what went wrong."""
+
+    def __init__(self) -> None:
+        self.queue: queue.Queue[int | BaseException | None] = queue.Queue()
+        self.prompt_seen = self.stopped = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.stopped:
+            raise _Stopped
+        if self.prompt_seen:
+            self.queue.put(int(value.item()))
+        self.prompt_seen = True
+
+    def end(self) -> None:
+        self.queue.put(None)
+
+
+class Baseline:
+    """A folder or a hub id, by transformers, with a static cache, compiled on CUDA, which is its fastest documented
+    way. Sampled as its generation_config.json says; greedily if that says nothing."""
+
+    library = f"transformers {transformers.__version__}"
+
+    def __init__(self, path: str):
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+            self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto").to(self.device).eval()
+        except (ValueError, OSError) as error:
+            raise Mistake(f"--ar-model {path}: transformers cannot load it: {error}") from error
+        generation = self.model.generation_config
+        names = ("do_sample", "temperature", "top_p", "top_k") if generation.do_sample else ("do_sample",)
+        self.settings: dict[str, Any] = {name: getattr(generation, name) or False for name in names}
+        self.settings |= {"cache_implementation": "static", "compiled": self.device == "cuda"}
+        self.bits = self._bits()
+
+    def _bits(self) -> dict[str, float]:
+        """Bits a weight by class of weights."""
+        nbytes: dict[str, int] = defaultdict(int)
+        numbers: dict[str, int] = defaultdict(int)
+        for name, tensor in self.model.named_parameters():
+            nbytes[weight_class(name)] += tensor.nbytes
+            numbers[weight_class(name)] += tensor.numel()
+        return {name: 8 * nbytes[name] / numbers[name] for name in nbytes}
+
+    def prompt_tokens(self, messages: Sequence[dict[str, str]], thinking: bool) -> list[int]:
+        return self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, enable_thinking=thinking, tokenize=True, return_dict=False
+        )
+
+    def write(self, tokens: Sequence[int], max_tokens: int, seed: int) -> Iterator[int]:
+        """Tokens as they come, a stop token among them."""
+        torch.manual_seed(seed)
+        streamer = _Tokens()
+
+        def generate() -> None:
+            try:
+                self.model.generate(
+                    torch.tensor([list(tokens)], device=self.device), max_new_tokens=max_tokens, streamer=streamer,
+                    cache_implementation="static",
+                )  # fmt: skip
+            except _Stopped:
+                pass
+            except BaseException as error:  # noqa: BLE001 - it is raised where the tokens are read
+                streamer.queue.put(error)
+
+        writer = threading.Thread(target=generate, daemon=True)
+        writer.start()
+        try:
+            while (token := streamer.queue.get()) is not None:
+                if isinstance(token, BaseException):
+                    raise token
+                yield token
+        finally:
+            streamer.stopped = True
+            writer.join()
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def peak_memory(self) -> int:
+        """Of the device; on a CPU of the process."""
+        if self.device == "cuda":
+            return torch.cuda.max_memory_allocated()
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
