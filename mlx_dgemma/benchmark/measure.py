@@ -16,11 +16,11 @@ from types import ModuleType
 from typing import Any
 
 from ..config import ModelConfig, parse_config
-from ..load import check_memory
-from ..mistake import Mistake
+from ..load import check_memory, is_hub_id
+from ..mistake import Mistake, NotFound
 from . import machine
 from .count import Count, parameters, precision
-from .passes import Passes, measure_passes, tools
+from .passes import Passes, check_context, measure_passes, tools
 from .predict import published, shape
 from .prompts import Prompt, from_file, from_kinds, from_tasks
 from .report import KEY, VERSION
@@ -80,6 +80,8 @@ class Measurement:
     def run(self) -> None:
         try:
             self.load()
+            check_context(self.config, max(self.options.context))
+            self.asked = [] if self.options.dummy else self.prompts()
             self.ceilings()
             for context in self.options.context:
                 for rows in self.options.batch:
@@ -118,12 +120,19 @@ class Measurement:
         from ..checkpoint import read_configs
         from ..load import find, load
 
+        self.check_ar_model()
         folder = find(self.options.model)
         self.report["config"] = read_configs(folder)[0]
         chosen = {"backend": self.options.backend} if self.options.backend else {}
         model, tokenizer, sampling = load(folder, dtype=self.options.dtype, **chosen)
         steps = self.options.max_denoising_steps
         return model, tokenizer, replace(sampling, max_denoising_steps=steps) if steps else sampling
+
+    def check_ar_model(self) -> None:
+        """Before all that is measured ahead of it."""
+        path = self.options.ar_model
+        if path and not Path(path).is_dir() and not is_hub_id(path):
+            raise NotFound(f"--ar-model {path}: no such folder, and no hub id either")
 
     def dummy(self) -> tuple:
         from ..config import parse_sampling
@@ -157,9 +166,8 @@ class Measurement:
         return from_kinds(self.tokenizer, longest)
 
     def answers(self) -> None:
-        if self.options.dummy:
+        if not self.asked:
             return
-        self.asked = self.prompts()
         write = diffuse_prompt(self.model, self.tokenizer, self.sampling)
         self.mode("diffusion", write, self.model.peak_memory, asdict(self.sampling))
         write = write_prompt(self.model, self.tokenizer, self.sampling)
@@ -174,7 +182,8 @@ class Measurement:
             try:
                 found["cold"] = write(self.asked[0], self.options.seed)
                 for seed in seeds:
-                    runs += [write(prompt, seed) for prompt in self.asked]
+                    for prompt in self.asked:
+                        runs.append(write(prompt, seed))
                     say(f"{sum(run['tokens'] for run in runs)} tokens,")
             finally:
                 if runs:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config import ModelConfig
 from ..diffusion import Writing
 from ..interface import Cache, DiffusionModel, Row
 from ..mistake import Mistake
@@ -38,6 +39,13 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
 
 
+def check_context(config: ModelConfig, context: int) -> None:
+    """Mistake if no canvas could be written and committed behind so many tokens."""
+    room = config.max_position_embeddings - 2 * config.canvas_length
+    if context > room:
+        raise Mistake(f"--context {context}: the model has room for {room} tokens before its canvases")
+
+
 @dataclass
 class Passes:
     """Times the passes of `rows` sequences at once, each behind `context` random tokens."""
@@ -52,9 +60,6 @@ class Passes:
     def __post_init__(self) -> None:
         self.tools, self.config = tools(self.model), self.model.config
         self.rng = np.random.default_rng(self.seed)
-        room = self.config.max_position_embeddings - 2 * self.config.canvas_length
-        if self.context > room:
-            raise Mistake(f"--context {self.context}: the model has room for {room} tokens before its canvases")
 
     def _tokens(self, count: int) -> np.ndarray:
         return self.rng.integers(self.config.vocab_size, size=count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,7 @@ def plot_comparison(reports: Sequence[tuple[str, dict[str, Any]]], path: Path) -
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(4.5 + 2.6 * len(reports), 4.6), width_ratios=(1, 1.1), layout="constrained"
     )
+    reports = [(textwrap.fill(name, 16), report) for name, report in reports]
     names = [name for name, _ in reports]
     for offset, mode, colour in ((-0.2, "diffusion", BLUE), (0.2, "autoregression", ORANGE)):
         speeds = [speed(report, mode) or 0.0 for _, report in reports]
@@ -159,10 +161,9 @@ def plot_comparison(reports: Sequence[tuple[str, dict[str, Any]]], path: Path) -
                 f"{value:.3g}", (index + offset, value), xytext=(0, 3), textcoords="offset points", ha="center"
             )
     left.set_xticks(range(len(names)), labels=names)
-    left.set(ylabel="tokens a second", title="Speed", yscale="log")
-    _plain_ticks(left.yaxis)
-    left.margins(y=0.2)
-    left.legend(loc="lower left", bbox_to_anchor=(0, -0.32), ncols=2)
+    left.set(ylabel="tokens a second", title="Speed")
+    left.margins(y=0.12)
+    left.legend(loc="upper left", bbox_to_anchor=(0, -0.12))
     _parts(
         right, [bar for name, report in reports for bar in _step_bars(report, f"{name}\n")], "One denoise step, by part"
     )
@@ -180,26 +181,23 @@ def speed(report: dict[str, Any], mode: str) -> float | None:
 def plot_steps(found: dict[str, Any], path: Path) -> None:
     """Solve rate and speed over the cap on steps, points measured; left to right as a line."""
     plt = pyplot()
-    figure, axes = plt.subplots(2, 1, figsize=(7, 6.4), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(2, 1, figsize=(7, 6.2), sharex=True, layout="constrained")
     points, other = found["points"], found["autoregression"]
     caps = [point["max_denoising_steps"] for point in points]
-    for one, figure_of, scale, label in (
+    for one, name, scale, label in (
         (axes[0], "solved", 100, "tasks solved, %"),
         (axes[1], "tokens_per_second", 1, "tokens a second"),
     ):
-        values = [scale * point[figure_of] for point in points]
-        one.plot(caps, values, "o-", color=BLUE, lw=2)
+        values, beside = [scale * point[name] for point in points], scale * other[name]
+        one.plot(caps, values, "o-", color=BLUE, lw=2, clip_on=False)
         for cap, value in zip(caps, values, strict=True):
-            one.annotate(
-                f"{value:.3g}", (cap, value), xytext=(0, 7), textcoords="offset points", ha="center", color=BLUE
-            )
-        one.axhline(scale * other[figure_of], color=ORANGE, lw=1.5)
-        one.annotate(f"left to right: {scale * other[figure_of]:.3g}", (caps[-1], scale * other[figure_of]),
-                     xytext=(0, 4), textcoords="offset points", ha="right", color=ORANGE)  # fmt: skip
-        one.set(ylabel=label, ylim=(0, None), xscale="log")
-        one.margins(y=0.18)
+            one.annotate(f"{value:.3g}", (cap, value), (0, -15), textcoords="offset points", ha="center", color=BLUE)
+        one.axhline(beside, color=ORANGE, lw=1.5)
+        place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "color": ORANGE}
+        one.annotate(f"left to right,\n{beside:.3g}", (1, beside), xycoords=("axes fraction", "data"), **place)
+        one.set(ylabel=label, xscale="log", ylim=(0, 100 if name == "solved" else 1.15 * max([*values, beside])))
     axes[1].set_xticks(caps, labels=[str(cap) for cap in caps])
     axes[1].minorticks_off()
     axes[1].set_xlabel("steps that a block may take")
-    axes[0].set_title(f"{found['prompts']} prompts of {len(found['tasks'])} tasks, the embedded model")
+    axes[0].set_title(f"{found['prompts']} prompts of {len(other['solved_by_task'])} tasks, the embedded model")
     save(figure, path)

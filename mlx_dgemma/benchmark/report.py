@@ -57,15 +57,22 @@ def print_lines(lines: Sequence[tuple[str, str]]) -> None:
     print_table(("", ""), lines, left=2)
 
 
-def _number(value: float | None, unit: str = "", digits: int = 4) -> str:
-    return "-" if value is None else f"{value:.{digits}g}{unit}"
+def plain(value: float | None) -> str:
+    """Three digits, and no exponent."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def flops(value: float) -> str:
+    return f"{plain(value / 1e12)} TFLOP" if value >= 1e11 else f"{plain(value / 1e9)} GFLOP"
 
 
 def _spread(found: dict[str, float] | None, scale: float = 1.0, unit: str = "") -> str:
     """Median, and least to most where they differ."""
     if found is None:
         return "-"
-    median, least, most = (f"{scale * found[name]:.3g}" for name in ("median", "min", "max"))
+    median, least, most = (plain(scale * found[name]) for name in ("median", "min", "max"))
     return f"{median}{unit}" + (f" ({least}-{most})" if least != most else "")
 
 
@@ -98,37 +105,53 @@ def _bits(report: dict[str, Any]) -> list[tuple[str, str]]:
     return [(who, ", ".join(f"{name} {value:.3g}" for name, value in bits.items())) for who, bits in of.items() if bits]
 
 
-def passes(report: dict[str, Any]) -> list[list[str]]:
-    """One row a figure, one column a context and number of rows."""
-    points = report["passes"]
-    rows = [["context x rows", *(f"{p['context']} x {p['rows']}" for p in points)]]
-    rows.append(["prefill, tokens/s", *(_number(p["prefill_tokens_per_second"]) for p in points)])
-    for name, title in (("step", "denoise step"), ("commit", "commit"), ("token", "token, left to right")):
-        rows.append([f"{title}, ms", *(_spread(p[name]["seconds"], 1e3) for p in points)])
-        floors = [p[name]["floor_seconds"] for p in points]
-        times = [p[name]["seconds"]["median"] / floor for p, floor in zip(points, floors, strict=True)]
-        rows.append(["  floor, ms", *(f"{1e3 * f:.3g} (x {t:.2f})" for f, t in zip(floors, times, strict=True))])
-        rows.append(["  counted", *(_counted(p[name]) for p in points)])
-        rows.append(["  of the copy's bytes/s, product's FLOP/s", *(_shares(p[name]) for p in points)])
-    rows.append(["break-even, steps a block", *(_number(p["break_even"]["steps"], digits=3) for p in points)])
-    rows.append(["break-even, tokens per forward",
-                 *(_number(p["break_even"]["tokens_per_forward"], digits=3) for p in points)])  # fmt: skip
-    if points and report["settings"]["dummy"]:
-        steps = points[0]["assumed"]["steps"]
-        for name, mode in (
-            ("diffusion", f"tokens/s, {steps} steps a block assumed"),
-            ("autoregression", "tokens/s, left to right"),
-        ):
-            rows.append([mode, *(_number(p["assumed"][name]) for p in points)])
-    return rows
+PASSES = {"step": "denoise step", "commit": "commit", "token": "token, left to right"}
 
 
-def _counted(one: dict[str, Any]) -> str:
-    return f"{gigabytes(sum(one['bytes'].values()))}, {sum(one['flops'].values()) / 1e12:.3g} TFLOP"
+def passes(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Of the first context and number of rows: figure, value."""
+    if not report["passes"]:
+        return []
+    point = report["passes"][0]
+    found = [(f"behind {point['context']:,} tokens, {point['rows']} at once", "")]
+    found.append(("prefill", f"{plain(point['prefill_tokens_per_second'])} tokens/s"))
+    for name, title in PASSES.items():
+        one = point[name]
+        floor, times = one["floor_seconds"], one["seconds"]["median"] / one["floor_seconds"]
+        found.append((title, f"{_spread(one['seconds'], 1e3)} ms, {times:.2f} x its floor of {plain(1e3 * floor)} ms"))
+        counted = f"{gigabytes(sum(one['bytes'].values()))} and {flops(sum(one['flops'].values()))} by count: "
+        found.append(
+            ("", f"{counted}{one['share_of_copy']:.0%} of the copy, {one['share_of_product']:.0%} of the product")
+        )
+    even = point["break_even"]
+    found.append(
+        ("break-even", f"{plain(even['steps'])} steps a block = {plain(even['tokens_per_forward'])} tokens per forward")
+    )
+    if report["settings"]["dummy"]:
+        assumed = point["assumed"]
+        speeds = (
+            f"diffusion {plain(assumed['diffusion'])} tokens/s if a block takes {assumed['steps']} steps (assumed), "
+        )
+        found.append(("speed", f"{speeds}left to right {plain(assumed['autoregression'])}"))
+    return found
 
 
-def _shares(one: dict[str, Any]) -> str:
-    return f"{one['share_of_copy']:.0%}, {one['share_of_product']:.0%}"
+def grid(report: dict[str, Any]) -> list[list[str]]:
+    """One row a context and number of rows, if there is more than one."""
+    if len(report["passes"]) < 2:
+        return []
+    assumed = report["passes"][0]["assumed"]["steps"]
+    titles = ["context", "at once", "prefill, tokens/s", "step, ms", "x floor", "commit, ms", "token, ms", "x floor"]
+    found = [[*titles, "equal at, steps", f"tokens/s at {assumed} steps", "left to right"]]
+    for point in report["passes"]:
+        step, commit, token = (point[name]["seconds"]["median"] for name in PASSES)
+        found.append([
+            f"{point['context']:,}", str(point["rows"]), plain(point["prefill_tokens_per_second"]),
+            plain(1e3 * step), f"{step / point['step']['floor_seconds']:.2f}", plain(1e3 * commit),
+            plain(1e3 * token), f"{token / point['token']['floor_seconds']:.2f}", plain(point["break_even"]["steps"]),
+            plain(point["assumed"]["diffusion"]), plain(point["assumed"]["autoregression"]),
+        ])  # fmt: skip
+    return found
 
 
 def parts(report: dict[str, Any]) -> list[list[str]]:
@@ -138,8 +161,8 @@ def parts(report: dict[str, Any]) -> list[list[str]]:
     found = report["passes"][0]["parts"]
     whole = sum(found["seconds"].values())
     return [
-        [part, f"{1e3 * seconds:.3g}", f"{seconds / whole:.0%}",
-         f"{1e3 * floor:.3g}" if (floor := found["floor_seconds"].get(part)) is not None else "-"]
+        [part, plain(1e3 * seconds), f"{seconds / whole:.0%}",
+         plain(1e3 * floor) if (floor := found["floor_seconds"].get(part)) is not None else "-"]
         for part, seconds in found["seconds"].items()
     ]  # fmt: skip
 
@@ -155,7 +178,7 @@ def modes(report: dict[str, Any]) -> list[list[str]]:
         return [_spread(one.get(figure), scale, unit) for one in found.values()]
 
     def steps(figure: str, scale: float = 1.0, unit: str = "") -> list[str]:
-        return [_number(one and scale * one[figure], unit, 3) for one in blocks.values()]
+        return [plain(one and scale * one[figure]) + (unit if one else "") for one in blocks.values()]
 
     cold = [report["modes"][name]["cold"] for name in found]
     return [
@@ -163,7 +186,7 @@ def modes(report: dict[str, Any]) -> list[list[str]]:
         ["tokens/s of kept text", *of("tokens_per_second")],
         ["solved", *of("solved", 100, " %")],
         ["first text after, s: warm", *of("seconds_to_first")],
-        ["  cold, the process's first", *(_number(run["seconds_to_first"], digits=3) for run in cold)],
+        ["  cold, the process's first", *(plain(run["seconds_to_first"]) for run in cold)],
         ["tokens per forward", *of("tokens_per_forward")],
         ["steps a block: mean", *steps("mean")],
         ["  p50", *steps("p50")],
@@ -176,18 +199,18 @@ def modes(report: dict[str, Any]) -> list[list[str]]:
 
 def show(report: dict[str, Any]) -> None:
     """The tables, on standard output."""
-    print_lines(header(report))
+    told = header(report)
     if ceilings := report.get("ceilings"):
-        print_lines([("ceilings", f"copy {ceilings['copy_bytes_per_second'] / 1e9:.4g} GB/s read and written, product "
-                                  f"{ceilings['product_flops_per_second'] / 1e12:.4g} TFLOP/s")])  # fmt: skip
-    for rows in (passes(report), modes(report)):
+        rates = f"copy {plain(ceilings['copy_bytes_per_second'] / 1e9)} GB/s read and written, product "
+        told.append(("ceilings", f"{rates}{flops(ceilings['product_flops_per_second'])}/s"))
+    print_lines(told + passes(report))
+    for rows in (grid(report), modes(report)):
         if rows:
             print_table(rows[0], rows[1:])
     if rows := parts(report):
         print_table(("part of a step", "ms", "share", "floor, ms"), rows)
-    notes = [
-        *report["missing"].items(),
-        *([("interrupted", "what was measured till then")] if report["interrupted"] else []),
-    ]
+    notes = [(f"not told: {name}", reason) for name, reason in report["missing"].items()]
+    if report["interrupted"]:
+        notes.append(("interrupted", "these are the figures till then"))
     if notes:
-        print_lines([("not told: " + name, reason) for name, reason in notes])
+        print_lines(notes)

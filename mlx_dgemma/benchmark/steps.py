@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..command import Parser, at_least
+from ..command import Parser, at_least, progress
 from ..mistake import Mistake
-from .measure import is_embedded, phase
+from .measure import is_embedded
 from .plot import check, plot_steps
 from .prompts import Prompt, from_tasks
 from .report import print_table
@@ -36,24 +36,37 @@ def parser() -> Parser:
     return parser
 
 
-def answered(write: Writer, prompts: list[Prompt], seed: int) -> list[Run]:
-    write(prompts[0], seed)  # cold
-    return [write(prompt, seed + number) for number, prompt in enumerate(prompts)]
-
-
 def point(runs: list[Run], cap: int) -> dict[str, Any]:
     found = summary(runs, cap)
-    seconds = sum(run["seconds"] for run in runs)
-    rates = {}
-    for task in LEARNT:
-        own = [run["solved"] for run in runs if run["prompt"] == task]
-        rates[task] = sum(own) / len(own)
+    tasks = sorted({run["prompt"] for run in runs}, key=LEARNT.index)
     return {
-        "solved": sum(run["solved"] for run in runs) / len(runs),
-        "solved_by_task": rates,
-        "tokens_per_second": found["tokens"] / seconds,
+        "solved": share(runs),
+        "solved_by_task": {task: share([run for run in runs if run["prompt"] == task]) for task in tasks},
+        "tokens_per_second": found["tokens"] / sum(run["seconds"] for run in runs),
         "steps_per_block": found.get("steps_per_block"),
     }
+
+
+def share(runs: list[Run]) -> float:
+    return sum(run["solved"] for run in runs) / len(runs)
+
+
+def answered(writers: dict[int | None, Writer], prompts: list[Prompt], seed: int) -> dict[int | None, list[Run]]:
+    """All writers answer each prompt before the next: a machine that slows down slows them all. What is there when
+    Ctrl-C comes is kept."""
+    runs: dict[int | None, list[Run]] = {cap: [] for cap in writers}
+    for write in writers.values():
+        write(prompts[0], seed)  # cold
+    try:
+        with progress(len(prompts)) as bar:
+            for number, prompt in enumerate(prompts):
+                made = {cap: write(prompt, seed + number) for cap, write in writers.items()}
+                for cap, run in made.items():
+                    runs[cap].append(run)
+                bar()
+    except KeyboardInterrupt:
+        print("interrupted: what was measured is kept", file=sys.stderr)
+    return runs
 
 
 def command(options: argparse.Namespace) -> int:
@@ -66,31 +79,34 @@ def command(options: argparse.Namespace) -> int:
     if not is_embedded(model.config):
         raise Mistake(f"--model {options.model}: right answers are known for the embedded model alone; leave it out")
     prompts = from_tasks(tokenizer, model.config.canvas_length, options.each)
-    found: dict[str, Any] = {"tasks": LEARNT, "prompts": len(prompts), "seed": options.seed, "points": []}
-    with phase(f"left to right, {len(prompts)} prompts"):
-        runs = answered(write_prompt(model, tokenizer, sampling), prompts, options.seed)
-    found["autoregression"] = point(runs, sampling.max_denoising_steps)
-    try:
-        for cap in CAPS:
-            with phase(f"{cap} steps"):
-                capped = replace(sampling, max_denoising_steps=cap)
-                runs = answered(diffuse_prompt(model, tokenizer, capped), prompts, options.seed)
-            found["points"].append({"max_denoising_steps": cap, **point(runs, cap)})
-    except KeyboardInterrupt:
-        print("interrupted: what was measured is kept", file=sys.stderr)
-    if options.plot and found["points"]:
+    writers: dict[int | None, Writer] = {None: write_prompt(model, tokenizer, sampling)}
+    for cap in CAPS:
+        writers[cap] = diffuse_prompt(model, tokenizer, replace(sampling, max_denoising_steps=cap))
+    runs = answered(writers, prompts, options.seed)
+    count = len(runs[None])
+    if not count:
+        return 130
+    found = {
+        "prompts": count,
+        "seed": options.seed,
+        "autoregression": point(runs.pop(None), 0),
+        "points": [{"max_denoising_steps": cap, **point(own, cap)} for cap, own in runs.items()],
+    }
+    if options.plot:
         plot_steps(found, Path(options.plot))
     print(json.dumps(found)) if options.json else show(found)
-    return 0 if len(found["points"]) == len(CAPS) else 130
+    return 0 if count == len(prompts) else 130
 
 
 def show(found: dict[str, Any]) -> None:
+    tasks = list(found["autoregression"]["solved_by_task"])
+
     def row(name: str, one: dict[str, Any]) -> list[str]:
         blocks = one["steps_per_block"]
         return [name, f"{one['solved']:.1%}", f"{blocks['mean']:.2f}" if blocks else "-",
                 f"{blocks['at_cap']:.0%}" if blocks else "-", f"{one['tokens_per_second']:.4g}",
-                *(f"{one['solved_by_task'][task]:.0%}" for task in LEARNT)]  # fmt: skip
+                *(f"{one['solved_by_task'][task]:.0%}" for task in tasks)]  # fmt: skip
 
     rows = [row(str(one["max_denoising_steps"]), one) for one in found["points"]]
-    titles = ("steps at most", "solved", "taken, mean", "at the cap", "tokens/s", *LEARNT)
+    titles = ("steps at most", "solved", "taken, mean", "at the cap", "tokens/s", *tasks)
     print_table(titles, [*rows, row("left to right", found["autoregression"])])

@@ -25,7 +25,7 @@ from .sweep import Asked, Sweep
 from .vocabulary import conditioning_of, expected_heavy, soft_embedding
 
 COPIED = 1 << 30  # bytes of the array that is copied on a GPU; a CPU takes a quarter, which is beyond its caches too
-LONG = 0.1  # seconds: a product that takes as long says what the machine can do
+LONG = 0.03  # seconds: a product that takes as long says what the machine can do
 
 
 def wait() -> None:

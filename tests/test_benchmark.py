@@ -1,0 +1,243 @@
+"""The benchmark from end to end on the CPU: its report, its tables and its pictures; and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from mlx_dgemma.benchmark import machine, measure
+from mlx_dgemma.benchmark.__main__ import main
+from mlx_dgemma.benchmark.passes import spread
+from mlx_dgemma.benchmark.report import KEY, VERSION, show
+from mlx_dgemma.benchmark.runs import summary
+
+QUICK = ["--context", "64", "--repeat", "3", "--seeds", "2", "--each", "1", "--max-denoising-steps", "6"]
+pytest.importorskip("matplotlib", reason="plots need matplotlib")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Path, dict]:
+    """The folder of a whole run, and its report."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    assert main([*QUICK, "--out", str(folder / "report.json"), "--plot", str(folder / "report.png")]) == 0
+    return folder, json.loads((folder / "report.json").read_text())
+
+
+def is_picture(path: Path) -> bool:
+    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+
+
+def test_every_figure_is_there(made):
+    folder, report = made
+    [point] = report["passes"]
+    for name in ("step", "commit", "token"):
+        one = point[name]
+        assert one["seconds"]["min"] <= one["seconds"]["median"] <= one["seconds"]["max"]
+        assert one["floor_seconds"] > 0 and one["share_of_copy"] > 0 and one["share_of_product"] > 0
+    assert point["prefill_tokens_per_second"] > 0
+    assert set(point["parts"]["floor_seconds"]) == set(point["parts"]["seconds"]) - {"rest"}
+    diffusion, other = (report["modes"][mode]["summary"] for mode in ("diffusion", "autoregression"))
+    for one in (diffusion, other):
+        assert one["tokens_per_second"]["n"] == 2 and one["runs"] == 12
+        assert 0 <= one["solved"]["median"] <= 1 and one["seconds_to_first"]["median"] > 0
+    assert set(diffusion["steps_per_block"]) == {"mean", "p50", "p90", "at_cap"}
+    assert diffusion["tokens_per_forward"]["median"] > 1
+    assert is_picture(folder / "report.png")
+
+
+def test_enough_to_repeat_it(made):
+    _, report = made
+    assert report[KEY] == VERSION and report["command"][1:3] == QUICK[:2]
+    assert report["settings"]["seeds"] == 2 and report["settings"]["sampling"]["max_denoising_steps"] == 6
+    assert {"mlx_dgemma", "python", "mlx"} <= set(report["versions"])
+    assert report["config"]["model_type"] == "diffusion_gemma" and report["bits"]["experts"] == 32
+    cold = report["modes"]["diffusion"]["cold"]
+    [same] = [
+        run for run in report["modes"]["diffusion"]["runs"] if (run["prompt"], run["seed"]) == (cold["prompt"], 0)
+    ]
+    assert (cold["text"], cold["steps_per_block"]) == (same["text"], same["steps_per_block"])
+
+
+def test_what_is_unknown_says_why(made):
+    _, report = made
+    state = report["state"]["before"]
+    assert {name for name, value in state.items() if value is None} <= set(report["missing"])
+    assert "AR model" in report["missing"] and "baseline" not in report["modes"]
+
+
+def test_one_line_a_figure(made, capsys):
+    show(made[1])
+    out = capsys.readouterr().out
+    for figure in ("machine", "ceilings", "denoise step", "break-even", "tokens/s of kept text", "solved", "linears"):
+        assert figure in out
+
+
+def test_random_weights_assume_their_steps(capsys, tmp_path):
+    plot = tmp_path / "dummy.png"
+    given = ["--dummy", "tiny", "--precision", "float32", "--steps-per-block", "7", "--batch", "1,2", "--json"]
+    assert main([*QUICK, *given, "--plot", str(plot)]) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)  # nothing else is there
+    assert "ceilings of the device …" in err
+    assert [(one["context"], one["rows"]) for one in report["passes"]] == [(64, 1), (64, 2)]
+    assert all(one["assumed"]["steps"] == 7 for one in report["passes"])
+    assert report["modes"] == {} and "assumed, not measured" in report["missing"]["answers"]
+    assert is_picture(plot)
+
+
+def test_prompts_of_a_file(made, tmp_path, capsys):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "Sort: Lima, Kyiv"}\n\n{"prompt": "Reverse: Pia", "max_tokens": 5}\n')
+    assert main([*QUICK, "--prompts", str(file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["modes"]["diffusion"]
+    assert [run["prompt"] for run in found["runs"]] == ["prompt 1", "prompt 2"] * 2
+    assert found["runs"][1]["tokens"] <= 5 and found["summary"]["solved"] is None
+
+
+def test_ctrl_c_keeps_what_is_measured(monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def interrupted(prompt, seed):
+        asked.append(prompt)
+        if len(asked) > 8:
+            raise KeyboardInterrupt
+        return {
+            "prompt": prompt.name,
+            "seed": seed,
+            "tokens": 3,
+            "seconds": 1.0,
+            "seconds_to_first": 1.0,
+            "solved": True,
+        }
+
+    monkeypatch.setattr(measure, "write_prompt", lambda *_: interrupted)
+    out = tmp_path / "report.json"
+    assert main([*QUICK, "--out", str(out)]) == 130
+    report = json.loads(out.read_text())
+    assert report["interrupted"] and report["passes"] and report["modes"]["diffusion"]["summary"]["runs"] == 12
+    assert report["modes"]["autoregression"]["summary"]["runs"] == 7  # the eighth and the cold one: none of these
+    assert "interrupted" in capsys.readouterr().out
+
+
+def test_reports_side_by_side(made, tmp_path, capsys):
+    folder, report = made
+    other = tmp_path / "other.json"
+    device = {**report["machine"]["device"], "name": "Another GPU", "shared_memory": False}
+    other.write_text(json.dumps({**report, "machine": {**report["machine"], "device": device}}))
+    plot = tmp_path / "both.png"
+    assert main(["compare", str(folder / "report.json"), str(other), "--plot", str(plot)]) == 0
+    out = capsys.readouterr().out
+    assert "Another GPU" in out and "shared with the CPU" in out and "the GPU's own" in out
+    assert is_picture(plot)
+    assert main(["compare", str(folder / "report.json"), str(other), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert (
+        first["diffusion"]
+        == second["diffusion"]
+        == report["modes"]["diffusion"]["summary"]["tokens_per_second"]["median"]
+    )
+
+
+def test_a_prediction_beside_the_report(made, capsys):
+    folder, report = made
+    assert main(["predict", "--report", str(folder / "report.json"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["measured"][0]["step"] == report["passes"][0]["step"]["seconds"]["median"]
+    assert found["seconds"]["step"] == pytest.approx(report["passes"][0]["step"]["floor_seconds"])
+    assert found["break_even"]["steps"] != found["measured"][0]["steps"]
+
+
+def test_a_prediction_from_data_alone(capsys):
+    assert main(["predict", "--device", "h100", "--precision", "fp8"]) == 0
+    out = capsys.readouterr().out
+    assert "H100" in out and "break-even" in out and "vLLM" in out and "prose" in out
+    assert main(["predict", "--device", "m1", "--precision", "bf16"]) == 0
+    assert "does not fit" in capsys.readouterr().out
+
+
+def test_fewer_steps_solve_less(tmp_path, capsys, monkeypatch):
+    from mlx_dgemma.benchmark import steps
+
+    monkeypatch.setattr(steps, "CAPS", (1, 12))
+    plot = tmp_path / "steps.png"
+    assert main(["steps", "--each", "2", "--json", "--plot", str(plot)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    few, many = found["points"]
+    assert few["steps_per_block"]["mean"] == 1 and few["steps_per_block"]["at_cap"] == 1
+    assert few["solved"] < many["solved"] and few["tokens_per_second"] > many["tokens_per_second"]
+    assert is_picture(plot)
+
+
+MISTAKES = {
+    "unknown device": (["predict", "--device", "m9"], "m1, m1-pro"),
+    "device and report": (["predict"], "--device NAME or --report"),
+    "unknown shape": (["--dummy", "30b"], "need one of 26b-a4b, tiny"),
+    "unknown precision": (["--dummy", "tiny", "--precision", "int3"], "'int3'"),
+    "precision of a checkpoint": (["--precision", "4bit"], "--dummy"),
+    "a dummy has no tokenizer": (["--dummy", "tiny", "--prompts", "x.jsonl"], "leave out --prompts"),
+    "too long a context": (["--context", "5000"], "room for 3968"),
+    "no such folder": (["--out", "/no/such/report.json"], "there is no folder"),
+    "no picture": (["--plot", "report.doc"], "ends in one of"),
+    "no such report": (["compare", "none.json"], "no such file"),
+    "no such AR model": (["--ar-model", "/no/such", *QUICK, "--seeds", "1"], "/no/such"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line(name, capsys):
+    given, said = MISTAKES[name]
+    assert main(given) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("mlx_dgemma.benchmark") and said in last
+
+
+def test_a_report_of_another_version_or_none(tmp_path, capsys):
+    for content, said in (
+        ('{"mlx_dgemma_benchmark": 0}', f"version 0, this program reads version {VERSION}"),
+        ("[]", "no report of this benchmark"),
+        ("{", "not JSON"),
+    ):
+        file = tmp_path / "old.json"
+        file.write_text(content)
+        for command in (["compare", str(file)], ["predict", "--report", str(file)]):
+            assert main(command) == 2
+            err = capsys.readouterr().err
+            assert said in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_bad_line_of_prompts_is_named(tmp_path, capsys):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "Sort: Lima, Kyiv"}\n{"prompt": 3}\n')
+    assert main([*QUICK, "--prompts", str(file)]) == 2
+    assert f"{file}, line 2" in capsys.readouterr().err
+
+
+def test_spread_and_summary():
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "n": 3} and spread([]) is None
+    runs = [
+        {"seed": seed, "tokens": 10, "seconds": seconds, "seconds_to_first": 1.0, "solved": solved,
+         "steps_per_block": blocks, "tokens_per_forward": 2.0}
+        for seed, seconds, solved, blocks in ((0, 1.0, True, [2, 8]), (0, 3.0, False, [4]), (1, 2.0, None, [2]))
+    ]  # fmt: skip
+    found = summary(runs, cap=8)
+    assert found["tokens_per_second"] == {"median": 5.0, "min": 5.0, "max": 5.0, "n": 2}
+    assert found["solved"] == {"median": 0.5, "min": 0.5, "max": 0.5, "n": 1}
+    assert found["steps_per_block"]["mean"] == 4 and found["steps_per_block"]["at_cap"] == 0.25
+
+
+def test_what_the_system_tells_is_read(monkeypatch):
+    line = "NVIDIA H200, 570.1, 84.2, 700.00, 31, 1980, 3201, 0x0000000000000001"
+    monkeypatch.setattr(machine, "_output", lambda *command: line if command[0] == "nvidia-smi" else None)
+    told = machine.state()
+    assert told["nvidia"] == [dict(zip(machine.QUERY, line.split(", "), strict=True))]
+    assert "nvidia" not in machine.missing(told) and "thermal" in machine.missing(told)
+    assert machine.revision() is None
+
+
+def test_peak_memory_and_settings_do_not_name_the_machine(made):
+    _, report = made
+    assert all(mode["peak_memory"] > 0 for mode in report["modes"].values())
+    assert isinstance(Namespace(**report["settings"]).context, list)

@@ -1,0 +1,72 @@
+"""The models to compare with: of the embedded model's weights, mlx-lm and transformers make what `autoregress` does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import twin
+
+from mlx_dgemma.benchmark.__main__ import main
+from mlx_dgemma.benchmark.prompts import from_tasks
+from mlx_dgemma.benchmark.runs import left_to_right
+from mlx_dgemma.load import load
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return twin.write(tmp_path_factory.mktemp("baseline") / "twin")
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Prompt -> the tokens that the embedded model writes left to right."""
+    model, tokenizer, sampling = load()
+    prompts = from_tasks(tokenizer, 64, 1)
+    return [(prompt, list(left_to_right(model, prompt, sampling))) for prompt in prompts]
+
+
+@pytest.mark.parametrize(("backend", "library"), [("mlx", "mlx_lm"), ("torch", "transformers")])
+def test_the_same_tokens_as_ours(backend, library, folder, expected):
+    for name in (library, "torch" if backend == "torch" else "mlx"):
+        pytest.importorskip(name, reason=f"needs {name}")
+    from mlx_dgemma.benchmark.measure import backend_module
+
+    baseline = backend_module(backend, "baseline").Baseline(str(folder))
+    assert set(baseline.bits.values()) == {32.0} and baseline.peak_memory() > 0
+    for prompt, tokens in expected:
+        given = baseline.prompt_tokens(prompt.messages, False)
+        assert given == prompt.tokens
+        assert list(baseline.write(given, 64, seed=0)) == tokens
+    assert "Perth" in baseline.text(tokens)
+    assert len(list(baseline.write(given, 3, seed=0))) == 3
+    some = baseline.write(given, 64, seed=0)
+    assert next(some) == tokens[0]
+    some.close()  # whoever has enough stops
+
+
+def test_our_recipe_builds_it(folder, tmp_path, capsys):
+    pytest.importorskip("mlx_lm", reason="needs mlx-lm")
+    assert main(["baseline", "--hf-path", str(folder), "--mlx-path", str(tmp_path / "twin-4bit")]) == 0
+    bits = set(capsys.readouterr().out.strip().split(": ")[-1].split(", "))
+    assert {"attention 9", "embedding 9", "experts 5"} <= bits  # half a bit of which are scales in float32
+
+
+def test_it_is_measured_beside_ours(folder, capsys):
+    pytest.importorskip("mlx_lm", reason="needs mlx-lm")
+    quick = ["--context", "16", "--repeat", "2", "--seeds", "1", "--each", "1", "--max-denoising-steps", "2"]
+    assert main([*quick, "--ar-model", str(folder), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    ours, other = report["modes"]["autoregression"], report["modes"]["baseline"]
+    assert other["library"].startswith("mlx-lm") and other["bits"]["experts"] == 32
+    assert [run["text"] for run in other["runs"]] == [run["text"] for run in ours["runs"]]
+    assert other["summary"]["solved"] == ours["summary"]["solved"]
+    assert other["summary"]["tokens_per_second"]["median"] > 0
+
+
+def test_a_baseline_that_cannot_be_made_is_one_line(folder, tmp_path, capsys):
+    pytest.importorskip("mlx_lm", reason="needs mlx-lm")
+    assert main(["baseline", "--hf-path", str(folder), "--mlx-path", str(folder)]) == 2
+    assert main(["baseline", "--hf-path", str(tmp_path), "--mlx-path", str(tmp_path / "x")]) == 2
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert last.startswith("mlx_dgemma.benchmark baseline: mlx-lm cannot convert")
