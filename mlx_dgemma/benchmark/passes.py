@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..config import ModelConfig
-from ..diffusion import Writing
+from ..diffusion import Open, Writing
 from ..interface import Cache, DiffusionModel, Row
 from ..mistake import Mistake
 from ..sampling import Sampling
@@ -82,14 +82,15 @@ class Passes:
 
     def writings(self, cache: Cache) -> list[Writing]:
         """Of one block each that does not settle, behind forks of `cache`."""
-        passes = self.repeat + 1
+        passes, room = self.repeat + 1, self.config.max_position_embeddings - self.context
         sampling = replace(self.sampling, max_denoising_steps=passes, stability_threshold=passes)
-        made = []
-        for number in range(self.rows):
-            one = Writing(self.model, [0], max_tokens=1, sampling=sampling, seed=self.seed + number)
-            one.cache, one.pending = cache.copy(), ()  # the text is encoded already
-            made.append(one)
-        return made
+
+        def one(number: int) -> Writing:
+            layout = Open(self.config, room, max_tokens=1)
+            seed, fork = self.seed + number, cache.copy()
+            return Writing(self.model, [], sampling=sampling, layout=layout, seed=seed, cache=fork)
+
+        return [one(number) for number in range(self.rows)]
 
     def steps(self, cache: Cache) -> tuple[list[float], list[Row]]:
         """Seconds of denoise steps, sampler and host included; and rows as they are late in a block."""

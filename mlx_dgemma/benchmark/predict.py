@@ -18,9 +18,11 @@ from ..config import ModelConfig, parse_config
 from ..load import gigabytes
 from ..mistake import Mistake
 from .count import PRECISIONS, BreakEven, Count, precision, tokens_per_second
-from .report import read_report
+from .report import equal, plain, print_lines, read_report
 
 HERE = Path(__file__).parent
+SHAPE = "26b-a4b"  # of which there are measurements
+PASSES = {"step": "denoise", "commit": "commit", "token": "token"}  # what it is called here, and in Count
 STEPS = (4, 8, 12, 16, 24, 32, 48)
 WORKLOADS = {  # steps a full canvas takes: what was seen of the published model, see README
     "JSON, short answers": (2, 5),
@@ -85,17 +87,20 @@ def published(name: str) -> ModelConfig:
     return parse_config(shape(name))
 
 
-def prediction(count: Count, context: int, bytes_per_second: float, flops_per_second: float) -> dict[str, Any]:
-    """Both modes at these ceilings, one sequence behind `context` tokens: seconds, tokens a second, the break-even."""
-    passes = {"step": count.denoise(context), "commit": count.commit(context), "token": count.token(context)}
+def prediction(
+    count: Count, context: int, bytes_per_second: float, flops_per_second: float, rows: int = 1
+) -> dict[str, Any]:
+    """Both modes at these ceilings, `rows` sequences behind `context` tokens each: seconds, tokens a second of all, the
+    break-even."""
+    passes = {name: getattr(count, work)(context, rows) for name, work in PASSES.items()}
     seconds = {name: work.seconds(bytes_per_second, flops_per_second) for name, work in passes.items()}
     canvas, step = count.config.canvas_length, passes["step"]
     even = BreakEven.of(canvas, **seconds)
     return {
         "seconds": seconds,
         "bound_by": "bytes" if step.total_bytes / bytes_per_second > step.total_flops / flops_per_second else "FLOPs",
-        "autoregression": 1 / seconds["token"],
-        "diffusion": {n: tokens_per_second(canvas, n, seconds["step"], seconds["commit"]) for n in STEPS},
+        "autoregression": rows / seconds["token"],
+        "diffusion": {n: tokens_per_second(canvas, n, seconds["step"], seconds["commit"], rows) for n in STEPS},
         "break_even": {"steps": even.steps, "tokens_per_forward": even.tokens_per_forward},
     }
 
@@ -109,69 +114,79 @@ def advice(steps: float) -> dict[str, str]:
     return {name: mode(*usual) for name, usual in WORKLOADS.items()}
 
 
-def measured_pairs(device: Device, canvas: int) -> list[dict[str, Any]]:
-    """What others measured on `device`, with the break-even of it: tokens per forward, the commit left out."""
-    return [
-        {**pair, "tokens_per_forward": pair["step"] * pair["tokens_per_second"],
-         "steps": canvas / (pair["step"] * pair["tokens_per_second"])}
-        for pair in device.measured
-    ]  # fmt: skip
+def pair(canvas: int, step: float, commit: float, token: float, **about: Any) -> dict[str, Any]:
+    """Both modes as they were measured: seconds of a step, a commit and a token, and their break-even."""
+    even = BreakEven.of(canvas, step, commit, token)
+    return {"step": step, "token": token, "steps": even.steps, "tokens_per_forward": even.tokens_per_forward, **about}
 
 
 def predict_device(options: argparse.Namespace) -> dict[str, Any]:
     machine, config = device(options.device), published(options.shape)
     count = Count(config, precision(options.precision))
     found = prediction(count, options.context, machine.bandwidth, machine.flops_for(options.precision))
-    needed = count.resident + sum(count.token(options.context).bytes[name] for name in ("attention",))
+    needed = count.resident + count.token(options.context).bytes["attention"]
+    measured = [  # by others, who do not tell what a commit takes
+        pair(config.canvas_length, one["step"], 0.0, 1 / one["tokens_per_second"], source=one["source"])
+        for one in machine.measured
+        if one["precision"] == options.precision and options.shape == SHAPE
+    ]
     return {
         "device": options.device, "name": machine.name, "sources": machine.sources, "context": options.context,
-        "precision": options.precision, "needed_memory": needed, "memory": machine.memory,
-        "fits": needed <= machine.memory, **found, "advice": advice(found["break_even"]["steps"]),
-        "measured": measured_pairs(machine, config.canvas_length),
+        "rows": 1, "precision": options.precision, "needed_memory": needed, "memory": machine.memory, **found,
+        "measured": measured, **advised(found, measured),
     }  # fmt: skip
 
 
 def predict_report(path: Path) -> dict[str, Any]:
     """From the ceilings that a report measured, beside what it measured of the passes."""
     report = read_report(path)
-    try:
-        ceilings, point = report["ceilings"], report["passes"][0]
-    except (KeyError, IndexError, TypeError):
-        raise Mistake(f"{path}: no passes were measured in it; run the benchmark to its end") from None
+    if not report["passes"]:
+        raise Mistake(f"{path}: no passes were measured in it; run the benchmark to its end")
+    ceilings, point = report["ceilings"], report["passes"][0]
     count = Count(parse_config(report["config"]), report["bits"], report["kv_bytes"])
     rates = ceilings["copy_bytes_per_second"], ceilings["product_flops_per_second"]
-    found = prediction(count, point["context"], *rates)
+    found = prediction(count, point["context"], *rates, rows=point["rows"])
     seconds = {name: point[name]["seconds"]["median"] for name in ("step", "commit", "token")}
-    even = BreakEven.of(count.config.canvas_length, **seconds)
-    pair = {"step": seconds["step"], "commit": seconds["commit"], "tokens_per_second": 1 / seconds["token"],
-            "steps": even.steps, "tokens_per_forward": even.tokens_per_forward, "source": str(path)}  # fmt: skip
-    return {"device": None, "name": report["machine"]["device"]["name"], "context": point["context"],
-            "precision": report["settings"]["precision"], **found, "advice": advice(even.steps),
-            "measured": [pair]}  # fmt: skip
+    measured = [pair(count.config.canvas_length, **seconds, source=str(path))]
+    return {
+        "device": None, "name": report["machine"]["device"]["name"], "context": point["context"],
+        "rows": point["rows"], "precision": report["settings"]["precision"], **found,
+        "measured": measured, **advised(found, measured),
+    }  # fmt: skip
+
+
+def advised(found: dict[str, Any], measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """By what was measured, where something was."""
+    steps = measured[0]["steps"] if measured else found["break_even"]["steps"]
+    return {"advised_by": "measured" if measured else "predicted", "advice": advice(steps)}
 
 
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     """What is said of a prediction: figure, value."""
-    seconds, even = found["seconds"], found["break_even"]
-    said = [("machine", f"{found['name']}, {found['precision']}, {found['context']:,} tokens of context")]
+    seconds = {name: f"{plain(1e3 * value)} ms" for name, value in found["seconds"].items()}
+    behind = f"{found['context']:,} tokens of context" + (f", {found['rows']} at once" if found["rows"] > 1 else "")
+    said = [("machine", f"{found['name']}, {found['precision']}, {behind}")]
     said += [(f"  {name}", source) for name, source in found.get("sources", {}).items()]
-    if "fits" in found:
-        room = "" if found["fits"] else ": does not fit, the figures are of a machine with more"
+    if "memory" in found:
+        room = "" if found["needed_memory"] <= found["memory"] else ": does not fit, the figures are of a larger one"
         said.append(("memory", f"{gigabytes(found['needed_memory'])} of {gigabytes(found['memory'])}{room}"))
     said += [
-        ("denoise step", f"{1e3 * seconds['step']:.3g} ms, bound by {found['bound_by']}"),
-        ("commit", f"{1e3 * seconds['commit']:.3g} ms"),
-        ("autoregression", f"{found['autoregression']:.4g} tokens/s ({1e3 * seconds['token']:.3g} ms a token)"),
-        ("diffusion", ", ".join(f"{rate:.4g} at {n} steps" for n, rate in found["diffusion"].items()) + " tokens/s"),
-        ("break-even", f"{even['steps']:.1f} steps a block = {even['tokens_per_forward']:.1f} tokens per forward"),
+        ("denoise step", f"{seconds['step']}, bound by {found['bound_by']}"),
+        ("commit", seconds["commit"]),
+        ("left to right", f"{plain(found['autoregression'])} tokens/s, {seconds['token']} a token"),
+        ("diffusion", f"tokens/s {', '.join(f'{plain(rate)} at {n} steps' for n, rate in found['diffusion'].items())}"),
+        ("break-even", equal(found["break_even"])),
     ]
-    for pair in found["measured"]:
-        beside = f"step {1e3 * pair['step']:.4g} ms (predicted {1e3 * seconds['step']:.3g}), autoregression "
-        beside += f"{pair['tokens_per_second']:.4g} tokens/s ({found['autoregression']:.4g}), break-even "
-        beside += f"{pair['steps']:.1f} steps = {pair['tokens_per_forward']:.1f} tokens per forward; {pair['source']}"
-        said.append(("measured", beside))
-    return said + [(f"{workload} ({'-'.join(map(str, WORKLOADS[workload]))} steps)", mode)
-                   for workload, mode in found["advice"].items()]  # fmt: skip
+    for one in found["measured"]:
+        beside = (
+            f"step {plain(1e3 * one['step'])} ms ({seconds['step']} predicted), token {plain(1e3 * one['token'])} ms "
+        )
+        said.append(("measured", f"{beside}({seconds['token']}), break-even {equal(one)}; {one['source']}"))
+    said.append(("faster, as " + found["advised_by"], ""))
+    return said + [
+        (f"  {workload}, {'-'.join(map(str, WORKLOADS[workload]))} steps", mode)
+        for workload, mode in found["advice"].items()
+    ]
 
 
 def parser() -> Parser:
@@ -184,14 +199,12 @@ def parser() -> Parser:
     add("--report", metavar="FILE.json", help="take the ceilings that this report measured instead")
     add("--precision", choices=list(PRECISIONS), default="4bit", help="of the weights")
     add("--context", type=at_least(0), default=512, metavar="N", help="tokens before the canvas")
-    add("--shape", default="26b-a4b", metavar="NAME", help="a published shape")
+    add("--shape", default=SHAPE, metavar="NAME", help="a published shape")
     add("--json", action="store_true", help="print one JSON object instead of the table")
     return parser
 
 
 def command(options: argparse.Namespace) -> int:
-    from .report import print_lines
-
     if (options.device is None) == (options.report is None):
         raise Mistake(f"need --device NAME or --report FILE.json; devices: {', '.join(devices())}")
     found = predict_device(options) if options.device else predict_report(Path(options.report))

@@ -68,6 +68,13 @@ def flops(value: float) -> str:
     return f"{plain(value / 1e12)} TFLOP" if value >= 1e11 else f"{plain(value / 1e9)} GFLOP"
 
 
+def equal(even: dict[str, Any]) -> str:
+    """Where both modes are equally fast."""
+    if even["steps"] < 1:
+        return "none: not even one step a block would be few enough for diffusion"
+    return f"{plain(even['steps'])} steps a block = {plain(even['tokens_per_forward'])} tokens per forward"
+
+
 def _spread(found: dict[str, float] | None, scale: float = 1.0, unit: str = "") -> str:
     """Median, and least to most where they differ."""
     if found is None:
@@ -95,7 +102,11 @@ def header(report: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("power, heat", ", ".join(filter(None, told)) or "the system does not tell"),
         ("versions", ", ".join(code)),
-        ("model", f"{model or settings['model'] or 'the embedded one'}, {settings['precision']}"),
+        (
+            "model",
+            f"{model or settings['model'] or 'the embedded one'}, {settings['precision']}, "
+            f"loaded in {plain(report['load_seconds'])} s",
+        ),
         *[(f"{who} bits a weight", bits) for who, bits in _bits(report)],
     ]
 
@@ -123,10 +134,7 @@ def passes(report: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(
             ("", f"{counted}{one['share_of_copy']:.0%} of the copy, {one['share_of_product']:.0%} of the product")
         )
-    even = point["break_even"]
-    found.append(
-        ("break-even", f"{plain(even['steps'])} steps a block = {plain(even['tokens_per_forward'])} tokens per forward")
-    )
+    found.append(("break-even", equal(point["break_even"])))
     if report["settings"]["dummy"]:
         assumed = point["assumed"]
         speeds = (
