@@ -34,7 +34,7 @@ def parser() -> Parser:
     add("--precision", metavar="NAME", help="of --dummy: float32, bf16, 4bit, or fp8 on torch (default: bf16)")
     add("--peaked", type=float, metavar="X", help="of --dummy: a factor on the logits (default: 1, flat predictions)")
     add("--steps-per-block", type=at_least(1), default=12, metavar="N", help="assumed where none are measured")
-    add("--backend", metavar="NAME", help="mlx or torch (default: what the machine has)")
+    add("--backend", choices=["mlx", "torch"], help="(default: what the machine has)")
     add("--dtype", choices=["float32", "bfloat16", "float16"], help="of activations (default: the checkpoint's)")
     add("--ar-model", metavar="FOLDER_OR_HUB_ID", help="an autoregressive model to compare with; see `baseline`")
     add("--prompts", metavar="FILE.jsonl", help='what is answered: one {"prompt": …} a line (default: the tasks)')

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..command import progress
 from ..config import ModelConfig, parse_config
 from ..load import check_memory, is_hub_id
 from ..mistake import Mistake, NotFound
@@ -31,12 +32,12 @@ GREEDY = {"temp": 0}
 
 
 @contextmanager
-def phase(name: str) -> Iterator[Callable[[str], None]]:
-    """Says on stderr what is being measured, and how long it took; what it gives adds a word to the line."""
+def phase(name: str) -> Iterator[None]:
+    """Says on stderr what is being measured, and then how long it took."""
     print(f"{name} …", end="", file=sys.stderr, flush=True)
     start = time.perf_counter()
     try:
-        yield lambda word: print(f" {word}", end="", file=sys.stderr, flush=True)
+        yield
     finally:
         print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
 
@@ -78,10 +79,9 @@ class Measurement:
         self.report["missing"] = machine.missing(self.report["state"]["before"])
 
     def run(self) -> None:
+        self.load()
+        self.check()
         try:
-            self.load()
-            check_context(self.config, max(self.options.context))
-            self.asked = [] if self.options.dummy else self.prompts()
             self.ceilings()
             for context in self.options.context:
                 for rows in self.options.batch:
@@ -120,7 +120,6 @@ class Measurement:
         from ..checkpoint import read_configs
         from ..load import find, load
 
-        self.check_ar_model()
         folder = find(self.options.model)
         self.report["config"] = read_configs(folder)[0]
         chosen = {"backend": self.options.backend} if self.options.backend else {}
@@ -128,10 +127,16 @@ class Measurement:
         steps = self.options.max_denoising_steps
         return model, tokenizer, replace(sampling, max_denoising_steps=steps) if steps else sampling
 
-    def check_ar_model(self) -> None:
-        """Before all that is measured ahead of it."""
+    def check(self) -> None:
+        """What was asked for, before any of it is measured."""
+        check_context(self.config, max(self.options.context))
+        self.asked = [] if self.options.dummy else self.prompts()
         path = self.options.ar_model
-        if path and not Path(path).is_dir() and not is_hub_id(path):
+        if path is None:
+            self.report["missing"]["AR model"] = "no --ar-model was given"
+        elif Path(path).is_dir() or is_hub_id(path):
+            self.other = backend_module(self.report["machine"]["device"]["backend"], "baseline")
+        else:
             raise NotFound(f"--ar-model {path}: no such folder, and no hub id either")
 
     def dummy(self) -> tuple:
@@ -178,28 +183,30 @@ class Measurement:
         found = self.report["modes"][name] = {"settings": settings, "cold": None, "runs": [], "summary": None}
         runs: list[Run] = found["runs"]
         seeds = range(self.options.seed, self.options.seed + self.options.seeds)
-        with phase(f"{name}, {len(self.asked)} prompts x {len(seeds)} seeds") as say:
-            try:
-                found["cold"] = write(self.asked[0], self.options.seed)
+        start = time.perf_counter()
+        print(f"{name}: {len(self.asked)} prompts x {len(seeds)} seeds", file=sys.stderr, flush=True)
+        try:
+            found["cold"] = write(self.asked[0], self.options.seed)
+            with progress(len(seeds) * len(self.asked)) as bar:
                 for seed in seeds:
                     for prompt in self.asked:
                         runs.append(write(prompt, seed))
-                    say(f"{sum(run['tokens'] for run in runs)} tokens,")
-            finally:
-                if runs:
-                    found["summary"] = summary(runs, self.sampling.max_denoising_steps)
-                found["peak_memory"] = peak_memory()
+                        bar()
+        finally:
+            if runs:
+                found["summary"] = summary(runs, self.sampling.max_denoising_steps)
+            found["peak_memory"] = peak_memory()
+            told = f"  {sum(run['tokens'] for run in runs)} tokens, {time.perf_counter() - start:.1f} s"
+            print(told, file=sys.stderr, flush=True)
 
     def baseline(self) -> None:
         """Another model, left to right, by the library that is the field's own for it."""
         if not self.options.ar_model:
-            self.report["missing"]["AR model"] = "no --ar-model was given"
             return
-        backend = self.report["machine"]["device"]["backend"]
         del self.model, self.tokenizer  # both may not fit
         gc.collect()
         with phase(f"loading {self.options.ar_model}"):
-            other = backend_module(backend, "baseline").Baseline(self.options.ar_model)
+            other = self.other.Baseline(self.options.ar_model)
 
         def write(prompt: Prompt, seed: int) -> Run:
             tokens = other.prompt_tokens(prompt.messages, prompt.thinking)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..load import gigabytes
 from ..mistake import Mistake, NotFound
+from .count import PARTS
 
 VERSION = 1
 KEY = "mlx_dgemma_benchmark"  # whose value is the version
@@ -171,7 +172,7 @@ def parts(report: dict[str, Any]) -> list[list[str]]:
     return [
         [part, plain(1e3 * seconds), f"{seconds / whole:.0%}",
          plain(1e3 * floor) if (floor := found["floor_seconds"].get(part)) is not None else "-"]
-        for part, seconds in found["seconds"].items()
+        for part, seconds in ((part, found["seconds"][part]) for part in (*PARTS, "rest"))
     ]  # fmt: skip
 
 

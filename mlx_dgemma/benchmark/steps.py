@@ -28,7 +28,7 @@ def parser() -> Parser:
     )
     add = parser.add_argument
     add("--model", metavar="FOLDER", help="the embedded model, converted; without it, as it comes")
-    add("--backend", metavar="NAME", help="mlx or torch (default: what the machine has)")
+    add("--backend", choices=["mlx", "torch"], help="(default: what the machine has)")
     add("--each", type=at_least(1), default=20, metavar="N", help="prompts a task")
     add("--seed", type=at_least(0), default=0, metavar="N", help="of the first prompt; the i-th has the i-th after it")
     add("--json", action="store_true", help="print one JSON object instead of the table")
