@@ -35,7 +35,7 @@ def parser() -> Parser:
     add("--peaked", type=float, metavar="X", help="of --dummy: a factor on the logits (default: 1, flat predictions)")
     add("--steps-per-block", type=at_least(1), default=12, metavar="N", help="assumed where none are measured")
     add("--backend", choices=["mlx", "torch"], help="(default: what the machine has)")
-    add("--dtype", choices=["float32", "bfloat16", "float16"], help="of activations (default: the checkpoint's)")
+    add("--dtype", metavar="NAME", help="of activations: float32, bfloat16 or float16 (default: the checkpoint's)")
     add("--ar-model", metavar="FOLDER_OR_HUB_ID", help="an autoregressive model to compare with; see `baseline`")
     add("--prompts", metavar="FILE.jsonl", help='what is answered: one {"prompt": …} a line (default: the tasks)')
     add("--each", type=at_least(1), default=2, metavar="N", help="prompts of each task, where these are answered")

@@ -28,7 +28,6 @@ from .report import KEY, VERSION
 from .runs import Run, Writer, diffuse_prompt, summary, timed_run, write_prompt
 
 ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
-GREEDY = {"temp": 0}
 
 
 @contextmanager
@@ -82,6 +81,7 @@ class Measurement:
         self.load()
         self.check()
         try:
+            self.cold()
             self.ceilings()
             for context in self.options.context:
                 for rows in self.options.batch:
@@ -100,16 +100,11 @@ class Measurement:
             self.tools = tools(self.model)
             self.tools.wait()
         self.config, stored = self.model.config, self.tools.weight_bytes(self.model)
-        weights, dtype = parameters(self.config), self.options.dtype or self.config.dtype
+        weights, dtype = parameters(self.config), self.options.dtype or self.options.precision or self.config.dtype
         bits = {name: 8 * stored[name] / weights[name] for name in weights}
-        if self.options.dummy:
-            dtype = "float32" if self.options.precision == "float32" else "bfloat16"
-        self.options.precision = self.options.precision or f"{dtype}, as it is stored"
-        self.report["settings"] |= {
-            "precision": self.options.precision,
-            "dtype": dtype,
-            "sampling": asdict(self.sampling),
-        }
+        named = self.options.precision or f"{dtype}, as it is stored"
+        dtype = dtype if dtype in ITEM else "bfloat16"  # of activations, when weights are narrower
+        self.report["settings"] |= {"precision": named, "dtype": dtype, "sampling": asdict(self.sampling)}
         self.report |= {
             "load_seconds": time.perf_counter() - start, "machine": machine.describe(self.tools.device()),
             "bits": bits, "weight_bytes": stored, "kv_bytes": ITEM[dtype],
@@ -170,23 +165,39 @@ class Measurement:
         self.report["missing"]["solved"] = "right answers are known for the embedded model's tasks alone"
         return from_kinds(self.tokenizer, longest)
 
-    def answers(self) -> None:
+    def writers(self) -> dict[str, Writer]:
+        return {
+            "diffusion": diffuse_prompt(self.model, self.tokenizer, self.sampling),
+            "autoregression": write_prompt(self.model, self.tokenizer, self.sampling),
+        }
+
+    def cold(self) -> None:
+        """The first answers of the process, diffusion's before the other's."""
         if not self.asked:
             return
-        write = diffuse_prompt(self.model, self.tokenizer, self.sampling)
-        self.mode("diffusion", write, self.model.peak_memory, asdict(self.sampling))
-        write = write_prompt(self.model, self.tokenizer, self.sampling)
-        self.mode("autoregression", write, self.model.peak_memory, GREEDY)
+        settings = {"diffusion": asdict(self.sampling), "autoregression": {"temp": 0}}
+        with phase("cold answers"):
+            for name, write in self.writers().items():
+                self.begin(name, write, settings[name])
 
-    def mode(self, name: str, write: Writer, peak_memory: Callable[[], int], settings: dict[str, Any]) -> None:
-        """The first run of the first prompt is the cold one, and is not among the others."""
-        found = self.report["modes"][name] = {"settings": settings, "cold": None, "runs": [], "summary": None}
+    def begin(self, name: str, write: Writer, settings: dict[str, Any]) -> None:
+        found = {"settings": settings, "cold": None, "runs": [], "summary": None, "peak_memory": None}
+        self.report["modes"][name] = found
+        found["cold"] = write(self.asked[0], self.options.seed)
+
+    def answers(self) -> None:
+        if self.asked:
+            for name, write in self.writers().items():
+                self.warm(name, write, self.model.peak_memory)
+
+    def warm(self, name: str, write: Writer, peak_memory: Callable[[], int]) -> None:
+        """All prompts with every seed. What is there when Ctrl-C comes is summed up."""
+        found = self.report["modes"][name]
         runs: list[Run] = found["runs"]
         seeds = range(self.options.seed, self.options.seed + self.options.seeds)
         start = time.perf_counter()
         print(f"{name}: {len(self.asked)} prompts x {len(seeds)} seeds", file=sys.stderr, flush=True)
         try:
-            found["cold"] = write(self.asked[0], self.options.seed)
             with progress(len(seeds) * len(self.asked)) as bar:
                 for seed in seeds:
                     for prompt in self.asked:
@@ -213,5 +224,6 @@ class Measurement:
             asked = replace(prompt, tokens=tokens)
             return timed_run(asked, seed, other.write(tokens, prompt.max_tokens, seed), other.text)
 
-        self.mode("baseline", write, other.peak_memory, other.settings)
+        self.begin("baseline", write, other.settings)
         self.report["modes"]["baseline"] |= {"bits": other.bits, "library": other.library}
+        self.warm("baseline", write, other.peak_memory)

@@ -1,7 +1,7 @@
 """Passes, timed on the seam: a denoise step, a commit, a token, a text. Nothing here knows a framework; what only a
 backend can tell, the `measure` module beside its model does.
 
-A pass is timed with all that a run has in it: the seam, the sampler, the host. The first of each kind is not counted.
+A pass is timed with all that a run has in it: the seam, the sampler, the host. The first of each kind is told apart.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Passes:
             for one, prediction in zip(writings, self.model.denoise(rows), strict=True):
                 one.take(prediction)
             seconds.append(time.perf_counter() - start)
-        return seconds[1:], rows
+        return seconds, rows
 
     def commits(self, cache: Cache) -> list[float]:
         """Seconds of encoding a canvas a row. In a run it goes with the next block's first pass."""
@@ -113,7 +113,7 @@ class Passes:
             seconds.append(self._timed(lambda canvases=canvases: self.model.encode(canvases, forks)))
             for fork in forks:
                 fork.trim(length)
-        return seconds[1:]
+        return seconds
 
     def tokens(self, cache: Cache) -> list[float]:
         """Seconds of the next token of every row, left to right, greedily."""
@@ -128,15 +128,16 @@ class Passes:
                 if len(seconds) > 2 * self.repeat:
                     break
                 start = time.perf_counter()
-        return seconds[1:]
+        return seconds
 
 
 def against(work: Work, seconds: Sequence[float], ceilings: dict[str, float]) -> dict[str, Any]:
-    """A pass's seconds beside what it has to do and what the machine can do."""
+    """A pass's seconds, the first's apart, beside what it has to do and what the machine can do."""
     bytes_per_second, flops_per_second = ceilings["copy_bytes_per_second"], ceilings["product_flops_per_second"]
-    median = statistics.median(seconds)
+    median = statistics.median(seconds[1:])
     return {
-        "seconds": spread(seconds),
+        "first_seconds": seconds[0],
+        "seconds": spread(seconds[1:]),
         **work.as_json(),
         "floor_seconds": work.seconds(bytes_per_second, flops_per_second),
         "share_of_copy": work.total_bytes / median / bytes_per_second,
@@ -149,7 +150,9 @@ def measure_passes(passes: Passes, count: Count, ceilings: dict[str, float], ass
     steps a block would make of them."""
     context, rows, canvas = passes.context, passes.rows, count.config.canvas_length
     prefill, cache = passes.prefill()
-    seconds, rows_late = passes.steps(cache)
+    seconds, late = passes.steps(cache)
+    parts = passes.tools.step_parts(passes.model, late)
+    del late  # and the forks of the cache with them
     found: dict[str, Any] = {
         "context": context,
         "rows": rows,
@@ -169,5 +172,5 @@ def measure_passes(passes: Passes, count: Count, ceilings: dict[str, float], ass
     floor = count.denoise(context, rows).seconds_by_part(
         ceilings["copy_bytes_per_second"], ceilings["product_flops_per_second"]
     )
-    found["parts"] = {"seconds": passes.tools.step_parts(passes.model, rows_late), "floor_seconds": floor}
+    found["parts"] = {"seconds": parts, "floor_seconds": floor}
     return found

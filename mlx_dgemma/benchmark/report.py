@@ -195,14 +195,14 @@ def modes(report: dict[str, Any]) -> list[list[str]]:
         ["tokens/s of kept text", *of("tokens_per_second")],
         ["solved", *of("solved", 100, " %")],
         ["first text after, s: warm", *of("seconds_to_first")],
-        ["  cold, the process's first", *(plain(run["seconds_to_first"]) for run in cold)],
+        ["  cold, the first of the process", *(plain(run["seconds_to_first"]) for run in cold)],
         ["tokens per forward", *of("tokens_per_forward")],
         ["steps a block: mean", *steps("mean")],
         ["  p50", *steps("p50")],
         ["  p90", *steps("p90")],
         ["  share at the cap", *steps("at_cap", 100, " %")],
         ["ms a step, prefill and commits in it", *of("seconds_per_step", 1e3)],
-        ["peak memory", *(gigabytes(report["modes"][name]["peak_memory"]) for name in found)],
+        ["peak memory of the process so far", *(gigabytes(report["modes"][name]["peak_memory"]) for name in found)],
     ]
 
 

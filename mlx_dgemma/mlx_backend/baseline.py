@@ -70,6 +70,7 @@ class Baseline:
     library = f"mlx-lm {mlx_lm.__version__}"
 
     def __init__(self, path: str):
+        mx.clear_cache()
         mx.reset_peak_memory()
         try:
             self.model, self.tokenizer = mlx_lm.load(path)

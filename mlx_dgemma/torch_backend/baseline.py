@@ -50,6 +50,7 @@ class Baseline:
     def __init__(self, path: str):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
