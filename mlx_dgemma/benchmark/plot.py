@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,49 +52,54 @@ def _canvas(report: dict[str, Any]) -> int:
 
 
 def _modes(axes: Any, report: dict[str, Any]) -> None:
-    """Tokens a second over steps a block: lines from the timed passes, dots where answers were measured."""
+    """Tokens a second over steps a block: lines from the timed passes, marks where answers were measured."""
     point = report["passes"][0]
     step, commit, token = (point[name]["seconds"]["median"] for name in ("step", "commit", "token"))
-    rows, even = point["rows"], point["break_even"]["steps"]
+    rows, even = point["rows"], point["break_even"]
     steps = [n / 4 for n in range(4, 4 * 48 + 1)]
-    axes.plot(steps, [tokens_per_second(_canvas(report), n, step, commit, rows) for n in steps], color=BLUE, lw=2)
+    speeds = [tokens_per_second(_canvas(report), n, step, commit, rows) for n in steps]
+    axes.plot(steps, speeds, color=BLUE, lw=2)
     axes.axhline(rows / token, color=ORANGE, lw=2)
     axes.set(xscale="log", yscale="log", xlabel="steps a block", ylabel="tokens a second", xlim=(1, 48))
     axes.set_xticks([1, 2, 4, 8, 16, 32, 48], labels=["1", "2", "4", "8", "16", "32", "48"])
     axes.minorticks_off()
     _plain_ticks(axes.yaxis)
-    axes.annotate("diffusion, full canvases", (1, tokens_per_second(_canvas(report), 1, step, commit, rows)),
-                  xytext=(8, 0), textcoords="offset points", color=BLUE, va="bottom")  # fmt: skip
-    axes.annotate(
-        "left to right", (48, rows / token), xytext=(0, 5), textcoords="offset points", color=ORANGE, ha="right"
-    )
-    if 1 <= even <= 48:
-        axes.axvline(even, color=GREY, lw=1, ls=":")
-        axes.plot([even], [rows / token], "o", mfc="white", mec=INK, ms=7, zorder=5)
-        axes.annotate(f"equal at {even:.1f} steps:\n{point['break_even']['tokens_per_forward']:.1f} tokens per forward",
-                      (even, rows / token), xytext=(10, 12), textcoords="offset points", va="bottom")  # fmt: skip
-    _answers(axes, report)
+    axes.annotate("diffusion, full canvases", (1, speeds[0]), (8, 0), textcoords="offset points", color=BLUE)
+    if 1 <= even["steps"] <= 48:
+        axes.axvline(even["steps"], color=GREY, lw=1, ls=":")
+        axes.plot([even["steps"]], [rows / token], "o", mfc="white", mec=INK, ms=7, zorder=5)
+        # Where the line leaves room: above it on the left, below it on the right.
+        place, side, edge = ((10, 12), "left", "bottom") if even["steps"] < 9 else ((-10, -12), "right", "top")
+        said = f"equal at {even['steps']:.1f} steps:\n{even['tokens_per_forward']:.1f} tokens per forward"
+        axes.annotate(said, (even["steps"], rows / token), place, textcoords="offset points", ha=side, va=edge)
     many = "one sequence" if rows == 1 else f"{rows} sequences at once"
     axes.set_title(f"Speed, {point['context']:,} tokens of context, {many}")
     axes.margins(y=0.12)
+    _answers(axes, report, [(rows / token, "left to right")])
 
 
-def _answers(axes: Any, report: dict[str, Any]) -> None:
-    """Where the answers' mean steps and wall speed lie; other modes as marks at the right edge."""
+def _answers(axes: Any, report: dict[str, Any], labels: list[tuple[float, str]]) -> None:
+    """Where the answers' wall speed lies, diffusion's at its mean steps, the others' at the right edge, beside which
+    `labels` and theirs are written."""
     for name, mode in report["modes"].items():
-        found = mode.get("summary")
-        if not found:
+        if not (found := mode.get("summary")):
             continue
-        speed = found["tokens_per_second"]
-        below, above = speed["median"] - speed["min"], speed["max"] - speed["median"]
-        blocks = found.get("steps_per_block")
-        where, colour = (blocks["mean"], BLUE) if blocks else (44, ORANGE)
-        label = {"diffusion": "answers", "autoregression": "answers", "baseline": "AR model"}[name]
-        axes.errorbar(
-            [where], [speed["median"]], [[below], [above]], fmt="s" if name == "baseline" else "o", color=colour
-        )
-        beside = {"xytext": (-7, -3), "textcoords": "offset points", "ha": "right", "va": "top"}
-        axes.annotate(label, (where, speed["median"]), color=colour, **beside)
+        speed, blocks = found["tokens_per_second"], found.get("steps_per_block")
+        around = [[speed["median"] - speed["min"]], [speed["max"] - speed["median"]]]
+        where, colour = (blocks["mean"], BLUE) if blocks else (48, ORANGE)
+        mark = {"color": colour, "clip_on": False, "zorder": 4}
+        axes.errorbar([where], [speed["median"]], around, fmt="s" if name == "baseline" else "o", **mark)
+        if blocks:
+            axes.annotate(
+                "answers", (where, speed["median"]), (-7, -12), textcoords="offset points", ha="right", color=BLUE
+            )
+        else:
+            labels.append((speed["median"], "AR model" if name == "baseline" else "its answers"))
+    low, high = map(math.log, axes.get_ylim())
+    height = -1.0
+    for value, label in sorted(labels):
+        height = max((math.log(value) - low) / (high - low), height + 0.05)  # no two on top of each other
+        axes.annotate(label, (1.02, height), xycoords="axes fraction", va="center", color=ORANGE)
 
 
 def _plain_ticks(axis: Any) -> None:
@@ -107,26 +113,25 @@ def _unit(seconds: float) -> tuple[float, str]:
     return (1, "s") if seconds >= 2 else (1e3, "ms")
 
 
-def _parts(axes: Any, bars: Sequence[tuple[str, dict[str, float]]], title: str) -> None:
-    """Stacked bars of the parts of a step, each part named once, beside the last bar that shows it widely enough."""
-    scale, unit = _unit(max(sum(parts.values()) for _, parts in bars))
-    named = (*PARTS, "rest")
-    for index, (_, parts) in enumerate(bars):
+def _parts(axes: Any, reports: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Stacked bars of the parts of a step: of each report what was measured, and its floor."""
+    found = [report["passes"][0]["parts"] for _, report in reports]
+    bars = [parts[kind] for parts in found for kind in ("seconds", "floor_seconds")]
+    scale, unit = _unit(max(sum(parts.values()) for parts in bars))
+    for index, parts in enumerate(bars):
         bottom = 0.0
-        for part, colour in zip(named, COLOURS, strict=True):
+        for part, colour in zip((*PARTS, "rest"), COLOURS, strict=True):
             height = scale * max(parts.get(part, 0.0), 0.0)
             axes.bar(index, height, 0.62, bottom, color=colour, label=part if index == 0 else None)
             bottom += height
-        axes.annotate(f"{bottom:.3g} {unit}", (index, bottom), xytext=(0, 3), textcoords="offset points", ha="center")
-    axes.set_xticks(range(len(bars)), labels=[name for name, _ in bars])
-    axes.set(ylabel=f"{unit} a step", title=title)
+        axes.annotate(f"{bottom:.3g} {unit}", (index, bottom), (0, 3), textcoords="offset points", ha="center")
+    axes.set_xticks(range(len(bars)), labels=["measured", "floor"] * len(reports))
+    for index, (name, _) in enumerate(reports):
+        below = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center", "va": "top"}
+        axes.annotate(name, (2 * index + 0.5, 0), (0, -22), **below)
+    axes.set(ylabel=f"{unit} a step", title="One denoise step, by part")
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1, 0.5))
-
-
-def _step_bars(report: dict[str, Any], name: str = "") -> list[tuple[str, dict[str, float]]]:
-    parts = report["passes"][0]["parts"]
-    return [(f"{name}measured", parts["seconds"]), (f"{name}floor", parts["floor_seconds"])]
 
 
 def plot_report(report: dict[str, Any], path: Path) -> None:
@@ -135,7 +140,7 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
     plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), width_ratios=(3, 2), layout="constrained")
     _modes(left, report)
-    _parts(right, _step_bars(report), "One denoise step, by part")
+    _parts(right, [("", report)])
     device = report["machine"]["device"]
     model = report["settings"]["dummy"] or report["settings"]["model"] or "embedded model"
     figure.suptitle(
@@ -164,9 +169,7 @@ def plot_comparison(reports: Sequence[tuple[str, dict[str, Any]]], path: Path) -
     left.set(ylabel="tokens a second", title="Speed")
     left.margins(y=0.12)
     left.legend(loc="upper left", bbox_to_anchor=(0, -0.12))
-    _parts(
-        right, [bar for name, report in reports for bar in _step_bars(report, f"{name}\n")], "One denoise step, by part"
-    )
+    _parts(right, reports)
     save(figure, path)
 
 
