@@ -21,43 +21,32 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlx_dgemma.benchmark.predict import shape as published
 from mlx_dgemma.config import parse_config
 from mlx_dgemma.convert.names import published_name
 from mlx_dgemma.interface import Row
+from mlx_dgemma.mlx_backend import measure
 from mlx_dgemma.mlx_backend.dummy import PRECISIONS, dummy_mlx
 from mlx_dgemma.sampling import Sampling, Settled, accept, renoise
 
 TEMPERATURE, BOUND = 0.6, 0.1
-ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-GLOBAL_ROPE = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0}
-COMMON = {
-    "model_type": "diffusion_gemma_text", "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh",
-    "final_logit_softcapping": 30.0, "max_position_embeddings": 262144, "sliding_window": 1024, "head_dim": 256,
-    "global_head_dim": 512, "tie_word_embeddings": True, "use_bidirectional_attention": "vision",
-    "rope_parameters": {"sliding_attention": ROPE, "full_attention": GLOBAL_ROPE},
-}  # fmt: skip
-SHAPES = {
+SHAPES = {  # what differs from the published one
     "small": {
         "vocab_size": 32768, "hidden_size": 704, "intermediate_size": 528, "moe_intermediate_size": 176,
         "num_attention_heads": 4, "num_key_value_heads": 2, "num_global_key_value_heads": 1, "num_experts": 32,
         "top_k_experts": 4, "num_hidden_layers": 6,
     },
-    "26b-a4b": {
-        "vocab_size": 262144, "hidden_size": 2816, "intermediate_size": 2112, "moe_intermediate_size": 704,
-        "num_attention_heads": 16, "num_key_value_heads": 8, "num_global_key_value_heads": 2, "num_experts": 128,
-        "top_k_experts": 8, "num_hidden_layers": 30,
-    },
+    "26b-a4b": {},
 }  # fmt: skip
 
 
 def config_of(shape: str, precision: str) -> dict:
-    """config.json of a checkpoint of that shape."""
-    text = {**COMMON, **SHAPES[shape]}
-    count = text["num_hidden_layers"]
-    text["layer_types"] = ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(count)]
+    """config.json of a checkpoint of that shape, without the image tower."""
+    config = published("26b-a4b")
+    text = {**config["text_config"], **SHAPES[shape]}
+    text["layer_types"] = text["layer_types"][: text["num_hidden_layers"]]
     dtype = "float32" if precision == "float32" else "bfloat16"
-    config = {"model_type": "diffusion_gemma", "canvas_length": 256, "eos_token_id": [1], "dtype": dtype}
-    return {**config, "tie_word_embeddings": True, "text_config": text, "vision_config": None}
+    return {**config, "dtype": dtype, "text_config": text, "vision_config": None}
 
 
 def ours(model, prompt: np.ndarray, rows: int = 1):
@@ -154,8 +143,6 @@ def report(options: argparse.Namespace) -> dict:
         found["times_the_tokens"] = options.rows * seconds["ours"] / seconds[f"ours, {options.rows} rows"]
     found["weights_bytes"] = sum(array.nbytes for _, array in tree_flatten(model.network.parameters()))
     if options.parts:
-        from mlx_dgemma.mlx_backend import measure
-
         rate = measure.ceilings("float32" if options.precision == "float32" else "bfloat16")["copy_bytes_per_second"]
         found["share_of_byte_floor"] = found["weights_bytes"] / rate / seconds["ours"]
         cache = model.new_cache()
@@ -164,7 +151,7 @@ def report(options: argparse.Namespace) -> dict:
         row = Row(prompt[: model.config.canvas_length], cache, TEMPERATURE, uniforms)
         row.self_conditioning = model.denoise([row])[0].self_conditioning
         found["parts"] = measure.step_parts(model, [row])
-    return {**found, "device": mx.device_info()["device_name"], "peak_memory": model.peak_memory()}
+    return {**found, "device": measure.device(), "peak_memory": model.peak_memory()}
 
 
 def main() -> None:
