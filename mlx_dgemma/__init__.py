@@ -10,9 +10,9 @@ import importlib
 from .load import load  # at once, or the module of the same name would stand in its place
 
 __version__ = "0.1.0"
-__all__ = ["Row", "Sampling", "load", "stream_generate"]
+__all__ = ["Conversation", "Row", "Sampling", "load", "stream_generate"]
 
-_HOME = {"Row": "interface", "Sampling": "sampling", "stream_generate": "answer"}
+_HOME = {"Conversation": "conversation", "Row": "interface", "Sampling": "sampling", "stream_generate": "answer"}
 
 
 def __getattr__(name: str):

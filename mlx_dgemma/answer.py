@@ -15,6 +15,7 @@ from .interface import DiffusionModel
 from .mistake import Mistake
 from .sampling import Sampling
 from .tokenizer import TextStream, Tokenizer
+from .tools import CallStream, ToolCall
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Answer:
     tokens: list[int] = field(default_factory=list)  # kept, the stop token among them
     text: str = ""
     thinking: str = ""
+    calls: list[ToolCall] = field(default_factory=list)  # of tools; no part of the text
     steps_per_block: list[int] = field(default_factory=list)  # of finished blocks
     finish_reason: str | None = None
     seconds: float = 0.0
@@ -34,7 +36,7 @@ class Answer:
 
     def __post_init__(self) -> None:
         self._began = time.perf_counter()
-        self._stream = TextStream(self.tokenizer)
+        self._stream, self._calls = TextStream(self.tokenizer), CallStream(self.tokenizer)
         self._filled = 0
 
     @property
@@ -51,6 +53,7 @@ class Answer:
         return {
             "text": self.text,
             "thinking": self.thinking,
+            "tool_calls": [{"name": call.name, "arguments": call.arguments} for call in self.calls],
             "tokens": len(self.tokens),
             "prompt_tokens": prompt_length,
             "blocks": len(self.steps_per_block),
@@ -75,7 +78,11 @@ class Answer:
         kept = said[: self.max_tokens - len(self.tokens)].tolist()
         self.tokens += kept
         self.finish_reason = "length" if step.reason and len(kept) < len(said) else step.reason
-        thinking, text = self._stream.push(kept)
+        plain, calls = self._calls.push(kept)
+        self.calls += calls
+        if self.finish_reason:
+            plain += self._calls.finish()
+        thinking, text = self._stream.push(plain)
         if self.finish_reason:
             rest = self._stream.finish()
             thinking, text = thinking + rest[0], text + rest[1]

@@ -7,7 +7,6 @@ import contextlib
 import json
 import sys
 import time
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from .command import Parser, at_least, progress, run, waiting
 from .load import gigabytes
 from .mistake import Mistake
+from .options import add_shared, opened
 
 if TYPE_CHECKING:
     from .answer import Answer
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 NAME = "mlx_dgemma.generate"
-REAL_MODEL = "mlx-community/diffusiongemma-26B-A4B-it-4bit"
 
 
 class _NoTemperature(argparse.Action):
@@ -34,18 +33,9 @@ class _NoTemperature(argparse.Action):
         )
 
 
-def _canvas_length(text: str) -> int | str:
-    return text if text == "auto" else at_least(1)(text)
-
-
 def parser() -> Parser:
     parser = Parser(prog=f"python -m {NAME}", description="Write an answer by denoising a canvas of tokens.")
     add = parser.add_argument
-    add(
-        "--model",
-        metavar="FOLDER_OR_HUB_ID",
-        help="a DiffusionGemma checkpoint; without it, a tiny one that comes along",
-    )
     add("--prompt", help="what to answer; - reads it from standard input")
     add("--prompts", metavar="FILE.jsonl", help='many: one {"prompt": …} a line; prints one JSON object a line')
     add(
@@ -55,27 +45,11 @@ def parser() -> Parser:
         help="of --prompts, how many are written at once (default: 8)",
     )
     add("--out", metavar="FILE", help="of --prompts, write there; what it holds already is not done again")
-    add("--system", help="a system turn before it")
     add("--raw", action="store_true", help="take the prompt as it is, without the chat template")
-    add("--thinking", action="store_true", help="let the model think first; what it thinks goes to stderr")
-    add("--max-tokens", type=at_least(1), default=2048, metavar="N", help="cut the text here")
-    add(
-        "--max-denoising-steps",
-        type=at_least(1),
-        metavar="N",
-        help="passes a canvas may take (default: the checkpoint's)",
-    )
-    add(
-        "--canvas-length",
-        type=_canvas_length,
-        metavar="N",
-        help="tokens of a canvas, or auto: narrow where few are left to write (default: the checkpoint's)",
-    )
-    add("--seed", type=at_least(0), default=0, metavar="N", help="of all random numbers: same seed, same answer")
-    add("--dtype", choices=["float32", "bfloat16", "float16"], help="of activations (default: the checkpoint's)")
     add("--watch", action="store_true", help="show the canvas as it settles")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add("--temp", "--temperature", action=_NoTemperature, help=argparse.SUPPRESS)
+    add_shared(parser)
     return parser
 
 
@@ -155,20 +129,8 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def generate(options: argparse.Namespace) -> int:
-    from .load import find, load
-
     check_options(options)
-    if options.model is None:
-        print(
-            f"{NAME}: no --model given, so the tiny one that comes along answers: it knows the few tasks that README "
-            f"lists. The real one: --model {REAL_MODEL}",
-            file=sys.stderr,
-        )
-    folder = find(options.model)  # a download has a progress bar of its own
-    with waiting("loading"):
-        model, tokenizer, sampling = load(folder, dtype=options.dtype)
-    asked = {name: getattr(options, name) for name in ("max_denoising_steps", "canvas_length")}
-    sampling = replace(sampling, **{name: value for name, value in asked.items() if value is not None})
+    model, tokenizer, sampling = opened(NAME, options)
     return (one if options.prompts is None else many)(options, model, tokenizer, sampling)
 
 
@@ -188,6 +150,9 @@ def one(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer
         print(json.dumps(stats, ensure_ascii=False))
     elif answer.text and not answer.text.endswith("\n"):
         print(flush=True)
+    if not options.json:
+        for call in answer.calls:
+            print(f"tool call: {call}", flush=True)
     print(summary(stats), file=sys.stderr)
     return code
 

@@ -73,9 +73,17 @@ class Tokenizer:
         """The text of `ids`; bytes that make no character become U+FFFD, ids outside the vocabulary nothing."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
-    def chat(self, messages: list[dict], *, thinking: bool = False, add_generation_prompt: bool = True) -> list[int]:
+    def chat(
+        self,
+        messages: list[dict],
+        *,
+        thinking: bool = False,
+        add_generation_prompt: bool = True,
+        tools: list[dict] | None = None,
+    ) -> list[int]:
         """Ids of a conversation, [{"role": "user", "content": "..."}, ...], as the model's chat template writes it.
 
+        `tools` are what the model may call, [{"type": "function", "function": {"name": ..., ...}}, ...].
         As in the reference, a special token inside a message counts as that token. ValueError: there is no template,
         it refuses these messages, or it does what its sandbox forbids.
         """
@@ -87,7 +95,9 @@ class Tokenizer:
         # A copy made of plain JSON: the template, which is foreign code, never holds an object of ours. A key without
         # a value is dropped, as transformers does: templates ask whether a key is there.
         plain = json.loads(json.dumps([{k: v for k, v in m.items() if v is not None} for m in messages]))
-        return self.encode(self._render(plain, thinking, add_generation_prompt))
+        # `enable_thinking` is always given: where it is left out, some templates and tools take it for on.
+        flags = {"add_generation_prompt": add_generation_prompt, "enable_thinking": thinking, "tools": tools}
+        return self.encode(self._render(plain, json.loads(json.dumps(flags))))
 
     def split_thinking(self, ids: Iterable[int]) -> tuple[list[int], list[int]]:
         """Generated ids -> (thinking, answer), each in order, without the channels' delimiters and label lines.
@@ -96,13 +106,11 @@ class Tokenizer:
         """
         return _Channels(self).push(ids)
 
-    def _render(self, messages: list[dict], thinking: bool, add_generation_prompt: bool) -> str:
+    def _render(self, messages: list[dict], flags: dict[str, Any]) -> str:
         import jinja2
 
         try:
-            # `enable_thinking` is always given: where it is left out, some templates and tools take it for on.
-            flags = {"add_generation_prompt": add_generation_prompt, "enable_thinking": thinking}
-            return self._compiled.render(messages=messages, tools=None, documents=None, **flags, **self.special_tokens)
+            return self._compiled.render(messages=messages, documents=None, **flags, **self.special_tokens)
         except (jinja2.TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
             # Its own complaint, a fault in it, what the sandbox forbids, or what one of its expressions raised.
             reason = " ".join(f"{type(error).__name__}: {error}".split())

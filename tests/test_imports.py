@@ -54,6 +54,7 @@ def test_the_core_imports_downwards(module):
     [
         "import mlx_dgemma",
         "import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('mlx_dgemma.generate', run_name='__main__')",
+        "import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('mlx_dgemma.chat', run_name='__main__')",
         "import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('mlx_dgemma.convert', run_name='__main__')",
         "import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('mlx_dgemma.selfcheck', run_name='__main__')",
         "import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('mlx_dgemma.benchmark', run_name='__main__')",

@@ -1,0 +1,267 @@
+"""`python -m mlx_dgemma.chat`: a conversation in a terminal, or line by line from a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .command import Parser, run, waiting
+from .keyboard import Interrupt, Pipe, Terminal
+from .mistake import Mistake
+from .options import add_shared, opened
+
+if TYPE_CHECKING:
+    from .answer import Piece
+    from .conversation import Conversation
+
+NAME = "mlx_dgemma.chat"
+KEYS = """Alt-Enter begins a new line; what is pasted may have many. Up and Ctrl-R bring back what was typed before.
+Ctrl-C stops an answer and keeps its finished blocks. Ctrl-D leaves. A question that begins with / needs a space
+before it. Where the model calls a tool, type or paste what came of it, JSON or text; Ctrl-C goes on without."""
+
+
+def parser() -> Parser:
+    parser = Parser(prog=f"python -m {NAME}", description="Talk with a model that denoises its answers.")
+    add = parser.add_argument
+    add("--load", metavar="FOLDER", help="go on with a chat that /save wrote")
+    add("--tools", metavar="FILE.json", help="a list of functions that the model may call; you say what came of it")
+    watch = {"action": argparse.BooleanOptionalAction, "default": True}
+    add("--watch", **watch, help="on a terminal, show the canvas as it settles")
+    add_shared(parser)
+    return parser
+
+
+class Screen:
+    """Answers go to stdout; what was thought, and notes, to stderr."""
+
+    def __init__(self, watched: bool):
+        from rich.console import Console
+
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.watched = watched and sys.stdout.isatty() and sys.stderr.isatty()
+
+    def note(self, text: str, style: str = "dim", end: str = "\n") -> None:
+        self.console.print(text, style=style, end=end, markup=False, emoji=False)
+
+    def show(self, pieces: Iterator[Piece], conversation: Conversation) -> None:
+        """Text as blocks finish; in between, the canvas."""
+        with contextlib.ExitStack() as stack:
+            watch = None
+            if self.watched:
+                from .watch import Watch
+
+                steps = conversation.sampling.max_denoising_steps
+                watch = stack.enter_context(Watch(conversation.tokenizer, steps))
+            shown = ("", "")
+            for piece in pieces:
+                if watch:
+                    watch.show(piece.step)
+                if watch and piece.step.final:
+                    watch.clear()
+                shown = self.write(piece, *shown)
+        thinking, text = shown
+        if last := text or thinking:
+            print("\n" * (last[-1] != "\n"), end="", file=sys.stdout if text else sys.stderr, flush=True)
+
+    def write(self, piece: Piece, thinking: str, text: str) -> tuple[str, str]:
+        """-> (thinking, text), what was shown last of each: a block of thinking stands apart."""
+        if piece.thinking:
+            self.note(piece.thinking if thinking else "thinking:\n" + piece.thinking, "dim italic", end="")
+        if piece.text and thinking + piece.thinking and not text:
+            self.note("\n" * (2 - (piece.thinking or thinking).endswith("\n")), end="")
+        print(piece.text, end="", flush=True)
+        return piece.thinking or thinking, piece.text or text
+
+
+class Session:
+    """What is typed is for the conversation, or a command."""
+
+    def __init__(self, conversation: Conversation, screen: Screen, interactive: bool):
+        self.conversation, self.screen, self.interactive = conversation, screen, interactive
+
+    @property
+    def prompt(self) -> str:
+        waiting = self.conversation.waiting
+        return f"what came of {waiting[0].name}: " if waiting else "> "
+
+    def take(self, line: str) -> None:
+        """Mistake: the line cannot be done, and nothing has changed. EOFError: it asks to leave."""
+        name, _, argument = line.strip().partition(" ")
+        if name in COMMANDS and line.startswith("/"):
+            COMMANDS[name][0](self, argument.strip())
+        elif self.conversation.waiting:
+            self.conversation.respond(result(line))
+            if not self.conversation.waiting:
+                self.answer()
+        elif line.startswith("/"):
+            raise Mistake(f"{name} is not a command: /help lists them; a question needs a space before its /")
+        elif line.strip():
+            self.conversation.say(line)
+            self.answer()
+
+    def answer(self) -> None:
+        """The model's turn, or what follows in it, on the screen."""
+        conversation, unread = self.conversation, self.conversation.unread
+        known = len(conversation.tokens) - unread
+        with Interrupt() as interrupt:
+            pieces = self.pieces(interrupt)
+            with waiting(f"reading {unread} tokens"):
+                first = list(islice(pieces, 1))
+            self.screen.show(chain(first, pieces), conversation)
+        for call in conversation.answer.calls if conversation.answer else []:
+            print(f"tool call: {call}", flush=True)
+        self.screen.note(f"{outcome(conversation)}; {unread} tokens read, {known} known from before")
+        if interrupt.asked and not self.interactive:
+            raise KeyboardInterrupt
+
+    def pieces(self, interrupt: Interrupt) -> Iterator[Piece]:
+        """Until the answer is done, or Ctrl-C is seen between two passes."""
+        for _ in self.conversation.read():
+            if interrupt.asked:
+                return self.conversation.close()
+        with contextlib.closing(self.conversation.write()) as pieces:
+            for piece in pieces:
+                yield piece
+                if interrupt.asked:
+                    return None
+
+    def help(self, _: str) -> None:
+        for name, (_, argument, what) in COMMANDS.items():
+            self.screen.note(f"{f'{name} {argument}':14} {what}", "")
+        self.screen.note(KEYS, "")
+
+    def reset(self, _: str) -> None:
+        self.conversation.reset()
+        self.screen.note("all turns are forgotten")
+
+    def mode(self, mode: str) -> None:
+        from .conversation import MODES
+
+        if mode and mode not in MODES:
+            raise Mistake(f"{mode} is not a mode: need one of {', '.join(MODES)}")
+        self.conversation.mode = mode or self.conversation.mode
+        self.screen.note(f"mode: {self.conversation.mode}, of {', '.join(MODES)}")
+
+    def steps(self, steps: str) -> None:
+        sampling = self.conversation.sampling
+        if steps and not (steps.isdecimal() and int(steps)):
+            raise Mistake(f"need a number of steps >= 1, got {steps!r}")
+        self.conversation.sampling = replace(sampling, max_denoising_steps=int(steps or sampling.max_denoising_steps))
+        self.screen.note(f"at most {self.conversation.sampling.max_denoising_steps} steps a block")
+
+    def save(self, folder: str) -> None:
+        path = folder_of(folder)
+        self.conversation.save(path)
+        self.screen.note(f"saved to {path}: go on with /load, or --load at the start")
+
+    def load(self, folder: str) -> None:
+        self.conversation.load(folder_of(folder))
+        tokenizer = self.conversation.tokenizer
+        for message in self.conversation.messages:
+            _, said = tokenizer.split_thinking(tokenizer.encode(message["content"]))
+            self.screen.note("> " * (message["role"] == "user") + tokenizer.decode(said))
+
+    def leave(self, _: str) -> None:
+        raise EOFError
+
+
+COMMANDS = {  # name -> what does it, what follows, what it is for
+    "/help": (Session.help, "", "this"),
+    "/reset": (Session.reset, "", "forget all turns"),
+    "/mode": (Session.mode, "[MODE]", "how answers are written"),
+    "/steps": (Session.steps, "[N]", "passes a block may take"),
+    "/save": (Session.save, "FOLDER", "the turns, and the cache with what the model has read"),
+    "/load": (Session.load, "FOLDER", "go on with what was saved"),
+    "/quit": (Session.leave, "", "leave, as Ctrl-D does"),
+}
+
+
+def folder_of(text: str) -> Path:
+    if not text:
+        raise Mistake("need a folder")
+    return Path(text).expanduser()
+
+
+def result(line: str) -> Any:
+    """JSON, or else the text as it is."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line
+
+
+def outcome(conversation: Conversation) -> str:
+    answer = conversation.answer
+    if answer is None or not answer.steps_per_block:
+        return "stopped before the first block was done, and the question is forgotten"
+    said = f"{len(answer.tokens)} tokens in {answer.seconds:.2f} s, {answer.steps} steps"
+    if answer.finish_reason is None:
+        return f"stopped, what is finished is kept: {said}"
+    if answer.finish_reason == "length":
+        return f"{said}, cut at the length asked for"
+    return said if answer.text or answer.calls else f"an empty answer: {said}"
+
+
+def tools_of(path: str) -> list[dict]:
+    try:
+        tools = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Mistake(f"--tools {path}: {error}") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) and "function" in tool for tool in tools):
+        raise Mistake(f'--tools {path}: need a list of {{"type": "function", "function": {{"name": …}}}}')
+    return tools
+
+
+def opened_conversation(options: argparse.Namespace) -> Conversation:
+    if options.load and (options.system is not None or options.thinking or options.tools):
+        raise Mistake("a saved chat has its own --system, --thinking and --tools: leave them out, or --load")
+    tools = tools_of(options.tools) if options.tools else None
+    model, tokenizer, sampling = opened(NAME, options)
+    from .conversation import Conversation
+
+    own = {name: getattr(options, name) for name in ("system", "thinking", "max_tokens", "seed")}
+    return Conversation(model, tokenizer, sampling, tools=tools, **own)
+
+
+def chat(options: argparse.Namespace) -> None:
+    conversation = opened_conversation(options)
+    from .conversation import MODES
+
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    following = {"/mode": MODES, "/save": Path, "/load": Path}
+    keyboard = Terminal({name: following.get(name) for name in COMMANDS}) if interactive else Pipe()
+    screen = Screen(options.watch)
+    session = Session(conversation, screen, interactive)
+    if options.load:
+        session.load(options.load)
+    if interactive:
+        screen.note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
+    while True:
+        try:
+            session.take(keyboard.line(session.prompt))
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            conversation.close()  # a call that nobody answers
+        except Mistake as mistake:
+            if not interactive:
+                raise
+            screen.note(str(mistake), "red")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    return run(NAME, lambda: chat(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
