@@ -12,19 +12,23 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command import Parser, run, waiting
+from .command import Parser, run, to_stdout, waiting
 from .keyboard import Interrupt, Pipe, Terminal
 from .mistake import Mistake
 from .options import add_shared, opened
 
 if TYPE_CHECKING:
-    from .answer import Piece
+    from .answer import Answer, Piece
     from .conversation import Conversation
 
 NAME = "mlx_dgemma.chat"
-KEYS = """Alt-Enter begins a new line; what is pasted may have many. Up and Ctrl-R bring back what was typed before.
-Ctrl-C stops an answer and keeps its finished blocks. Ctrl-D leaves. A question that begins with / needs a space
-before it. Where the model calls a tool, type or paste what came of it, JSON or text; Ctrl-C goes on without."""
+KEYS = """
+Ctrl-C stops an answer and keeps its finished blocks; Ctrl-D leaves.
+Alt-Enter begins a new line; what is pasted may have many.
+Up and Ctrl-R bring back what was typed before; Tab completes commands.
+A question that begins with / needs a space before it.
+Where the model calls a tool, type or paste what came of it, JSON or text;
+Ctrl-C goes on without."""
 
 
 def parser() -> Parser:
@@ -44,40 +48,39 @@ class Screen:
     def __init__(self, watched: bool):
         from rich.console import Console
 
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False)
         self.watched = watched and sys.stdout.isatty() and sys.stderr.isatty()
 
     def note(self, text: str, style: str = "dim", end: str = "\n") -> None:
-        self.console.print(text, style=style, end=end, markup=False, emoji=False)
+        """Wrapped, if it is a whole line on a terminal."""
+        whole = self.console.is_terminal and end == "\n"
+        self.console.print(text, style=style, end=end, markup=False, emoji=False, soft_wrap=not whole)
 
     def show(self, pieces: Iterator[Piece], conversation: Conversation) -> None:
         """Text as blocks finish; in between, the canvas."""
         with contextlib.ExitStack() as stack:
-            watch = None
+            watch, say = None, lambda text, out: out(text)
             if self.watched:
                 from .watch import Watch
 
                 steps = conversation.sampling.max_denoising_steps
                 watch = stack.enter_context(Watch(conversation.tokenizer, steps))
-            shown = ("", "")
+                say = watch.write
+            last, out = "\n", to_stdout
             for piece in pieces:
+                for text, own in ((piece.thinking, self.think), (piece.text, to_stdout)):
+                    if not text:
+                        continue
+                    if own != out:  # a block of thinking stands apart
+                        say("thinking:\n" if own == self.think else "\n" * (2 - last.endswith("\n")), self.think)
+                    say(text, own)
+                    last, out = text, own
                 if watch:
                     watch.show(piece.step)
-                if watch and piece.step.final:
-                    watch.clear()
-                shown = self.write(piece, *shown)
-        thinking, text = shown
-        if last := text or thinking:
-            print("\n" * (last[-1] != "\n"), end="", file=sys.stdout if text else sys.stderr, flush=True)
+            say("" if last.endswith("\n") else "\n", out)
 
-    def write(self, piece: Piece, thinking: str, text: str) -> tuple[str, str]:
-        """-> (thinking, text), what was shown last of each: a block of thinking stands apart."""
-        if piece.thinking:
-            self.note(piece.thinking if thinking else "thinking:\n" + piece.thinking, "dim italic", end="")
-        if piece.text and thinking + piece.thinking and not text:
-            self.note("\n" * (2 - (piece.thinking or thinking).endswith("\n")), end="")
-        print(piece.text, end="", flush=True)
-        return piece.thinking or thinking, piece.text or text
+    def think(self, text: str) -> None:
+        self.note(text, "dim italic", end="")
 
 
 class Session:
@@ -94,6 +97,8 @@ class Session:
     def take(self, line: str) -> None:
         """Mistake: the line cannot be done, and nothing has changed. EOFError: it asks to leave."""
         name, _, argument = line.strip().partition(" ")
+        if not name:
+            return
         if name in COMMANDS and line.startswith("/"):
             COMMANDS[name][0](self, argument.strip())
         elif self.conversation.waiting:
@@ -102,14 +107,14 @@ class Session:
                 self.answer()
         elif line.startswith("/"):
             raise Mistake(f"{name} is not a command: /help lists them; a question needs a space before its /")
-        elif line.strip():
+        else:
             self.conversation.say(line)
             self.answer()
 
     def answer(self) -> None:
         """The model's turn, or what follows in it, on the screen."""
         conversation, unread = self.conversation, self.conversation.unread
-        known = len(conversation.tokens) - unread
+        read = f"read {unread} of {len(conversation.tokens)} tokens"
         with Interrupt() as interrupt:
             pieces = self.pieces(interrupt)
             with waiting(f"reading {unread} tokens"):
@@ -117,7 +122,7 @@ class Session:
             self.screen.show(chain(first, pieces), conversation)
         for call in conversation.answer.calls if conversation.answer else []:
             print(f"tool call: {call}", flush=True)
-        self.screen.note(f"{outcome(conversation)}; {unread} tokens read, {known} known from before")
+        self.screen.note(f"{outcome(conversation.answer)}; {read}")
         if interrupt.asked and not self.interactive:
             raise KeyboardInterrupt
 
@@ -197,13 +202,12 @@ def result(line: str) -> Any:
         return line
 
 
-def outcome(conversation: Conversation) -> str:
-    answer = conversation.answer
+def outcome(answer: Answer | None) -> str:
     if answer is None or not answer.steps_per_block:
         return "stopped before the first block was done, and the question is forgotten"
-    said = f"{len(answer.tokens)} tokens in {answer.seconds:.2f} s, {answer.steps} steps"
+    said = f"{len(answer.tokens)} tokens, {answer.steps} steps, {answer.seconds:.2f} s"
     if answer.finish_reason is None:
-        return f"stopped, what is finished is kept: {said}"
+        return f"stopped; what is finished is kept: {said}"
     if answer.finish_reason == "length":
         return f"{said}, cut at the length asked for"
     return said if answer.text or answer.calls else f"an empty answer: {said}"
@@ -236,7 +240,7 @@ def chat(options: argparse.Namespace) -> None:
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     following = {"/mode": MODES, "/save": Path, "/load": Path}
-    keyboard = Terminal({name: following.get(name) for name in COMMANDS}) if interactive else Pipe()
+    keyboard = Terminal({name: following.get(name, ()) for name in COMMANDS}) if interactive else Pipe()
     screen = Screen(options.watch)
     session = Session(conversation, screen, interactive)
     if options.load:

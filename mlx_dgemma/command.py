@@ -41,6 +41,14 @@ def at_least(smallest: int) -> Callable[[str], int]:
     return whole
 
 
+def to_stdout(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def to_stderr(text: str) -> None:
+    print(text, end="", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """Says on stderr, if that is a terminal, what takes its time; and takes it away again."""

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command import Parser, at_least, progress, run, waiting
+from .command import Parser, at_least, progress, run, to_stderr, to_stdout, waiting
 from .load import gigabytes
 from .mistake import Mistake
 from .options import add_shared, opened
@@ -99,23 +99,22 @@ def write(
     from .diffusion import diffuse
 
     with contextlib.ExitStack() as stack:
-        watch = None
+        watch, say = None, lambda text, out: out(text)
         if options.watch and sys.stdout.isatty() and sys.stderr.isatty():
             from .watch import Watch
 
             watch = stack.enter_context(Watch(answer.tokenizer, sampling.max_denoising_steps))
+            say = watch.write
         steps = diffuse(model, tokens, max_tokens=answer.max_tokens, sampling=sampling, seed=options.seed)
         with waiting(f"reading {len(tokens)} tokens"):
             first = next(steps)
         for step in chain([first], steps):
             thinking, text = answer.add(step)
+            if not options.json:
+                say(thinking, to_stderr)
+                say(text, to_stdout)
             if watch:
                 watch.show(step)
-            if watch and step.final:
-                watch.clear()
-            if not options.json:
-                print(thinking, end="", file=sys.stderr, flush=True)
-                print(text, end="", flush=True)
 
 
 def check_options(options: argparse.Namespace) -> None:

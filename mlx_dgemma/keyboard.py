@@ -5,14 +5,32 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings
 
 from .mistake import Mistake
 
-if TYPE_CHECKING:
-    from prompt_toolkit.history import History
+Commands = Mapping[str, Iterable[str] | type[Path]]  # names, and what may follow each: some words, or a path
+
+
+class _Completer(Completer):
+    def __init__(self, commands: Commands):
+        self.commands, self.paths = commands, PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
+        name, space, argument = document.text_before_cursor.partition(" ")
+        following = self.commands.get(name, ()) if space else self.commands
+        if following is Path:
+            yield from self.paths.get_completions(Document(argument), event)
+        else:
+            typed = argument if space else name
+            yield from (Completion(w, -len(typed)) for w in following if w.startswith(typed))
 
 
 class Terminal:
@@ -21,19 +39,12 @@ class Terminal:
 
     interactive = True
 
-    def __init__(self, commands: Mapping[str, Iterable[str] | type[Path] | None]):
-        """`commands` with what may follow each: some words, a Path, or nothing."""
-        from prompt_toolkit import PromptSession
-        from prompt_toolkit.completion import NestedCompleter, PathCompleter
-        from prompt_toolkit.key_binding import KeyBindings
-
-        paths = PathCompleter(expanduser=True)
-        words = {c: paths if after is Path else set(after) if after else None for c, after in commands.items()}
+    def __init__(self, commands: Commands):
         keys = KeyBindings()
         keys.add("escape", "enter")(lambda event: event.current_buffer.newline(copy_margin=False))
         self._session: PromptSession[str] = PromptSession(
             history=_history(),
-            completer=NestedCompleter.from_nested_dict(words),
+            completer=_Completer(commands),
             complete_while_typing=False,
             enable_open_in_editor=True,
             enable_suspend=True,
@@ -47,8 +58,6 @@ class Terminal:
 
 def _history() -> History:
     """Of all sessions, where it can be kept; others must not read it."""
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
-
     home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     path = home / "mlx_dgemma" / "chat_history"
     try:
