@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit import PromptSession, completion
+from prompt_toolkit.completion import CompleteEvent, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
@@ -19,7 +19,9 @@ from .mistake import Mistake
 Commands = Mapping[str, Iterable[str] | type[Path]]  # names, and what may follow each: some words, or a path
 
 
-class _Completer(Completer):
+class Completer(completion.Completer):
+    """Of commands, and of what may follow them."""
+
     def __init__(self, commands: Commands):
         self.commands, self.paths = commands, PathCompleter(expanduser=True)
 
@@ -44,7 +46,7 @@ class Terminal:
         keys.add("escape", "enter")(lambda event: event.current_buffer.newline(copy_margin=False))
         self._session: PromptSession[str] = PromptSession(
             history=_history(),
-            completer=_Completer(commands),
+            completer=Completer(commands),
             complete_while_typing=False,
             enable_open_in_editor=True,
             enable_suspend=True,

@@ -5,77 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import takewhile
-from pathlib import Path
 
-import checkpoints
-import numpy as np
 import pytest
+from scripted import BPE, Counting, random_bpe, scripted
 
 from mlx_dgemma import conversation as module
-from mlx_dgemma.config import parse_config
 from mlx_dgemma.conversation import FILE, Conversation
 from mlx_dgemma.diffusion import diffuse
-from mlx_dgemma.load import load, load_model
+from mlx_dgemma.load import load
 from mlx_dgemma.mistake import Mistake
 from mlx_dgemma.sampling import Sampling
 from mlx_dgemma.tokenizer import Tokenizer
 
-BPE = Path(__file__).parent / "fixtures" / "bpe"
 QUESTIONS = ["What is 603 + 845?", "Sort: Lima, Tokyo, Kyiv", "Extract JSON: Zoe (31) works as a vet in Oslo."]
-
-
-class Counting:
-    """A model, and how many tokens it was given to encode."""
-
-    def __init__(self, model):
-        self.model, self.encoded = model, 0
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
-
-    def encode(self, tokens, caches, **options):
-        self.encoded += sum(map(len, tokens))
-        return self.model.encode(tokens, caches, **options)
-
-    def denoise(self, rows):
-        self.encoded += sum(len(pending) for pending in {id(row.cache): row.pending for row in rows}.values())
-        return self.model.denoise(rows)
-
-
-class Scripted(Counting):
-    """Its n-th pass says the n-th text, whatever the weights say; one pass a block settles it."""
-
-    def __init__(self, model, tokenizer, texts):
-        super().__init__(model)
-        canvas = model.config.canvas_length
-        ids = [tokenizer.encode(text) for text in texts]
-        self.script = [block for own in ids for block in blocks(own, canvas)]
-
-    def denoise(self, rows):
-        [found] = super().denoise(rows)
-        said = np.array(self.script.pop(0), np.int32)
-        return [replace(found, argmax=said, sample=said, entropy=np.zeros(len(said), np.float32))]
-
-
-def blocks(ids: list[int], length: int) -> list[list[int]]:
-    padded = ids + [0] * (-len(ids) % length)
-    return [padded[i : i + length] for i in range(0, len(padded), length)]
-
-
-def random_model(tokenizer: Tokenizer, seed: int = 0):
-    stops = tuple(map(tokenizer.token_id, ("<eos>", "<turn|>", "<|tool_response>")))
-    config = checkpoints.config(vocab_size=tokenizer.vocab_size, eos=stops)
-    generation = checkpoints.generation_config(eos_token_id=list(stops))
-    return config, generation, checkpoints.weights(config, seed=seed, peaked=10.0)
 
 
 @pytest.fixture(scope="module")
 def parties(tmp_path_factory):
     """name -> (model, tokenizer, sampling): the embedded model, the same without a stop token, random weights."""
-    tokenizer = Tokenizer(BPE)
-    config, generation, tensors = random_model(tokenizer)
-    folder = checkpoints.write(tmp_path_factory.mktemp("bpe"), config, tensors, generation)
-    random = load_model(folder, parse_config(config, generation), "mlx", "float32")
+    random, tokenizer = random_bpe(tmp_path_factory.mktemp("bpe"))
     (tiny, byte_tokenizer, _), endless = load(), load()[0]
     endless.config = replace(endless.config, stop_ids=(272,))
     few = Sampling(max_denoising_steps=3)
@@ -89,11 +37,6 @@ def parties(tmp_path_factory):
 @pytest.fixture
 def bpe(parties):
     return parties["bpe"]
-
-
-def scripted(bpe, *texts: str, **options) -> Conversation:
-    model, tokenizer, _ = bpe
-    return Conversation(Scripted(model, tokenizer, texts), tokenizer, Sampling(max_denoising_steps=1), **options)
 
 
 def turn(conversation: Conversation, question: str) -> list:
@@ -140,10 +83,10 @@ def test_a_turn_equals_a_fresh_run_and_encodes_only_what_was_not_in_the_cache(pa
 
 def test_the_history_is_without_what_was_thought(bpe):
     """More than the sliding layers remember lies between the question and the end of the answer."""
-    model, tokenizer, _ = bpe
+    tokenizer = bpe[1]
     thought = "one two three four five six seven eight nine ten " * 6
     answer = f"<|channel>thought\n{thought}<channel|>Oslo<turn|>"
-    conversation = scripted(bpe, answer, "Rome<turn|>", thinking=True)
+    conversation = scripted(*bpe[:2], answer, "Rome<turn|>", thinking=True)
     turn(conversation, "Where?")
     first = tokenizer.chat([{"role": "user", "content": "Where?"}], thinking=True)
     assert (conversation.answer.thinking, conversation.answer.text) == (thought, "Oslo")
@@ -157,9 +100,9 @@ def test_the_history_is_without_what_was_thought(bpe):
 
 
 def test_a_tool_is_called_and_its_result_read(bpe):
-    model, tokenizer, _ = bpe
+    tokenizer = bpe[1]
     call = '<|tool_call>call:weather{city:<|"|>Oslo, {Norway}<|"|>,days:2}<tool_call|>'
-    conversation = scripted(bpe, f"I look. {call}<|tool_response>", "Four<turn|>", "Bye<turn|>")
+    conversation = scripted(*bpe[:2], f"I look. {call}<|tool_response>", "Four<turn|>", "Bye<turn|>")
     turn(conversation, "How warm is Oslo?")
     [asked] = conversation.waiting
     assert (conversation.answer.text, str(asked)) == ("I look. ", 'weather{city:"Oslo, {Norway}",days:2}')
@@ -181,7 +124,7 @@ def test_a_tool_is_called_and_its_result_read(bpe):
 
 def test_several_calls_are_answered_in_their_order(bpe):
     calls = "".join(f"<|tool_call>call:{name}{{}}<tool_call|>" for name in "ab")
-    conversation = scripted(bpe, calls + "<turn|>", "done<turn|>")
+    conversation = scripted(*bpe[:2], calls + "<turn|>", "done<turn|>")
     turn(conversation, "Go")
     assert [call.name for call in conversation.waiting] == ["a", "b"]
     conversation.respond("first"), conversation.respond(2)
@@ -192,7 +135,7 @@ def test_several_calls_are_answered_in_their_order(bpe):
 
 
 def test_a_call_that_nobody_answers(bpe):
-    conversation = scripted(bpe, "<|tool_call>call:a{}<tool_call|><|tool_response>", "Bye<turn|>")
+    conversation = scripted(*bpe[:2], "<|tool_call>call:a{}<tool_call|><|tool_response>", "Bye<turn|>")
     turn(conversation, "Go")
     turn(conversation, "Never mind")
     assert [message["content"] for message in conversation.messages[1:]] == [
@@ -202,7 +145,7 @@ def test_a_call_that_nobody_answers(bpe):
 
 @pytest.mark.parametrize("text", ["<|tool_call>call:a{x", "<|tool_call>nonsense<tool_call|> b"])
 def test_what_is_no_call_is_text(bpe, text):
-    conversation = scripted(bpe, text + "<turn|>")
+    conversation = scripted(*bpe[:2], text + "<turn|>")
     turn(conversation, "Go")
     assert not conversation.waiting
     assert conversation.answer.text == text.replace("<|tool_call>", "").replace("<tool_call|>", "")
@@ -315,9 +258,8 @@ def test_saved_chats_that_cannot_be_used(bpe, tmp_path):
     conversation = Conversation(model, tokenizer, sampling, max_tokens=5)
     turn(conversation, "Hi")
     conversation.save(tmp_path / "chat")
-    config, generation, tensors = random_model(tokenizer, seed=1)
-    folder = checkpoints.write(tmp_path / "other", config, tensors, generation)
-    other = Conversation(load_model(folder, parse_config(config, generation), "mlx", "float32"), tokenizer, sampling)
+    folder = tmp_path / "other"
+    other = Conversation(random_bpe(folder, seed=1)[0], tokenizer, sampling)
     with pytest.raises(Mistake, match="another model"):
         other.load(tmp_path / "chat")
     assert other.messages == [] and other.cache.length == 0
