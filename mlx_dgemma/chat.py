@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -116,8 +116,8 @@ class Session:
         conversation, unread = self.conversation, self.conversation.unread
         read = f"read {unread} of {len(conversation.tokens)} tokens"
         with Interrupt() as interrupt:
-            pieces = self.pieces(interrupt)
-            with waiting(f"reading {unread} tokens"):
+            with waiting(f"reading {unread} tokens") as say:
+                pieces = self.pieces(interrupt, say)
                 first = list(islice(pieces, 1))
             self.screen.show(chain(first, pieces), conversation)
         for call in conversation.answer.calls if conversation.answer else []:
@@ -126,9 +126,10 @@ class Session:
         if interrupt.asked and not self.interactive:
             raise KeyboardInterrupt
 
-    def pieces(self, interrupt: Interrupt) -> Iterator[Piece]:
-        """Until the answer is done, or Ctrl-C is seen between two passes."""
-        for _ in self.conversation.read():
+    def pieces(self, interrupt: Interrupt, say: Callable[[str], None]) -> Iterator[Piece]:
+        """Until the answer is done, or Ctrl-C is seen between two passes. `say` is told how much is yet to be read."""
+        for left in self.conversation.read():
+            say(f"reading {left} tokens")
             if interrupt.asked:
                 return self.conversation.close()
         with contextlib.closing(self.conversation.write()) as pieces:

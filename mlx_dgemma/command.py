@@ -50,15 +50,16 @@ def to_stderr(text: str) -> None:
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Says on stderr, if that is a terminal, what takes its time; and takes it away again."""
+def waiting(what: str) -> Iterator[Callable[[str], None]]:
+    """Says on stderr, if that is a terminal, what takes its time; and takes it away again. What it gives is told what
+    to say from then on."""
     if not sys.stderr.isatty():
-        yield
+        yield lambda _: None
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(what):
-        yield
+    with Console(stderr=True).status(what) as status:
+        yield status.update
 
 
 @contextmanager
