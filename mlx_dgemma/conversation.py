@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -31,15 +31,15 @@ SAVED = ("system", "thinking", "tools", "messages")
 
 def denoise(
     model: DiffusionModel, tokens: Sequence[int], *, cache: Cache, max_tokens: int, sampling: Sampling, seed: int
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Write behind `tokens`, of which `cache` holds the first `cache.length`, block by block."""
     writing = begin(model, tokens, max_tokens=max_tokens, sampling=sampling, seed=seed)
     writing.cache, writing.pending = cache, tokens[cache.length :]
     return steps(model, writing)
 
 
-# How an answer is written. After each pass the cache holds the first `cache.length` of `tokens` and of the drafts of
-# final steps, and no more than one step may stand in it before the first is yielded.
+# How an answer is written. Once closed, the cache holds the first `cache.length` of `tokens` and of what final steps
+# drafted behind them; at the first final step, no more than a canvas of the latter.
 MODES = {"diffusion": denoise}
 
 
@@ -122,6 +122,7 @@ class Conversation:
         self.answer = answer = Answer(self.model.config, self.tokenizer, self.max_tokens)
         cache, self.text = self._held(), self.tokens
         options = {"max_tokens": self.max_tokens, "sampling": self.sampling, "seed": self.seed}
+        passes = None
         try:
             passes = MODES[self.mode](self.model, self.tokens, cache=cache, **options)
             while answer.finish_reason is None:
@@ -134,6 +135,8 @@ class Conversation:
                     self._keep_before()
                 yield Piece(text=text, thinking=thinking, step=step, finish_reason=answer.finish_reason)
         finally:
+            if passes:
+                passes.close()  # then the cache holds what was yielded
             self._end()
 
     def close(self) -> None:

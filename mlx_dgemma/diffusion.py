@@ -6,7 +6,7 @@ denoises the next one. transformers' `DiffusionGemmaGenerationMixin.generate` wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -207,7 +207,7 @@ def diffuse(
     yield from steps(model, writing)
 
 
-def steps(model: DiffusionModel, writing: Writing) -> Iterator[Step]:
+def steps(model: DiffusionModel, writing: Writing) -> Generator[Step, None, None]:
     """One after every pass."""
     while not writing.done:
         [prediction] = model.denoise([writing.row()])

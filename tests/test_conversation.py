@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
-from itertools import takewhile
+from itertools import islice, takewhile
 
+import numpy as np
 import pytest
 from scripted import BPE, Counting, random_bpe, scripted
 
 from mlx_dgemma import conversation as module
-from mlx_dgemma.conversation import FILE, Conversation
-from mlx_dgemma.diffusion import diffuse
+from mlx_dgemma.conversation import FILE, MODES, Conversation
+from mlx_dgemma.diffusion import Step, diffuse
+from mlx_dgemma.interface import Row
 from mlx_dgemma.load import load
 from mlx_dgemma.mistake import Mistake
 from mlx_dgemma.sampling import Sampling
@@ -171,6 +174,39 @@ def fresh(conversation: Conversation, model, question: str) -> list:
     prompt = conversation.tokenizer.chat(messages, thinking=conversation.thinking)
     options = {"max_tokens": conversation.max_tokens, "sampling": conversation.sampling, "seed": conversation.seed}
     return list(diffuse(model, prompt, **options))
+
+
+def told(model, tokens, *, cache, max_tokens, sampling, seed):
+    """Left to right, as a mode may be: a step a token."""
+    row = Row(np.zeros(0, np.int32), cache, 0.0, np.zeros(0), pending=tokens[cache.length :])
+    with contextlib.closing(model.autoregress([row], sampling)) as passes:
+        for step, [token] in enumerate(passes, 1):
+            reason = "stop" if token in model.config.stop_ids else "length" if step == max_tokens else None
+            said, nothing = np.array([token]), np.zeros(1)
+            arrays = {"canvas": said, "draft": said, "accepted": nothing == 0, "entropy": nothing}
+            yield Step(request=0, block=step, step=0, final=True, reason=reason, **arrays)
+            if reason:
+                return
+
+
+def test_another_mode_goes_on_from_the_same_cache(bpe, monkeypatch):
+    """Its answer is longer than what the sliding layers remember; one turn of it is left early."""
+    model, tokenizer, sampling = bpe
+    monkeypatch.setitem(MODES, "ar", told)
+    conversation = Conversation(model, tokenizer, sampling, max_tokens=60)
+    turn(conversation, QUESTIONS[0])
+    conversation.mode = "ar"
+    for question, limit in ((QUESTIONS[1], 60), (QUESTIONS[2], 7), (QUESTIONS[0], 60)):
+        messages = [*conversation.messages, {"role": "user", "content": question}]
+        prompt = tokenizer.chat(messages)
+        alone = told(model, prompt, cache=model.new_cache(), max_tokens=60, sampling=sampling, seed=0)
+        expected = [step.draft.tolist() for step in islice(alone, limit)]
+        found = [piece.step.draft.tolist() for piece in islice(conversation.ask(question), limit)]
+        assert found == expected
+        assert conversation.cache.length >= common(prompt, tokenizer.chat([*messages, messages[0]]))
+    conversation.mode = "diffusion"
+    expected = fresh(conversation, model, QUESTIONS[1])
+    same_steps(turn(conversation, QUESTIONS[1]), expected)
 
 
 def test_left_early_what_is_finished_counts(parties):
