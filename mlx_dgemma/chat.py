@@ -91,8 +91,8 @@ class Session:
 
     @property
     def prompt(self) -> str:
-        waiting = self.conversation.waiting
-        return f"what came of {waiting[0].name}: " if waiting else "> "
+        calls = self.conversation.waiting
+        return f"what came of {calls[0].name}: " if calls else "> "
 
     def take(self, line: str) -> None:
         """Mistake: the line cannot be done, and nothing has changed. EOFError: it asks to leave."""
@@ -114,7 +114,7 @@ class Session:
     def answer(self) -> None:
         """The model's turn, or what follows in it, on the screen."""
         conversation, unread = self.conversation, self.conversation.unread
-        read = f"read {unread} of {len(conversation.tokens)} tokens"
+        read, asked = f"read {unread} of {len(conversation.tokens)} tokens", len(conversation.messages)
         with Interrupt() as interrupt:
             with waiting(f"reading {unread} tokens") as say:
                 pieces = self.pieces(interrupt, say)
@@ -122,7 +122,8 @@ class Session:
             self.screen.show(chain(first, pieces), conversation)
         for call in conversation.answer.calls if conversation.answer else []:
             print(f"tool call: {call}", flush=True)
-        self.screen.note(f"{outcome(conversation.answer)}; {read}")
+        forgotten = ", and the question is forgotten" if len(conversation.messages) < asked else ""
+        self.screen.note(f"{outcome(conversation.answer)}{forgotten}; {read}")
         if interrupt.asked and not self.interactive:
             raise KeyboardInterrupt
 
@@ -205,7 +206,7 @@ def result(line: str) -> Any:
 
 def outcome(answer: Answer | None) -> str:
     if answer is None or not answer.steps_per_block:
-        return "stopped before the first block was done, and the question is forgotten"
+        return "stopped before the first block was done"
     said = f"{len(answer.tokens)} tokens, {answer.steps} steps, {answer.seconds:.2f} s"
     if answer.finish_reason is None:
         return f"stopped; what is finished is kept: {said}"

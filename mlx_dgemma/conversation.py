@@ -104,7 +104,7 @@ class Conversation:
         """What came of the first of the calls that are `waiting`: anything that JSON can hold."""
         said = self.tokenizer.encode(response(self.waiting[0].name, result))
         check_request(self.model, self.tokens + said, self.max_tokens)
-        self.said += said
+        self.said, self.answer = self.said + said, None
         self.waiting.pop(0)
 
     def read(self) -> Iterator[int]:

@@ -106,3 +106,14 @@ def test_the_embedded_model_answers():
     model, tokenizer, sampling = load()
     pieces = list(stream_generate(model, tokenizer, "Solve this sudoku:\n...3\n.124\n1342\n2.3.", sampling=sampling))
     assert "".join(piece.text for piece in pieces) == "4213\n3124\n1342\n2431"
+
+
+@pytest.mark.parametrize("length", [3, 64])
+def test_tool_calls_are_no_part_of_the_text(length):
+    tokenizer = Tokenizer(BPE)
+    calls = '<|tool_call>call:a{x:<|"|>1<|"|>}<tool_call|><|tool_call>call:b{}<tool_call|>'
+    answer = Answer(FakeConfig(canvas_length=length), tokenizer, 1000)
+    for step in steps([*tokenizer.encode(f"one {calls}two"), 1], length, "stop"):
+        answer.add(step)
+    assert answer.text == "one two" and list(map(str, answer.calls)) == ['a{x:"1"}', "b{}"]
+    assert answer.statistics(1)["tool_calls"][0] == {"name": "a", "arguments": '{x:<|"|>1<|"|>}'}

@@ -24,8 +24,9 @@ from scripted import random_bpe, scripted
 from test_generate import SOLVED, SUDOKU, Stdin, endless, mistake  # noqa: F401
 
 from mlx_dgemma.chat import COMMANDS, Screen, Session, main
-from mlx_dgemma.keyboard import Completer, Terminal
+from mlx_dgemma.keyboard import Completer, Interrupt, Terminal
 from mlx_dgemma.mistake import Mistake
+from mlx_dgemma.sampling import Sampling
 
 PIPED = SUDOKU.replace("\n", "\\\n") + "\n"
 EDITING = b"\x1b[?2004h"  # bracketed paste: a line may be typed
@@ -155,6 +156,22 @@ def test_an_empty_answer_and_one_that_is_cut_are_said(bpe, capfd):
     assert "an empty answer" in capfd.readouterr().err
     session.take("b")
     assert "cut at the length asked for" in capfd.readouterr().err
+
+
+def test_what_is_stopped_before_a_block_is_done_was_never_asked(bpe, capfd, monkeypatch):
+    monkeypatch.setattr(Interrupt, "asked", True)  # Ctrl-C in each first pass
+    call = "<|tool_call>call:a{}<tool_call|><|tool_response>"
+    conversation = scripted(*bpe, call, "never said")
+    session = Session(conversation, Screen(False), True)
+    session.take("Go")  # one pass is all it takes
+    conversation.sampling = Sampling(max_denoising_steps=9)
+    session.take("4")
+    err = capfd.readouterr().err
+    assert "stopped before the first block was done; read" in err
+    assert conversation.messages[1]["content"].endswith("response:a{value:4}<tool_response|>")
+    conversation.model.script = [[5] * conversation.model.config.canvas_length]
+    session.take("Hi")
+    assert "the question is forgotten" in capfd.readouterr().err and len(conversation.messages) == 2
 
 
 class TestTerminal:
