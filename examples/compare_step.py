@@ -147,8 +147,8 @@ def report(options: argparse.Namespace) -> dict:
         found["share_of_byte_floor"] = found["weights_bytes"] / rate / seconds["ours"]
         cache = model.new_cache()
         model.encode([prompt], [cache])
-        uniforms = np.zeros(model.config.canvas_length, np.float32)
-        row = Row(prompt[: model.config.canvas_length], cache, TEMPERATURE, uniforms)
+        length = model.config.canvas_length
+        row = Row(np.arange(length, dtype=np.int32), cache, TEMPERATURE, np.zeros(length, np.float32))
         row.self_conditioning = model.denoise([row])[0].self_conditioning
         found["parts"] = measure.step_parts(model, [row])
     return {**found, "device": measure.device(), "peak_memory": model.peak_memory()}

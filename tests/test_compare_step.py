@@ -11,7 +11,14 @@ import pytest
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "compare_step.py"
 SMALL = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 64}
-SMALL |= {"num_attention_heads": 2, "num_experts": 4, "top_k_experts": 2, "num_hidden_layers": 2}
+SMALL |= {
+    "num_attention_heads": 2,
+    "head_dim": 32,
+    "global_head_dim": 64,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "num_hidden_layers": 2,
+}
 
 
 @pytest.fixture
@@ -28,11 +35,11 @@ def compare_step(monkeypatch):
 
 @pytest.mark.parametrize("precision", ["float32", "4bit"])
 def test_it_measures(compare_step, monkeypatch, capsys, precision):
-    arguments = ["--precision", precision, "--repeat", "2", "--rows", "3", "--context", "300", "--parts"]
+    arguments = ["--precision", precision, "--repeat", "2", "--rows", "2", "--context", "40", "--parts"]
     monkeypatch.setattr(sys, "argv", ["compare_step.py", *arguments])
     compare_step.main()
     found = json.loads(capsys.readouterr().out)
-    assert set(found["seconds"]) == {"ours", "ours, 3 rows"} and found["weights_bytes"] > 100_000
+    assert set(found["seconds"]) == {"ours", "ours, 2 rows"} and found["weights_bytes"] > 100_000
     assert found["times_the_tokens"] > 0 and found["share_of_byte_floor"] > 0
     parts = found["parts"]
     assert {"linears", "experts", "attention", "head and draw", "self-conditioning"} <= set(parts)
