@@ -12,10 +12,11 @@ from ..config import ModelConfig
 from ..interface import NextToken, Prediction, Row
 from ..mistake import Mistake
 from ..sampling import Sampling
+from ..token_sets import TokenSets
 from .cache import MLXCache
 from .network import Network, Segment
 from .sweep import Asked, Slices, Sweep
-from .vocabulary import Look, TokenSets, conditioning_of, head, soft_embedding
+from .vocabulary import Look, conditioning_of, head, soft_embedding
 from .weights import first_damaged
 
 PREFILL_CHUNK = 512  # tokens of one text encoded in one pass: scores stay small, Ctrl-C is heard between passes

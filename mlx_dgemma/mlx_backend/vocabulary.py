@@ -1,4 +1,4 @@
-"""What a row asks of the vocabulary, and what it hears: token sets, predictions, self-conditioning.
+"""What a row asks of the vocabulary, and what it hears: predictions, self-conditioning.
 
 The arithmetic over the vocabulary is in `sweep.py`.
 """
@@ -13,40 +13,11 @@ import mlx.core as mx
 import numpy as np
 
 from ..interface import Prediction, Row
+from ..token_sets import LOGPROB_SET, TokenSets
 from .layers import Embedding
 from .sweep import LOST, Asked, Slices, Sweep, Swept
 
-LOGPROB_SET = 1024  # sets of fewer ids have their log-probabilities reported
 GROUP = 8  # tokens of each list whose embeddings are fetched at a time
-
-
-class TokenSets:
-    """The sets of ids that `Row.allowed` points to, each registered once."""
-
-    def __init__(self, vocab_size: int):
-        self.vocab_size = vocab_size
-        self.ids: list[tuple[int, ...]] = []
-
-    def add(self, ids: Sequence[int]) -> int:
-        """The set's index. ValueError if it is empty or an id is out of the vocabulary."""
-        unique = tuple(dict.fromkeys(int(i) for i in ids))
-        if not unique or min(unique) < 0 or max(unique) >= self.vocab_size:
-            raise ValueError(f"a token set needs ids in [0, {self.vocab_size}), got {list(unique)[:8]}")
-        if unique not in self.ids:
-            self.ids.append(unique)
-        return self.ids.index(unique)
-
-    def table(self, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """[T] set indices -> [sets, V] bool of those that occur, the first allowing all, and [T] indices into it."""
-        used, index = np.unique(np.append(allowed, -1), return_inverse=True)
-        if used[-1] >= len(self.ids) or used[0] < -1:
-            wrong = used[-1] if used[-1] >= len(self.ids) else used[0]
-            raise ValueError(f"token set {wrong} is not registered: there are {len(self.ids)}")
-        table = np.zeros((len(used), self.vocab_size), dtype=bool)
-        table[0] = True
-        for row, number in enumerate(used[1:], start=1):
-            table[row, list(self.ids[number])] = True
-        return table, index[:-1]
 
 
 @dataclass

@@ -10,62 +10,34 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from .. import parameters
 from ..checkpoint import Tensor
-from ..config import ModelConfig, Quantization
-from ..convert.names import GLOBAL_SCALE, parameter_name, published_name
+from ..config import ModelConfig
+from ..convert.names import GLOBAL_SCALE
 from ..mistake import Mistake
+from ..parameters import FLOATS, stored_quantization
 from .layers import ExpertLinear, Linear
 from .network import Network
-
-FLOATS = ("F32", "BF16", "F16")  # in the words of safetensors
 
 
 def quantize_where_stored(network: Network, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
     """Layers with scales in the checkpoint become quantized ones, as the config says of their path."""
     linears = {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
-    named = {path: q for path, q in (config.quantized_paths or {}).items() if q is not None}
-    for path, quantization in named.items():
-        if path in linears and f"{path}.scales" not in tensors:
-            raise Mistake(
-                f"tensor {path}.scales is missing: config.json says that {path} is quantized ({quantization})"
-            )
-    for path, module in linears.items():
-        scales = tensors.get(f"{path}.scales")
-        if scales is None:
-            continue
-        quantization: Quantization | None = (config.quantized_paths or {}).get(path, config.quantization)
-        if quantization is None:
-            raise Mistake(f"tensor {path}.scales in {scales.file.name}: config.json has no quantization for {path}")
+    for path, quantization in stored_quantization(linears, config, tensors).items():
         try:
-            module.quantize(quantization)
+            linears[path].quantize(quantization)
         except ValueError as error:
             raise Mistake(f"config.json: quantization of {path}: {error}") from None
         factor = tensors.get(f"{path}.{GLOBAL_SCALE}")
-        if factor is not None and isinstance(module, ExpertLinear):
-            module.scale_globally(per_row=len(factor.shape) > 1)
+        if factor is not None and isinstance(linears[path], ExpertLinear):
+            linears[path].scale_globally(per_row=len(factor.shape) > 1)
 
 
 def match(network: Network, tensors: dict[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
     """Parameter path -> the checkpoint's name for it, and where it lies: one to one. Mistake names tensor and file."""
-    expected = dict(tree_flatten(network.parameters()))
-    found: dict[str, tuple[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        path, where = parameter_name(name), f"tensor {name} in {tensor.file.name}"
-        if path in found:
-            raise Mistake(f"{where} and {found[path][0]} are the same parameter")
-        if path not in expected:
-            raise Mistake(f"{where} is not part of this model")
-        array = expected[path]
-        if tensor.shape != array.shape:
-            raise Mistake(f"{where} has shape {list(tensor.shape)}, need {list(array.shape)}")
-        kinds = {mx.uint32: ("U32",), mx.uint8: ("U8",)}.get(array.dtype, FLOATS)
-        if tensor.dtype not in kinds:
-            raise Mistake(f"{where} has dtype {tensor.dtype}, need {', '.join(kinds)}")
-        found[path] = (name, tensor)
-    for path in expected:
-        if path not in found:
-            raise Mistake(f"tensor {published_name(path)} is missing from the checkpoint")
-    return found
+    kinds = {mx.uint32: ("U32",), mx.uint8: ("U8",)}
+    expected = {path: (a.shape, kinds.get(a.dtype, FLOATS)) for path, a in tree_flatten(network.parameters())}
+    return parameters.match(expected, tensors)
 
 
 def load_weights(network: Network, config: ModelConfig, tensors: dict[str, Tensor], dtype: mx.Dtype) -> None:
