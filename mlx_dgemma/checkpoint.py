@@ -28,6 +28,10 @@ class Tensor:
     nbytes: int
 
 
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
 def read_json(path: Path) -> Any:
     """FileNotFoundError without the file, ValueError if it is not JSON; both name it."""
     try:

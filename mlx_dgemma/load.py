@@ -5,27 +5,32 @@ Nothing is read before it is known to fit: sizes come from safetensors headers, 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import resource
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checkpoint import read_configs, read_tensors
+from .checkpoint import gigabytes, read_configs, read_tensors
 from .config import ModelConfig, parse_config, parse_sampling
 from .convert.names import is_vision
 from .mistake import Mistake, NotFound
 
 if TYPE_CHECKING:
+    from .checkpoint import Tensor
     from .interface import DiffusionModel
     from .sampling import Sampling
     from .tokenizer import Tokenizer
 
 TINY = Path(__file__).parent / "tiny"
+BACKENDS = ("mlx", "torch")
 DTYPES = ("float32", "bfloat16", "float16")
+FP8 = "fp8"
 PUBLISHED = {  # bytes of memory for the text model: see README's table of sizes
     "mlx-community/diffusiongemma-26B-A4B-it-4bit": 15.4e9,
     "mlx-community/diffusiongemma-26B-A4B-it-8bit": 26.8e9,
@@ -41,10 +46,6 @@ FILES = [
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
 def available_memory() -> int:
     """Bytes a new process's weights may take: what the system has free or can free, less than any limit set on us."""
     import psutil
@@ -54,9 +55,10 @@ def available_memory() -> int:
     return free if limit == resource.RLIM_INFINITY else min(free, limit)
 
 
-def check_memory(needed: int, what: str) -> None:
-    """ValueError that says what is needed, what there is, and which published checkpoint would fit."""
-    free = available_memory()
+def check_memory(needed: int, what: str, free: int | None = None) -> None:
+    """ValueError that says what is needed, what there is (`free`, or what a process may take), and which published
+    checkpoint would fit."""
+    free = available_memory() if free is None else free
     if needed <= free:
         return
     fitting = [name for name, size in PUBLISHED.items() if size <= free and size < needed]
@@ -151,11 +153,35 @@ def find(path: str | Path | None, *, to_load: bool = True) -> Path:
     raise NotFound(f"{path}: no such folder, and no hub id either (those look like google/diffusiongemma-26B-A4B-it)")
 
 
+def _has(module: str) -> bool:
+    """Installed; it is not imported."""
+    return importlib.util.find_spec(module) is not None
+
+
+def choose_backend() -> str:
+    """torch where there is a CUDA device and no Metal, or no MLX; else MLX. torch takes seconds to import, so it is not
+    asked before the system shows an NVIDIA driver."""
+    if not _has("mlx"):
+        return "torch" if _has("torch") else "mlx"
+    driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
+    if sys.platform == "darwin" or not driver or not _has("torch"):
+        return "mlx"
+    from .torch_backend.load import has_device
+
+    return "torch" if has_device() else "mlx"
+
+
 def load_model(folder: Path, config: ModelConfig, backend: str, dtype: str) -> DiffusionModel:
     tensors = {name: tensor for name, tensor in read_tensors(folder).items() if not is_vision(name)}
+    if backend not in BACKENDS:
+        raise Mistake(f"backend {backend!r} is not one we have: need {' or '.join(BACKENDS)}")
+    return (_load_mlx if backend == "mlx" else _load_torch)(folder, tensors, config, dtype)
+
+
+def _load_mlx(folder: Path, tensors: dict[str, Tensor], config: ModelConfig, dtype: str) -> DiffusionModel:
+    if dtype not in DTYPES:
+        raise Mistake(f"dtype {dtype} is for the torch backend; MLX has {', '.join(DTYPES)}")
     check_memory(sum(tensor.nbytes for tensor in tensors.values()), folder.name)
-    if backend != "mlx":
-        raise Mistake(f"backend {backend!r} is not one we have; only 'mlx'")
     try:
         from .mlx_backend.load import load_mlx
     except ImportError as error:
@@ -165,15 +191,26 @@ def load_model(folder: Path, config: ModelConfig, backend: str, dtype: str) -> D
     return load_mlx(tensors, config, dtype)
 
 
+def _load_torch(folder: Path, tensors: dict[str, Tensor], config: ModelConfig, dtype: str) -> DiffusionModel:
+    try:
+        from .torch_backend.load import load_torch
+    except ImportError as error:
+        if (error.name or "").split(".")[0] != "torch" and "libcu" not in str(error):
+            raise
+        raise Mistake(f"torch cannot be imported ({error}): pip install 'mlx_dgemma[cuda]'") from error
+    return load_torch(tensors, config, dtype, folder.name)
+
+
 def load(
-    path: str | Path | None = None, backend: str = "mlx", dtype: str | None = None
+    path: str | Path | None = None, backend: str | None = None, dtype: str | None = None
 ) -> tuple[DiffusionModel, Tokenizer, Sampling]:
     """Load a DiffusionGemma checkpoint in a published layout.
 
     Args:
         path: a folder, a hub id, or None for the small model that comes with the package.
-        backend: "mlx".
-        dtype: "float32", "bfloat16" or "float16" of activations and unquantized weights; None: the checkpoint's.
+        backend: "mlx" or "torch"; None: torch where there is a CUDA device, else MLX.
+        dtype: "float32", "bfloat16" or "float16" of activations and unquantized weights; "fp8", on torch: experts and
+            linears in E4M3, activations in bfloat16; None: the checkpoint's.
 
     Raises:
         FileNotFoundError, ValueError: one line that names what was wrong and what to do.
@@ -184,7 +221,7 @@ def load(
     stored, generation = read_configs(folder)
     config, sampling = parse_config(stored, generation), parse_sampling(generation)
     dtype = dtype or config.dtype
-    if dtype not in DTYPES:
-        raise Mistake(f"need dtype one of {', '.join(DTYPES)}, got {dtype}")
+    if dtype not in (*DTYPES, FP8):
+        raise Mistake(f"need dtype one of {', '.join((*DTYPES, FP8))}, got {dtype}")
     tokenizer = Tokenizer(folder)
-    return load_model(folder, config, backend, dtype), tokenizer, sampling
+    return load_model(folder, config, backend or choose_backend(), dtype), tokenizer, sampling

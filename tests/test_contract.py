@@ -13,7 +13,8 @@ from mlx_dgemma.interface import Row
 from mlx_dgemma.load import load_model
 from mlx_dgemma.sampling import Sampling
 
-BACKENDS = ["mlx", "mlx as on a GPU"]  # whose paths the CPU device takes in float32, when told so
+# The paths of a GPU are taken on the CPU in float32, when told so.
+BACKENDS = ["mlx", "mlx as on a GPU", "torch", "torch as on a GPU"]
 SHAPES = {"long window": {"sliding_window": 64}, "short window": {"sliding_window": 24, "top_k_experts": 3}}
 VECTORS = ("argmax", "sample", "entropy", "confidence")
 
@@ -29,9 +30,15 @@ def model(request, tmp_path_factory):
         patch = pytest.MonkeyPatch()
         patch.setattr(arithmetic, "namespace", lambda: mx)
         request.addfinalizer(patch.undo)
+    if backend.startswith("torch"):
+        pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
     config = checkpoints.config(**SHAPES[shape])
     folder = checkpoints.write(tmp_path_factory.mktemp("contract"), config, checkpoints.weights(config, peaked=3))
-    return load_model(folder, parse_config(config, checkpoints.generation_config()), backend.split()[0], "float32")
+    model = load_model(folder, parse_config(config, checkpoints.generation_config()), backend.split()[0], "float32")
+    model.backend = backend.split()[0]
+    if backend == "torch as on a GPU":
+        model.together = True  # rows go together, padded to the shapes that are captured there
+    return model
 
 
 def text(model, length: int, seed: int = 0) -> np.ndarray:
@@ -194,7 +201,7 @@ def test_save_and_load(model, tmp_path):
 def test_a_cache_of_another_model_or_a_damaged_one(model, tmp_path):
     config = checkpoints.config(sliding_window=model.config.sliding_window)
     folder = checkpoints.write(tmp_path / "other", config, checkpoints.weights(config, seed=8))
-    other = load_model(folder, parse_config(config, checkpoints.generation_config()), "mlx", "float32")
+    other = load_model(folder, parse_config(config, checkpoints.generation_config()), model.backend, "float32")
     encoded(other, text(other, 5)).save(tmp_path / "theirs.safetensors")
     cache = encoded(model, text(model, 5))
     with pytest.raises(ValueError, match="another model"):

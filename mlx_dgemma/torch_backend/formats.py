@@ -1,0 +1,76 @@
+"""MLX's quantized formats, and FP8: what the packed numbers mean.
+
+MLX packs a row as one stream of bits, lowest first, in 32-bit words. A group of neighbours in a row shares a scale:
+affine: scale * q + bias; mxfp4, mxfp8: a power of two (E8M0) times E2M1 or E4M3; nvfp4: an E4M3 scale times E2M1.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..config import Quantization
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+WIDER = {2: 4, 3: 4, 5: 8, 6: 8}  # bits -> those of the fields that the kernels read
+
+
+def check(quantization: Quantization, width: int) -> None:
+    """ValueError if the groups do not divide rows of `width` numbers."""
+    bits, group = quantization.bits, quantization.group_size
+    if width % group or width * bits % 32:
+        raise ValueError(f"groups of {group} with {bits} bits do not divide rows of {width}")
+
+
+def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """[..., words] int32 -> [..., words * 32 / bits] uint8."""
+    octets = packed.contiguous().view(torch.uint8)
+    if 8 % bits == 0:
+        places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+        return ((octets[..., None] >> places) & (2**bits - 1)).flatten(-2)
+    # Eight numbers fill `bits` bytes.
+    octets, places = octets.unflatten(-1, (-1, bits)).long(), torch.arange(8, device=packed.device)
+    word = (octets << 8 * places[:bits]).sum(dim=-1)
+    return ((word[..., None] >> bits * places) & (2**bits - 1)).flatten(-2).to(torch.uint8)
+
+
+def widen(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """The same numbers in fields of WIDER[bits]."""
+    wide = WIDER[bits]
+    fields = unpack(packed, bits).unflatten(-1, (-1, 8 // wide))
+    places = torch.arange(0, 8, wide, dtype=torch.uint8, device=packed.device)
+    return (fields << places).sum(dim=-1, dtype=torch.uint8).view(torch.int32)
+
+
+def _numbers(packed: torch.Tensor, quantization: Quantization) -> torch.Tensor:
+    if quantization.mode == "mxfp8":
+        return packed.contiguous().view(FP8).float()
+    stored = unpack(packed, quantization.bits)
+    if quantization.mode == "affine":
+        return stored.float()
+    table = torch.tensor(E2M1 + tuple(-x for x in E2M1), device=packed.device)
+    return table[stored.int()]
+
+
+def _scales(scales: torch.Tensor, quantization: Quantization) -> torch.Tensor:
+    if quantization.mode == "affine":
+        return scales.float()
+    if quantization.mode == "nvfp4":
+        return scales.view(FP8).float()
+    return torch.exp2(scales.float() - 127)
+
+
+def dequantize(
+    packed: torch.Tensor, scales: torch.Tensor, biases: torch.Tensor | None, quantization: Quantization
+) -> torch.Tensor:
+    """[..., words] int32, [..., groups] and for affine [..., groups] -> [..., width] float32."""
+    numbers = _numbers(packed, quantization).unflatten(-1, (-1, quantization.group_size))
+    numbers = numbers * _scales(scales, quantization)[..., None]
+    return (numbers if biases is None else numbers + biases.float()[..., None]).flatten(-2)
+
+
+def to_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[..., width] -> E4M3 of the same shape, and [..., 1] float32, the scale of each row: its largest number / 448."""
+    scale = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12) / FP8_MAX
+    return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale

@@ -1,0 +1,85 @@
+"""Chains of small operations: one kernel each on a GPU (torch.compile), as they are on a CPU.
+
+A layer has two dozen of these operations, and between two matrix products they cost more in launches than in work.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu
+
+from . import formats
+
+
+def fused(function: Callable) -> Callable:
+    """Decides by its first argument. Compiled for all sizes at once: they change with the rows of a call."""
+
+    @functools.cache
+    def compiled() -> Callable:
+        return torch.compile(function, dynamic=True)
+
+    @functools.wraps(function)
+    def call(first: Tensor, *rest):
+        return (compiled() if first.is_cuda else function)(first, *rest)
+
+    call.compiled = compiled
+    return call
+
+
+def _rms(x: Tensor, eps: float) -> Tensor:
+    x = x.float()
+    return x * torch.rsqrt(x.pow(2).mean(dim=-1, keepdim=True) + eps)
+
+
+@fused
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """In float32 inside."""
+    normed = _rms(x, eps)
+    return (normed if weight is None else normed * weight.float()).to(x.dtype)
+
+
+@fused
+def rotated_norm(x: Tensor, weight: Tensor, turn: Tensor, eps: float) -> Tensor:
+    """RMSNorm of heads x [T, H, D], then RoPE by `turn` [2, T, D / 2]: the cosines and the sines."""
+    low, high = (_rms(x, eps) * weight.float()).to(x.dtype).float().chunk(2, dim=-1)
+    cos, sin = turn[0, :, None], turn[1, :, None]
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+
+
+@fused
+def gated(gate_up: Tensor) -> Tensor:
+    """[..., 2 n], the gate first -> gelu(gate) * up."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return gelu(gate, approximate="tanh") * up
+
+
+@fused
+def after_attention(x: Tensor, attended: Tensor, norms: tuple[Tensor, ...], router: Tensor, eps: float):
+    """The residual, and it normed for the dense MLP, for the experts and for the router."""
+    post, dense, sparse = norms
+    x = x + (_rms(attended, eps) * post.float()).to(x.dtype)
+    normed = _rms(x, eps)
+    routed = normed.to(x.dtype) * router * x.shape[-1] ** -0.5
+    return x, (normed * dense.float()).to(x.dtype), (normed * sparse.float()).to(x.dtype), routed
+
+
+@fused
+def weigh(y: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """What the experts of each token say, [T, K, D], by their weights [T, K]. A weight of 0 hides even NaN."""
+    weights = weights[..., None]
+    return torch.where(weights != 0, y * weights, 0).sum(dim=1).to(dtype)
+
+
+@fused
+def after_experts(x: Tensor, dense: Tensor, sparse: Tensor, norms: tuple[Tensor, ...], scalar: Tensor, eps: float):
+    """The residual after both feed-forward parts, times the layer's scalar [T, 1]."""
+    first, second, post = norms
+    both = (_rms(dense, eps) * first.float()).to(x.dtype) + (_rms(sparse, eps) * second.float()).to(x.dtype)
+    return (x + (_rms(both, eps) * post.float()).to(x.dtype)) * scalar
+
+
+to_fp8 = fused(formats.to_fp8)

@@ -1,0 +1,59 @@
+"""CUDA graphs: a function of tensors is launched once, and from then on replayed, with other numbers in its inputs.
+
+A pass is some 1,500 small launches; as a graph it is one. On a CPU the function is simply called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass
+class Captured:
+    graph: torch.cuda.CUDAGraph
+    inputs: Inputs
+    outputs: Any
+
+
+class Graphs:
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.captured: dict[Hashable, Captured] = {}
+        # One memory pool for all, as they never run at the same time; each one's outputs stay its own.
+        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def clear(self) -> None:
+        """What they read or wrote has moved."""
+        self.captured.clear()
+
+    def run(self, key: Hashable, function: Callable[[Inputs], Any], inputs: Inputs) -> Any:
+        """`function(inputs)`, whose shapes and everything else it goes by are told by `key`. What it gives is good
+        until the next run with this key."""
+        if self.pool is None:
+            return function(inputs)
+        found = self.captured.get(key)
+        if found is None:
+            found = self.captured[key] = self._capture(function, inputs)
+        for name, tensor in inputs.items():
+            found.inputs[name].copy_(tensor, non_blocking=True)
+        found.graph.replay()
+        return found.outputs
+
+    def _capture(self, function: Callable[[Inputs], Any], inputs: Inputs) -> Captured:
+        inputs = {name: tensor.to(self.device, copy=True) for name, tensor in inputs.items()}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # once outside: kernels are compiled, libraries take their workspaces
+            function(inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            outputs = function(inputs)
+        return Captured(graph, inputs, outputs)

@@ -1,0 +1,169 @@
+"""The three places where a weight is used: a product, a product per expert, an embedding; plain, quantized or FP8.
+
+Quantized weights stay packed: on a GPU the kernels unpack them in registers, on a CPU they are unpacked for each use.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Quantization
+from . import formats
+from .fused import rms_norm, to_fp8
+
+FEW = 16  # rows; BLAS sums fewer of them in another order
+
+
+class Linear(nn.Module):
+    """`weight` [..., out, in]; in groups along `in` once `quantize` was called, in E4M3 once `to_fp8` was. No bias."""
+
+    def __init__(self, *shape: int):
+        super().__init__()
+        self.quantization: Quantization | None = None
+        self.declare(weight=torch.empty(shape))
+
+    def declare(self, **arrays: Tensor) -> None:
+        for name, array in arrays.items():
+            self.register_buffer(name, array)
+
+    def quantize(self, quantization: Quantization) -> None:
+        """Expect the arrays of `mx.quantize`. ValueError if the groups do not divide the rows."""
+        *outer, width = self.weight.shape
+        formats.check(quantization, width)
+        self.quantization = quantization
+        affine = quantization.mode == "affine"
+        scales = torch.empty((*outer, width // quantization.group_size), dtype=torch.float32 if affine else torch.uint8)
+        self.declare(
+            weight=torch.empty((*outer, width * quantization.bits // 32), dtype=torch.int32),
+            scales=scales,
+            biases=torch.empty_like(scales) if affine else None,
+        )
+
+    def to_fp8(self) -> None:
+        """In place, from floats: `weight` E4M3 and `fp8_scale` [..., out, 1] float32."""
+        weight, scale = formats.to_fp8(self.weight)
+        self.declare(weight=weight, fp8_scale=scale)
+
+    @property
+    def is_fp8(self) -> bool:
+        return self.weight.dtype == formats.FP8
+
+    def widen(self) -> None:
+        """To fields of 4 or 8 bits, for the kernels. The numbers stay the same."""
+        q = self.quantization
+        if q is not None and q.bits in formats.WIDER:
+            self.weight = formats.widen(self.weight, q.bits)
+            self.quantization = Quantization(bits=formats.WIDER[q.bits], group_size=q.group_size, mode=q.mode)
+
+    def rows(self, index, dtype: torch.dtype) -> Tensor:
+        """`weight[index]` as floats."""
+        if self.is_fp8:
+            return (self.weight[index].float() * self.fp8_scale[index]).to(dtype)
+        if self.quantization is None:
+            return self.weight[index]
+        biases = None if self.biases is None else self.biases[index]
+        return formats.dequantize(self.weight[index], self.scales[index], biases, self.quantization).to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] -> [T, out]."""
+        if self.is_fp8:
+            return self._fp8_product(x)
+        if self.quantization is not None and x.is_cuda:
+            from .kernels import quantized_product
+
+            return quantized_product(x, self)
+        return x @ self.rows(slice(None), x.dtype).T
+
+    def _fp8_product(self, x: Tensor) -> Tensor:
+        rounded, scale = to_fp8(x)
+        if not x.is_cuda:  # the same numbers, multiplied as floats
+            return ((rounded.float() * scale) @ self.rows(slice(None), torch.float32).T).to(x.dtype)
+        return torch._scaled_mm(rounded, self.weight.T, scale, self.fp8_scale.T, out_dtype=x.dtype, use_fast_accum=True)
+
+
+class ExpertLinear(Linear):
+    """`weight` [E, out, in]. Rows of x come sorted by expert."""
+
+    def scale_globally(self, *, per_row: bool) -> None:
+        """Expect `weight_scale_2`, too: float32 factors [E, out] or [E], as NVIDIA's NVFP4 has them."""
+        self.declare(weight_scale_2=torch.empty(self.weight.shape[: 2 if per_row else 1]))
+
+    def forward(self, x: Tensor, experts: Tensor, ends: Tensor) -> Tensor:
+        """x [N, in], the expert of each row [N], ascending, and where each expert's rows end [E] int32 -> [N, out].
+        Rows behind the last end come out as anything."""
+        if not hasattr(self, "weight_scale_2"):
+            return self._product(x, ends)
+        # Before the factor a weight is up to 2688, and sums of them leave float16's range.
+        y = self._product(x.float() if x.dtype == torch.float16 else x, ends)
+        factors = self.weight_scale_2[experts.clamp(max=len(ends) - 1)]
+        return (y * (factors if factors.ndim == 2 else factors[:, None])).to(x.dtype)
+
+    def _product(self, x: Tensor, ends: Tensor) -> Tensor:
+        if not x.is_cuda:
+            return self._expert_by_expert(x, ends)
+        if self.is_fp8:
+            rounded, scale = to_fp8(x)
+            weight, weight_scale = self.weight.transpose(-2, -1), self.fp8_scale.squeeze(-1)
+            return torch._scaled_grouped_mm(
+                rounded, weight, scale.squeeze(-1), weight_scale, offs=ends, out_dtype=x.dtype, use_fast_accum=True
+            )
+        if self.quantization is None and x.dtype == torch.bfloat16:
+            return torch._grouped_mm(x, self.weight.transpose(-2, -1), offs=ends)
+        from .kernels import grouped_product
+
+        return grouped_product(x, self, ends)
+
+    def _expert_by_expert(self, x: Tensor, ends: Tensor) -> Tensor:
+        y, start = x.new_zeros((len(x), self.weight.shape[1])), 0
+        if self.is_fp8:
+            rounded, scale = to_fp8(x)
+            x = (rounded.float() * scale).to(x.dtype)
+        for expert, end in enumerate(ends.tolist()):
+            if end > start:
+                own = x[start:end]
+                if end - start < FEW:  # so that a token hears the same in any company
+                    own = torch.cat((own, own.new_zeros((FEW - (end - start), own.shape[1]))))
+                y[start:end] = (own @ self.rows(expert, x.dtype).T)[: end - start]
+            start = end
+        return y
+
+
+class Embedding(Linear):
+    """`weight` [V, D], tied: the table that is looked up is also the head."""
+
+    SLICE = 16_384  # rows unpacked at a time
+
+    def __init__(self, vocab_size: int, hidden_size: int):
+        super().__init__(vocab_size, hidden_size)
+        self.vocab_size, self.hidden_size = vocab_size, hidden_size
+
+    def lookup(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """[...] -> [..., D], scaled as Gemma's are."""
+        return self.scaled(self.rows(ids, dtype))
+
+    def scaled(self, rows: Tensor) -> Tensor:
+        """By sqrt(D), which the reference rounds to the activations' dtype first."""
+        return rows * torch.full((), self.hidden_size**0.5, dtype=rows.dtype, device=rows.device)
+
+    def mean(self, shares: Tensor) -> Tensor:
+        """shares [T, V] -> [T, D]: the sum of the rows by their shares."""
+        if self.quantization is None:
+            return shares @ self.weight
+        total = torch.zeros((len(shares), self.hidden_size), dtype=torch.float32, device=shares.device)
+        for first in range(0, self.vocab_size, self.SLICE):
+            part = slice(first, first + self.SLICE)
+            total += shares[:, part] @ self.rows(part, shares.dtype)
+        return total.to(shares.dtype)
+
+
+class Norm(nn.Module):
+    """RMSNorm; without `scaled` it has no weight."""
+
+    def __init__(self, size: int, eps: float, *, scaled: bool = True):
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(size) if scaled else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)

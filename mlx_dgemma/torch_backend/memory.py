@@ -1,0 +1,40 @@
+"""What the device has free, and a line for the user where that is too little."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ..checkpoint import gigabytes
+from ..load import available_memory
+from ..mistake import Mistake
+
+
+def free(device: torch.device) -> int:
+    """Bytes that can be had now: on a GPU what the driver has, and what torch's allocator holds unused."""
+    if device.type == "cpu":
+        return available_memory()
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def peak(device: torch.device) -> int:
+    """Bytes that torch held at most on a GPU; on a CPU, whose allocator does not count, that the process did."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KB
+
+
+@contextmanager
+def enough(needed: int, device: torch.device, what: str) -> Iterator[None]:
+    """Mistake if the device's memory runs out inside."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise Mistake(
+            f"out of device memory: {what} need {gigabytes(needed)} more, {gigabytes(free(device))} are free on "
+            f"{torch.cuda.get_device_name(device)}; take shorter texts, fewer at once, or a checkpoint of fewer bits"
+        ) from None

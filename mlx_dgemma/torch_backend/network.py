@@ -1,0 +1,270 @@
+"""DiffusionGemma's network: a Gemma 4 stack whose text pass is causal and whose canvas pass looks both ways.
+
+Parameters carry the checkpoint's names. The encoder and the decoder share every weight but one scalar a layer, so there
+is one stack here. transformers' `modeling_diffusion_gemma.py` is the reference.
+
+A pass is about A texts of P tokens to be encoded and B canvases of L tokens that stand behind texts. Shapes are all it
+knows on the host; how many of the tokens are real, where they stand and whose cache they belong to are tensors on the
+device. So one pass is one CUDA graph, and serves whatever fits its shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..config import LayerConfig, ModelConfig
+from . import parallel
+from .attention import Sight, attend
+from .fused import after_attention, after_experts, gated, rotated_norm, weigh
+from .layers import Embedding, ExpertLinear, Linear, Norm
+
+
+@dataclass
+class Tokens:
+    """N sequences of Q tokens, padded: texts or canvases. None of these are known on the host but `context`."""
+
+    ids: Tensor  # [N, Q] int64
+    start: Tensor  # [N] int32: position of the first, which is how many tokens of text there are before
+    count: Tensor  # [N] int32: how many of Q are real
+    slot: Tensor  # [N] int32: of the cache they belong to
+    causal: bool
+    context: int  # tokens of text that any of them sees, at most
+
+    @property
+    def positions(self) -> Tensor:
+        return self.start[:, None] + torch.arange(self.ids.shape[1], dtype=torch.int32, device=self.ids.device)
+
+    def sight(self, window: int | None) -> Sight:
+        at, width = self.positions, self.context
+        if self.causal:
+            hi = torch.minimum(at + 1, (self.start + self.count)[:, None])
+            lo = at + 1 - (window or 0)
+            seen = (window or 0) - 1 + self.ids.shape[1]
+        else:  # the reference gives a canvas the last window - 1 tokens, and no window of its own
+            hi = self.start[:, None].expand_as(at)
+            lo, seen = hi - (window or 1) + 1, (window or 0) - 1
+        if window is None:
+            return Sight(self.slot, torch.zeros_like(hi), hi.contiguous(), width, None if self.causal else self.count)
+        lo = lo.clamp(min=0).contiguous()
+        return Sight(self.slot, lo, hi.contiguous(), min(width, seen), None if self.causal else self.count)
+
+    def places(self, room: int) -> tuple[Tensor, Tensor]:
+        """Where the pool keeps their K and V: slot and place [N, Q]. What is no token goes behind the room."""
+        at = self.positions
+        real = torch.arange(at.shape[1], device=at.device) < self.count[:, None]
+        return self.slot[:, None].expand_as(at).long(), torch.where(real, at % room, room).long()
+
+
+class Kind:
+    """What the layers of one kind share in a pass: rotations, and what is seen."""
+
+    def __init__(self, layer: LayerConfig, config: ModelConfig, blocks: list[Tokens], room: int):
+        window = config.sliding_window if layer.sliding else None
+        self.sights = [block.sight(window) for block in blocks]
+        self.places = [block.places(room) if block.causal else None for block in blocks]
+        self.counts = [block.ids.shape for block in blocks]
+        positions = torch.cat([block.positions.flatten() for block in blocks]).float()
+        # Proportional RoPE: wavelengths as of the whole head, and pairs after the first `rotated` stand still.
+        pairs = torch.arange(layer.head_dim // 2, device=positions.device)
+        rates = torch.where(pairs < layer.rotated, 1 / layer.rope_theta ** (2 * pairs / layer.head_dim), 0.0)
+        angles = positions[:, None] * rates
+        self.turn = torch.stack((angles.cos(), angles.sin()))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_proj = Linear(config.intermediate_size, config.hidden_size)
+        self.up_proj = Linear(config.intermediate_size, config.hidden_size)
+        self.down_proj = Linear(config.hidden_size, config.intermediate_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(gated(torch.cat((self.gate_proj(x), self.up_proj(x)), dim=-1)))
+
+
+class Attention(nn.Module):
+    """Scale 1: q_norm and k_norm have it. Full layers have no v_proj; values are their keys before k_norm and RoPE."""
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig):
+        super().__init__()
+        hidden, heads, dim = config.hidden_size, layer.num_key_value_heads, layer.head_dim
+        self.dim = dim
+        self.q_proj = Linear(config.num_attention_heads * dim, hidden)
+        self.k_proj = Linear(heads * dim, hidden)
+        self.v_proj = Linear(heads * dim, hidden) if layer.sliding else None
+        self.o_proj = Linear(hidden, config.num_attention_heads * dim)
+        self.q_norm = Norm(dim, config.rms_norm_eps)
+        self.k_norm = Norm(dim, config.rms_norm_eps)
+        self.v_norm = Norm(dim, config.rms_norm_eps, scaled=False)
+
+    def forward(self, x: Tensor, kind: Kind, cache: tuple[Tensor, Tensor]) -> Tensor:
+        raw, eps = self._heads(self.k_proj(x)), self.q_norm.eps
+        queries = rotated_norm(self._heads(self.q_proj(x)), self.q_norm.weight, kind.turn, eps)
+        keys = rotated_norm(raw, self.k_norm.weight, kind.turn, eps)
+        values = self.v_norm(raw if self.v_proj is None else self._heads(self.v_proj(x)))
+        outputs, first = [], 0
+        for shape, sight, places in zip(kind.counts, kind.sights, kind.places, strict=True):
+            q, k, v = (a[first : first + shape.numel()].unflatten(0, shape) for a in (queries, keys, values))
+            if places is not None:  # of texts, which come first: a canvas of the same pass sees them
+                cache[0][places], cache[1][places] = k, v
+            outputs.append(attend(q, cache, (k, v), sight).flatten(0, 1).flatten(1))
+            first += shape.numel()
+        return parallel.sum_up(self.o_proj(torch.cat(outputs)))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.dim))  # [T, H, D]
+
+
+class Router(nn.Module):
+    """Which experts a token goes to, from the residual as it stands: its own norm, not the layer's."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.top_k = config.top_k_experts
+        self.declare_scale(torch.ones(config.hidden_size), torch.ones(config.num_experts))
+        self.proj = Linear(config.num_experts, config.hidden_size)
+
+    def declare_scale(self, scale: Tensor, per_expert: Tensor) -> None:
+        self.register_buffer("scale", scale)
+        self.register_buffer("per_expert_scale", per_expert)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, D], normed and scaled -> experts [T, K] and their weights [T, K], float32."""
+        chosen, experts = self.proj(x).topk(self.top_k, dim=-1)
+        # The softmax over the chosen is the reference's softmax over all, divided by the sum of the chosen.
+        return experts, chosen.float().softmax(dim=-1) * self.per_expert_scale.float()[experts]
+
+
+class Experts(nn.Module):
+    """Of `num_experts`, those from `first` on that are here."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        hidden, inner = config.hidden_size, config.moe_intermediate_size
+        self.first = 0
+        self.gate_up_proj = ExpertLinear(config.num_experts, 2 * inner, hidden)  # gate's rows first
+        self.down_proj = ExpertLinear(config.num_experts, hidden, inner)
+
+    def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """[T, D], [T, K], [T, K] -> [T, D]. Pairs of token and expert are sorted, so that an expert is read once."""
+        (tokens, top_k), here = experts.shape, self.gate_up_proj.weight.shape[0]
+        experts = experts - self.first
+        mine = (experts >= 0) & (experts < here)
+        own, order = torch.where(mine, experts, here).flatten().sort(stable=True)
+        ends = torch.searchsorted(own, torch.arange(here, device=x.device), right=True, out_int32=True)
+        y = self.down_proj(gated(self.gate_up_proj(x[order // top_k], own, ends)), own, ends)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+        return weigh(y[back].unflatten(0, (tokens, top_k)), torch.where(mine, weights, 0), x.dtype)
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ModelConfig, layer: LayerConfig):
+        super().__init__()
+        self.kind, self.eps = layer, config.rms_norm_eps
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.router = Router(config)
+        self.experts = Experts(config)
+        self.register_buffer("layer_scalar", torch.ones(1))  # of the decoder; the encoder's are `EncoderScalar`
+        norms = "input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm"
+        norms += " post_feedforward_layernorm_1 post_feedforward_layernorm_2 pre_feedforward_layernorm_2"
+        for name in norms.split():
+            setattr(self, name, Norm(config.hidden_size, config.rms_norm_eps))
+
+    def forward(self, x: Tensor, kind: Kind, cache: tuple[Tensor, Tensor], scalar: Tensor) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(x), kind, cache)
+        norms = (self.post_attention_layernorm, self.pre_feedforward_layernorm, self.pre_feedforward_layernorm_2)
+        weights = tuple(norm.weight for norm in norms)
+        x, dense, sparse, routed = after_attention(x, attended, weights, self.router.scale, self.eps)
+        sparse = parallel.sum_up(self.experts(sparse, *self.router(routed)))
+        norms = (self.post_feedforward_layernorm_1, self.post_feedforward_layernorm_2, self.post_feedforward_layernorm)
+        weights = tuple(norm.weight for norm in norms)
+        return after_experts(x, self.mlp(dense), sparse, weights, scalar, self.eps)
+
+
+class SelfConditioning(MLP):
+    """What the last pass believed, added to the canvas's embeddings; the norm behind it works on the first pass too."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.pre_norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.post_norm = Norm(config.hidden_size, config.rms_norm_eps, scaled=False)
+
+    def forward(self, embeddings: Tensor, soft: Tensor) -> Tensor:
+        """[T, D] each; zeros where nothing is known, of which nothing becomes of anything."""
+        return self.post_norm(embeddings + super().forward(self.pre_norm(soft)))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in config.layers)
+        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.self_conditioning = SelfConditioning(config)
+
+
+class EncoderScalar(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("layer_scalar", torch.ones(1))
+
+
+class EncoderText(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderScalar() for _ in config.layers)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.language_model = EncoderText(config)
+
+
+class Backbone(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.decoder = Decoder(config)
+        self.encoder = Encoder(config)
+
+
+class Network(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config, self.kinds, self.dtype = config, list(config.layers), torch.float32
+        self.model = Backbone(config)
+
+    @property
+    def table(self) -> Embedding:
+        return self.model.decoder.embed_tokens
+
+    def forward(self, blocks: list[Tokens], told: tuple[Tensor, Tensor] | None, caches: list) -> Tensor:
+        """-> [T, D], last hidden states normed for the head, of all tokens one after another; texts come first.
+
+        Args:
+            told: what the canvases hear of their last pass: mean embeddings [B * L, D], and token ids [B * L] that
+                stand instead, -1 for none.
+            caches: of each layer the pool's keys and values. Texts are written there; their owners' lengths are the
+                caller's.
+        """
+        decoder, scalars = self.model.decoder, self.model.encoder.language_model.layers
+        parts = [self.table.lookup(block.ids.flatten(), self.dtype) for block in blocks]
+        if told is not None:
+            soft, certain = told
+            known = self.table.lookup(certain.clamp(min=0), self.dtype)
+            parts[-1] = decoder.self_conditioning(parts[-1], torch.where(certain[:, None] >= 0, known, soft))
+        x = torch.cat(parts)
+        text = torch.cat([torch.full((part.shape[0], 1), block.causal, device=x.device)
+                          for part, block in zip(parts, blocks, strict=True)])  # fmt: skip
+        kinds: dict[LayerConfig, Kind] = {}
+        for index, (layer, cache) in enumerate(zip(decoder.layers, caches, strict=True)):
+            kind = kinds.get(layer.kind)
+            if kind is None:
+                kind = kinds[layer.kind] = Kind(layer.kind, self.config, blocks, cache[0].shape[1] - 1)
+            scalar = torch.where(text, scalars[index].layer_scalar, layer.layer_scalar)
+            x = layer(x, kind, cache, scalar)
+        return decoder.norm(x)

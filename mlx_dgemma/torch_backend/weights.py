@@ -1,0 +1,90 @@
+"""A checkpoint's tensors into the network's parameters, each read, cast, divided and packed on its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from .. import parameters
+from ..checkpoint import Tensor as Stored
+from ..config import ModelConfig
+from ..convert.names import GLOBAL_SCALE
+from ..mistake import Mistake
+from ..parameters import FLOATS, stored_quantization
+from .layers import ExpertLinear, Linear
+from .network import Network
+
+
+def declare(config: ModelConfig, tensors: Mapping[str, Stored]) -> Network:
+    """The network without its numbers: layers with scales in the checkpoint are quantized ones, as the config says of
+    their path."""
+    with torch.device("meta"):
+        network = Network(config)
+        linears = {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
+        for path, quantization in stored_quantization(linears, config, tensors).items():
+            try:
+                linears[path].quantize(quantization)
+            except ValueError as error:
+                raise Mistake(f"config.json: quantization of {path}: {error}") from None
+            factor = tensors.get(f"{path}.{GLOBAL_SCALE}")
+            if factor is not None and isinstance(linears[path], ExpertLinear):
+                linears[path].scale_globally(per_row=len(factor.shape) > 1)
+    return network
+
+
+def match(network: Network, tensors: Mapping[str, Stored]) -> dict[str, tuple[str, Stored]]:
+    """Parameter path -> the checkpoint's name for it, and where it lies: one to one. Mistake names tensor and file."""
+    kinds = {torch.int32: ("U32",), torch.uint8: ("U8",)}
+    expected = {path: (tuple(a.shape), kinds.get(a.dtype, FLOATS)) for path, a in network.named_buffers()}
+    return parameters.match(expected, tensors)
+
+
+def place(network: Network, path: str, array: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+    """`array` at `path`: floats cast to `dtype`, but global scales."""
+    module, _, name = path.rpartition(".")
+    if array.is_floating_point() and name != GLOBAL_SCALE:
+        array = array.to(dtype)
+    elif array.dtype == torch.uint32:
+        array = array.view(torch.int32)
+    setattr(network.get_submodule(module), name, array.to(device))
+
+
+def load_weights(
+    network: Network,
+    tensors: Mapping[str, Stored],
+    device: torch.device,
+    share: Callable[[str, tuple[int, ...]], tuple[slice, ...]],
+) -> None:
+    """Fill `network`, whose `dtype` is that of its floats. `share` says which part of a parameter is held here. Mistake
+    names tensor and file."""
+    stored = match(network, tensors)
+    for file in sorted({tensor.file for _, tensor in stored.values()}):
+        with safe_open(file, "pt") as opened:
+            for path, (name, tensor) in stored.items():
+                if tensor.file == file:
+                    array = opened.get_slice(name)[share(path, tensor.shape)].contiguous()
+                    place(network, path, array, network.dtype, device)
+
+
+def fingerprint(network: Network, config: ModelConfig) -> str:
+    """Tells apart models whose caches must not be mixed, from the config and the small weights of every layer."""
+    about = {**asdict(config), "cached": str(network.dtype)}
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+    for path, array in network.named_buffers():
+        if array.numel() <= 4096 and not path.endswith(("scales", "biases", "fp8_scale")):
+            digest.update(path.encode() + array.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def first_damaged(network: Network) -> str:
+    """For a message: the first weight that is not finite."""
+    for path, array in network.named_buffers():
+        if array.is_floating_point() and not torch.isfinite(array.float()).all():
+            return f"weight {path} holds NaN or Inf; fetch or convert the checkpoint again"
+    return f"every weight is finite, so a pass overflowed {network.dtype}; try --dtype float32"
