@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import checkpoints
 import numpy as np
@@ -19,6 +20,7 @@ from mlx_dgemma.interface import Row
 from mlx_dgemma.load import load, load_model
 
 BOUND = 1e-4
+BACKENDS = ["mlx", "torch"]
 CASES = {
     "hub": {},
     "transformers": {"layout": "transformers"},
@@ -34,13 +36,13 @@ CASES = {
 LENGTHS = [1, 23, 24, 25, 70]  # below, at and above the sliding window of 24, and several windows long
 
 
-@pytest.fixture(scope="module", params=CASES, ids=str)
+@pytest.fixture(scope="module", params=[(b, c) for b in BACKENDS for c in CASES], ids=" ".join)
 def pair(request, tmp_path_factory):
-    config = checkpoints.config(**CASES[request.param])
+    backend, case = request.param
+    config = checkpoints.config(**CASES[case])
     folder = checkpoints.write(tmp_path_factory.mktemp("case"), config, checkpoints.weights(config, seed=3))
-    return load_model(folder, parse_config(config, checkpoints.generation_config()), "mlx", "float32"), reference.load(
-        folder
-    )
+    model = load_model(folder, parse_config(config, checkpoints.generation_config()), backend, "float32")
+    return model, reference.load(folder)
 
 
 def _row(model, canvas, cache, conditioning=None, pending=(), temperature=0.7):
@@ -81,7 +83,7 @@ def test_prompt_in_pieces(pair, piece, monkeypatch):
     for start in range(0, len(tokens), piece):
         model.encode([tokens[start : start + piece]], [cache])
     assert np.abs(model.logits(_row(model, canvas, cache)) - expected).max() <= BOUND
-    monkeypatch.setattr("mlx_dgemma.mlx_backend.model.PREFILL_CHUNK", piece)
+    monkeypatch.setattr(sys.modules[type(model).__module__], "PREFILL_CHUNK", piece)
     assert np.abs(model.logits(_row(model, canvas, model.new_cache(), pending=tokens)) - expected).max() <= BOUND
 
 
@@ -98,9 +100,10 @@ def test_the_causal_pass_scores_as_the_encoder_and_the_head_do(pair):
     assert np.abs(found.logprob[1:] - logprobs[np.arange(39), tokens[1:]]).max() <= BOUND
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("peaked", [1.0, 10.0])
-def test_whole_runs_over_blocks(tmp_path, seed, peaked):
+def test_whole_runs_over_blocks(tmp_path, backend, seed, peaked):
     case = {"seed": seed, "peaked": peaked, "layout": "hub"}
     prompt = np.random.default_rng(seed).integers(96, size=20).tolist()
     folder = runs.random_case(tmp_path / "all", case, [95])
@@ -109,11 +112,12 @@ def test_whole_runs_over_blocks(tmp_path, seed, peaked):
     folder = runs.random_case(tmp_path / "stopped", case, eos)
     expected = reference.generate(reference.load(folder), prompt, seed=seed, max_tokens=80)
     config, generation = read_configs(folder)
-    model = load_model(folder, parse_config(config, generation), "mlx", "float32")
+    model = load_model(folder, parse_config(config, generation), backend, "float32")
     runs.same(runs.whole_run(model, prompt, parse_sampling(generation), seed=seed, max_tokens=80), expected)
 
 
-def test_a_narrow_canvas_is_that_of_a_model_which_has_no_other(tmp_path):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_narrow_canvas_is_that_of_a_model_which_has_no_other(tmp_path, backend):
     prompt = np.random.default_rng(0).integers(96, size=20).tolist()
     wide, narrow = (checkpoints.config(canvas_length=n, eos=(95,)) for n in (16, 8))
     generation = checkpoints.generation_config(eos_token_id=[95])
@@ -121,15 +125,16 @@ def test_a_narrow_canvas_is_that_of_a_model_which_has_no_other(tmp_path):
     theirs = reference.load(checkpoints.write(tmp_path / "narrow", narrow, weights, generation))
     expected = reference.generate(theirs, prompt, seed=0, max_tokens=20)
     folder = checkpoints.write(tmp_path / "wide", wide, weights, generation)
-    model = load_model(folder, parse_config(wide, generation), "mlx", "float32")
+    model = load_model(folder, parse_config(wide, generation), backend, "float32")
     sampling = dataclasses.replace(parse_sampling(generation), canvas_length=8)
     runs.same(runs.whole_run(model, prompt, sampling, seed=0, max_tokens=20), expected)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("prompt", runs.PROMPTS)
 @pytest.mark.parametrize("eos", [None, 5, 50], ids=["its own stops", "only <turn|>", "a letter"])
-def test_the_embedded_model_token_for_token(prompt, eos):
-    model, tokenizer, sampling = load()
+def test_the_embedded_model_token_for_token(backend, prompt, eos):
+    model, tokenizer, sampling = load(backend=backend)
     theirs = reference.load(checkpoints.TINY)
     if eos:
         model.config = dataclasses.replace(model.config, stop_ids=(eos,))
