@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 NAME = "mlx_dgemma.generate"
 
 
+DTYPE_HELP = "of activations (default: the checkpoint's); fp8, on torch: of experts and linears too"
+
+
 class _NoTemperature(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         parser.error(

@@ -171,11 +171,17 @@ def choose_backend() -> str:
     return "torch" if has_device() else "mlx"
 
 
-def load_model(folder: Path, config: ModelConfig, backend: str, dtype: str) -> DiffusionModel:
+def load_model(
+    folder: Path, config: ModelConfig, backend: str, dtype: str, tensor_parallel: int | None = None
+) -> DiffusionModel:
     tensors = {name: tensor for name, tensor in read_tensors(folder).items() if not is_vision(name)}
-    if backend not in BACKENDS:
-        raise Mistake(f"backend {backend!r} is not one we have: need {' or '.join(BACKENDS)}")
-    return (_load_mlx if backend == "mlx" else _load_torch)(folder, tensors, config, dtype)
+    if backend == "mlx":
+        if tensor_parallel:
+            raise Mistake("--tensor-parallel is for the torch backend: give --backend torch, under torchrun")
+        return _load_mlx(folder, tensors, config, dtype)
+    if backend == "torch":
+        return _load_torch(folder, tensors, config, dtype, tensor_parallel)
+    raise Mistake(f"backend {backend!r} is not one we have: need {' or '.join(BACKENDS)}")
 
 
 def _load_mlx(folder: Path, tensors: dict[str, Tensor], config: ModelConfig, dtype: str) -> DiffusionModel:
@@ -191,18 +197,23 @@ def _load_mlx(folder: Path, tensors: dict[str, Tensor], config: ModelConfig, dty
     return load_mlx(tensors, config, dtype)
 
 
-def _load_torch(folder: Path, tensors: dict[str, Tensor], config: ModelConfig, dtype: str) -> DiffusionModel:
+def _load_torch(
+    folder: Path, tensors: dict[str, Tensor], config: ModelConfig, dtype: str, tensor_parallel: int | None
+) -> DiffusionModel:
     try:
         from .torch_backend.load import load_torch
     except ImportError as error:
-        if (error.name or "").split(".")[0] != "torch" and "libcu" not in str(error):
+        if (error.name or "").split(".")[0] not in ("torch", "triton") and "libcu" not in str(error):
             raise
         raise Mistake(f"torch cannot be imported ({error}): pip install 'mlx_dgemma[cuda]'") from error
-    return load_torch(tensors, config, dtype, folder.name)
+    return load_torch(tensors, config, dtype, folder.name, tensor_parallel or 1)
 
 
 def load(
-    path: str | Path | None = None, backend: str | None = None, dtype: str | None = None
+    path: str | Path | None = None,
+    backend: str | None = None,
+    dtype: str | None = None,
+    tensor_parallel: int | None = None,
 ) -> tuple[DiffusionModel, Tokenizer, Sampling]:
     """Load a DiffusionGemma checkpoint in a published layout.
 
@@ -211,6 +222,7 @@ def load(
         backend: "mlx" or "torch"; None: torch where there is a CUDA device, else MLX.
         dtype: "float32", "bfloat16" or "float16" of activations and unquantized weights; "fp8", on torch: experts and
             linears in E4M3, activations in bfloat16; None: the checkpoint's.
+        tensor_parallel: ranks to divide the model over, as many as torchrun started; on torch.
 
     Raises:
         FileNotFoundError, ValueError: one line that names what was wrong and what to do.
@@ -224,4 +236,5 @@ def load(
     if dtype not in (*DTYPES, FP8):
         raise Mistake(f"need dtype one of {', '.join((*DTYPES, FP8))}, got {dtype}")
     tokenizer = Tokenizer(folder)
-    return load_model(folder, config, backend or choose_backend(), dtype), tokenizer, sampling
+    model = load_model(folder, config, backend or choose_backend(), dtype, tensor_parallel)
+    return model, tokenizer, sampling

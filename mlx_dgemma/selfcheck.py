@@ -354,7 +354,7 @@ def check(sizes: Sizes, found: list[Part]) -> None:
     """Append every part to `found`. One that raises is a result, too, and the others go on."""
     from .load import load
 
-    loaded = load(dtype="float32")
+    loaded = load(backend="mlx", dtype="float32")
     if device() == "cpu":
         print(f"{NAME}: there is no GPU: each part runs on the CPU, against NumPy in float64", file=sys.stderr)
     for name, part in parts(loaded):

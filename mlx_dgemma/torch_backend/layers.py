@@ -5,6 +5,8 @@ Quantized weights stay packed: on a GPU the kernels unpack them in registers, on
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,12 @@ from . import formats
 from .fused import rms_norm, to_fp8
 
 FEW = 16  # rows; BLAS sums fewer of them in another order
+
+
+@functools.cache
+def _has_grouped_mm() -> bool:
+    """torch's own kernels are for Hopper and Blackwell servers; elsewhere it asks the device for each size."""
+    return torch.cuda.get_device_capability()[0] in (9, 10)
 
 
 class Linear(nn.Module):
@@ -82,6 +90,26 @@ class Linear(nn.Module):
         return torch._scaled_mm(rounded, self.weight.T, scale, self.fp8_scale.T, out_dtype=x.dtype, use_fast_accum=True)
 
 
+class SideBySide(nn.Module):
+    """Linears over the same input; one product where they are stored alike."""
+
+    def __init__(self, *linears: Linear):
+        super().__init__()
+        self.sizes = [linear.weight.shape[0] for linear in linears]
+        first, arrays = linears[0], [dict(linear.named_buffers()) for linear in linears]
+        alike = all(linear.quantization == first.quantization for linear in linears)
+        alike = alike and all(linear.weight.dtype == first.weight.dtype for linear in linears)
+        if alike:
+            for name in arrays[0]:
+                setattr(first, name, torch.cat([own[name] for own in arrays]))
+        self.linears = nn.ModuleList([first] if alike else linears)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] -> [T, the sum of their outs]."""
+        outputs = [linear(x) for linear in self.linears]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+
 class ExpertLinear(Linear):
     """`weight` [E, out, in]. Rows of x come sorted by expert."""
 
@@ -102,13 +130,13 @@ class ExpertLinear(Linear):
     def _product(self, x: Tensor, ends: Tensor) -> Tensor:
         if not x.is_cuda:
             return self._expert_by_expert(x, ends)
-        if self.is_fp8:
+        if self.is_fp8 and _has_grouped_mm():
             rounded, scale = to_fp8(x)
             weight, weight_scale = self.weight.transpose(-2, -1), self.fp8_scale.squeeze(-1)
             return torch._scaled_grouped_mm(
                 rounded, weight, scale.squeeze(-1), weight_scale, offs=ends, out_dtype=x.dtype, use_fast_accum=True
             )
-        if self.quantization is None and x.dtype == torch.bfloat16:
+        if self.quantization is None and x.dtype == torch.bfloat16 and _has_grouped_mm():
             return torch._grouped_mm(x, self.weight.transpose(-2, -1), offs=ends)
         from .kernels import grouped_product
 

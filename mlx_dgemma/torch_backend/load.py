@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..checkpoint import Tensor
 from ..config import ModelConfig
-from ..load import check_memory
-from . import memory
+from ..convert.names import parameter_name
+from ..load import FP8, check_memory
+from ..mistake import Mistake
+from . import memory, parallel
+from .layers import Linear
 from .model import TorchModel
+from .network import Network
 from .weights import declare, fingerprint, load_weights
 
 
@@ -20,11 +26,32 @@ def the_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if has_device() else torch.device("cpu")
 
 
-def load_torch(tensors: dict[str, Tensor], config: ModelConfig, dtype: str, name: str) -> TorchModel:
+def check_fp8(network: Network, device: torch.device, name: str) -> None:
+    if any(isinstance(module, Linear) and module.quantization for module in network.modules()):
+        raise Mistake(f"{name} is quantized already: leave out --dtype fp8, or take a checkpoint in bfloat16")
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise Mistake(
+            f"{torch.cuda.get_device_name(device)} has no FP8: leave out --dtype fp8, or take a 4-bit checkpoint"
+        )
+
+
+def _nbytes(config: ModelConfig, name: str, tensor: Tensor) -> int:
+    """Of this rank's share."""
+    held = parallel.share(config, parameter_name(name), tensor.shape)
+    parts = (len(range(size)[own]) for size, own in zip(tensor.shape, held, strict=True))
+    return tensor.nbytes * math.prod(parts) // max(1, math.prod(tensor.shape))
+
+
+def load_torch(tensors: dict[str, Tensor], config: ModelConfig, dtype: str, name: str, ranks: int) -> TorchModel:
     """ValueError names the tensor that is missing, left over, or of the wrong shape or dtype."""
-    device = the_device()
+    parallel.join(ranks)
+    device, fp8 = the_device(), dtype == FP8
     network = declare(config, tensors)
-    network.dtype = getattr(torch, dtype)
-    check_memory(sum(tensor.nbytes for tensor in tensors.values()), name, memory.free(device))
-    load_weights(network, tensors, device, lambda path, shape: tuple(slice(None) for _ in shape))
+    if fp8:
+        check_fp8(network, device, name)
+    network.dtype = torch.bfloat16 if fp8 else getattr(torch, dtype)
+    needed = sum(_nbytes(config, path, tensor) for path, tensor in tensors.items())
+    check_memory(needed // 2 if fp8 else needed, name, memory.free(device))
+    with memory.enough(needed, device, name):
+        load_weights(network, config, tensors, device, fp8=fp8)
     return TorchModel(network, config, device, fingerprint(network, config))

@@ -19,7 +19,7 @@ from ..config import LayerConfig, ModelConfig
 from . import parallel
 from .attention import Sight, attend
 from .fused import after_attention, after_experts, gated, rotated_norm, weigh
-from .layers import Embedding, ExpertLinear, Linear, Norm
+from .layers import Embedding, ExpertLinear, Linear, Norm, SideBySide
 
 
 @dataclass
@@ -81,8 +81,13 @@ class MLP(nn.Module):
         self.up_proj = Linear(config.intermediate_size, config.hidden_size)
         self.down_proj = Linear(config.hidden_size, config.intermediate_size)
 
+    def join(self) -> None:
+        """Once the weights are there."""
+        self.gate_up = SideBySide(self.gate_proj, self.up_proj)
+        del self.gate_proj, self.up_proj
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(gated(torch.cat((self.gate_proj(x), self.up_proj(x)), dim=-1)))
+        return self.down_proj(gated(self.gate_up(x)))
 
 
 class Attention(nn.Module):
@@ -91,7 +96,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: LayerConfig):
         super().__init__()
         hidden, heads, dim = config.hidden_size, layer.num_key_value_heads, layer.head_dim
-        self.dim = dim
+        self.dim, self.divided = dim, parallel.divides(layer)
         self.q_proj = Linear(config.num_attention_heads * dim, hidden)
         self.k_proj = Linear(heads * dim, hidden)
         self.v_proj = Linear(heads * dim, hidden) if layer.sliding else None
@@ -100,11 +105,17 @@ class Attention(nn.Module):
         self.k_norm = Norm(dim, config.rms_norm_eps)
         self.v_norm = Norm(dim, config.rms_norm_eps, scaled=False)
 
+    def join(self) -> None:
+        """Once the weights are there."""
+        self.qkv = SideBySide(*(one for one in (self.q_proj, self.k_proj, self.v_proj) if one is not None))
+        del self.q_proj, self.k_proj, self.v_proj
+
     def forward(self, x: Tensor, kind: Kind, cache: tuple[Tensor, Tensor]) -> Tensor:
-        raw, eps = self._heads(self.k_proj(x)), self.q_norm.eps
-        queries = rotated_norm(self._heads(self.q_proj(x)), self.q_norm.weight, kind.turn, eps)
-        keys = rotated_norm(raw, self.k_norm.weight, kind.turn, eps)
-        values = self.v_norm(raw if self.v_proj is None else self._heads(self.v_proj(x)))
+        # [T, H, D] each; where there is no v_proj the last two are the same.
+        raw = [part.unflatten(-1, (-1, self.dim)) for part in self.qkv(x).split(self.qkv.sizes, dim=-1)]
+        queries = rotated_norm(raw[0], self.q_norm.weight, kind.turn, self.q_norm.eps)
+        keys = rotated_norm(raw[1], self.k_norm.weight, kind.turn, self.k_norm.eps)
+        values = self.v_norm(raw[-1])
         outputs, first = [], 0
         for shape, sight, places in zip(kind.counts, kind.sights, kind.places, strict=True):
             q, k, v = (a[first : first + shape.numel()].unflatten(0, shape) for a in (queries, keys, values))
@@ -112,10 +123,8 @@ class Attention(nn.Module):
                 cache[0][places], cache[1][places] = k, v
             outputs.append(attend(q, cache, (k, v), sight).flatten(0, 1).flatten(1))
             first += shape.numel()
-        return parallel.sum_up(self.o_proj(torch.cat(outputs)))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.dim))  # [T, H, D]
+        output = self.o_proj(torch.cat(outputs))
+        return parallel.sum_up(output) if self.divided else output
 
 
 class Router(nn.Module):
@@ -139,19 +148,18 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """Of `num_experts`, those from `first` on that are here."""
+    """Of `num_experts` those that are this rank's."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         hidden, inner = config.hidden_size, config.moe_intermediate_size
-        self.first = 0
         self.gate_up_proj = ExpertLinear(config.num_experts, 2 * inner, hidden)  # gate's rows first
         self.down_proj = ExpertLinear(config.num_experts, hidden, inner)
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """[T, D], [T, K], [T, K] -> [T, D]. Pairs of token and expert are sorted, so that an expert is read once."""
         (tokens, top_k), here = experts.shape, self.gate_up_proj.weight.shape[0]
-        experts = experts - self.first
+        experts = experts - parallel.rank() * here
         mine = (experts >= 0) & (experts < here)
         own, order = torch.where(mine, experts, here).flatten().sort(stable=True)
         ends = torch.searchsorted(own, torch.arange(here, device=x.device), right=True, out_int32=True)
@@ -235,8 +243,15 @@ class Backbone(nn.Module):
 class Network(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.config, self.kinds, self.dtype = config, list(config.layers), torch.float32
+        self.config, self.dtype = config, torch.float32
+        self.kinds = [parallel.own_heads(layer) for layer in config.layers]  # as the caches have them
         self.model = Backbone(config)
+
+    def join(self) -> None:
+        """Once the weights are there: those that are used side by side."""
+        for module in list(self.modules()):
+            if isinstance(module, Attention | MLP):
+                module.join()
 
     @property
     def table(self) -> Embedding:

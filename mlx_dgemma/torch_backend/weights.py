@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
@@ -17,7 +17,8 @@ from ..config import ModelConfig
 from ..convert.names import GLOBAL_SCALE
 from ..mistake import Mistake
 from ..parameters import FLOATS, stored_quantization
-from .layers import ExpertLinear, Linear
+from . import parallel
+from .layers import Embedding, ExpertLinear, Linear
 from .network import Network
 
 
@@ -55,26 +56,42 @@ def place(network: Network, path: str, array: Tensor, dtype: torch.dtype, device
     setattr(network.get_submodule(module), name, array.to(device))
 
 
+def finish(network: Network) -> Network:
+    """Once the weights are there: as the passes want them."""
+    for module in network.modules():
+        if isinstance(module, Linear) and module.weight.is_cuda:
+            module.widen()
+    network.join()
+    return network
+
+
+def to_fp8(network: Network, path: str) -> None:
+    """The weight at `path`, if it is one of those that FP8 is for: experts and linears."""
+    module, _, name = path.rpartition(".")
+    owner = network.get_submodule(module)
+    if name == "weight" and isinstance(owner, Linear) and not isinstance(owner, Embedding) and "router" not in path:
+        owner.to_fp8()
+
+
 def load_weights(
-    network: Network,
-    tensors: Mapping[str, Stored],
-    device: torch.device,
-    share: Callable[[str, tuple[int, ...]], tuple[slice, ...]],
+    network: Network, config: ModelConfig, tensors: Mapping[str, Stored], device: torch.device, *, fp8: bool
 ) -> None:
-    """Fill `network`, whose `dtype` is that of its floats. `share` says which part of a parameter is held here. Mistake
-    names tensor and file."""
+    """Fill `network`, whose `dtype` is that of its floats, with this rank's share. Mistake names tensor and file."""
     stored = match(network, tensors)
     for file in sorted({tensor.file for _, tensor in stored.values()}):
         with safe_open(file, "pt") as opened:
             for path, (name, tensor) in stored.items():
                 if tensor.file == file:
-                    array = opened.get_slice(name)[share(path, tensor.shape)].contiguous()
+                    array = opened.get_slice(name)[parallel.share(config, path, tensor.shape)].contiguous()
                     place(network, path, array, network.dtype, device)
+                    if fp8:
+                        to_fp8(network, path)
+    finish(network)
 
 
 def fingerprint(network: Network, config: ModelConfig) -> str:
     """Tells apart models whose caches must not be mixed, from the config and the small weights of every layer."""
-    about = {**asdict(config), "cached": str(network.dtype)}
+    about = {**asdict(config), "cached": str(network.dtype), "rank": (parallel.rank(), parallel.ranks())}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     for path, array in network.named_buffers():
         if array.numel() <= 4096 and not path.endswith(("scales", "biases", "fp8_scale")):
