@@ -32,6 +32,9 @@ def model(request, tmp_path_factory):
         request.addfinalizer(patch.undo)
     if backend.startswith("torch"):
         pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
+        patch = pytest.MonkeyPatch()
+        patch.setattr("mlx_dgemma.torch_backend.model.PREFILL_CHUNK", 64)  # what a text is padded to
+        request.addfinalizer(patch.undo)
     config = checkpoints.config(**SHAPES[shape])
     folder = checkpoints.write(tmp_path_factory.mktemp("contract"), config, checkpoints.weights(config, peaked=3))
     model = load_model(folder, parse_config(config, checkpoints.generation_config()), backend.split()[0], "float32")

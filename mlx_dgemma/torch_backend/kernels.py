@@ -1,0 +1,248 @@
+"""Triton kernels: products with weights that stay packed, expert by expert, and attention over the pool of caches.
+
+Both are what a GPU is short of at 256 tokens a pass: reading each weight once, at the bits it has, and looking at long
+texts with heads of 256 and 512. `TRITON_INTERPRET=1` runs them on a CPU, which is how they are tested without a GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .attention import Sight
+from .layers import Linear
+
+MODES = {"affine": 0, "mxfp4": 1, "nvfp4": 2, "mxfp8": 3}
+PLAIN, FP8 = 4, 5
+
+
+@triton.jit
+def _e2m1(code):
+    """4 bits: sign, two of exponent, one of mantissa."""
+    exponent, half = (code >> 1) & 3, (code & 1).to(tl.float32) * 0.5
+    size = tl.where(exponent == 0, half, (1 + half) * tl.exp2(exponent.to(tl.float32) - 1))
+    return tl.where(code >= 8, -size, size)
+
+
+@triton.jit
+def _e4m3(code):
+    """8 bits: sign, four of exponent, three of mantissa."""
+    exponent, mantissa = (code >> 3) & 15, (code & 7).to(tl.float32)
+    small, large = mantissa * 0.001953125, (8 + mantissa) * tl.exp2(exponent.to(tl.float32) - 10)
+    size = tl.where(exponent == 0, small, large)
+    return tl.where(code >= 128, -size, size)
+
+
+@triton.jit
+def _numbers(codes, MODE: tl.constexpr, BITS: tl.constexpr):
+    if MODE == 0:
+        return codes.to(tl.float32)
+    elif BITS == 4:
+        return _e2m1(codes)
+    else:
+        return _e4m3(codes)
+
+
+@triton.jit
+def _scale(code, MODE: tl.constexpr):
+    if MODE == 0:
+        return code.to(tl.float32)
+    elif MODE == 2:
+        return _e4m3(code.to(tl.int32))
+    else:
+        return tl.exp2(code.to(tl.float32) - 127)
+
+
+@triton.jit
+def _over_groups(per_group, ROWS: tl.constexpr, GROUPS: tl.constexpr, EACH: tl.constexpr):
+    """[ROWS, GROUPS] -> [ROWS, GROUPS * EACH]."""
+    return tl.reshape(tl.broadcast_to(per_group[:, :, None], (ROWS, GROUPS, EACH)), (ROWS, GROUPS * EACH))
+
+
+@triton.jit
+def _tile(pid, ends, E: tl.constexpr, EXPERTS: tl.constexpr, ROWS: tl.constexpr):
+    """The pid-th tile of up to ROWS rows, when each expert's rows are cut into tiles: its expert, rows, and their end.
+    Behind the last tile the expert is none of E."""
+    expert = tl.arange(0, EXPERTS)
+    end = tl.load(ends + expert, mask=expert < E, other=0)
+    start = tl.load(ends + expert - 1, mask=(expert > 0) & (expert < E), other=0)
+    tiles = tl.where(expert < E, (end - start + ROWS - 1) // ROWS, 0)
+    own = tl.sum((tl.cumsum(tiles, 0) <= pid).to(tl.int32), 0)
+    before = tl.sum(tl.where(expert < own, tiles, 0), 0)
+    first = tl.sum(tl.where(expert == own, start, 0), 0) + (pid - before) * ROWS
+    return own, first + tl.arange(0, ROWS), tl.sum(tl.where(expert == own, end, 0), 0)
+
+
+@triton.jit
+def _product_kernel(
+    x, weight, scales, biases, y, ends, N, K,
+    E: tl.constexpr, EXPERTS: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """y[rows of an expert] = x @ its weight.T. A byte of 4-bit weights holds two neighbours in K: x comes as its even
+    and its odd columns, and no weight has to change places."""
+    expert, row, end = _tile(tl.program_id(0), ends, E, EXPERTS, ROWS)
+    if expert >= E:
+        return
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    real, inside = (row < end)[:, None], (column < N)[:, None]
+    out = expert.to(tl.int64) * N + column  # rows of the weight
+    PACK: tl.constexpr = 8 // BITS if BITS < 8 else 1
+    GROUPS: tl.constexpr = DEPTH // GROUP
+    k, group = tl.arange(0, DEPTH // PACK), tl.arange(0, GROUPS)
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for start in range(0, K, DEPTH):
+        byte = start // PACK + k
+        stored = tl.load(
+            weight + out[:, None] * (K // PACK) + byte[None, :], mask=inside & (byte < K // PACK)[None, :], other=0
+        )
+        if MODE < 4:
+            at = start // GROUP + group
+            known = inside & (at < K // GROUP)[None, :]
+            place = out[:, None] * (K // GROUP) + at[None, :]
+            factor = _over_groups(
+                _scale(tl.load(scales + place, mask=known, other=0), MODE), COLUMNS, GROUPS, GROUP // PACK
+            )
+            shift = tl.zeros((COLUMNS, GROUPS), dtype=tl.float32)
+            if MODE == 0:
+                shift = tl.load(biases + place, mask=known, other=0).to(tl.float32)
+            shift = _over_groups(shift, COLUMNS, GROUPS, GROUP // PACK)
+            stored = stored.to(tl.int32)
+        for part in tl.static_range(PACK):
+            at = byte * PACK + part
+            given = tl.load(x + row[:, None].to(tl.int64) * K + at[None, :], mask=real & (at < K)[None, :], other=0)
+            if MODE < 4:
+                codes = (stored >> (part * BITS)) & ((1 << BITS) - 1)
+                numbers = (_numbers(codes, MODE, BITS) * factor + shift).to(given.dtype)
+            elif MODE == 5:
+                numbers = _e4m3(stored.to(tl.int32)).to(given.dtype)
+            else:
+                numbers = stored
+            total = tl.dot(given, tl.trans(numbers), total, input_precision="ieee")
+    if MODE == 5:
+        total = total * tl.load(scales + out, mask=column < N, other=0)[None, :]
+    tl.store(
+        y + row[:, None].to(tl.int64) * N + column[None, :],
+        total.to(y.dtype.element_ty),
+        mask=real & (column < N)[None, :],
+    )
+
+
+def _shape(rows: int) -> dict[str, int]:
+    """Of the tiles, for so many rows an expert: as few tiles a weight as there can be, since each unpacks it anew."""
+    tall = 16 if rows <= 16 else 32 if rows <= 48 else 64
+    return {"ROWS": tall, "COLUMNS": 64 if tall == 64 else 128, "num_warps": 4, "num_stages": 3}
+
+
+def grouped_product(x: Tensor, layer: Linear, ends: Tensor) -> Tensor:
+    """x [T, K], rows sorted by expert, ends [E] int32 -> [T, N]. Rows behind the last end stay as they are."""
+    rows, experts = len(x), len(ends)
+    out, quantization = layer.weight.shape[-2], layer.quantization
+    weight, scales, biases, mode, bits, group = layer.weight, x, x, PLAIN, 8, 64
+    if layer.is_fp8:
+        weight, scales, mode = layer.weight.view(torch.uint8), layer.fp8_scale, FP8
+    elif quantization is not None:
+        weight, scales, mode = layer.weight.view(torch.uint8), layer.scales, MODES[quantization.mode]
+        biases = scales if layer.biases is None else layer.biases
+        bits, group = quantization.bits, quantization.group_size
+    shape = _shape(rows // experts)
+    y = x.new_empty((rows, out))
+    tiles = -(-rows // shape["ROWS"]) + experts  # at most: each expert has one that is not full
+    grid = (tiles if experts > 1 else tiles - 1, triton.cdiv(out, shape["COLUMNS"]))
+    _product_kernel[grid](
+        x.contiguous(), weight, scales, biases, y, ends, out, x.shape[1], E=experts,
+        EXPERTS=triton.next_power_of_2(experts), MODE=mode, BITS=bits, GROUP=group, DEPTH=max(64, group), **shape,
+    )  # fmt: skip
+    return y
+
+
+def quantized_product(x: Tensor, layer: Linear) -> Tensor:
+    """x [T, K] -> [T, N]: one expert."""
+    return grouped_product(x, layer, torch.full((1,), len(x), dtype=torch.int32, device=x.device))
+
+
+@triton.jit
+def _add_keys(queries, keys, values, offset, real, seen, top, mass, out, DIM: tl.constexpr):
+    """One block of keys into the running softmax: offset [S] of their rows, real [S], seen [Q, S]."""
+    d = tl.arange(0, DIM)
+    k = tl.load(keys + offset[:, None] + d[None, :], mask=real[:, None], other=0)
+    scores = tl.dot(queries, tl.trans(k), input_precision="ieee")
+    scores = tl.where(seen, scores, -1e31)
+    now = tl.maximum(top, tl.max(scores, 1))
+    weights, fade = tl.exp(scores - now[:, None]), tl.exp(top - now)
+    v = tl.load(values + offset[:, None] + d[None, :], mask=real[:, None], other=0)
+    out = tl.dot(weights.to(v.dtype), v, out * fade[:, None], input_precision="ieee")
+    return now, mass * fade + tl.sum(weights, 1), out
+
+
+@triton.jit
+def _attention_kernel(
+    q, keys, values, own_keys, own_values, slot, lo, hi, own, out, top_out, mass_out, queries, room,
+    H: tl.constexpr, G: tl.constexpr, DIM: tl.constexpr, OWN: tl.constexpr, PARTS: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """ROWS queries of one head over one part of what they see. Part 0 takes a canvas's own keys, too."""
+    n, h, part = tl.program_id(1) // H, tl.program_id(1) % H, tl.program_id(2)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    real, g, d, s = row < queries, h // (H // G), tl.arange(0, DIM), tl.arange(0, KEYS)
+    place = ((n * queries + row).to(tl.int64) * H + h)[:, None] * DIM + d[None, :]
+    query = tl.load(q + place, mask=real[:, None], other=0)
+    low = tl.load(lo + n * queries + row, mask=real, other=2147483647)
+    high = tl.load(hi + n * queries + row, mask=real, other=0)
+    first, last = tl.min(low, 0), tl.max(high, 0)
+    each = (last - first + PARTS - 1) // PARTS
+    begin = first + part * each
+    stop = tl.minimum(begin + each, last)
+    top = tl.full((ROWS,), -1e30, dtype=tl.float32)
+    mass = tl.zeros((ROWS,), dtype=tl.float32)
+    total = tl.zeros((ROWS, DIM), dtype=tl.float32)
+    base = tl.load(slot + n).to(tl.int64) * (room + 1)
+    for start in range(begin, stop, KEYS):
+        at = start + s
+        seen = (at[None, :] >= low[:, None]) & (at[None, :] < high[:, None]) & (at < stop)[None, :]
+        offset = ((base + at % room) * G + g) * DIM
+        top, mass, total = _add_keys(query, keys, values, offset, at < stop, seen, top, mass, total, DIM)
+    if OWN:  # noqa: SIM102, only this is known when it is compiled
+        if part == 0:
+            count = tl.load(own + n)
+            for start in range(0, count, KEYS):
+                at = start + s
+                offset = ((n * queries + at).to(tl.int64) * G + g) * DIM
+                seen = (at < count)[None, :] & real[:, None]
+                top, mass, total = _add_keys(
+                    query, own_keys, own_values, offset, at < count, seen, top, mass, total, DIM
+                )
+    mean = total / tl.maximum(mass, 1e-30)[:, None]
+    if PARTS == 1:
+        tl.store(out + place, mean.to(out.dtype.element_ty), mask=real[:, None])
+    else:
+        of_part = part.to(tl.int64) * tl.num_programs(1) * queries + (n * queries + row) * H + h
+        tl.store(out + of_part[:, None] * DIM + d[None, :], mean, mask=real[:, None])
+        tl.store(top_out + of_part, top, mask=real)
+        tl.store(mass_out + of_part, mass, mask=real)
+
+
+LONG = 4096  # tokens of context that one part of a split attention has, at least
+
+
+def attend(queries: Tensor, cache: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], sight: Sight) -> Tensor:
+    """As `attention.attend`. A long text is looked at in parts, so that few queries keep the whole GPU busy."""
+    count, length, heads, dim = queries.shape
+    parts = max(1, min(8, sight.width // LONG))
+    rows, keys = min(64, max(16, triton.next_power_of_2(length))), 32 if dim > 256 else 64
+    out = torch.empty_like(queries) if parts == 1 else queries.new_empty((parts, *queries.shape), dtype=torch.float32)
+    top, mass = (queries.new_empty((parts, count, length, heads), dtype=torch.float32) for _ in range(2))
+    grid = (triton.cdiv(length, rows), count * heads, parts)
+    _attention_kernel[grid](
+        queries.contiguous(), *cache, *(x.contiguous() for x in own), sight.slot, sight.lo, sight.hi,
+        sight.slot if sight.own is None else sight.own, out, top, mass, length, cache[0].shape[1] - 1,
+        H=heads, G=cache[0].shape[2], DIM=dim, OWN=sight.own is not None, PARTS=parts, ROWS=rows, KEYS=keys,
+        num_warps=8 if dim > 256 else 4, num_stages=1 if dim > 256 else 2,
+    )  # fmt: skip
+    if parts == 1:
+        return out
+    shares = mass * (top - top.amax(dim=0)).exp()
+    shares = shares / shares.sum(dim=0).clamp(min=1e-30)
+    return (out * shares[..., None]).sum(dim=0).to(queries.dtype)

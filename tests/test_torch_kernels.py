@@ -1,0 +1,92 @@
+"""Triton's kernels against plain torch: on a GPU where there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+pytest.importorskip("triton", reason="torch has it on Linux with CUDA; elsewhere: pip install triton")
+
+from mlx_dgemma.config import Quantization
+from mlx_dgemma.torch_backend import attention, kernels
+from mlx_dgemma.torch_backend.layers import ExpertLinear, Linear
+
+FORMATS = [
+    *(Quantization(bits=bits, group_size=group) for bits, group in ((4, 64), (4, 32), (8, 64), (3, 64), (6, 128))),
+    Quantization(bits=4, group_size=32, mode="mxfp4"),
+    Quantization(bits=4, group_size=16, mode="nvfp4"),
+    Quantization(bits=8, group_size=32, mode="mxfp8"),
+]
+
+
+def packed(layer: Linear, quantization: Quantization | None, seed: int = 0) -> Linear:
+    """`layer` with random weights, packed by MLX."""
+    weight = np.random.default_rng(seed).normal(0, 1, layer.weight.shape).astype(np.float32)
+    if quantization is None:
+        layer.weight = torch.from_numpy(weight).to(DEVICE)
+        return layer
+    layer.quantize(quantization)
+    arrays = mx.quantize(mx.array(weight), **vars(quantization))
+    for name, array in zip(("weight", "scales", "biases"), arrays, strict=False):
+        found = torch.from_numpy(np.array(array))
+        setattr(layer, name, (found.view(torch.int32) if found.dtype == torch.uint32 else found).to(DEVICE))
+    return layer
+
+
+@pytest.mark.parametrize("quantization", [None, "fp8", *FORMATS], ids=str)
+@pytest.mark.parametrize("ends", [[3, 3, 40, 41, 57], [0, 0, 0, 0, 64], [5, 5, 20, 20, 20]], ids=str)
+def test_a_product_expert_by_expert(quantization, ends):
+    layer = packed(
+        ExpertLinear(5, 80, 192 if quantization is None else 384), None if quantization == "fp8" else quantization
+    )
+    if quantization == "fp8":
+        layer.to_fp8()
+    x = torch.randn((64, layer.rows(0, torch.float32).shape[1]), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    starts = [0, *ends[:-1]]
+    expected = [x[a:b] @ layer.rows(i, torch.float32).T for i, (a, b) in enumerate(zip(starts, ends, strict=True))]
+    layer.widen()
+    found = kernels.grouped_product(x, layer, torch.tensor(ends, dtype=torch.int32, device=DEVICE))
+    assert (found[: ends[-1]] - torch.cat(expected)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("rows", [1, 16, 100])
+def test_a_product(rows):
+    layer = packed(Linear(200, 128), FORMATS[0])
+    x = torch.randn((rows, 128), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    expected = x @ layer.rows(slice(None), torch.float32).T
+    assert (kernels.quantized_product(x, layer) - expected).abs().max() < 1e-3
+
+
+def seen(case: str, count: int, queries: int) -> tuple[list[list[int]], list[list[int]], int]:
+    """Ends of what each query sees."""
+    length = [70, 3, 0][:count]
+    if case == "canvas":
+        return [[max(0, n - 23)] * queries for n in length], [[n] * queries for n in length], 70
+    lo = [[max(0, n + i - 40) for i in range(queries)] for n in length]
+    return lo, [[min(n + i + 1, n + 9) for i in range(queries)] for n in length], 70 + queries
+
+
+@pytest.mark.parametrize("case", ["canvas", "text"])
+@pytest.mark.parametrize("dim", [16, 64])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_attention_over_the_pool(case, dim, parts, monkeypatch):
+    monkeypatch.setattr(kernels, "LONG", 10_000 if parts == 1 else 25)
+    count, queries, heads, groups, room = 3, 20, 4, 2, 96
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn((count, queries, n, dim), generator=generator) * 0.5 for n in (heads, groups, groups))
+    cache = tuple(torch.randn((4, room + 1, groups, dim), generator=generator) for _ in range(2))
+    lo, hi, width = seen(case, count, queries)
+    number = {"dtype": torch.int32, "device": DEVICE}
+    own = torch.tensor([20, 7, 20], **number) if case == "canvas" else None
+    slot = torch.tensor([2, 0, 3], **number)
+    sight = attention.Sight(slot, torch.tensor(lo, **number), torch.tensor(hi, **number), width, own)
+    q, k, v, *cache = (x.to(DEVICE) for x in (q, k, v, *cache))
+    expected = attention._in_blocks(q, tuple(cache), (k, v), sight)
+    assert (kernels.attend(q, tuple(cache), (k, v), sight) - expected).abs().max() < 1e-4
