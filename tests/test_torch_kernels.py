@@ -18,6 +18,7 @@ from mlx_dgemma.config import Quantization
 from mlx_dgemma.torch_backend import attention, kernels
 from mlx_dgemma.torch_backend.layers import ExpertLinear, Linear
 
+# ruff: noqa: E402, the environment comes first
 FORMATS = [
     *(Quantization(bits=bits, group_size=group) for bits, group in ((4, 64), (4, 32), (8, 64), (3, 64), (6, 128))),
     Quantization(bits=4, group_size=32, mode="mxfp4"),
@@ -62,6 +63,15 @@ def test_a_product(rows):
     x = torch.randn((rows, 128), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     expected = x @ layer.rows(slice(None), torch.float32).T
     assert (kernels.quantized_product(x, layer) - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("quantization", FORMATS, ids=str)
+def test_the_mean_of_a_table(quantization):
+    table = packed(Linear(1100, 384), quantization)
+    shares = torch.rand((70, 1100), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    expected = shares @ table.rows(slice(None), torch.float32)
+    table.widen()
+    assert (kernels.mean(shares, table) - expected).abs().max() < 1e-3
 
 
 def seen(case: str, count: int, queries: int) -> tuple[list[list[int]], list[list[int]], int]:

@@ -37,8 +37,8 @@ def _e4m3(code):
 
 @triton.jit
 def _numbers(codes, MODE: tl.constexpr, BITS: tl.constexpr):
-    if MODE == 0:
-        return codes.to(tl.float32)
+    if MODE == 0:  # a whole number in the mantissa of 2^23: four times as fast as a conversion
+        return (codes | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
     elif BITS == 4:
         return _e2m1(codes)
     else:
@@ -77,63 +77,56 @@ def _tile(pid, ends, E: tl.constexpr, EXPERTS: tl.constexpr, ROWS: tl.constexpr)
 
 @triton.jit
 def _product_kernel(
-    x, weight, scales, biases, y, ends, N, K,
-    E: tl.constexpr, EXPERTS: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    x, weight, scales, biases, y, ends,
+    N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, EXPERTS: tl.constexpr,
+    MODE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """y[rows of an expert] = x @ its weight.T. A byte of 4-bit weights holds two neighbours in K: x comes as its even
-    and its odd columns, and no weight has to change places."""
+    """y[rows of an expert] = x @ its weight.T. A byte of 4-bit weights holds two neighbours in K."""
     expert, row, end = _tile(tl.program_id(0), ends, E, EXPERTS, ROWS)
     if expert >= E:
         return
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     real, inside = (row < end)[:, None], (column < N)[:, None]
     out = expert.to(tl.int64) * N + column  # rows of the weight
-    PACK: tl.constexpr = 8 // BITS if BITS < 8 else 1
+    PACK: tl.constexpr = 8 // BITS
     GROUPS: tl.constexpr = DEPTH // GROUP
-    k, group = tl.arange(0, DEPTH // PACK), tl.arange(0, GROUPS)
+    depth, byte, group = tl.arange(0, DEPTH), tl.arange(0, DEPTH // PACK), tl.arange(0, GROUPS)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for start in range(0, K, DEPTH):
-        byte = start // PACK + k
-        stored = tl.load(
-            weight + out[:, None] * (K // PACK) + byte[None, :], mask=inside & (byte < K // PACK)[None, :], other=0
-        )
-        if MODE < 4:
-            at = start // GROUP + group
-            known = inside & (at < K // GROUP)[None, :]
-            place = out[:, None] * (K // GROUP) + at[None, :]
-            factor = _over_groups(
-                _scale(tl.load(scales + place, mask=known, other=0), MODE), COLUMNS, GROUPS, GROUP // PACK
-            )
-            shift = tl.zeros((COLUMNS, GROUPS), dtype=tl.float32)
-            if MODE == 0:
-                shift = tl.load(biases + place, mask=known, other=0).to(tl.float32)
-            shift = _over_groups(shift, COLUMNS, GROUPS, GROUP // PACK)
-            stored = stored.to(tl.int32)
-        for part in tl.static_range(PACK):
-            at = byte * PACK + part
-            given = tl.load(x + row[:, None].to(tl.int64) * K + at[None, :], mask=real & (at < K)[None, :], other=0)
-            if MODE < 4:
-                codes = (stored >> (part * BITS)) & ((1 << BITS) - 1)
-                numbers = (_numbers(codes, MODE, BITS) * factor + shift).to(given.dtype)
-            elif MODE == 5:
-                numbers = _e4m3(stored.to(tl.int32)).to(given.dtype)
+        at, stored_at = start + depth, start // PACK + byte
+        there = real & (at < K)[None, :] if K % DEPTH else real
+        given = tl.load(x + row[:, None].to(tl.int64) * K + at[None, :], mask=there, other=0)
+        there = inside & (stored_at < K // PACK)[None, :] if K % DEPTH else inside
+        stored = tl.load(weight + out[:, None] * (K // PACK) + stored_at[None, :], mask=there, other=0)
+        if MODE == 4:
+            numbers = stored
+        else:
+            codes = stored.to(tl.int32)
+            if PACK == 2:
+                codes = tl.interleave(codes & 15, codes >> 4)
+            if MODE == 5:
+                numbers = _e4m3(codes)
             else:
-                numbers = stored
-            total = tl.dot(given, tl.trans(numbers), total, input_precision="ieee")
+                grouped = start // GROUP + group
+                known = inside & (grouped < K // GROUP)[None, :] if K % DEPTH else inside
+                place = out[:, None] * (K // GROUP) + grouped[None, :]
+                factor = _scale(tl.load(scales + place, mask=known, other=0), MODE)
+                numbers = _numbers(codes, MODE, BITS) * _over_groups(factor, COLUMNS, GROUPS, GROUP)
+                if MODE == 0:
+                    shift = tl.load(biases + place, mask=known, other=0).to(tl.float32)
+                    numbers += _over_groups(shift, COLUMNS, GROUPS, GROUP)
+        total = tl.dot(given, tl.trans(numbers.to(given.dtype)), total, input_precision="ieee")
     if MODE == 5:
         total = total * tl.load(scales + out, mask=column < N, other=0)[None, :]
-    tl.store(
-        y + row[:, None].to(tl.int64) * N + column[None, :],
-        total.to(y.dtype.element_ty),
-        mask=real & (column < N)[None, :],
-    )
+    there = real & (column < N)[None, :]
+    tl.store(y + row[:, None].to(tl.int64) * N + column[None, :], total.to(y.dtype.element_ty), mask=there)
 
 
 def _shape(rows: int) -> dict[str, int]:
-    """Of the tiles, for so many rows an expert: as few tiles a weight as there can be, since each unpacks it anew."""
-    tall = 16 if rows <= 16 else 32 if rows <= 48 else 64
-    return {"ROWS": tall, "COLUMNS": 64 if tall == 64 else 128, "num_warps": 4, "num_stages": 3}
+    """Of the tiles, for so many rows an expert: few tiles a weight, since each unpacks it anew, and few idle rows."""
+    tall = min(64, max(16, triton.next_power_of_2(rows + rows // 2)))
+    return {"ROWS": tall, "COLUMNS": 64, "num_warps": 4, "num_stages": 4}
 
 
 def grouped_product(x: Tensor, layer: Linear, ends: Tensor) -> Tensor:
@@ -148,12 +141,13 @@ def grouped_product(x: Tensor, layer: Linear, ends: Tensor) -> Tensor:
         biases = scales if layer.biases is None else layer.biases
         bits, group = quantization.bits, quantization.group_size
     shape = _shape(rows // experts)
-    y = x.new_empty((rows, out))
+    y, width = x.new_empty((rows, out)), x.shape[1]
     tiles = -(-rows // shape["ROWS"]) + experts  # at most: each expert has one that is not full
     grid = (tiles if experts > 1 else tiles - 1, triton.cdiv(out, shape["COLUMNS"]))
     _product_kernel[grid](
-        x.contiguous(), weight, scales, biases, y, ends, out, x.shape[1], E=experts,
-        EXPERTS=triton.next_power_of_2(experts), MODE=mode, BITS=bits, GROUP=group, DEPTH=max(64, group), **shape,
+        x.contiguous(), weight, scales, biases, y, ends, N=out, K=width, E=experts,
+        EXPERTS=triton.next_power_of_2(experts), MODE=mode, BITS=bits, GROUP=group,
+        DEPTH=max(group, 64 if width % 128 else 128), **shape,
     )  # fmt: skip
     return y
 
@@ -161,6 +155,56 @@ def grouped_product(x: Tensor, layer: Linear, ends: Tensor) -> Tensor:
 def quantized_product(x: Tensor, layer: Linear) -> Tensor:
     """x [T, K] -> [T, N]: one expert."""
     return grouped_product(x, layer, torch.full((1,), len(x), dtype=torch.int32, device=x.device))
+
+
+@triton.jit
+def _mean_kernel(
+    shares, weight, scales, biases, y, T, V, PART,
+    D: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """y[part] = shares[:, part] @ weight[part], the parts PART rows of the table each."""
+    PACK: tl.constexpr = 8 // BITS
+    GROUPS: tl.constexpr = COLUMNS // GROUP
+    row, depth = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, DEPTH)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    byte = tl.program_id(1) * (COLUMNS // PACK) + tl.arange(0, COLUMNS // PACK)
+    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    part = tl.program_id(2)
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for start in range(part * PART, tl.minimum((part + 1) * PART, V), DEPTH):
+        at = (start + depth).to(tl.int64)
+        real = at < V
+        given = tl.load(shares + row[:, None].to(tl.int64) * V + at[None, :], mask=(row < T)[:, None] & real, other=0)
+        there = real[:, None] & (byte < D // PACK)[None, :]
+        codes = tl.load(weight + at[:, None] * (D // PACK) + byte[None, :], mask=there, other=0).to(tl.int32)
+        if PACK == 2:
+            codes = tl.interleave(codes & 15, codes >> 4)
+        place, known = at[:, None] * (D // GROUP) + group[None, :], real[:, None] & (group < D // GROUP)[None, :]
+        factor = _scale(tl.load(scales + place, mask=known, other=0), MODE)
+        numbers = _numbers(codes, MODE, BITS) * _over_groups(factor, DEPTH, GROUPS, GROUP)
+        if MODE == 0:
+            shift = tl.load(biases + place, mask=known, other=0).to(tl.float32)
+            numbers += _over_groups(shift, DEPTH, GROUPS, GROUP)
+        total = tl.dot(given, numbers.to(given.dtype), total, input_precision="ieee")
+    place = (part.to(tl.int64) * T + row[:, None]) * D + column[None, :]
+    tl.store(y + place, total, mask=(row < T)[:, None] & (column < D)[None, :])
+
+
+def mean(shares: Tensor, table: Linear) -> Tensor:
+    """shares [T, V] @ a quantized table [V, D] -> [T, D]. Parts of the table at once: T and D alone are too few."""
+    (count, vocabulary), quantization = shares.shape, table.quantization
+    group, columns = quantization.group_size, max(64, quantization.group_size)
+    hidden = table.scales.shape[-1] * group
+    parts = min(16, triton.cdiv(vocabulary, 64))
+    each = triton.cdiv(triton.cdiv(vocabulary, parts), 64) * 64
+    y = shares.new_empty((parts, count, hidden), dtype=torch.float32)
+    _mean_kernel[(triton.cdiv(count, 64), triton.cdiv(hidden, columns), parts)](
+        shares, table.weight.view(torch.uint8), table.scales, table.scales if table.biases is None else table.biases,
+        y, count, vocabulary, each, D=hidden, MODE=MODES[quantization.mode], BITS=quantization.bits, GROUP=group,
+        ROWS=64, COLUMNS=columns, DEPTH=64, num_warps=4, num_stages=3,
+    )  # fmt: skip
+    return y.sum(dim=0).to(shares.dtype)
 
 
 @triton.jit
@@ -231,7 +275,8 @@ def attend(queries: Tensor, cache: tuple[Tensor, Tensor], own: tuple[Tensor, Ten
     """As `attention.attend`. A long text is looked at in parts, so that few queries keep the whole GPU busy."""
     count, length, heads, dim = queries.shape
     parts = max(1, min(8, sight.width // LONG))
-    rows, keys = min(64, max(16, triton.next_power_of_2(length))), 32 if dim > 256 else 64
+    # A block of queries, keys and values fits the 99 KB of shared memory that smaller GPUs have.
+    rows, keys, stages = 64 if dim <= 256 and count * length > 256 else 32, 32, 1 if dim > 256 else 2
     out = torch.empty_like(queries) if parts == 1 else queries.new_empty((parts, *queries.shape), dtype=torch.float32)
     top, mass = (queries.new_empty((parts, count, length, heads), dtype=torch.float32) for _ in range(2))
     grid = (triton.cdiv(length, rows), count * heads, parts)
@@ -239,7 +284,7 @@ def attend(queries: Tensor, cache: tuple[Tensor, Tensor], own: tuple[Tensor, Ten
         queries.contiguous(), *cache, *(x.contiguous() for x in own), sight.slot, sight.lo, sight.hi,
         sight.slot if sight.own is None else sight.own, out, top, mass, length, cache[0].shape[1] - 1,
         H=heads, G=cache[0].shape[2], DIM=dim, OWN=sight.own is not None, PARTS=parts, ROWS=rows, KEYS=keys,
-        num_warps=8 if dim > 256 else 4, num_stages=1 if dim > 256 else 2,
+        num_warps=8, num_stages=stages,
     )  # fmt: skip
     if parts == 1:
         return out

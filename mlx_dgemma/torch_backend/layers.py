@@ -160,7 +160,7 @@ class ExpertLinear(Linear):
 class Embedding(Linear):
     """`weight` [V, D], tied: the table that is looked up is also the head."""
 
-    SLICE = 16_384  # rows unpacked at a time
+    SLICE = 16_384  # rows unpacked at a time on a CPU
 
     def __init__(self, vocab_size: int, hidden_size: int):
         super().__init__(vocab_size, hidden_size)
@@ -178,6 +178,10 @@ class Embedding(Linear):
         """shares [T, V] -> [T, D]: the sum of the rows by their shares."""
         if self.quantization is None:
             return shares @ self.weight
+        if shares.is_cuda:
+            from .kernels import mean
+
+            return mean(shares, self)
         total = torch.zeros((len(shares), self.hidden_size), dtype=torch.float32, device=shares.device)
         for first in range(0, self.vocab_size, self.SLICE):
             part = slice(first, first + self.SLICE)
