@@ -22,7 +22,7 @@ from torch import Tensor
 from ..config import LayerConfig, ModelConfig
 from . import memory
 
-LEAST = {"cpu": 64, "cuda": 4096}  # tokens of a slot's room
+LEAST = {"cpu": 64, "cuda": 4096}  # tokens of a slot's room, and of a context that passes are captured for
 
 
 class Pool:

@@ -26,7 +26,6 @@ def fused(function: Callable) -> Callable:
     def call(first: Tensor, *rest):
         return (compiled() if first.is_cuda else function)(first, *rest)
 
-    call.compiled = compiled
     return call
 
 

@@ -19,7 +19,7 @@ from ..mistake import Mistake
 from ..sampling import Sampling
 from ..token_sets import TokenSets
 from . import memory
-from .cache import Pool, TorchCache
+from .cache import LEAST, Pool, TorchCache
 from .graphs import Graphs, Inputs
 from .network import Network
 from .shapes import Shapes, Text
@@ -136,8 +136,8 @@ class TorchModel:
         canvases [B * L, D]. The caches of `texts` are longer when it returns; what it gives is good until the next."""
         for text, cache in texts:
             self.pool.require(cache.length + len(text))
-        lengths = (1, self.config.canvas_length, PREFILL_CHUNK)
-        shapes = Shapes.of(texts, rows, sorted(lengths) if self.together else None)
+        rounded = sorted({1, self.config.canvas_length, PREFILL_CHUNK}) if self.together else None
+        shapes = Shapes.of(texts, rows, rounded, LEAST[self.device.type])
         inputs = shapes.inputs(texts, rows, self.config.hidden_size, self.network.model.decoder.norm.weight)
 
         def run(given: Inputs) -> Tensor:

@@ -31,8 +31,9 @@ class Shapes:
     context: int  # tokens of text that any of them sees, at most
 
     @classmethod
-    def of(cls, texts: Sequence[Text], rows: Sequence[Row], rounded: Sequence[int] | None) -> Shapes:
-        """`rounded`: the lengths that texts may be padded to, ascending; None: everything as it is."""
+    def of(cls, texts: Sequence[Text], rows: Sequence[Row], rounded: Sequence[int] | None, least: int) -> Shapes:
+        """`rounded`: the lengths that texts may be padded to, ascending; None: everything as it is. `least`: of a
+        rounded context."""
         lengths = {id(cache): cache.length + len(text) for text, cache in texts}
         seen = max([*lengths.values(), *(row.cache.length for row in rows)])
         text = max((len(text) for text, _ in texts), default=0)
@@ -40,7 +41,8 @@ class Shapes:
         if rounded is None:
             return cls(len(texts), text, len(rows), canvas, seen)
         text = next(n for n in (0, *rounded) if n >= text)
-        return cls(power_of_two(len(texts)), text, power_of_two(len(rows)), power_of_two(canvas), power_of_two(seen))
+        many = [power_of_two(n) for n in (len(texts), len(rows), canvas, max(seen, least))]
+        return cls(many[0], text, *many[1:])
 
     def inputs(self, texts: Sequence[Text], rows: Sequence[Row], hidden_size: int, like: torch.Tensor) -> Inputs:
         """What `blocks` and `Network.forward` read. Padding is token 0 of no text; canvases of padding see themselves.
