@@ -6,6 +6,7 @@ drift apart. Every rank runs the same command; rank 0 alone is heard.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from dataclasses import replace
@@ -42,6 +43,7 @@ def join(count: int) -> None:
     if devices:
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if devices else "gloo")
+    atexit.register(dist.destroy_process_group)
     if rank():
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
