@@ -166,9 +166,9 @@ def choose_backend() -> str:
     driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
     if sys.platform == "darwin" or not driver or not _has("torch"):
         return "mlx"
-    from .torch_backend.load import has_device
+    from .torch_backend.device import has_gpu
 
-    return "torch" if has_device() else "mlx"
+    return "torch" if has_gpu() else "mlx"
 
 
 def load_model(

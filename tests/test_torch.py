@@ -19,7 +19,8 @@ from mlx_dgemma.config import parse_config
 from mlx_dgemma.interface import Row
 from mlx_dgemma.load import choose_backend, load, load_model
 from mlx_dgemma.sampling import Sampling
-from mlx_dgemma.torch_backend import memory, shapes
+from mlx_dgemma.torch_backend import device as devices
+from mlx_dgemma.torch_backend import shapes
 
 
 def made(folder, dtype: str = "float32", **shape):
@@ -146,7 +147,9 @@ def test_chains_can_be_compiled():
         (fused.rotated_norm, (x.view(6, 2, 16), w[:16], torch.randn((2, 6, 8), generator=generator), 1e-6)),
         (fused.gated, (x,)),
         (fused.after_attention, (x, y, (w, w + 1, w + 2), w, 1e-6)),
-        (fused.weigh, (x.view(6, 2, 16), y[:, :2], torch.float32)),
+        (fused.route, (x[:, :3], torch.arange(18).view(6, 3), w)),
+        (fused.spread, (x, torch.arange(12).flip(0), 2)),
+        (fused.gather, (x.view(12, 16), torch.arange(12).flip(0).view(6, 2), y[:, :2])),
         (fused.after_experts, (x, y, y + 1, (w, w, w), x[:, :1], 1e-6)),
         (fused.to_fp8, (x,)),
         (sweep.look_at_slices, (x.view(6, 4, 8), y[:, 0].abs(), None, 30.0)),
@@ -188,7 +191,7 @@ def test_without_torch(monkeypatch, tmp_path):
 
 
 def test_too_little_memory(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "free", lambda device: 1000)
+    monkeypatch.setattr(devices, "free", lambda device: 1000)
     says(write(tmp_path), "too little memory", "needs", "free", backend="torch")
 
 

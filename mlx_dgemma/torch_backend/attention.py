@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import device
+
 SCORES = 64_000_000  # bytes of scores, at most, in one block of keys
 LOWEST = -1e30  # of a running maximum: finite, so that differences stay numbers
 
@@ -31,7 +33,7 @@ class Sight:
 def attend(queries: Tensor, cache: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], sight: Sight) -> Tensor:
     """[N, Q, H, D] -> [N, Q, H, D]. `cache` are the pool's keys and values [slots, room + 1, G, D], position p of a
     text at p % room; `own` are a canvas's, [N, Q, G, D]. A query that sees nothing gets zeros."""
-    if queries.is_cuda:
+    if device.by_kernel(queries):
         from .kernels import attend as kernel
 
         return kernel(queries, cache, own, sight)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import LayerConfig, ModelConfig
-from . import memory
+from . import device as devices
 
 LEAST = {"cpu": 64, "cuda": 4096}  # tokens of a slot's room, and of a context that passes are captured for
 
@@ -62,7 +62,7 @@ class Pool:
 
     def _resize(self, slots: int, capacity: int) -> None:
         more = self.nbytes(slots, capacity) - self.nbytes(self.slots, self.capacity)
-        with memory.enough(more, self.device, f"{slots} caches of {capacity} tokens"):
+        with devices.enough(more, self.device, f"{slots} caches of {capacity} tokens"):
             layers = []
             for index, kind in enumerate(self.kinds):
                 shape = (slots, self.room(kind, capacity) + 1, kind.num_key_value_heads, kind.head_dim)

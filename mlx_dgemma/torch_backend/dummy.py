@@ -7,9 +7,9 @@ import torch
 from ..config import ModelConfig, Quantization
 from ..convert.recipes import mlx_community, plain, quantization
 from ..mistake import Mistake
-from . import memory
+from . import device as devices
+from .device import the_device
 from .layers import Linear
-from .load import the_device
 from .model import TorchModel
 from .network import Network
 from .weights import fingerprint, finish, place, to_fp8
@@ -50,7 +50,7 @@ def dummy_torch(config: ModelConfig, precision: str, seed: int = 0, peaked: floa
                 module.quantize(stored)
     network.dtype = dtype
     needed = sum(array.nbytes for array in network.buffers())
-    with memory.enough(needed, device, f"random weights in {precision}"):
+    with devices.enough(needed, device, f"random weights in {precision}"):
         for path, (module, stored) in quantized.items():
             shape = module.weight.shape
             made = _quantized(module, stored, generator) if stored else {

@@ -67,10 +67,24 @@ def after_attention(x: Tensor, attended: Tensor, norms: tuple[Tensor, ...], rout
 
 
 @fused
-def weigh(y: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the experts of each token say, [T, K, D], by their weights [T, K]. A weight of 0 hides even NaN."""
+def route(chosen: Tensor, experts: Tensor, per_expert: Tensor) -> Tensor:
+    """The weights [T, K] of the chosen experts, float32. The softmax over the chosen is the reference's softmax over
+    all, divided by the sum of the chosen."""
+    return chosen.float().softmax(dim=-1) * per_expert.float()[experts]
+
+
+@fused
+def spread(x: Tensor, order: Tensor, top_k: int) -> Tensor:
+    """The token of each pair of token and expert, in `order`."""
+    return x[order // top_k]
+
+
+@fused
+def gather(y: Tensor, back: Tensor, weights: Tensor) -> Tensor:
+    """What the experts of each token say, at `back` [T, K] of y, by their weights [T, K]. A weight of 0 hides even
+    NaN."""
     weights = weights[..., None]
-    return torch.where(weights != 0, y * weights, 0).sum(dim=1).to(dtype)
+    return torch.where(weights != 0, y[back] * weights, 0).sum(dim=1).to(y.dtype)
 
 
 @fused

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Quantization
-from . import formats
+from . import device, formats
 from .fused import rms_norm, to_fp8
 
 FEW = 16  # rows; BLAS sums fewer of them in another order
@@ -77,7 +77,7 @@ class Linear(nn.Module):
         """[T, in] -> [T, out]."""
         if self.is_fp8:
             return self._fp8_product(x)
-        if self.quantization is not None and x.is_cuda:
+        if self.quantization is not None and device.by_kernel(x):
             from .kernels import quantized_product
 
             return quantized_product(x, self)
@@ -85,7 +85,7 @@ class Linear(nn.Module):
 
     def _fp8_product(self, x: Tensor) -> Tensor:
         rounded, scale = to_fp8(x)
-        if not x.is_cuda:  # the same numbers, multiplied as floats
+        if not device.by_kernel(x):  # the same numbers, multiplied as floats
             return ((rounded.float() * scale) @ self.rows(slice(None), torch.float32).T).to(x.dtype)
         return torch._scaled_mm(rounded, self.weight.T, scale, self.fp8_scale.T, out_dtype=x.dtype, use_fast_accum=True)
 
@@ -128,7 +128,7 @@ class ExpertLinear(Linear):
         return (y * (factors if factors.ndim == 2 else factors[:, None])).to(x.dtype)
 
     def _product(self, x: Tensor, ends: Tensor) -> Tensor:
-        if not x.is_cuda:
+        if not device.by_kernel(x):
             return self._expert_by_expert(x, ends)
         if self.is_fp8 and _has_grouped_mm():
             rounded, scale = to_fp8(x)
@@ -178,7 +178,7 @@ class Embedding(Linear):
         """shares [T, V] -> [T, D]: the sum of the rows by their shares."""
         if self.quantization is None:
             return shares @ self.weight
-        if shares.is_cuda:
+        if device.by_kernel(shares):
             from .kernels import mean
 
             return mean(shares, self)

@@ -11,19 +11,12 @@ from ..config import ModelConfig
 from ..convert.names import parameter_name
 from ..load import FP8, check_memory
 from ..mistake import Mistake
-from . import memory, parallel
+from . import device as devices
+from . import parallel
 from .layers import Linear
 from .model import TorchModel
 from .network import Network
 from .weights import declare, fingerprint, load_weights
-
-
-def has_device() -> bool:
-    return torch.cuda.is_available()
-
-
-def the_device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if has_device() else torch.device("cpu")
 
 
 def check_fp8(network: Network, device: torch.device, name: str) -> None:
@@ -45,13 +38,13 @@ def _nbytes(config: ModelConfig, name: str, tensor: Tensor) -> int:
 def load_torch(tensors: dict[str, Tensor], config: ModelConfig, dtype: str, name: str, ranks: int) -> TorchModel:
     """ValueError names the tensor that is missing, left over, or of the wrong shape or dtype."""
     parallel.join(ranks)
-    device, fp8 = the_device(), dtype == FP8
+    device, fp8 = devices.the_device(), dtype == FP8
     network = declare(config, tensors)
     if fp8:
         check_fp8(network, device, name)
     network.dtype = torch.bfloat16 if fp8 else getattr(torch, dtype)
     needed = sum(_nbytes(config, path, tensor) for path, tensor in tensors.items())
-    check_memory(needed // 2 if fp8 else needed, name, memory.free(device))
-    with memory.enough(needed, device, name):
+    check_memory(needed // 2 if fp8 else needed, name, devices.free(device))
+    with devices.enough(needed, device, name):
         load_weights(network, config, tensors, device, fp8=fp8)
     return TorchModel(network, config, device, fingerprint(network, config))

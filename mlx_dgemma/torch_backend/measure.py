@@ -18,9 +18,9 @@ from torch import Tensor
 from ..convert.names import weight_class
 from ..interface import Row
 from . import network
+from .device import the_device
 from .graphs import Graphs
 from .layers import Linear
-from .load import the_device
 from .model import TorchModel
 from .network import Experts, SelfConditioning
 from .sweep import Asked, sweep
@@ -125,8 +125,8 @@ def step_parts(model: TorchModel, rows: Sequence[Row], repeat: int = 5) -> dict[
     """Median seconds of a denoise step of `rows`, which have nothing pending, by part.
 
     Each part is made of the real modules on the inputs of a real pass, all layers one after another and alone on the
-    device, on a GPU as a graph of their own. "rest" is what the whole step takes beyond their sum: norms, RoPE, routing,
-    caches, the host.
+    device, on a GPU as a graph of their own. "rest" is what the whole step takes beyond their sum: norms, RoPE,
+    routing, caches, the host.
     """
     whole = _seconds(lambda: model.denoise(rows), repeat)
     graphs, model.graphs = model.graphs, _Eager()  # hooks are not heard in a graph

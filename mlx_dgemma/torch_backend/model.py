@@ -18,7 +18,7 @@ from ..interface import NextToken, Prediction, Row
 from ..mistake import Mistake
 from ..sampling import Sampling
 from ..token_sets import TokenSets
-from . import memory
+from . import device as devices
 from .cache import LEAST, Pool, TorchCache
 from .graphs import Graphs, Inputs
 from .network import Network
@@ -38,7 +38,7 @@ class TorchModel:
         self.sets = TokenSets(config.vocab_size)
         self.graphs = Graphs(device)
         self.pool = Pool(config, network.kinds, network.dtype, device, PREFILL_CHUNK)
-        self.pool.moved = self.graphs.clear
+        self.pool.moved = lambda: self.graphs.clear()
         self.together = device.type == "cuda"
 
     def new_cache(self, capacity: int | None = None) -> TorchCache:
@@ -74,7 +74,7 @@ class TorchModel:
         return found
 
     def peak_memory(self) -> int:
-        return memory.peak(self.device)
+        return devices.peak(self.device)
 
     def logits(self, row: Row) -> np.ndarray:
         _, hidden, _ = self._pass(self._pending([row]), [row])
@@ -154,7 +154,7 @@ class TorchModel:
         return found, hidden[count:], shapes
 
     def _run(self, key, function, inputs: Inputs, *, captured: bool = True):
-        with memory.enough(0, self.device, f"a pass {key}"):
+        with devices.enough(0, self.device, f"a pass {key}"):
             if captured:
                 return self.graphs.run(key, function, inputs)
             return function({name: tensor.to(self.device) for name, tensor in inputs.items()})

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..config import LayerConfig, ModelConfig
 from . import parallel
 from .attention import Sight, attend
-from .fused import after_attention, after_experts, gated, rotated_norm, weigh
+from .fused import after_attention, after_experts, gated, gather, rotated_norm, route, spread
 from .layers import Embedding, ExpertLinear, Linear, Norm, SideBySide
 
 
@@ -123,7 +123,7 @@ class Attention(nn.Module):
                 cache[0][places], cache[1][places] = k, v
             outputs.append(attend(q, cache, (k, v), sight).flatten(0, 1).flatten(1))
             first += shape.numel()
-        output = self.o_proj(torch.cat(outputs))
+        output = self.o_proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
         return parallel.sum_up(output) if self.divided else output
 
 
@@ -143,8 +143,7 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[T, D], normed and scaled -> experts [T, K] and their weights [T, K], float32."""
         chosen, experts = self.proj(x).topk(self.top_k, dim=-1)
-        # The softmax over the chosen is the reference's softmax over all, divided by the sum of the chosen.
-        return experts, chosen.float().softmax(dim=-1) * self.per_expert_scale.float()[experts]
+        return experts, route(chosen, experts, self.per_expert_scale)
 
 
 class Experts(nn.Module):
@@ -158,14 +157,17 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """[T, D], [T, K], [T, K] -> [T, D]. Pairs of token and expert are sorted, so that an expert is read once."""
-        (tokens, top_k), here = experts.shape, self.gate_up_proj.weight.shape[0]
-        experts = experts - parallel.rank() * here
-        mine = (experts >= 0) & (experts < here)
-        own, order = torch.where(mine, experts, here).flatten().sort(stable=True)
+        here = self.gate_up_proj.weight.shape[0]
+        if parallel.ranks() > 1:  # what is another rank's goes behind, and counts nothing
+            experts = experts - parallel.rank() * here
+            mine = (experts >= 0) & (experts < here)
+            experts, weights = torch.where(mine, experts, here), torch.where(mine, weights, 0)
+        own, order = experts.flatten().sort(stable=True)
         ends = torch.searchsorted(own, torch.arange(here, device=x.device), right=True, out_int32=True)
-        y = self.down_proj(gated(self.gate_up_proj(x[order // top_k], own, ends)), own, ends)
+        y = self.gate_up_proj(spread(x, order, experts.shape[1]), own, ends)
+        y = self.down_proj(gated(y), own, ends)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-        return weigh(y[back].unflatten(0, (tokens, top_k)), torch.where(mine, weights, 0), x.dtype)
+        return gather(y, back.view(experts.shape), weights)
 
 
 class Layer(nn.Module):

@@ -1,4 +1,5 @@
-"""What the device has free, and a line for the user where that is too little."""
+"""Where the model runs: which device, by whose kernels, what it has free, and a line for the user where that is too
+little."""
 
 from __future__ import annotations
 
@@ -7,10 +8,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from ..checkpoint import gigabytes
 from ..load import available_memory
 from ..mistake import Mistake
+
+
+def has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def the_device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
+
+
+def by_kernel(x: Tensor) -> bool:
+    """Whether what is done with `x` is done by the kernels for a GPU."""
+    return x.is_cuda
 
 
 def free(device: torch.device) -> int:
