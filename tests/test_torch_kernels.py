@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -14,8 +15,12 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 pytest.importorskip("triton", reason="torch has it on Linux with CUDA; elsewhere: pip install triton")
 
+from test_load import quantized, write
+
 from mlx_dgemma.config import Quantization
-from mlx_dgemma.torch_backend import attention, kernels
+from mlx_dgemma.interface import Row
+from mlx_dgemma.load import load
+from mlx_dgemma.torch_backend import attention, device, kernels
 from mlx_dgemma.torch_backend.layers import ExpertLinear, Linear
 
 # ruff: noqa: E402, the environment comes first
@@ -100,3 +105,28 @@ def test_attention_over_the_pool(case, dim, parts, monkeypatch):
     q, k, v, *cache = (x.to(DEVICE) for x in (q, k, v, *cache))
     expected = attention._in_blocks(q, tuple(cache), (k, v), sight)
     assert (kernels.attend(q, tuple(cache), (k, v), sight) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("mode", ["plain", "affine", "nvfp4"])
+def test_a_whole_model_by_the_kernels(tmp_path, mode, monkeypatch):
+    """Texts and canvases of several lengths, sliding layers past their window, and what a pass tells the next. In
+    float32: the interpreter cannot multiply bfloat16."""
+    monkeypatch.setattr("mlx_dgemma.torch_backend.model.PREFILL_CHUNK", 32)
+    groups = {"affine": {"group_size": 32, "bits": 4}, "nvfp4": {"group_size": 16, "bits": 4}}
+    folder = write(tmp_path) if mode == "plain" else quantized(tmp_path, default={**groups[mode], "mode": mode})[0]
+    model, _, _ = load(folder, "torch", "float32")
+    rng, found = np.random.default_rng(0), {}
+    texts, canvases = [rng.integers(256, size=n) for n in (40, 3)], rng.integers(256, size=(2, 16))
+    uniforms = rng.random((2, 16), dtype=np.float32)
+    for by_kernel in (False, True):
+        monkeypatch.setattr(device, "by_kernel", lambda x, on=by_kernel: on)
+        model.together = by_kernel
+        if by_kernel:
+            for layer in model.network.modules():
+                if isinstance(layer, Linear):
+                    layer.widen()
+        rows = [Row(c, model.new_cache(), 0.7, u, t) for c, u, t in zip(canvases, uniforms, texts, strict=True)]
+        told = model.denoise(rows)
+        rows = [replace(r, pending=(), self_conditioning=t.self_conditioning) for r, t in zip(rows, told, strict=True)]
+        found[by_kernel] = np.stack([model.logits(row) for row in rows])
+    assert np.abs(found[True] - found[False]).max() < 1e-3

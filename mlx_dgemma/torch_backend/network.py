@@ -46,10 +46,9 @@ class Tokens:
         else:  # the reference gives a canvas the last window - 1 tokens, and no window of its own
             hi = self.start[:, None].expand_as(at)
             lo, seen = hi - (window or 1) + 1, (window or 0) - 1
-        if window is None:
-            return Sight(self.slot, torch.zeros_like(hi), hi.contiguous(), width, None if self.causal else self.count)
-        lo = lo.clamp(min=0).contiguous()
-        return Sight(self.slot, lo, hi.contiguous(), min(width, seen), None if self.causal else self.count)
+        lo = torch.zeros_like(at) if window is None else lo.clamp(min=0).contiguous()
+        width = width if window is None else min(width, seen)
+        return Sight(self.slot, lo, hi.contiguous(), width, None if self.causal else self.count)
 
     def places(self, room: int) -> tuple[Tensor, Tensor]:
         """Where the pool keeps their K and V: slot and place [N, Q]. What is no token goes behind the room."""
