@@ -136,6 +136,13 @@ def generate(options: argparse.Namespace) -> int:
     return (one if options.prompts is None else many)(options, model, tokenizer, sampling)
 
 
+def say_where() -> None:
+    from .torch_backend.device import no_gpu
+
+    if reason := no_gpu():
+        print(f"{NAME}: no CUDA device, so torch computes on the CPU: {reason}", file=sys.stderr)
+
+
 def one(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling) -> int:
     from .answer import Answer
 

@@ -18,9 +18,10 @@ from test_load import quantized, says, tensors, write
 from mlx_dgemma.config import parse_config
 from mlx_dgemma.interface import Row
 from mlx_dgemma.load import choose_backend, load, load_model
+from mlx_dgemma.mistake import Mistake
 from mlx_dgemma.sampling import Sampling
+from mlx_dgemma.torch_backend import attention, shapes
 from mlx_dgemma.torch_backend import device as devices
-from mlx_dgemma.torch_backend import shapes
 
 
 def made(folder, dtype: str = "float32", **shape):
@@ -193,6 +194,27 @@ def test_without_torch(monkeypatch, tmp_path):
 def test_too_little_memory(monkeypatch, tmp_path):
     monkeypatch.setattr(devices, "free", lambda device: 1000)
     says(write(tmp_path), "too little memory", "needs", "free", backend="torch")
+
+
+def test_out_of_device_memory(monkeypatch, tmp_path):
+    model, zeros = made(tmp_path), torch.zeros
+
+    def full(shape, *arguments, **options):
+        if len(shape) == 4 and shape[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has …")
+        return zeros(shape, *arguments, **options)
+
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(Mistake, match=r"1 caches of 128 tokens .* needs 20\.00 GiB at once, .* are free on the CPU"):
+        model.new_cache(100)
+
+
+def test_keys_in_blocks(tmp_path, monkeypatch):
+    """Scores are never whole in memory; a text of several chunks, past the window of sliding layers."""
+    model = made(tmp_path)
+    whole = logits(model)
+    monkeypatch.setattr(attention, "SCORES", 4 * 4 * 16 * 7)
+    assert np.abs(logits(model) - whole).max() < 1e-4
 
 
 def test_a_tensor_that_is_wrong(tmp_path):

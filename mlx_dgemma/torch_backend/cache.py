@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checkpoint import gigabytes
 from ..config import LayerConfig, ModelConfig
 from . import device as devices
 
@@ -36,7 +37,7 @@ class Pool:
         self.free: list[int] = []
         self.caches: weakref.WeakSet[TorchCache] = weakref.WeakSet()
         self.layers: list[tuple[Tensor, Tensor]] = []  # of each: keys and values [slots, room + 1, G, D]
-        self.moved: Callable[[], None] = lambda: None  # called when buffers are elsewhere
+        self.moved: Callable[[], None] = lambda: None  # called before buffers are elsewhere
 
     def room(self, kind: LayerConfig, capacity: int) -> int:
         return min(capacity, self.ring) if kind.sliding else capacity
@@ -61,8 +62,9 @@ class Pool:
         return slots * sum(per) * self.dtype.itemsize
 
     def _resize(self, slots: int, capacity: int) -> None:
-        more = self.nbytes(slots, capacity) - self.nbytes(self.slots, self.capacity)
-        with devices.enough(more, self.device, f"{slots} caches of {capacity} tokens"):
+        self.moved()
+        needed = gigabytes(self.nbytes(slots, capacity))
+        with devices.enough(self.device, f"{slots} caches of {capacity} tokens ({needed})"):
             layers = []
             for index, kind in enumerate(self.kinds):
                 shape = (slots, self.room(kind, capacity) + 1, kind.num_key_value_heads, kind.head_dim)
@@ -75,7 +77,6 @@ class Pool:
                 layers.append(pair)
         self.free += range(self.slots, slots)
         self.layers, self.slots, self.capacity = layers, slots, capacity
-        self.moved()
 
 
 class TorchCache:

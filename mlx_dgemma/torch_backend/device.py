@@ -3,6 +3,7 @@ little."""
 
 from __future__ import annotations
 
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,15 @@ from ..mistake import Mistake
 
 def has_gpu() -> bool:
     return torch.cuda.is_available()
+
+
+def no_gpu() -> str | None:
+    """Why there is none, as far as torch knows."""
+    if has_gpu():
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    return f"torch {torch.__version__} sees no NVIDIA GPU, or no driver for CUDA {torch.version.cuda}"
 
 
 def the_device() -> torch.device:
@@ -43,13 +53,19 @@ def peak(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KB
 
 
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+
+
 @contextmanager
-def enough(needed: int, device: torch.device, what: str) -> Iterator[None]:
+def enough(device: torch.device, what: str) -> Iterator[None]:
     """Mistake if the device's memory runs out inside."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
+        asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
         raise Mistake(
-            f"out of device memory: {what} need {gigabytes(needed)} more, {gigabytes(free(device))} are free on "
-            f"{torch.cuda.get_device_name(device)}; take shorter texts, fewer at once, or a checkpoint of fewer bits"
+            f"out of device memory for {what}: needs {asked[1] if asked else 'more'} at once, "
+            f"{gigabytes(free(device))} are free on {_name(device)}; take shorter texts, fewer at once, "
+            "or a checkpoint of fewer bits"
         ) from None

@@ -49,8 +49,7 @@ def dummy_torch(config: ModelConfig, precision: str, seed: int = 0, peaked: floa
             if stored:
                 module.quantize(stored)
     network.dtype = dtype
-    needed = sum(array.nbytes for array in network.buffers())
-    with devices.enough(needed, device, f"random weights in {precision}"):
+    with devices.enough(device, f"random weights in {precision}"):
         for path, (module, stored) in quantized.items():
             shape = module.weight.shape
             made = _quantized(module, stored, generator) if stored else {

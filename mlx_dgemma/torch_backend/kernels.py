@@ -126,7 +126,7 @@ def _product_kernel(
 def _shape(rows: int) -> dict[str, int]:
     """Of the tiles, for so many rows an expert: few tiles a weight, since each unpacks it anew, and few idle rows."""
     tall = min(64, max(16, triton.next_power_of_2(rows + rows // 2)))
-    return {"ROWS": tall, "COLUMNS": 64, "num_warps": 4, "num_stages": 4}
+    return {"ROWS": tall, "COLUMNS": 64, "num_warps": 4, "num_stages": 3 if tall == 64 else 4}
 
 
 def grouped_product(x: Tensor, layer: Linear, ends: Tensor) -> Tensor:

@@ -45,6 +45,6 @@ def load_torch(tensors: dict[str, Tensor], config: ModelConfig, dtype: str, name
     network.dtype = torch.bfloat16 if fp8 else getattr(torch, dtype)
     needed = sum(_nbytes(config, path, tensor) for path, tensor in tensors.items())
     check_memory(needed // 2 if fp8 else needed, name, devices.free(device))
-    with devices.enough(needed, device, name):
+    with devices.enough(device, name):
         load_weights(network, config, tensors, device, fp8=fp8)
     return TorchModel(network, config, device, fingerprint(network, config))

@@ -7,7 +7,8 @@ nothing is gained by company there, and so a row's numbers do not depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from .vocabulary import Question, bring, predictions
 from .weights import first_damaged
 
 PREFILL_CHUNK = 1024  # tokens of one text encoded in one pass: memory stays bounded, Ctrl-C is heard between passes
+AT_ONCE = 16  # texts encoded together
 SCORED = 256  # tokens whose logits are whole in memory at a time, when a text is scored
 
 
@@ -127,8 +129,10 @@ class TorchModel:
 
     def _groups(self, texts: list[Text], rows: Sequence[Row]) -> list[tuple[list[Text], Sequence[Row]]]:
         """What goes through the network together."""
-        if self.together:
+        if self.together and rows:
             return [(texts, rows)]
+        if self.together:
+            return [(texts[i : i + AT_ONCE], []) for i in range(0, len(texts), AT_ONCE)]
         return [*(([text], []) for text in texts), *(([], [row]) for row in rows)]
 
     def _pass(self, texts: list[Text], rows: Sequence[Row]) -> tuple[list[Tensor], Tensor, Shapes]:
@@ -153,8 +157,8 @@ class TorchModel:
             cache.advance(own)
         return found, hidden[count:], shapes
 
-    def _run(self, key, function, inputs: Inputs, *, captured: bool = True):
-        with devices.enough(0, self.device, f"a pass {key}"):
+    def _run(self, key: tuple, function: Callable, inputs: Inputs, *, captured: bool = True) -> Any:
+        with devices.enough(self.device, f"a pass ({key[0]})"):
             if captured:
                 return self.graphs.run(key, function, inputs)
             return function({name: tensor.to(self.device) for name, tensor in inputs.items()})
