@@ -62,6 +62,37 @@ def _over_groups(per_group, ROWS: tl.constexpr, GROUPS: tl.constexpr, EACH: tl.c
 
 
 @triton.jit
+def _matrix(
+    weight, scales, biases, row, inside, start,
+    WIDTH: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """[ROWS, DEPTH] of a matrix that is WIDTH wide: rows `row`, as far as they are `inside` [ROWS, 1], from column
+    `start` on. A byte of 4-bit weights holds two neighbours, the first in its lower half."""
+    PACK: tl.constexpr = 8 // BITS
+    at = start // PACK + tl.arange(0, DEPTH // PACK)
+    there = inside & (at < WIDTH // PACK)[None, :] if WIDTH % DEPTH else inside
+    stored = tl.load(weight + row[:, None] * (WIDTH // PACK) + at[None, :], mask=there, other=0)
+    if MODE == 4:
+        return stored
+    codes = stored.to(tl.int32)
+    if PACK == 2:
+        codes = tl.interleave(codes & 15, codes >> 4)
+    if MODE == 5:  # the scale is the row's, and can wait
+        return _e4m3(codes)
+    GROUPS: tl.constexpr = DEPTH // GROUP
+    group = start // GROUP + tl.arange(0, GROUPS)
+    there = inside & (group < WIDTH // GROUP)[None, :] if WIDTH % DEPTH else inside
+    place = row[:, None] * (WIDTH // GROUP) + group[None, :]
+    factor = _scale(tl.load(scales + place, mask=there, other=0), MODE)
+    numbers = _numbers(codes, MODE, BITS) * _over_groups(factor, ROWS, GROUPS, GROUP)
+    if MODE == 0:
+        shift = tl.load(biases + place, mask=there, other=0).to(tl.float32)
+        numbers += _over_groups(shift, ROWS, GROUPS, GROUP)
+    return numbers
+
+
+@triton.jit
 def _tile(pid, ends, E: tl.constexpr, EXPERTS: tl.constexpr, ROWS: tl.constexpr):
     """The pid-th tile of up to ROWS rows, when each expert's rows are cut into tiles: its expert, rows, and their end.
     Behind the last tile the expert is none of E."""
@@ -82,40 +113,19 @@ def _product_kernel(
     MODE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """y[rows of an expert] = x @ its weight.T. A byte of 4-bit weights holds two neighbours in K."""
+    """y[rows of an expert] = x @ its weight.T."""
     expert, row, end = _tile(tl.program_id(0), ends, E, EXPERTS, ROWS)
     if expert >= E:
         return
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     real, inside = (row < end)[:, None], (column < N)[:, None]
     out = expert.to(tl.int64) * N + column  # rows of the weight
-    PACK: tl.constexpr = 8 // BITS
-    GROUPS: tl.constexpr = DEPTH // GROUP
-    depth, byte, group = tl.arange(0, DEPTH), tl.arange(0, DEPTH // PACK), tl.arange(0, GROUPS)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for start in range(0, K, DEPTH):
-        at, stored_at = start + depth, start // PACK + byte
+        at = start + tl.arange(0, DEPTH)
         there = real & (at < K)[None, :] if K % DEPTH else real
         given = tl.load(x + row[:, None].to(tl.int64) * K + at[None, :], mask=there, other=0)
-        there = inside & (stored_at < K // PACK)[None, :] if K % DEPTH else inside
-        stored = tl.load(weight + out[:, None] * (K // PACK) + stored_at[None, :], mask=there, other=0)
-        if MODE == 4:
-            numbers = stored
-        else:
-            codes = stored.to(tl.int32)
-            if PACK == 2:
-                codes = tl.interleave(codes & 15, codes >> 4)
-            if MODE == 5:
-                numbers = _e4m3(codes)
-            else:
-                grouped = start // GROUP + group
-                known = inside & (grouped < K // GROUP)[None, :] if K % DEPTH else inside
-                place = out[:, None] * (K // GROUP) + grouped[None, :]
-                factor = _scale(tl.load(scales + place, mask=known, other=0), MODE)
-                numbers = _numbers(codes, MODE, BITS) * _over_groups(factor, COLUMNS, GROUPS, GROUP)
-                if MODE == 0:
-                    shift = tl.load(biases + place, mask=known, other=0).to(tl.float32)
-                    numbers += _over_groups(shift, COLUMNS, GROUPS, GROUP)
+        numbers = _matrix(weight, scales, biases, out, inside, start, K, MODE, BITS, GROUP, COLUMNS, DEPTH)
         total = tl.dot(given, tl.trans(numbers.to(given.dtype)), total, input_precision="ieee")
     if MODE == 5:
         total = total * tl.load(scales + out, mask=column < N, other=0)[None, :]
@@ -164,31 +174,17 @@ def _mean_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """y[part] = shares[:, part] @ weight[part], the parts PART rows of the table each."""
-    PACK: tl.constexpr = 8 // BITS
-    GROUPS: tl.constexpr = COLUMNS // GROUP
-    row, depth = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, DEPTH)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    byte = tl.program_id(1) * (COLUMNS // PACK) + tl.arange(0, COLUMNS // PACK)
-    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
-    part = tl.program_id(2)
+    row, first = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * COLUMNS
+    column, part, real = first + tl.arange(0, COLUMNS), tl.program_id(2), (row < T)[:, None]
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for start in range(part * PART, tl.minimum((part + 1) * PART, V), DEPTH):
-        at = (start + depth).to(tl.int64)
-        real = at < V
-        given = tl.load(shares + row[:, None].to(tl.int64) * V + at[None, :], mask=(row < T)[:, None] & real, other=0)
-        there = real[:, None] & (byte < D // PACK)[None, :]
-        codes = tl.load(weight + at[:, None] * (D // PACK) + byte[None, :], mask=there, other=0).to(tl.int32)
-        if PACK == 2:
-            codes = tl.interleave(codes & 15, codes >> 4)
-        place, known = at[:, None] * (D // GROUP) + group[None, :], real[:, None] & (group < D // GROUP)[None, :]
-        factor = _scale(tl.load(scales + place, mask=known, other=0), MODE)
-        numbers = _numbers(codes, MODE, BITS) * _over_groups(factor, DEPTH, GROUPS, GROUP)
-        if MODE == 0:
-            shift = tl.load(biases + place, mask=known, other=0).to(tl.float32)
-            numbers += _over_groups(shift, DEPTH, GROUPS, GROUP)
+        at = (start + tl.arange(0, DEPTH)).to(tl.int64)
+        inside = at < V
+        given = tl.load(shares + row[:, None].to(tl.int64) * V + at[None, :], mask=real & inside[None, :], other=0)
+        numbers = _matrix(weight, scales, biases, at, inside[:, None], first, D, MODE, BITS, GROUP, DEPTH, COLUMNS)
         total = tl.dot(given, numbers.to(given.dtype), total, input_precision="ieee")
     place = (part.to(tl.int64) * T + row[:, None]) * D + column[None, :]
-    tl.store(y + place, total, mask=(row < T)[:, None] & (column < D)[None, :])
+    tl.store(y + place, total, mask=real & (column < D)[None, :])
 
 
 def mean(shares: Tensor, table: Linear) -> Tensor:
