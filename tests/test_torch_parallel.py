@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import checkpoints
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -16,8 +17,8 @@ pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.
 import torch
 from test_convert import published
 
-from mlx_dgemma.config import parse_config
-from mlx_dgemma.torch_backend import parallel
+from mlx_dgemma.config import Quantization, parse_config
+from mlx_dgemma.torch_backend import formats, parallel
 from mlx_dgemma.torch_backend.weights import declare
 
 HERE = Path(__file__).parent
@@ -61,8 +62,7 @@ np.save(sys.argv[4] + f".{parallel.rank()}", model.logits(row))
 """
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2])
-@pytest.mark.parametrize("kind", ["float32", "fp8"])
+@pytest.mark.parametrize(("kind", "kv_heads"), [("float32", 1), ("float32", 2), ("fp8", 2)])
 def test_logits_of_two_ranks(tmp_path, kv_heads, kind):
     """Full layers of one key-value head cannot be divided: every rank has all of them."""
     config = checkpoints.config(full={"num_key_value_heads": kv_heads})
@@ -94,3 +94,21 @@ def test_each_rank_holds_at_most_six_tenths(monkeypatch, tmp_path, bits):
         held += each * np.prod([len(range(size)[part]) for size, part in zip(array.shape, own, strict=True)])
     assert torch.tensor(total / 1e9).isclose(torch.tensor(50.5 if bits is None else 15.4), rtol=0.01)
     assert held <= 0.6 * total
+
+
+@pytest.mark.parametrize("name", ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_share_of_packed_weights_is_that_of_the_weights(monkeypatch, name, rank):
+    config = parse_config(checkpoints.config())
+    monkeypatch.setattr(parallel, "ranks", lambda: 2)
+    monkeypatch.setattr(parallel, "rank", lambda: rank)
+    arrays = mx.quantize(mx.random.normal((64, 256)), group_size=64, bits=4)
+    packed = [torch.from_numpy(np.array(array)) for array in arrays]
+    path, stored = f"model.decoder.layers.0.{name}", Quantization(bits=4, group_size=64)
+    own = [
+        array[parallel.share(config, f"{path}.{kind}", tuple(array.shape))]
+        for kind, array in zip(("weight", "scales", "biases"), packed, strict=True)
+    ]
+    whole, mine = (formats.dequantize(a.view(torch.int32), *rest, stored) for a, *rest in (packed, own))
+    assert torch.equal(mine, whole[parallel.share(config, f"{path}.weight", (64, 256))])
+    assert mine.numel() == whole.numel() / (1 if "mlp" in name else 2)

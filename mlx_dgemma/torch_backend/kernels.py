@@ -73,22 +73,25 @@ def _matrix(
     at = start // PACK + tl.arange(0, DEPTH // PACK)
     there = inside & (at < WIDTH // PACK)[None, :] if WIDTH % DEPTH else inside
     stored = tl.load(weight + row[:, None] * (WIDTH // PACK) + at[None, :], mask=there, other=0)
+    # Branches on constants, and one return: Triton knows no early one.
     if MODE == 4:
-        return stored
-    codes = stored.to(tl.int32)
-    if PACK == 2:
-        codes = tl.interleave(codes & 15, codes >> 4)
-    if MODE == 5:  # the scale is the row's, and can wait
-        return _e4m3(codes)
-    GROUPS: tl.constexpr = DEPTH // GROUP
-    group = start // GROUP + tl.arange(0, GROUPS)
-    there = inside & (group < WIDTH // GROUP)[None, :] if WIDTH % DEPTH else inside
-    place = row[:, None] * (WIDTH // GROUP) + group[None, :]
-    factor = _scale(tl.load(scales + place, mask=there, other=0), MODE)
-    numbers = _numbers(codes, MODE, BITS) * _over_groups(factor, ROWS, GROUPS, GROUP)
-    if MODE == 0:
-        shift = tl.load(biases + place, mask=there, other=0).to(tl.float32)
-        numbers += _over_groups(shift, ROWS, GROUPS, GROUP)
+        numbers = stored
+    else:
+        codes = stored.to(tl.int32)
+        if PACK == 2:
+            codes = tl.interleave(codes & 15, codes >> 4)
+        if MODE == 5:  # the scale is the row's, and can wait
+            numbers = _e4m3(codes)
+        else:
+            GROUPS: tl.constexpr = DEPTH // GROUP
+            group = start // GROUP + tl.arange(0, GROUPS)
+            there = inside & (group < WIDTH // GROUP)[None, :] if WIDTH % DEPTH else inside
+            place = row[:, None] * (WIDTH // GROUP) + group[None, :]
+            factor = _scale(tl.load(scales + place, mask=there, other=0), MODE)
+            numbers = _numbers(codes, MODE, BITS) * _over_groups(factor, ROWS, GROUPS, GROUP)
+            if MODE == 0:
+                shift = tl.load(biases + place, mask=there, other=0).to(tl.float32)
+                numbers += _over_groups(shift, ROWS, GROUPS, GROUP)
     return numbers
 
 
