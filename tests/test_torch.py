@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
+pytest.importorskip("transformers", reason="the reference")
 import reference
 import torch
 from test_load import quantized, says, tensors, write

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -50,7 +51,7 @@ def peak(device: torch.device) -> int:
     """Bytes that torch held at most on a GPU; on a CPU, whose allocator does not count, that the process did."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _name(device: torch.device) -> str:

@@ -49,8 +49,12 @@ class Linear(nn.Module):
         )
 
     def to_fp8(self) -> None:
-        """In place, from floats: `weight` E4M3 and `fp8_scale` [..., out, 1] float32."""
-        weight, scale = formats.to_fp8(self.weight)
+        """In place, from floats: `weight` E4M3 and `fp8_scale` [..., out, 1] float32. One expert at a time: what it
+        takes on the way is four times as large."""
+        weight = torch.empty_like(self.weight, dtype=formats.FP8)
+        scale = torch.empty((*weight.shape[:-1], 1), device=weight.device)
+        for place in range(len(weight)) if weight.ndim == 3 else [...]:
+            weight[place], scale[place] = formats.to_fp8(self.weight[place])
         self.declare(weight=weight, fp8_scale=scale)
 
     @property

@@ -132,7 +132,7 @@ def step_parts(model: TorchModel, rows: Sequence[Row], repeat: int = 5) -> dict[
     graphs, model.graphs = model.graphs, _Eager()  # hooks are not heard in a graph
     try:
         with _recorded(model) as calls:
-            groups = [(*model._pass(texts, group)[1:], group) for texts, group in model._groups([], rows)]
+            groups = [(*model._pass([], group)[1:], group) for group in model._groups(rows, len(rows))]
     finally:
         model.graphs = graphs
     parts: dict[str, Callable[[], Any]] = {

@@ -59,16 +59,16 @@ class TorchModel:
         for start in range(0, max(map(len, texts), default=0), PREFILL_CHUNK):
             parts = [(i, text[start : start + PREFILL_CHUNK]) for i, text in enumerate(texts) if len(text) > start]
             before = {i: caches[i].hidden for i, _ in parts}
-            for group, _ in self._groups([(i, (part, caches[i])) for i, part in parts], []):
-                hidden, _, _ = self._pass([text for _, text in group], [])
+            for group in self._groups(parts, AT_ONCE):
+                hidden, _, _ = self._pass([(part, caches[i]) for i, part in group], [])
                 if score:
-                    for (i, (part, _)), own in zip(group, hidden, strict=True):
+                    for (i, part), own in zip(group, hidden, strict=True):
                         scores[i].append(self._score(part, own, before[i]))
         return [self._next_token(parts) for parts in scores] if score else None
 
     def denoise(self, rows: Sequence[Row]) -> list[Prediction]:
-        found = []
-        for texts, group in self._groups(self._pending(rows), rows):
+        texts, found = self._pending(rows), []
+        for group in self._groups(rows, len(rows)):
             _, hidden, shapes = self._pass(texts, group)
             found += self._look(group, hidden, shapes)
         if not all(np.isfinite(prediction.entropy).all() for prediction in found):
@@ -113,7 +113,8 @@ class TorchModel:
         return ids
 
     def _pending(self, rows: Sequence[Row]) -> list[Text]:
-        """What is to be encoded in the pass that looks at the canvases. What is not, is encoded when this returns."""
+        """What is to be encoded in the pass that looks at the canvases, if they go together. All else is encoded when
+        this returns."""
         texts: dict[int, Text] = {}
         for row in rows:
             text = self._ids(row.pending)
@@ -127,13 +128,10 @@ class TorchModel:
         self.encode([text for text, _ in early], [cache for _, cache in early])
         return [(text, cache) for text, cache in late if len(text)]
 
-    def _groups(self, texts: list[Text], rows: Sequence[Row]) -> list[tuple[list[Text], Sequence[Row]]]:
+    def _groups(self, items: Sequence, most: int) -> list[Sequence]:
         """What goes through the network together."""
-        if self.together and rows:
-            return [(texts, rows)]
-        if self.together:
-            return [(texts[i : i + AT_ONCE], []) for i in range(0, len(texts), AT_ONCE)]
-        return [*(([text], []) for text in texts), *(([], [row]) for row in rows)]
+        size = most if self.together else 1
+        return [items[i : i + size] for i in range(0, len(items), size)]
 
     def _pass(self, texts: list[Text], rows: Sequence[Row]) -> tuple[list[Tensor], Tensor, Shapes]:
         """Encode `texts` and look at canvases behind them -> the last hidden states of each text [n, D], and of the
