@@ -33,11 +33,15 @@ class Graphs:
         """What they read or wrote has moved."""
         self.captured.clear()
 
+    def call(self, function: Callable[[Inputs], Any], inputs: Inputs) -> Any:
+        """`function(inputs)`, without a graph."""
+        return function({name: tensor.to(self.device) for name, tensor in inputs.items()})
+
     def run(self, key: Hashable, function: Callable[[Inputs], Any], inputs: Inputs) -> Any:
         """`function(inputs)`, whose shapes and everything else it goes by are told by `key`. What it gives is good
         until the next run with this key."""
         if self.pool is None:
-            return function(inputs)
+            return self.call(function, inputs)
         found = self.captured.get(key)
         if found is None:
             found = self.captured[key] = self._capture(function, inputs)

@@ -18,6 +18,9 @@ from .model import TorchModel
 from .network import Network
 from .weights import declare, fingerprint, load_weights
 
+if devices.has_gpu():
+    from . import kernels  # noqa: F401, so that a GPU without triton is told of before anything is read
+
 
 def check_fp8(network: Network, device: torch.device, name: str) -> None:
     if any(isinstance(module, Linear) and module.quantization for module in network.modules()):

@@ -129,12 +129,12 @@ def step_parts(model: TorchModel, rows: Sequence[Row], repeat: int = 5) -> dict[
     routing, caches, the host.
     """
     whole = _seconds(lambda: model.denoise(rows), repeat)
-    graphs, model.graphs = model.graphs, _Eager()  # hooks are not heard in a graph
+    pool, model.graphs.pool = model.graphs.pool, None  # hooks are not heard in a graph
     try:
         with _recorded(model) as calls:
             groups = [(*model._pass([], group)[1:], group) for group in model._groups(rows, len(rows))]
     finally:
-        model.graphs = graphs
+        model.graphs.pool = pool
     parts: dict[str, Callable[[], Any]] = {
         part: lambda part=part: [call() for call in calls[part]]
         for part in ("linears", "experts", "attention", "self-conditioning")
@@ -146,12 +146,6 @@ def step_parts(model: TorchModel, rows: Sequence[Row], repeat: int = 5) -> dict[
     found = {part: _seconds(_as_graph(model.device, part, compute), repeat) for part, compute in parts.items()}
     found["self-conditioning"] += max(found.pop("mean embedding") - found["head and draw"], 0.0)
     return {**found, "rest": whole - sum(found.values())}
-
-
-class _Eager:
-    def run(self, key, function, inputs):
-        here = the_device()
-        return function({name: tensor.to(here) for name, tensor in inputs.items()})
 
 
 def _as_graph(device: torch.device, part: str, compute: Callable[[], Any]) -> Callable[[], Any]:

@@ -68,7 +68,7 @@ class TorchModel:
 
     def denoise(self, rows: Sequence[Row]) -> list[Prediction]:
         texts, found = self._pending(rows), []
-        for group in self._groups(rows, len(rows)):
+        for group in self._groups(rows, max(1, len(rows))):
             _, hidden, shapes = self._pass(texts, group)
             found += self._look(group, hidden, shapes)
         if not all(np.isfinite(prediction.entropy).all() for prediction in found):
@@ -157,9 +157,7 @@ class TorchModel:
 
     def _run(self, key: tuple, function: Callable, inputs: Inputs, *, captured: bool = True) -> Any:
         with devices.enough(self.device, f"a pass ({key[0]})"):
-            if captured:
-                return self.graphs.run(key, function, inputs)
-            return function({name: tensor.to(self.device) for name, tensor in inputs.items()})
+            return self.graphs.run(key, function, inputs) if captured else self.graphs.call(function, inputs)
 
     def _sweep(self, inputs: Inputs, *, soft: bool) -> Swept:
         """`inputs` by the names of `sweep.Asked`."""
