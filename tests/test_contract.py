@@ -31,7 +31,8 @@ def model(request, tmp_path_factory):
         patch.setattr(arithmetic, "namespace", lambda: mx)
         request.addfinalizer(patch.undo)
     if backend.startswith("torch"):
-        pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
+        torch = pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
+        torch.set_num_threads(1)  # the models are small: a second thread mostly waits
         patch = pytest.MonkeyPatch()
         patch.setattr("mlx_dgemma.torch_backend.model.PREFILL_CHUNK", 64)  # what a text is padded to
         request.addfinalizer(patch.undo)
