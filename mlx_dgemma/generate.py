@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 NAME = "mlx_dgemma.generate"
 
 
-DTYPE_HELP = "of activations (default: the checkpoint's); fp8, on torch: of experts and linears too"
-
-
 class _NoTemperature(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         parser.error(
@@ -134,13 +131,6 @@ def generate(options: argparse.Namespace) -> int:
     check_options(options)
     model, tokenizer, sampling = opened(NAME, options)
     return (one if options.prompts is None else many)(options, model, tokenizer, sampling)
-
-
-def say_where() -> None:
-    from .torch_backend.device import no_gpu
-
-    if reason := no_gpu():
-        print(f"{NAME}: no CUDA device, so torch computes on the CPU: {reason}", file=sys.stderr)
 
 
 def one(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling) -> int:

@@ -44,7 +44,13 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         help="tokens of a canvas, or auto: narrow where few are left to write (default: the checkpoint's)",
     )
     add("--seed", type=at_least(0), default=0, metavar="N", help="of all random numbers: same seed, same answer")
-    add("--dtype", choices=["float32", "bfloat16", "float16"], help="of activations (default: the checkpoint's)")
+    add(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16", "fp8"],
+        help="of activations (default: the checkpoint's); fp8, on torch: of experts and linears too",
+    )
+    add("--backend", choices=["mlx", "torch"], help="default: torch where there is a CUDA device, else mlx")
+    add("--tensor-parallel", type=at_least(1), metavar="N", help="GPUs to divide the model over; under torchrun")
 
 
 def opened(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, Tokenizer, Sampling]:
@@ -59,6 +65,15 @@ def opened(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, Toke
         )
     folder = find(options.model)  # a download has a progress bar of its own
     with waiting("loading"):
-        model, tokenizer, sampling = load(folder, dtype=options.dtype)
+        model, tokenizer, sampling = load(folder, options.backend, options.dtype, options.tensor_parallel)
+    if options.backend == "torch":
+        _say_where(name)
     asked = {name: getattr(options, name) for name in ("max_denoising_steps", "canvas_length")}
     return model, tokenizer, replace(sampling, **{name: value for name, value in asked.items() if value is not None})
+
+
+def _say_where(name: str) -> None:
+    from .torch_backend.device import no_gpu
+
+    if reason := no_gpu():
+        print(f"{name}: no CUDA device, so torch computes on the CPU: {reason}", file=sys.stderr)
