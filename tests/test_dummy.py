@@ -34,7 +34,7 @@ def test_it_predicts_and_its_weights_are_about_one_over_the_width(precision):
 
 
 def test_peaked_and_seeds():
-    assert 1.5 * entropy(dummy_mlx(CONFIG, "float32", peaked=8)) < 1 < entropy(dummy_mlx(CONFIG, "float32"))
+    assert entropy(dummy_mlx(CONFIG, "float32", peaked=8)) < 1 < entropy(dummy_mlx(CONFIG, "float32")) / 2
     weights = [dict(tree_flatten(dummy_mlx(CONFIG, "bf16", seed=seed).network.parameters())) for seed in (0, 0, 1)]
     same = [[bool((weights[0][path] == other[path]).all()) for path in other] for other in weights[1:]]
     assert all(same[0]) and not all(same[1])

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..command import progress
 from ..config import ModelConfig, parse_config
-from ..load import check_memory, is_hub_id
+from ..load import check_memory, choose_backend, is_hub_id
 from ..mistake import Mistake, NotFound
 from . import machine
 from .count import Count, parameters, precision
@@ -138,7 +138,7 @@ class Measurement:
         from ..config import parse_sampling
 
         self.report["config"] = shape(self.options.dummy)
-        config, backend = parse_config(self.report["config"]), self.options.backend or "mlx"
+        config, backend = parse_config(self.report["config"]), self.options.backend or choose_backend()
         if backend == "mlx":  # torch asks its device
             needed = Count(config, precision(self.options.precision)).resident
             check_memory(int(needed), f"random weights of {self.options.dummy} in {self.options.precision}")
