@@ -82,7 +82,9 @@ class Alphabet:
     def _set(self, belongs) -> int:
         stops = set(self.model.config.stop_ids)
         tokens = enumerate(self.pieces)
-        return self.model.token_set([i for i, piece in tokens if piece is not None and i not in stops and belongs(piece)])
+        return self.model.token_set(
+            [i for i, piece in tokens if piece is not None and i not in stops and belongs(piece)]
+        )
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self.tokenizer.encode(text), np.int32)

@@ -37,6 +37,10 @@ class Infill:
         """[length] int32 twice: what a gap starts from, and what its first pass hears; -1 is noise, and nothing."""
         return np.full(length, -1, np.int32), np.full(length, -1, np.int32)
 
+    def schedule(self, sampling: Sampling) -> Sampling:
+        """That of its gaps."""
+        return sampling
+
 
 @dataclass(frozen=True, kw_only=True)
 class Filled:
@@ -57,7 +61,8 @@ class Filling:
     """One of them while it is done."""
 
     def __init__(self, model: DiffusionModel, alphabet: Alphabet, sampling: Sampling, request: Infill):
-        self.model, self.alphabet, self.sampling, self.request = model, alphabet, sampling, request
+        self.model, self.alphabet, self.request = model, alphabet, request
+        self.sampling = request.schedule(sampling)
         self.parts = [alphabet.encode(text) for text in request.texts]
         self.filling = alphabet.filling(model.config.canvas_length)
         self.lengths = list(request.lengths or ())
@@ -104,6 +109,7 @@ class Filling:
             allowed=self.alphabet.text,
             filling=self.filling,
             usual=self.request.usual,
+            sampling=self.sampling,
             seed=self.request.seed,
         )
 
@@ -186,7 +192,7 @@ def infill(
     fillings = [Filling(model, alphabet, sampling, request) for request in requests]
     while unknown := [filling for filling in fillings if not filling.complete]:
         gaps = [filling.next_gap() for filling in unknown]
-        for filling, found in zip(unknown, search(model, gaps, sampling, size), strict=True):
+        for filling, found in zip(unknown, search(model, gaps, size), strict=True):
             filling.learn(found)
     for step in batch(model, (filling.writing(i) for i, filling in enumerate(fillings)), size):
         fillings[step.request].add(step)

@@ -1,0 +1,206 @@
+"""What `generate` does where a text is already there: fill its gaps, or change lines of a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .command import at_least, waiting
+from .mistake import Mistake
+
+if TYPE_CHECKING:
+    from .infill import Filled
+    from .interface import DiffusionModel
+    from .sampling import Sampling
+    from .tokenizer import Tokenizer
+
+FILL = ("prefix", "suffix", "fill")
+OF_FILL, OF_EDIT, OF_BOTH = ("gap_only", "heal"), ("lines", "strength", "write"), ("gap",)
+FILE_MARK = "<file>"
+
+
+def _lengths(text: str) -> list[int]:
+    return [at_least(1)(part) for part in text.split(",")]
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"need a number from 0 to 1, got {text!r}")
+    return share
+
+
+def _lines(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    try:
+        return int(first), int(last or first)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"need FIRST:LAST, such as 10:20, got {text!r}") from None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group(
+        "to fill gaps (FILE|TEXT: a file of that name, or else the text itself)"
+    ).add_argument
+    add("--prefix", metavar="FILE|TEXT", help="what is before the gap")
+    add("--suffix", metavar="FILE|TEXT", help="what is behind it; without one, the text ends with the gap")
+    add("--fill", metavar="FILE|TEXT", help="a text with one or more <fill> marks, instead of these two")
+    add("--gap", type=_lengths, metavar="N[,N...]", help="tokens of each gap (default: searched)")
+    add("--gap-only", action="store_true", help="print what the gaps say, not the whole text")
+    add("--heal", action="store_true", help="a token next to a gap may become a longer one that holds its text")
+    add = parser.add_argument_group("to change lines of a file; prints a diff").add_argument
+    add("--edit", metavar="FILE", help="the file; --prompt says what to do, and shows all of it where it says <file>")
+    add("--lines", type=_lines, metavar="FIRST:LAST", help="which lines may change, counted from 1")
+    add("--strength", type=_share, metavar="F", help="share of the old lines that is noise at first (default: 0.5)")
+    add("--write", action="store_true", help="change the file, too")
+
+
+def asked(options: argparse.Namespace) -> bool:
+    names = (*FILL, *OF_FILL, *OF_EDIT, *OF_BOTH, "edit")
+    return any(getattr(options, name) not in (None, False) for name in names)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Which options go together. Before anything is loaded."""
+
+    def given(*names: str) -> list[str]:
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]
+
+    fill = given(*FILL)
+    if not fill and options.edit is None:
+        raise Mistake(
+            f"{given(*OF_FILL, *OF_EDIT, *OF_BOTH)[0]} needs a text: give --prefix and --suffix, --fill or --edit"
+        )
+    if (fill and options.edit is not None) or (options.fill is not None and len(fill) > 1):
+        raise Mistake(f"{fill[0]} and {(given('edit') or fill[1:])[-1]} are two ways to say what is there: give one")
+    if wrong := given("prompts", "batch", "out", "watch", "thinking", *(OF_EDIT if fill else OF_FILL)):
+        raise Mistake(f"{wrong[0]} does not go with {fill[0] if fill else '--edit'}: leave one of them out")
+    if options.edit is not None and (options.lines is None or options.prompt is None):
+        raise Mistake("--edit needs --lines FIRST:LAST and --prompt TEXT: which lines to change, and what to do")
+
+
+def run(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling) -> int:
+    return (fill if options.edit is None else edit)(options, model, tokenizer, sampling)
+
+
+def _text(value: str, flag: str) -> str:
+    """A file's, standard input's for "-", or the value itself."""
+    from .edit import as_text, read_text
+
+    if value == "-":
+        return as_text(sys.stdin.buffer.read(), "standard input")
+    if not os.path.isfile(value):
+        return value
+    text = read_text(value)
+    print(f"{flag}: {len(text)} characters of the file {value}", file=sys.stderr)
+    return text
+
+
+def _texts(options: argparse.Namespace) -> list[str]:
+    """What is around the gaps."""
+    from .infill import MARK
+
+    if options.fill is None:
+        return [_text(getattr(options, name) or "", f"--{name}") for name in ("prefix", "suffix")]
+    texts = _text(options.fill, "--fill").split(MARK)
+    if len(texts) == 1:
+        raise Mistake(f"--fill has no {MARK} mark: put one where something is missing")
+    if "" in texts[1:-1]:
+        raise Mistake(f"--fill has two {MARK} marks with nothing between them: one is enough")
+    return texts
+
+
+def _prompt(options: argparse.Namespace, tokenizer: Tokenizer, prompt: str) -> list[int]:
+    from .answer import prompt_tokens
+
+    if not options.raw:
+        return prompt_tokens(tokenizer, prompt, system=options.system)
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return start + tokenizer.encode(options.prompt or "")
+
+
+def fill(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling) -> int:
+    from .infill import MARK, Infill, infill
+
+    texts = _texts(options)
+    if not any(texts):
+        raise Mistake("there is no text around the gap: give --prefix or --suffix")
+    lengths, gaps = options.gap, len(texts) - 1
+    if lengths and len(lengths) not in (1, gaps):
+        raise Mistake(f"--gap has {len(lengths)} lengths for {gaps} gaps: give one for each, or one for all")
+    prompt = options.prompt or f"Fill in what is missing at {MARK}:\n\n{MARK.join(texts)}"
+    request = Infill(
+        prompt=_prompt(options, tokenizer, prompt),
+        texts=texts,
+        lengths=lengths and (lengths * gaps)[:gaps],
+        heal=options.heal,
+        seed=options.seed,
+    )
+    start = time.perf_counter()
+    with waiting("filling"):
+        [filled] = infill(model, tokenizer, [request], sampling=sampling)
+    seconds = time.perf_counter() - start
+    if options.json:
+        _print_json(filled, {"text": filled.text}, seconds, options, model)
+    else:
+        _print("\n".join(filled.gaps) if options.gap_only else filled.text)
+        print(summary(filled, seconds), file=sys.stderr)
+    return 0
+
+
+def edit(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling) -> int:
+    from .edit import change, cut, read_text, unified_diff, write
+    from .infill import infill
+
+    path = Path(options.edit)
+    text = read_text(path)
+    lines = cut(text, *options.lines, options.edit)
+    prompt = _prompt(options, tokenizer, options.prompt.replace(FILE_MARK, text))
+    given = {} if options.strength is None else {"strength": options.strength}
+    request = change(tokenizer, lines, prompt=prompt, length=options.gap and options.gap[0], seed=options.seed, **given)
+    start = time.perf_counter()
+    with waiting("editing"):
+        [filled] = infill(model, tokenizer, [request], sampling=sampling)
+    new = lines.with_new(filled.gaps[0])
+    seconds = time.perf_counter() - start
+    if options.write and new != text:
+        write(path, new)
+    diff = unified_diff(text, new, options.edit)
+    if options.json:
+        _print_json(
+            filled, {"diff": diff, "text": new, "written": options.write and new != text}, seconds, options, model
+        )
+    else:
+        _print(diff)
+        print(summary(filled, seconds) + ("" if diff else "; nothing changed"), file=sys.stderr)
+    return 0
+
+
+def _print(text: str) -> None:
+    """To the byte, but for a terminal, whose next line should not begin behind it."""
+    print(text, end="\n" if sys.stdout.isatty() and text and not text.endswith("\n") else "", flush=True)
+
+
+def _print_json(filled: Filled, own: dict, seconds: float, options: argparse.Namespace, model: DiffusionModel) -> None:
+    from dataclasses import asdict
+
+    numbers = {"seconds": seconds, "peak_memory": model.peak_memory(), "seed": options.seed}
+    print(json.dumps({**own, **asdict(filled), **numbers, "model": options.model or "tiny"}, ensure_ascii=False))
+
+
+def summary(filled: Filled, seconds: float) -> str:
+    lengths = ", ".join(map(str, filled.lengths))
+    tried = f" (of {sum(map(len, filled.tried))} lengths tried)" if filled.tried else ""
+    steps = ", ".join(map(str, filled.steps))
+    return (
+        f"{lengths} tokens{tried} in {steps} steps, {filled.passes} canvases looked at in {seconds:.2f} s, "
+        f"entropy left {filled.entropy:.3f}"
+    )
