@@ -31,13 +31,15 @@ class Edit(Infill):
     strength: float = 0.5  # share of them that is noise at first
 
     def blank(self, length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The old tokens, kept from both ends where the gap is shorter, apart in the middle where it is longer."""
+        """The old tokens, kept from both ends where the gap is shorter, apart in the middle where it is longer; those
+        that are not noised are what the first pass hears, too."""
         kept = min(length, len(self.old))
         tokens, old = np.full(length, -1, np.int32), np.asarray(self.old, np.int32)
         tokens[: kept - kept // 2] = old[: kept - kept // 2]
         tokens[length - kept // 2 :] = old[len(old) - kept // 2 :]
         noised = rng.random(length) < self.strength
-        return np.where(noised, -1, tokens).astype(np.int32), tokens
+        start = np.where(noised, -1, tokens).astype(np.int32)
+        return start, start
 
     def schedule(self, sampling: Sampling) -> Sampling:
         """The rest of it, where a share `strength` is left."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 
@@ -104,18 +105,19 @@ class Found:
     passes: int  # canvases looked at
 
 
-def look(model: DiffusionModel, writings: Sequence[Writing], size: int) -> list[Step]:
-    """A few passes over one block of each, `size` at a time -> the last step of each."""
-    last: dict[int, Step] = {}
-    for first in range(0, len(writings), size):
-        active = list(range(len(writings)))[first : first + size]
-        for _ in range(PASSES):
-            if not active:
-                break
-            for i, prediction in zip(active, model.denoise([writings[i].row() for i in active]), strict=True):
-                last[i] = writings[i].take(prediction)
-            active = [i for i in active if not writings[i].done]
-    return [last[i] for i in range(len(writings))]
+def look(model: DiffusionModel, groups: Sequence[Sequence[Writing]], size: int) -> list[list[Step]]:
+    """A few passes over one block of each, `size` canvases in a pass, until one of its group is done -> the last step
+    of each."""
+    last: dict[Writing, Step] = {}
+    active = list(groups)
+    for _ in range(PASSES):
+        rows = [writing for group in active for writing in group]
+        for first in range(0, len(rows), size):
+            own = rows[first : first + size]
+            for writing, prediction in zip(own, model.denoise([one.row() for one in own]), strict=True):
+                last[writing] = writing.take(prediction)
+        active = [group for group in active if not any(writing.done for writing in group)]
+    return [[last[writing] for writing in group] for group in groups]
 
 
 def score(model: DiffusionModel, trials: Sequence[Trial], steps: Sequence[Step], size: int) -> list[float]:
@@ -133,16 +135,15 @@ def score(model: DiffusionModel, trials: Sequence[Trial], steps: Sequence[Step],
 
 def search(model: DiffusionModel, gaps: Sequence[Gap], size: int) -> list[Found]:
     drafts = [Draft(model, gap) for gap in gaps]
-    drafted = look(model, [draft.writing for draft in drafts], size)
+    drafted = [step for [step] in look(model, [[draft.writing] for draft in drafts], size)]
     proposed = [draft.lengths(step) for draft, step in zip(drafts, drafted, strict=True)]
-    trials = [Trial(model, gap, n) for gap, lengths in zip(gaps, proposed, strict=True) for n in lengths]
-    steps = look(model, [trial.writing for trial in trials], size)
-    tried = list(zip(trials, steps, score(model, trials, steps, size), strict=True))
+    trials = [[Trial(model, gap, n) for n in lengths] for gap, lengths in zip(gaps, proposed, strict=True)]
+    steps = look(model, [[trial.writing for trial in own] for own in trials], size)
+    scores = iter(score(model, list(chain(*trials)), list(chain(*steps)), size))
     found = []
-    for gap, drafted_in in zip(gaps, drafted, strict=True):
-        own = [one for one in tried if one[0].gap is gap]
-        best, said, _ = max(own, key=lambda one: one[2])
+    for draft, own, last in zip(drafted, trials, steps, strict=True):
+        tried = {trial.length: next(scores) for trial in own}
+        best, said = max(zip(own, last, strict=True), key=lambda one: tried[one[0].length])
         tokens = said.draft[best.front : best.front + best.length]
-        passes = drafted_in.step + 1 + sum(step.step + 1 for _, step, _ in own)
-        found.append(Found(tokens, {trial.length: nats for trial, _, nats in own}, passes))
+        found.append(Found(tokens, tried, draft.step + 1 + sum(step.step + 1 for step in last)))
     return found

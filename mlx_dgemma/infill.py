@@ -64,7 +64,7 @@ class Filling:
         self.model, self.alphabet, self.request = model, alphabet, request
         self.sampling = request.schedule(sampling)
         self.parts = [alphabet.encode(text) for text in request.texts]
-        self.filling = alphabet.filling(model.config.canvas_length)
+        self.filling = alphabet.filling(width_of(self.sampling, model))
         self.lengths = list(request.lengths or ())
         self.found: list[Found] = []
         self.caches: dict[bytes, Cache] = {}
@@ -178,6 +178,15 @@ class Filling:
             passes=sum(step.step + 1 for step in self.steps) + sum(found.passes for found in self.found),
             entropy=float(sum(step.entropy.sum() for step in self.steps)) / free,
         )
+
+
+def width_of(sampling: Sampling, model: DiffusionModel) -> int:
+    """Of a canvas: as asked, or the model's. What is held needs the room, so "auto" is the whole of it."""
+    if not isinstance(sampling.canvas_length, int):
+        return model.config.canvas_length
+    if sampling.canvas_length > model.config.canvas_length:
+        raise Mistake(f"need canvas_length <= {model.config.canvas_length}, the model's, got {sampling.canvas_length}")
+    return sampling.canvas_length
 
 
 def infill(

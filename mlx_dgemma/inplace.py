@@ -69,7 +69,7 @@ def asked(options: argparse.Namespace) -> bool:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Which options go together. Before anything is loaded."""
+    """Which options go together, and what they name. Before anything is loaded: what was read is kept in `options`."""
 
     def given(*names: str) -> list[str]:
         return [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]
@@ -85,6 +85,13 @@ def check(options: argparse.Namespace) -> None:
         raise Mistake(f"{wrong[0]} does not go with {fill[0] if fill else '--edit'}: leave one of them out")
     if options.edit is not None and (options.lines is None or options.prompt is None):
         raise Mistake("--edit needs --lines FIRST:LAST and --prompt TEXT: which lines to change, and what to do")
+    if options.edit is None:
+        options.texts = _texts(options)
+    else:
+        from .edit import cut, read_text
+
+        options.text = read_text(options.edit)
+        options.cut = cut(options.text, *options.lines, options.edit)
 
 
 def run(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling) -> int:
@@ -109,12 +116,19 @@ def _texts(options: argparse.Namespace) -> list[str]:
     from .infill import MARK
 
     if options.fill is None:
-        return [_text(getattr(options, name) or "", f"--{name}") for name in ("prefix", "suffix")]
-    texts = _text(options.fill, "--fill").split(MARK)
+        texts = [_text(getattr(options, name) or "", f"--{name}") for name in ("prefix", "suffix")]
+    else:
+        texts = _text(options.fill, "--fill").split(MARK)
     if len(texts) == 1:
         raise Mistake(f"--fill has no {MARK} mark: put one where something is missing")
     if "" in texts[1:-1]:
         raise Mistake(f"--fill has two {MARK} marks with nothing between them: one is enough")
+    if not any(texts):
+        raise Mistake("there is no text around the gap: give --prefix or --suffix")
+    if options.gap and len(options.gap) not in (1, len(texts) - 1):
+        raise Mistake(
+            f"--gap has {len(options.gap)} lengths, and there are {len(texts) - 1} gaps: give one each, or one"
+        )
     return texts
 
 
@@ -130,17 +144,12 @@ def _prompt(options: argparse.Namespace, tokenizer: Tokenizer, prompt: str) -> l
 def fill(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling) -> int:
     from .infill import MARK, Infill, infill
 
-    texts = _texts(options)
-    if not any(texts):
-        raise Mistake("there is no text around the gap: give --prefix or --suffix")
-    lengths, gaps = options.gap, len(texts) - 1
-    if lengths and len(lengths) not in (1, gaps):
-        raise Mistake(f"--gap has {len(lengths)} lengths for {gaps} gaps: give one for each, or one for all")
+    texts, gaps = options.texts, len(options.texts) - 1
     prompt = options.prompt or f"Fill in what is missing at {MARK}:\n\n{MARK.join(texts)}"
     request = Infill(
         prompt=_prompt(options, tokenizer, prompt),
         texts=texts,
-        lengths=lengths and (lengths * gaps)[:gaps],
+        lengths=options.gap and (options.gap * gaps)[:gaps],
         heal=options.heal,
         seed=options.seed,
     )
@@ -157,12 +166,10 @@ def fill(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenize
 
 
 def edit(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling) -> int:
-    from .edit import change, cut, read_text, unified_diff, write
+    from .edit import change, unified_diff, write
     from .infill import infill
 
-    path = Path(options.edit)
-    text = read_text(path)
-    lines = cut(text, *options.lines, options.edit)
+    text, lines = options.text, options.cut
     prompt = _prompt(options, tokenizer, options.prompt.replace(FILE_MARK, text))
     given = {} if options.strength is None else {"strength": options.strength}
     request = change(tokenizer, lines, prompt=prompt, length=options.gap and options.gap[0], seed=options.seed, **given)
@@ -172,7 +179,7 @@ def edit(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenize
     new = lines.with_new(filled.gaps[0])
     seconds = time.perf_counter() - start
     if options.write and new != text:
-        write(path, new)
+        write(Path(options.edit), new)
     diff = unified_diff(text, new, options.edit)
     if options.json:
         _print_json(

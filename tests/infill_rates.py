@@ -1,11 +1,12 @@
 """How often the embedded model fills a gap in a right answer: with the gap's length given, and searched.
 
-    python tests/infill_rates.py --prompts 200 --seeds 3 [--edit]
+    python tests/infill_rates.py --prompts 200 --seeds 3
+    python tests/infill_rates.py --prompts 200 --seeds 3 --edit
 
 Prompts are those of solve_rates.py. Of each right answer a piece of random place, up to half as long as it, is taken
 out; the share of pieces that come back exactly stands beside that of whole answers that are right without any help.
-With --edit a piece of one line is changed instead, and the line edited; `gap` is then that of its strength.
-Prints one JSON object: by task the shares, and the mean passes over one canvas.
+With --edit one line of a right answer is replaced by that line of another answer, and edited at several strengths; the
+share is that of answers which are whole again. Prints one JSON object a task: shares, and mean passes over a canvas.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import tasks
 from mlx_dgemma.answer import Answer, prompt_tokens
 from mlx_dgemma.batch import batch
 from mlx_dgemma.diffusion import begin
+from mlx_dgemma.edit import change, cut
 from mlx_dgemma.infill import Filled, Infill, infill
 from mlx_dgemma.load import load
 
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 Case = tuple[str, str, str, str]  # the prompt; before, in and behind the gap
 
 
@@ -89,15 +92,42 @@ def rates(loaded, name: str, prompts: int, seed: int, size: int = 32) -> dict[st
     }
 
 
+def edit_rates(loaded, name: str, prompts: int, seed: int, size: int = 32) -> dict[str, float]:
+    model, tokenizer, sampling = loaded
+    r, cut_at, found = random.Random(f"999 {name}"), random.Random(f"edit {seed} {name}"), {}
+    asked = []
+    for _ in range(prompts):
+        (prompt, right), (_, other) = tasks.TASKS[name](r), tasks.TASKS[name](r)
+        lines, others = right.splitlines(), other.splitlines()
+        place = cut_at.randrange(len(lines))
+        wrong = lines[:place] + [others[place]] + lines[place + 1 :]
+        end = "\n" * right.endswith("\n")
+        asked.append((prompt, right, cut("\n".join(wrong) + end, place + 1, place + 1)))
+    for strength in STRENGTHS:
+        edits = [
+            change(tokenizer, lines, prompt=prompt_tokens(tokenizer, prompt), strength=strength, seed=seed + i)
+            for i, (prompt, _, lines) in enumerate(asked)
+        ]
+        done = infill(model, tokenizer, edits, sampling=sampling, size=size)
+        now = [lines.with_new(f.gaps[0]) for f, (_, _, lines) in zip(done, asked, strict=True)]
+        found[f"{strength}"] = share(new == right for new, (_, right, _) in zip(now, asked, strict=True))
+        found[f"{strength}_passes"] = sum(f.passes for f in done) / prompts
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tasks", nargs="*", default=list(tasks.TASKS))
+    parser.add_argument("--edit", action="store_true")
     options = parser.parse_args()
     loaded = load()
     for name in options.tasks:
-        runs = [rates(loaded, name, options.prompts, 1000 * seed) for seed in range(options.seeds)]
+        runs = [
+            (edit_rates if options.edit else rates)(loaded, name, options.prompts, 1000 * seed)
+            for seed in range(options.seeds)
+        ]
         print(
             json.dumps({name: {key: round(sum(run[key] for run in runs) / len(runs), 4) for key in runs[0]}}),
             flush=True,
