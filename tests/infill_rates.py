@@ -100,7 +100,7 @@ def edit_rates(loaded, name: str, prompts: int, seed: int, size: int = 32) -> di
         (prompt, right), (_, other) = tasks.TASKS[name](r), tasks.TASKS[name](r)
         lines, others = right.splitlines(), other.splitlines()
         place = cut_at.randrange(len(lines))
-        wrong = lines[:place] + [others[place]] + lines[place + 1 :]
+        wrong = [*lines[:place], others[place], *lines[place + 1 :]]
         end = "\n" * right.endswith("\n")
         asked.append((prompt, right, cut("\n".join(wrong) + end, place + 1, place + 1)))
     for strength in STRENGTHS:
