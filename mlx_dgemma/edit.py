@@ -28,7 +28,7 @@ class Edit(Infill):
     """An infill of one gap, of which it is known what stood there."""
 
     old: Sequence[int]  # tokens
-    strength: float = 0.5  # share of them that is noise at first
+    strength: float = 0.75  # share of them that is noise at first
 
     def blank(self, length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """The old tokens, kept from both ends where the gap is shorter, apart in the middle where it is longer; those

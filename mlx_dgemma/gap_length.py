@@ -53,7 +53,8 @@ class Draft:
 
     def __init__(self, model: DiffusionModel, gap: Gap):
         self.gap, width, known = gap, len(gap.filling), len(gap.before)
-        inside = known <= width // 2
+        # In the canvas where what is known behind the gap would fit, too, and a quarter is left to look for it.
+        inside = width - known >= max(len(gap.behind) + 2, width // 4)
         tokens = np.append(gap.before, np.full(width - known if inside else width, -1, np.int32))
         nothing = np.full(len(tokens), -1, np.int32)
         text = Given(tokens=tokens, fixed=np.arange(len(tokens)) < known, hint=nothing, allowed=nothing)

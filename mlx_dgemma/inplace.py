@@ -59,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("to change lines of a file; prints a diff").add_argument
     add("--edit", metavar="FILE", help="the file; --prompt says what to do, and shows all of it where it says <file>")
     add("--lines", type=_lines, metavar="FIRST:LAST", help="which lines may change, counted from 1")
-    add("--strength", type=_share, metavar="F", help="share of the old lines that is noise at first (default: 0.5)")
+    add("--strength", type=_share, metavar="F", help="share of the old lines that is noise at first (default: 0.75)")
     add("--write", action="store_true", help="change the file, too")
 
 
