@@ -19,8 +19,8 @@ from .held import Held
 from .interface import Cache, DiffusionModel
 from .sampling import Sampling
 
-LENGTHS = 8  # that are tried
-PASSES = 8  # over the draft, and over each of them
+LENGTHS, SURE = 12, 4  # that are tried; where the draft knows the place
+PASSES, GRACE = 8, 3  # over the draft, and over each of them; more, once one of them is done
 COMPARED = 16  # tokens behind a gap that a draft is compared with
 
 
@@ -62,16 +62,18 @@ class Draft:
         self.writing = gap.writing(model, text, np.random.default_rng(gap.seed))
 
     def lengths(self, step: Step) -> list[int]:
-        """The likeliest first: where the draft agrees most with what is behind the gap; among equals powers of two,
-        then the shortest."""
+        """The likeliest first: where the draft agrees most with what is behind the gap; among equals, numbers of three
+        binary digits and zeros, then the shortest. Few, where the draft says all that is compared."""
         said, behind = step.draft[self.front :], self.gap.follows[:COMPARED]
         places = np.arange(1, len(said))
         agree = np.zeros(len(places), int)
         for offset, token in enumerate(behind):
             there = places + offset < len(said)
             agree[there] += said[places[there] + offset] == token
-        order = np.lexsort((places, places & (places - 1) != 0, -agree))
-        return list(dict.fromkeys([*self.gap.usual, *places[order].tolist()]))[:LENGTHS]
+        spread = places % 2 ** np.maximum(np.log2(places).astype(int) - 2, 0) == 0  # 1 to 8, 10, 12, 14, 16, 20, …
+        order = np.lexsort((places, ~spread, -agree))
+        count = LENGTHS if agree.max() < len(behind) else SURE
+        return list(dict.fromkeys([*self.gap.usual, *places[order].tolist()]))[:count]
 
 
 class Trial:
@@ -107,17 +109,19 @@ class Found:
 
 
 def look(model: DiffusionModel, groups: Sequence[Sequence[Writing]], size: int) -> list[list[Step]]:
-    """A few passes over one block of each, `size` canvases in a pass, until one of its group is done -> the last step
-    of each."""
+    """A few passes over one block of each, `size` canvases in a pass -> the last step of each. A group has GRACE more
+    passes when the first of it is done: what is easily said settles first, and need not be right."""
     last: dict[Writing, Step] = {}
-    active = list(groups)
-    for _ in range(PASSES):
-        rows = [writing for group in active for writing in group]
+    left = [PASSES] * len(groups)
+    while any(left):
+        rows = [one for group, n in zip(groups, left, strict=True) if n for one in group if not one.done]
         for first in range(0, len(rows), size):
             own = rows[first : first + size]
             for writing, prediction in zip(own, model.denoise([one.row() for one in own]), strict=True):
                 last[writing] = writing.take(prediction)
-        active = [group for group in active if not any(writing.done for writing in group)]
+        for i, group in enumerate(groups):
+            done = [one.done for one in group]
+            left[i] = 0 if all(done) else max(0, min(left[i] - 1, GRACE if any(done) else PASSES))
     return [[last[writing] for writing in group] for group in groups]
 
 

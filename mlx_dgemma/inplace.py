@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from .command import at_least, waiting
 from .mistake import Mistake
 
 if TYPE_CHECKING:
-    from .infill import Filled
+    from .infill import Filled, Infill
     from .interface import DiffusionModel
     from .sampling import Sampling
     from .tokenizer import Tokenizer
@@ -85,30 +86,46 @@ def check(options: argparse.Namespace) -> None:
         raise Mistake(f"{wrong[0]} does not go with {fill[0] if fill else '--edit'}: leave one of them out")
     if options.edit is not None and (options.lines is None or options.prompt is None):
         raise Mistake("--edit needs --lines FIRST:LAST and --prompt TEXT: which lines to change, and what to do")
-    if options.edit is None:
-        options.texts = _texts(options)
-    else:
-        from .edit import cut, read_text
-
-        options.text = read_text(options.edit)
-        options.cut = cut(options.text, *options.lines, options.edit)
+    if options.raw and options.prompt is None:
+        raise Mistake("--raw needs --prompt: what comes before the text")
+    if [options.prompt, *(getattr(options, name) for name in FILL)].count("-") > 1:
+        raise Mistake("standard input can be read once: give - in one place")
+    (_read_fill if options.edit is None else _read_edit)(options)
 
 
-def run(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling) -> int:
-    return (fill if options.edit is None else edit)(options, model, tokenizer, sampling)
+def _read_fill(options: argparse.Namespace) -> None:
+    from .infill import MARK
+
+    options.texts = _texts(options)
+    if options.prompt is None:
+        options.prompt = f"Fill in what is missing at {MARK}:\n\n{MARK.join(options.texts)}"
 
 
-def _text(value: str, flag: str) -> str:
+def _read_edit(options: argparse.Namespace) -> None:
+    from .edit import cut, read_text
+
+    options.text = read_text(options.edit)
+    options.cut = cut(options.text, *options.lines, options.edit)
+    options.prompt = (_stdin() if options.prompt == "-" else options.prompt).replace(FILE_MARK, options.text)
+
+
+def _stdin() -> str:
+    from .edit import as_text
+
+    return as_text(sys.stdin.buffer.read(), "standard input")
+
+
+def _text(value: str) -> str:
     """A file's, standard input's for "-", or the value itself."""
-    from .edit import as_text, read_text
+    from .edit import read_text
 
     if value == "-":
-        return as_text(sys.stdin.buffer.read(), "standard input")
-    if not os.path.isfile(value):
-        return value
-    text = read_text(value)
-    print(f"{flag}: {len(text)} characters of the file {value}", file=sys.stderr)
-    return text
+        return _stdin()
+    return read_text(value) if _is_file(value) else value
+
+
+def _is_file(value: str | None) -> bool:
+    return value not in (None, "-") and os.path.isfile(value)
 
 
 def _texts(options: argparse.Namespace) -> list[str]:
@@ -116,9 +133,9 @@ def _texts(options: argparse.Namespace) -> list[str]:
     from .infill import MARK
 
     if options.fill is None:
-        texts = [_text(getattr(options, name) or "", f"--{name}") for name in ("prefix", "suffix")]
+        texts = [_text(getattr(options, name) or "") for name in ("prefix", "suffix")]
     else:
-        texts = _text(options.fill, "--fill").split(MARK)
+        texts = _text(options.fill).split(MARK)
     if len(texts) == 1:
         raise Mistake(f"--fill has no {MARK} mark: put one where something is missing")
     if "" in texts[1:-1]:
@@ -132,75 +149,65 @@ def _texts(options: argparse.Namespace) -> list[str]:
     return texts
 
 
-def _prompt(options: argparse.Namespace, tokenizer: Tokenizer, prompt: str) -> list[int]:
-    from .answer import prompt_tokens
-
-    if not options.raw:
-        return prompt_tokens(tokenizer, prompt, system=options.system)
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return start + tokenizer.encode(options.prompt or "")
-
-
-def fill(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling) -> int:
-    from .infill import MARK, Infill, infill
-
-    texts, gaps = options.texts, len(options.texts) - 1
-    prompt = options.prompt or f"Fill in what is missing at {MARK}:\n\n{MARK.join(texts)}"
-    request = Infill(
-        prompt=_prompt(options, tokenizer, prompt),
-        texts=texts,
-        lengths=options.gap and (options.gap * gaps)[:gaps],
-        heal=options.heal,
-        seed=options.seed,
-    )
-    start = time.perf_counter()
-    with waiting("filling"):
-        [filled] = infill(model, tokenizer, [request], sampling=sampling)
-    seconds = time.perf_counter() - start
-    if options.json:
-        _print_json(filled, {"text": filled.text}, seconds, options, model)
-    else:
-        _print("\n".join(filled.gaps) if options.gap_only else filled.text)
-        print(summary(filled, seconds), file=sys.stderr)
-    return 0
-
-
-def edit(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling) -> int:
-    from .edit import change, unified_diff, write
+def run(
+    options: argparse.Namespace, prompt: list[int], model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling
+) -> int:
+    """What `check` let pass; `prompt` is that of `options`, in tokens."""
     from .infill import infill
 
-    text, lines = options.text, options.cut
-    prompt = _prompt(options, tokenizer, options.prompt.replace(FILE_MARK, text))
-    given = {} if options.strength is None else {"strength": options.strength}
-    request = change(tokenizer, lines, prompt=prompt, length=options.gap and options.gap[0], seed=options.seed, **given)
+    request = (_infill if options.edit is None else _edit)(options, prompt, tokenizer)
     start = time.perf_counter()
-    with waiting("editing"):
+    with waiting("filling" if options.edit is None else "editing"):
         [filled] = infill(model, tokenizer, [request], sampling=sampling)
-    new = lines.with_new(filled.gaps[0])
     seconds = time.perf_counter() - start
-    if options.write and new != text:
-        write(Path(options.edit), new)
-    diff = unified_diff(text, new, options.edit)
+    own, text, said = (_filled if options.edit is None else _edited)(options, filled)
     if options.json:
-        _print_json(
-            filled, {"diff": diff, "text": new, "written": options.write and new != text}, seconds, options, model
-        )
+        numbers = {"seconds": seconds, "peak_memory": model.peak_memory(), "seed": options.seed}
+        print(json.dumps({**asdict(filled), **own, **numbers, "model": options.model or "tiny"}, ensure_ascii=False))
     else:
-        _print(diff)
-        print(summary(filled, seconds) + ("" if diff else "; nothing changed"), file=sys.stderr)
+        _print(text)
+        print(summary(filled, seconds) + said, file=sys.stderr)
     return 0
+
+
+def _infill(options: argparse.Namespace, prompt: list[int], tokenizer: Tokenizer) -> Infill:
+    from .infill import Infill
+
+    gaps = len(options.texts) - 1
+    lengths = options.gap and (options.gap * gaps)[:gaps]
+    return Infill(prompt=prompt, texts=options.texts, lengths=lengths, heal=options.heal, seed=options.seed)
+
+
+def _filled(options: argparse.Namespace, filled: Filled) -> tuple[dict, str, str]:
+    """For --json; the text to print; what else there is to say."""
+    files = [f"; --{name} is the file {getattr(options, name)}" for name in FILL if _is_file(getattr(options, name))]
+    return {"text": filled.text}, "\n".join(filled.gaps) if options.gap_only else filled.text, "".join(files)
+
+
+def _edit(options: argparse.Namespace, prompt: list[int], tokenizer: Tokenizer) -> Infill:
+    from .edit import change
+
+    given = {} if options.strength is None else {"strength": options.strength}
+    length = options.gap and options.gap[0]
+    return change(tokenizer, options.cut, prompt=prompt, length=length, seed=options.seed, **given)
+
+
+def _edited(options: argparse.Namespace, filled: Filled) -> tuple[dict, str, str]:
+    from .edit import read_text, unified_diff, write
+
+    new = options.cut.with_new(filled.gaps[0])
+    diff = unified_diff(options.text, new, options.edit)
+    written = bool(options.write and diff)
+    if written:
+        if read_text(options.edit) != options.text:
+            raise Mistake(f"{options.edit} was changed by another program meanwhile, and is left as it is: try again")
+        write(Path(options.edit), new)
+    return {"diff": diff, "text": new, "written": written}, diff, "" if diff else "; nothing changed"
 
 
 def _print(text: str) -> None:
     """To the byte, but for a terminal, whose next line should not begin behind it."""
     print(text, end="\n" if sys.stdout.isatty() and text and not text.endswith("\n") else "", flush=True)
-
-
-def _print_json(filled: Filled, own: dict, seconds: float, options: argparse.Namespace, model: DiffusionModel) -> None:
-    from dataclasses import asdict
-
-    numbers = {"seconds": seconds, "peak_memory": model.peak_memory(), "seed": options.seed}
-    print(json.dumps({**own, **asdict(filled), **numbers, "model": options.model or "tiny"}, ensure_ascii=False))
 
 
 def summary(filled: Filled, seconds: float) -> str:
