@@ -72,8 +72,10 @@ class Filling:
         self._check()
 
     def _check(self) -> None:
-        prompt, known = len(self.request.prompt), sum(map(len, self.parts))
-        gaps = sum(self.lengths) or len(self.parts) - 1
+        prompt, known, count = len(self.request.prompt), sum(map(len, self.parts)), len(self.parts) - 1
+        if count < 1 or (self.request.lengths is not None and (len(self.lengths) != count or min(self.lengths) < 1)):
+            raise Mistake(f"need gaps, and for each its length of 1 or more, got {count} and {self.request.lengths}")
+        gaps = sum(self.lengths) or count
         room = self.model.config.max_position_embeddings - len(self.filling)
         if prompt == 0:
             raise Mistake("the prompt is empty: need at least one token before the text")

@@ -16,10 +16,9 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 
-import tasks
-
 from mlx_dgemma.answer import Answer, prompt_tokens
 from mlx_dgemma.batch import batch
+from mlx_dgemma.benchmark.tasks import TASKS
 from mlx_dgemma.diffusion import begin
 from mlx_dgemma.edit import change, cut
 from mlx_dgemma.infill import Filled, Infill, infill
@@ -33,7 +32,7 @@ def cases(name: str, prompts: int, seed: int) -> list[Case]:
     r, cut = random.Random(f"999 {name}"), random.Random(f"gap {seed} {name}")
     found = []
     for _ in range(prompts):
-        prompt, right = tasks.TASKS[name](r)
+        prompt, right = TASKS[name](r)
         length = cut.randint(1, len(right) // 2)
         first = cut.randint(0, len(right) - length)
         found.append((prompt, right[:first], right[first : first + length], right[first + length :]))
@@ -97,7 +96,7 @@ def edit_rates(loaded, name: str, prompts: int, seed: int, size: int = 32) -> di
     r, cut_at, found = random.Random(f"999 {name}"), random.Random(f"edit {seed} {name}"), {}
     asked = []
     for _ in range(prompts):
-        (prompt, right), (_, other) = tasks.TASKS[name](r), tasks.TASKS[name](r)
+        (prompt, right), (_, other) = TASKS[name](r), TASKS[name](r)
         lines, others = right.splitlines(), other.splitlines()
         place = cut_at.randrange(len(lines))
         wrong = [*lines[:place], others[place], *lines[place + 1 :]]
@@ -119,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tasks", nargs="*", default=list(tasks.TASKS))
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--edit", action="store_true")
     options = parser.parse_args()
     loaded = load()

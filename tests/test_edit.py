@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-import runpy
 import shutil
 import subprocess
-from pathlib import Path
 
 import checkpoints
 import infill_rates
@@ -22,7 +20,6 @@ from mlx_dgemma.load import load
 from mlx_dgemma.mistake import Mistake
 from mlx_dgemma.sampling import Sampling
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 PUZZLE = "Solve this sudoku:\n...3\n.124\n1342\n2.3."
 RIGHT, WRONG = "4213\n3124\n1342\n2431", "4213\n3142\n1342\n2431"
 FEW = Sampling(max_denoising_steps=2)
@@ -163,10 +160,3 @@ def test_rates():
     """`infill_rates.py --edit` measures all of it."""
     found = infill_rates.edit_rates(load(), "code", 5, seed=0)
     assert all(found[str(strength)] >= 0.8 for strength in infill_rates.STRENGTHS), found
-
-
-def test_the_example(capsys, monkeypatch):
-    path = EXAMPLES / "edit.py"
-    monkeypatch.setattr("sys.argv", [str(path)])
-    runpy.run_path(str(path))
-    assert "-3142\n+3124\n" in capsys.readouterr().out and len(path.read_text().splitlines()) < 40
