@@ -55,6 +55,7 @@ class Given:
     fixed: np.ndarray | None = None  # bool: these tokens stay
     hint: np.ndarray | None = None  # int32: what the first pass hears, -1 for nothing
     allowed: np.ndarray | None = None  # int32: indices of token sets, -1 for all
+    before: Sequence[int] = ()  # known text between the last block and this one: encoded, not denoised
 
 
 class Layout(Protocol):
@@ -113,12 +114,13 @@ class Writing:
         self.vocab_size, self.sampling, self.request, self.layout = model.config.vocab_size, sampling, request, layout
         self.rng = np.random.default_rng(seed)
         self.cache = model.new_cache(len(tokens)) if cache is None else cache
-        self.pending = np.asarray(tokens)
+        self.pending = np.asarray(tokens, np.int32)
         self.block, self.done = -1, False
         self._begin(layout.first())
 
     def _begin(self, given: Given) -> None:
         self.given, self.block, self.step = given, self.block + 1, 0
+        self.pending = np.append(self.pending, np.asarray(given.before, self.pending.dtype))
         self.free = np.ones(len(given.tokens), bool) if given.fixed is None else ~given.fixed
         self.canvas = np.where(given.tokens < 0, self._noise(), given.tokens).astype(np.int32)
         self.settled, self.self_conditioning = Settled(self.sampling), None

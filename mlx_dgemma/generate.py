@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import inplace
 from .command import Parser, at_least, progress, run, to_stderr, to_stdout, waiting
 from .load import gigabytes
 from .mistake import Mistake
@@ -48,6 +49,7 @@ def parser() -> Parser:
     add("--raw", action="store_true", help="take the prompt as it is, without the chat template")
     add("--watch", action="store_true", help="show the canvas as it settles")
     add("--json", action="store_true", help="print one JSON object instead of text")
+    inplace.add_options(parser)
     add("--temp", "--temperature", action=_NoTemperature, help=argparse.SUPPRESS)
     add_shared(parser)
     return parser
@@ -119,6 +121,8 @@ def write(
 
 def check_options(options: argparse.Namespace) -> None:
     """Which of them go together. Before anything is loaded."""
+    if inplace.asked(options):
+        return inplace.check(options)
     if (options.prompt is None) == (options.prompts is None):
         raise Mistake("need --prompt TEXT, or --prompts FILE.jsonl")
     if options.prompt is not None and (options.batch or options.out):
@@ -130,6 +134,8 @@ def check_options(options: argparse.Namespace) -> None:
 def generate(options: argparse.Namespace) -> int:
     check_options(options)
     model, tokenizer, sampling = opened(NAME, options)
+    if inplace.asked(options):
+        return inplace.run(options, tokens_of(options, tokenizer), model, tokenizer, sampling)
     return (one if options.prompts is None else many)(options, model, tokenizer, sampling)
 
 

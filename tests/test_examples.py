@@ -16,7 +16,9 @@ SAYS = {  # file -> what it prints
         "(85 of 124 tokens are new)",
         '{"name": "Bob", "age": 26, "job": "chef", "city": "Perth"}',
     ],
+    "edit.py": ["-3142\n+3124\n"],
     "hello.py": ['{"name": "Tess", "age": 40, "job": "vet", "city": "Accra"}'],
+    "infill.py": ['{"name": "Tess", "age": 40, "job": "vet", "city": "Accra"}\n'],
     "own_rule.py": [' 64 accepted: \'{"name":'],
     "watch.py": ["0.00 ", "·", "\nCara, Noor, Turin, Eve, Kofi, clerk\n"],
 }
