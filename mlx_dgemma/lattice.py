@@ -189,7 +189,7 @@ class Lattice:
             token = np.concatenate([ids[chosen[which]], out_token[states]])
             score = np.concatenate([scores[source] + np.maximum(logprobs[chosen[which]], BARRED), scores + other])
             source = np.concatenate([source, np.arange(len(states))])
-            score = np.where(self.left[found] <= room - position, score, -np.inf)
+            score = np.where(self.left[found] <= max(room - position, 0), score, -np.inf)
             order = np.lexsort((score, found))
             last = order[np.append(found[order][1:] != found[order][:-1], True)]
             last = last[score[last] > -np.inf]
