@@ -9,7 +9,7 @@ fixed, at its place. So a string's end, once found, lays the skeleton behind it;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -34,31 +34,30 @@ class Language:
         self.model = model
         self.lattice = Lattice(compile(expression), Vocabulary(tokenizer, model.config.vocab_size), model.config)
         self.ids: dict[int, np.ndarray] = {}  # of each token set
-        self._sets: dict[tuple[int, ...], int] = {}
-        self._slots: dict[int, list[int]] = {}
+        self._sets: dict[str, int] = {}
+        self._few: dict[int, np.ndarray | None] = {}
 
-    def set_of(self, states: Sequence[int]) -> int:
-        """The token set of what may stand in any of these states."""
-        key = tuple(states)
+    def set_of(self, key: str, ids: Callable[[], np.ndarray]) -> int:
+        """The token set of `ids()`, made once."""
         if key not in self._sets:
-            allowed = self.lattice.allowed(key)
+            allowed = ids()
             self._sets[key] = index = self.model.token_set(allowed.tolist())
             self.ids[index] = allowed
         return self._sets[key]
 
     def anywhere(self) -> int:
-        return self.set_of(range(len(self.lattice.moves)))
+        return self.set_of("anywhere", lambda: self.lattice.somewhere(np.arange(self.lattice.end + 1)))
 
     def slot(self, state: int) -> int:
-        """The token set of a slot that begins with `state`."""
-        if state not in self._slots:
-            self._slots[state] = self.lattice.slot(state)
-        return self.set_of(self._slots[state])
+        """Of a slot that begins with `state`."""
+        return self.set_of(f"slot {state}", lambda: self.lattice.somewhere(self.lattice.slot(state)))
 
     def exactly(self, state: int, entry: int) -> int:
-        """Of one state; of its whole slot where it has too many ids for it to make a difference to what is heard."""
-        few = (self.lattice.moves[state] >= 0)[self.lattice.kind].sum() < FEW
-        return self.set_of([state]) if few else self.slot(entry)
+        """Of one state; of its whole slot where they are too many to be told the log-probabilities of."""
+        if state not in self._few:
+            self._few[state] = self.lattice.allowed(state, FEW - 1)
+        few = self._few[state]
+        return self.slot(entry) if few is None else self.set_of(f"state {state}", lambda: few)
 
 
 class Document(Open):
