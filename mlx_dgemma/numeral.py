@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import ceil, floor
+from math import ceil, floor, inf, nextafter
 
 from .automaton import Expression, Repeat, Text, between, either, optional, series
 from .mistake import Mistake
@@ -59,18 +59,20 @@ def _written(steps: int, decimals: int) -> str:
 
 
 def _grid(low: Bound, high: Bound, decimals: int) -> list[Expression]:
-    """All numbers with so many decimals. A bound that is left out is so for what a double makes of the text, too."""
+    """All numbers with so many decimals."""
     scale = 10**decimals
-    a, b = ceil(low[0] * scale), floor(high[0] * scale)
-    while low[1] and a <= b and _read(a, decimals) <= low[0]:
-        a += 1
-    while high[1] and a <= b and _read(b, decimals) >= high[0]:
-        b -= 1
-    return _steps(a, b, decimals)
+    if not decimals:  # read as they are
+        return _steps(floor(low[0]) + 1 if low[1] else ceil(low[0]), ceil(high[0]) - 1 if high[1] else floor(high[0]), 0)
+    return _steps(ceil(_inside(low, inf) * scale), floor(_inside(high, -inf) * scale), decimals)
 
 
-def _read(steps: int, decimals: int) -> Fraction:
-    return Fraction(float(Fraction(steps, 10**decimals))) if decimals else Fraction(steps)
+def _inside(bound: Bound, towards: float) -> Fraction:
+    """The bound, or the next double where it is left out: what a text is read as is a double, and must not be it."""
+    value, left_out = bound
+    double = float(value)
+    while left_out and (Fraction(double) - value) * (1 if towards > 0 else -1) <= 0:
+        double = nextafter(double, towards)
+    return Fraction(double) if left_out else value
 
 
 def number(low: Bound | None, high: Bound | None, *, whole: bool) -> Expression:
@@ -80,8 +82,8 @@ def number(low: Bound | None, high: Bound | None, *, whole: bool) -> Expression:
         exponent = series(either("e", "E"), optional(either("+", "-")), Repeat(DIGIT, 1, 2))
         return series(begin, optional(series(".", Repeat(DIGIT, 1, DIGITS))), optional(exponent))
     far = max((abs(bound[0]) for bound in (low, high) if bound), default=Fraction(0)) * 10
-    far = max(far, Fraction(10 ** (WHOLE_DIGITS if whole else DIGITS))), True
-    low, high = low or (-far[0], True), high or far
+    far = max(far, Fraction(10 ** (WHOLE_DIGITS if whole else DIGITS))) - 1
+    low, high = low or (-far, False), high or (far, False)
     if whole:
         options = _grid(low, high, 0)
     else:
