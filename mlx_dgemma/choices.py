@@ -15,7 +15,7 @@ import numpy as np
 
 from .interface import Cache, DiffusionModel, Prediction, Row
 from .mistake import Mistake
-from .sampling import accept, renoise
+from .sampling import Sampling, accept, renoise
 from .tokenizer import Tokenizer
 
 PASSES = 2  # the second hears what the first found, and differs little from a third
@@ -49,10 +49,16 @@ def branchings(texts: Sequence[tuple[int, ...]]) -> list[Branching]:
 
 
 def probabilities(
-    model: DiffusionModel, tokenizer: Tokenizer, tokens: Sequence[int], choices: Sequence[str], *, seed: int = 0
+    model: DiffusionModel,
+    tokenizer: Tokenizer,
+    tokens: Sequence[int],
+    choices: Sequence[str],
+    *,
+    sampling: Sampling,
+    seed: int = 0,
 ) -> np.ndarray:
     """[choices] float64, of each as the answer to `tokens`, given that it is one of them. At temperature 1."""
-    stop = model.config.stop_ids[-1]
+    stop = model.config.stop_ids[0]
     texts = [(*tokenizer.encode(choice), stop) for choice in choices]
     if len(set(texts)) < len(texts):
         raise Mistake("two of the choices are the same in this model's tokens: leave one out")
@@ -63,7 +69,7 @@ def probabilities(
     cache, found = model.new_cache(len(tokens)), np.zeros(len(texts))
     draw = np.random.default_rng(seed)
     rows = [_row(model, place, texts, cache, draw, length) for place in places]
-    for row, place, prediction in zip(rows, places, _predictions(model, rows, tokens, draw), strict=True):
+    for place, prediction in zip(places, _predictions(model, rows, tokens, sampling, draw), strict=True):
         logprobs = prediction.allowed_logprobs[len(place.prefix)]
         allowed = _tokens_at(model, texts, place, len(place.prefix))
         for token, numbers in place.after.items():
@@ -76,12 +82,12 @@ def _tokens_at(model: DiffusionModel, texts: Sequence[tuple[int, ...]], place: B
     """What may stand there in the choices that come by `place`: a stop token for the end, filler behind it."""
     config, own = model.config, sorted(n for numbers in place.after.values() for n in numbers)
     found = {text[position] if position < len(text) else config.pad_id for text in (texts[n] for n in own)}
-    if found & {config.stop_ids[-1], config.pad_id}:
+    if found & {config.stop_ids[0], config.pad_id}:
         found |= set(config.stop_ids)
     return sorted(found)
 
 
-def _row(model: DiffusionModel, place: Branching, texts: Sequence, cache: Cache, draw, length: int) -> Row:
+def _row(model: DiffusionModel, place: Branching, texts: Sequence, cache: Cache, draw: np.random.Generator, length: int) -> Row:
     canvas = draw.integers(model.config.vocab_size, size=length).astype(np.int32)
     fixed = np.arange(length) < len(place.prefix)
     canvas[fixed] = place.prefix
@@ -91,19 +97,20 @@ def _row(model: DiffusionModel, place: Branching, texts: Sequence, cache: Cache,
     return Row(canvas, cache, 1.0, np.zeros(length, np.float32), hint=hint, fixed=fixed, allowed=allowed)
 
 
-def _predictions(model: DiffusionModel, rows: list[Row], tokens: Sequence[int], draw) -> list[Prediction]:
+def _predictions(
+    model: DiffusionModel, rows: list[Row], tokens: Sequence[int], sampling: Sampling, draw: np.random.Generator
+) -> list[Prediction]:
     pending: Sequence[int] = tokens
     for _ in range(PASSES):
         size = len(rows[0].canvas)
         rows = [replace(row, uniforms=draw.random(size, dtype=np.float32), pending=pending) for row in rows]
         predictions = model.denoise(rows)
-        rows = [_next(model, *pair, draw) for pair in zip(rows, predictions, strict=True)]
+        rows = [_next(*pair, sampling, draw.integers(model.config.vocab_size, size=size)) for pair in zip(rows, predictions, strict=True)]
         pending = ()
     return predictions
 
 
-def _next(model: DiffusionModel, row: Row, prediction: Prediction, draw) -> Row:
-    accepted = row.fixed | accept(prediction.entropy, 0.1)
-    noise = draw.integers(model.config.vocab_size, size=len(row.canvas))
+def _next(row: Row, prediction: Prediction, sampling: Sampling, noise: np.ndarray) -> Row:
+    accepted = row.fixed | accept(prediction.entropy, sampling.entropy_bound)
     canvas = np.where(row.fixed, row.canvas, renoise(prediction.sample, accepted, noise)).astype(np.int32)
     return replace(row, canvas=canvas, self_conditioning=prediction.self_conditioning, hint=None)

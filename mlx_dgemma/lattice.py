@@ -78,6 +78,8 @@ class Lattice:
             state = self.table[state, only[state]]
         ends = len(text) == AHEAD or (self.accepting[state] and (self.table[state] < 0).all())
         known = bytes(text) if ends else bytes(text).rstrip(b" ")
+        if known and 0x80 <= known[0] < 0xC0:  # inside a character, which is being written byte by byte
+            return self.vocabulary.token.get(known[:1], -1)
         tokens = self.vocabulary.encode(known.decode("utf-8", "ignore"))
         spelt = self.vocabulary.spelt[tokens[0]] if tokens else b""
         return tokens[0] if spelt and known.startswith(spelt) else -1
