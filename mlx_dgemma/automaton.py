@@ -9,97 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from itertools import chain, pairwise
 
 import numpy as np
 
+from .expression import LAST, Both, Chars, Either, Expression, Joined, Repeat, Series, Text
 from .mistake import Mistake
 
 MOST_STATES = 30_000  # a table of 30 MB, a few seconds to make
-LAST = 0x10FFFF
-Ranges = tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Chars:
-    """One character of these ranges of code points, both ends included. Surrogates are no characters."""
-
-    ranges: Ranges
-
-
-@dataclass(frozen=True)
-class Text:
-    text: str
-
-
-@dataclass(frozen=True)
-class Series:
-    parts: tuple[Expression, ...]
-
-
-@dataclass(frozen=True)
-class Either:
-    options: tuple[Expression, ...]
-
-
-@dataclass(frozen=True)
-class Repeat:
-    what: Expression
-    least: int = 0
-    most: int | None = None
-
-
-@dataclass(frozen=True)
-class Joined:
-    """Parts in their order, with `between` two of them; those that are not `needed` may be left out."""
-
-    parts: tuple[Expression, ...]
-    needed: tuple[bool, ...]
-    between: Expression
-
-
-@dataclass(frozen=True)
-class Both:
-    """What both of them describe."""
-
-    one: Expression
-    other: Expression
-
-
-Expression = Chars | Text | Series | Either | Repeat | Joined | Both
-NOTHING = Text("")
-ANY = Chars(((0, LAST),))
-
-
-def series(*parts: Expression | str) -> Expression:
-    return Series(tuple(Text(part) if isinstance(part, str) else part for part in parts))
-
-
-def either(*options: Expression | str) -> Expression:
-    return Either(tuple(Text(option) if isinstance(option, str) else option for option in options))
-
-
-def optional(what: Expression | str) -> Expression:
-    return Repeat(series(what), 0, 1)
-
-
-def between(first: str, last: str) -> Chars:
-    return Chars(((ord(first), ord(last)),))
-
-
-def overlap(one: Ranges, other: Ranges) -> Ranges:
-    pairs = ((max(a, c), min(b, d)) for a, b in one for c, d in other)
-    return tuple((low, high) for low, high in pairs if low <= high)
-
-
-def without(ranges: Ranges) -> Ranges:
-    """Every code point that is not in `ranges`."""
-    left, after = [], 0
-    for low, high in sorted(ranges):
-        if low > after:
-            left.append((after, low - 1))
-        after = max(after, high + 1)
-    return (*left, (after, LAST)) if after <= LAST else tuple(left)
 
 
 def utf8(low: int, high: int) -> Iterator[tuple[tuple[int, int], ...]]:
@@ -175,18 +93,14 @@ class _Graph:
                 return self._run([(byte, byte) for byte in text.encode()], start, None)
             case Chars(ranges):
                 end = self.node()
-                for low, high in ranges:
-                    for product in utf8(low, high):
-                        self._run(product, start, end)
+                for product in chain.from_iterable(utf8(low, high) for low, high in ranges):
+                    self._run(product, start, end)
                 return end
             case Series(parts):
-                for part in parts:
-                    start = self.add(part, start)
-                return start
+                return reduce(lambda at, part: self.add(part, at), parts, start)
             case Either(options):
                 end = self.node()
-                for option in options:
-                    self.free[self.add(option, start)].append(end)
+                self._lead([self.add(option, start) for option in options], end)
                 return end
             case Repeat():
                 return self._repeat(expression, start)
@@ -198,6 +112,10 @@ class _Graph:
     def _after(self, start: int) -> int:
         self.free[start].append(node := self.node())
         return node
+
+    def _lead(self, ends: list[int], to: int) -> None:
+        for end in ends:
+            self.free[end].append(to)
 
     def _run(self, product: Sequence[tuple[int, int]], start: int, end: int | None) -> int:
         for i, (low, high) in enumerate(product):
@@ -244,8 +162,7 @@ class _Graph:
         self.free[start].append(nodes[0])
         for state, byte in zip(*np.nonzero(automaton.table >= 0), strict=True):
             self.arcs[nodes[state]].append((byte, byte, nodes[automaton.table[state, byte]]))
-        for state in np.flatnonzero(automaton.accepting):
-            self.free[nodes[state]].append(end)
+        self._lead([nodes[state] for state in np.flatnonzero(automaton.accepting)], end)
         return end
 
     def _closure(self, nodes: set[int]) -> frozenset[int]:
@@ -261,7 +178,7 @@ class _Graph:
     def deterministic(self, end: int) -> Automaton:
         self.arcs[end].append((256, 256, end))  # no byte: only makes the end matter
         borders = sorted({x for arcs in self.arcs for low, high, _ in arcs for x in (low, high + 1)} | {0, 256})
-        kinds = [(a, b) for a, b in zip(borders, borders[1:], strict=False) if b <= 256]  # bytes told apart by no arc
+        kinds = [(a, b) for a, b in pairwise(borders) if b <= 256]  # bytes told apart by no arc
         first = {a: i for i, (a, _) in enumerate(kinds)} | {256: len(kinds)}
         numbers = {(begin := self._closure({0})): 0}
         order, rows = [begin], []

@@ -1,7 +1,7 @@
 """Which of a few texts is the answer, and how probable each is: two passes over a small canvas.
 
-The texts' tokens are the paths of a tree. Where a path branches, a row of the batch has the tokens up to there fixed, and
-hears only of the branches; a text's probability is the product of its branches', so they sum to 1, however many
+The texts' tokens are the paths of a tree. Where a path branches, a row of the batch has the tokens up to there fixed,
+and hears only of the branches; a text's probability is the product of its branches', so they sum to 1, however many
 tokens each takes.
 """
 
@@ -87,7 +87,14 @@ def _tokens_at(model: DiffusionModel, texts: Sequence[tuple[int, ...]], place: B
     return sorted(found)
 
 
-def _row(model: DiffusionModel, place: Branching, texts: Sequence, cache: Cache, draw: np.random.Generator, length: int) -> Row:
+def _row(
+    model: DiffusionModel,
+    place: Branching,
+    texts: Sequence[tuple[int, ...]],
+    cache: Cache,
+    draw: np.random.Generator,
+    length: int,
+) -> Row:
     canvas = draw.integers(model.config.vocab_size, size=length).astype(np.int32)
     fixed = np.arange(length) < len(place.prefix)
     canvas[fixed] = place.prefix
@@ -105,12 +112,13 @@ def _predictions(
         size = len(rows[0].canvas)
         rows = [replace(row, uniforms=draw.random(size, dtype=np.float32), pending=pending) for row in rows]
         predictions = model.denoise(rows)
-        rows = [_next(*pair, sampling, draw.integers(model.config.vocab_size, size=size)) for pair in zip(rows, predictions, strict=True)]
+        noise = [draw.integers(model.config.vocab_size, size=size) for _ in rows]
+        rows = [_next(*each, sampling) for each in zip(rows, predictions, noise, strict=True)]
         pending = ()
     return predictions
 
 
-def _next(row: Row, prediction: Prediction, sampling: Sampling, noise: np.ndarray) -> Row:
+def _next(row: Row, prediction: Prediction, noise: np.ndarray, sampling: Sampling) -> Row:
     accepted = row.fixed | accept(prediction.entropy, sampling.entropy_bound)
     canvas = np.where(row.fixed, row.canvas, renoise(prediction.sample, accepted, noise)).astype(np.int32)
     return replace(row, canvas=canvas, self_conditioning=prediction.self_conditioning, hint=None)

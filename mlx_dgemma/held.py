@@ -4,7 +4,9 @@ A pass predicts each position apart from the others, so its argmax need not be a
 where the language is. What counts as this writing's draft is therefore the most probable text of the language, by
 those predictions (`Lattice.best`): each draft is valid, and the last is the answer. Between passes the skeleton is
 held where the draft has it: what is forced behind a token that the model is sure of is given to the next pass as
-fixed, at its place. So a string's end, once found, lays the skeleton behind it; as long as it moves, so does that.
+fixed, at its place. So a string's end, once found, lays the skeleton behind it; as long as it moves, so does that. A
+model that has not become sure by half of its passes is helped: from then on what a draft repeats from its beginning
+counts as sure.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from .automaton import Expression, compile
+from .automaton import compile
 from .diffusion import Given, Open, Step, Writing, check_request
+from .expression import Expression
 from .interface import DiffusionModel, Prediction
 from .lattice import BARRED, Lattice, Path, Vocabulary
 from .mistake import Mistake
@@ -115,9 +118,8 @@ class Document(Open):
         return ids, logprobs, float(np.log(rest))
 
     def held(self, path: Path, sure: np.ndarray, stable: int, overruled: np.ndarray) -> np.ndarray:
-        """[L] bool. What is forced, from the start and behind a token that the model is `sure` of, or that has not
-        changed for a pass, nor has anything before it; and such a token itself where the model is `overruled`, or it
-        would never settle."""
+        """[L] bool. What is forced, from the start and behind a token that the model is `sure` of, or that is one of
+        the first `stable`; and of those also what it is `overruled` in, or it would never settle."""
         held, lies = np.zeros(len(path.tokens), bool), True
         for i, forced in enumerate(self.lattice.forced[path.states[:-1]]):
             held[i] = lies if forced else i < stable and overruled[i]
@@ -169,7 +171,9 @@ class Held(Writing):
 
     def _hold(self, path: Path, sure: np.ndarray, overruled: np.ndarray) -> None:
         changed = np.ones(1) if self.last is None else np.append(self.last.tokens != path.tokens, True)
-        held = self.layout.held(path, sure, int(np.argmax(changed)), overruled)
+        # Early drafts of an unsure model agree by chance, and end their strings too soon.
+        stable = int(np.argmax(changed)) if self.step > self.sampling.max_denoising_steps // 2 else 0
+        held = self.layout.held(path, sure, stable, overruled)
         self.given, self.free, self.last = self.layout.given(path, held, sure), ~held, path
         self.canvas = np.where(held, path.tokens, self.canvas).astype(np.int32)
 

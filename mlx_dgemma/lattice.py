@@ -110,7 +110,7 @@ class Lattice:
         return found
 
     def _shortest_texts(self) -> tuple[np.ndarray, list[int]]:
-        """[states] the next byte on the shortest way to an accepting one, -1 in those; and the states, nearest first."""
+        """[states] the next byte on the shortest way to an accepting one, -1 in those; the states, nearest first."""
         sources, bytes_ = np.nonzero(self.table >= 0)
         targets = self.table[sources, bytes_]
         byte, order = np.full(self.end + 1, -1), np.flatnonzero(self.accepting).tolist()

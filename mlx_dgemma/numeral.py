@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from math import ceil, floor, inf, nextafter
 
-from .automaton import Expression, Repeat, Text, between, either, optional, series
+from .expression import Expression, Repeat, Text, between, either, optional, series
 from .mistake import Mistake
 
 DIGIT = between("0", "9")
@@ -62,7 +62,8 @@ def _grid(low: Bound, high: Bound, decimals: int) -> list[Expression]:
     """All numbers with so many decimals."""
     scale = 10**decimals
     if not decimals:  # read as they are
-        return _steps(floor(low[0]) + 1 if low[1] else ceil(low[0]), ceil(high[0]) - 1 if high[1] else floor(high[0]), 0)
+        first = floor(low[0]) + 1 if low[1] else ceil(low[0])
+        return _steps(first, ceil(high[0]) - 1 if high[1] else floor(high[0]), 0)
     return _steps(ceil(_inside(low, inf) * scale), floor(_inside(high, -inf) * scale), decimals)
 
 

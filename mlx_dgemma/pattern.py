@@ -10,7 +10,7 @@ import re
 import re._constants as op  # what sre_parse was until 3.11; `re` has no public way to its tree
 import re._parser
 
-from .automaton import ANY, Chars, Either, Expression, Ranges, Repeat, overlap, series, without
+from .expression import ANY, Chars, Either, Expression, Ranges, Repeat, overlap, series, without
 from .mistake import Mistake
 
 ASCII: Ranges = ((0, 127),)

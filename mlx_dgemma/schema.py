@@ -1,8 +1,9 @@
 """A JSON schema -> the expression for its documents, written as `json.dumps` writes them.
 
-Held are objects, arrays, strings, numbers, integers, booleans, null, enum, const, anyOf, and $ref within the file, nested
-without a circle: documents of a regular language, see `automaton.py`. Members come in the order of `properties`; one that is
-not required may be left out, and none is added. Every other keyword that restricts is a mistake, named with its path.
+Held are objects, arrays, strings, numbers, integers, booleans, null, enum, const, anyOf, and $ref within the file,
+nested without a circle: documents of a regular language, see `automaton.py`. Members come in the order of `properties`;
+one that is not required may be left out, and none is added. Every other keyword that restricts is a mistake, named
+with its path.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from .automaton import (
+from .automaton import compile
+from .expression import (
     ANY,
     Both,
     Chars,
@@ -25,7 +27,6 @@ from .automaton import (
     Repeat,
     Series,
     Text,
-    compile,
     either,
     overlap,
     series,

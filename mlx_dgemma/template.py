@@ -1,7 +1,7 @@
 """A text with slots, "Dear {name}, you are {age:integer}.", -> the expression for it, filled in.
 
-Slots are written as in `str.format`, {{ and }} standing for braces: {name} takes a line, {name:text} lines, {name:integer},
-{name:number}, {name:boolean}, and {name:red|green|blue} one of these.
+Slots are written as in `str.format`, {{ and }} standing for braces: {name} takes a line, {name:text} lines,
+{name:integer}, {name:number}, {name:boolean}, and {name:red|green|blue} one of these.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from string import Formatter
 
-from .automaton import Chars, Expression, Ranges, Repeat, either, series, without
+from .expression import Chars, Expression, Ranges, Repeat, either, series, without
 from .mistake import Mistake
 from .numeral import number
 
@@ -61,7 +61,8 @@ def _parts(text: str) -> Iterator[tuple[str, str | None, str]]:
         if not name.isidentifier() or name in seen or conversion:
             raise Mistake(f"each slot of a template needs a name of its own, like {{name}}, got {{{name}}}")
         if kind not in KINDS and "|" not in kind:
-            raise Mistake(f"slot {name} is of no kind we have: {kind}; they are {', '.join(filter(None, KINDS))}, or a|b|c")
+            kinds = ", ".join(filter(None, KINDS))
+            raise Mistake(f"slot {name} is of no kind that there is, {kind}: give {kinds}, or a|b|c")
         seen.add(name)
         yield "", name, kind
     if not seen:

@@ -3,9 +3,9 @@
     python tests/schema_rates.py --schemas 500 --prompts 200 --seeds 3
 
 Schema i comes from random.Random(f"schema {i}") and is answered with seed i by three models: the embedded one, and
-random weights over its tokenizer of bytes and over the BPE fixture. Random weights never settle: more passes than the few
-that they are given would say nothing new. Prompts are those of solve_rates.py's JSON task,
-prompt i with seeds i, 1000 + i, and so on. Prints one JSON object.
+random weights over its tokenizer of bytes and over the BPE fixture. Random weights never settle: more passes
+than the few that they are given would say nothing new. Prompts are those of solve_rates.py's JSON task, prompt i with
+seeds i, 1000 + i, and so on. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from mlx_dgemma.tokenizer import Tokenizer
 BPE = Path(__file__).parent / "fixtures" / "bpe"
 MAX_TOKENS = 160  # two and a half canvases
 DEPTH = 3
-WORDS = ["", "name", "age", "Größe", 'say "hi"', "a\\b", "line\nend", "🧑‍🚀", "x", "id", "<eos>", "</s>", "天空", "\x00\x1f"]
-PATTERNS = ["^[A-Z]{2}-\\d{1,3}$", "a|b$", "^\\w+@\\w+\\.(com|org)$", "[^a-z]é", "^(ab){1,2}\\s?$", "^$", "\\\\\"", "."]
+WORDS = ["", "name", "age", "Größe", 'say "hi"', "a\\b", "line\nend", "🧑‍🚀", "x", "id", "<eos>", "天空", "\x00\x1f"]
+PATTERNS = ["^[A-Z]{2}-\\d{1,3}$", "a|b$", "^\\w+@\\w+\\.(com|org)$", "[^a-z]é", "^(ab){1,2}\\s?$", "^$", '\\\\"', "."]
 PERSON = {"name": {"type": "string"}, "age": {"type": "integer"}, "job": {"type": "string"}, "city": {"type": "string"}}
 TASK = {"type": "object", "properties": PERSON, "required": list(PERSON)}
 

@@ -11,9 +11,9 @@ import schema_rates
 
 from mlx_dgemma import held, load, schema
 from mlx_dgemma.answer import Answer, prompt_tokens
-from mlx_dgemma.automaton import Repeat, Text, series
 from mlx_dgemma.batch import batch
 from mlx_dgemma.diffusion import steps
+from mlx_dgemma.expression import Repeat, Text, series
 
 PROMPT = "Extract JSON: Ivan, a clerk from Kyiv, is 43 years old."
 DOCUMENT = '{"name": "Ivan", "age": 43, "job": "clerk", "city": "Kyiv"}'
@@ -60,7 +60,7 @@ def test_the_skeleton_is_fixed_where_the_draft_has_it(loaded, language):
         step = writing.take(model.denoise([row])[0])
         assert (step.draft[row.fixed] == row.canvas[row.fixed]).all()
     skeleton = tokenizer.decode(row.canvas[row.fixed].tolist())
-    for run in ('{"name": "', ' "age":', ' "job": "', ' "city": "', "}"):  # a string's end is the model's choice, so free
+    for run in ('{"name": "', ' "age":', ' "job": "', ' "city": "', "}"):  # a string's end is a choice, so free
         assert run in skeleton
     assert "Ivan" not in skeleton and "43" not in skeleton
     assert tokenizer.decode(step.draft.tolist()).startswith(DOCUMENT)
@@ -88,7 +88,8 @@ def test_alone_and_in_company_and_again(loaded, language):
 
 def test_a_long_document_spans_blocks(loaded):
     model, tokenizer, sampling = loaded
-    made = {"type": "array", "items": {"type": "string", "minLength": 30, "maxLength": 40}, "minItems": 3, "maxItems": 3}
+    items = {"type": "string", "minLength": 30, "maxLength": 40}
+    made = {"type": "array", "items": items, "minItems": 3, "maxItems": 3}
     language = held.Language(model, tokenizer, schema.language(made))
     few = replace(sampling, max_denoising_steps=2)
     found = list(steps(model, begun(loaded, language, sampling=few, max_tokens=250)))

@@ -43,7 +43,8 @@ DOCUMENTS = [
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_holds_what_is_valid(document):
     automaton = compile(schema.language(NESTED))
-    assert automaton.matches(json.dumps(document).encode()) == jsonschema.Draft202012Validator(NESTED).is_valid(document)
+    valid = jsonschema.Draft202012Validator(NESTED).is_valid(document)
+    assert automaton.matches(json.dumps(document).encode()) == valid
 
 
 def test_strings_are_any_text_and_escaped():
@@ -59,7 +60,8 @@ def test_numbers_between_bounds(whole):
     draw = random.Random(0)
     for _ in range(25):
         low = draw.choice([None, (Fraction(draw.randint(-900, 90)), True), (Fraction(draw.uniform(-9, 9)), False)])
-        high = draw.choice([None, ((low or (Fraction(0), 0))[0] + Fraction(draw.uniform(1.5, 900)), draw.random() < 0.5)])
+        above = (low[0] if low else 0) + Fraction(draw.uniform(1.5, 900))
+        high = draw.choice([None, (above, draw.random() < 0.5)])
         automaton, inside = compile(number(low, high, whole=whole)), 0
         for _ in range(400):
             text = draw.choice([str(draw.randint(-999, 999)), f"{draw.uniform(-15, 15):.{draw.randint(1, 6)}f}"])
@@ -85,7 +87,7 @@ LOOP = {"$ref": "#/$defs/n", "$defs": {"n": {"type": "array", "items": {"$ref": 
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"type": "object", "properties": {"x/y": {"type": "integer", "multipleOf": 3}}}, "#/properties/x~1y/multipleOf"),
+        ({"type": "object", "properties": {"x/y": {"type": "null", "not": {}}}}, "#/properties/x~1y/not"),
         ({"type": "array", "items": {"oneOf": [{}]}}, "#/items/oneOf"),
         ({"type": "strin"}, "no JSON schema: 'strin'"),
         (True, "# cannot be held"),

@@ -33,7 +33,7 @@ def test_slots_are_read_again():
 
 @pytest.mark.parametrize("wrong", ["no slots", "{", "{}", "{a} {a}", "{a:colour}", "{a!r}", "{0}", '{"a": "{b}"}'])
 def test_templates_that_are_none(wrong):
-    with pytest.raises(Mistake, match="template|slot"):
+    with pytest.raises(Mistake, match=r"template|slot"):
         template(wrong)
 
 
