@@ -61,6 +61,8 @@ class Lattice:
         self.accepting = np.append(automaton.accepting, False)
         self.stops = np.unique(config.stop_ids)
         self.filler = np.unique([*config.stop_ids, config.pad_id])
+        self.ending = np.zeros((len(vocabulary.spelt), 2), bool)  # by token: ends a text, may stand behind it
+        self.ending[self.stops, 0] = self.ending[self.filler, 1] = True
         self.written = np.full(self.end + 1, -1)  # the token of a text that is forced, -1 where there is a choice
         for state in np.flatnonzero(automaton.only >= 0).tolist():
             self.written[state] = self._written(state)
@@ -135,8 +137,9 @@ class Lattice:
             targets[row, column] = self.table[targets[row, column], text[column, place]]
         forced = self.forced[states]
         targets[forced] = np.where(self.written[states[forced], None] == ids, targets[forced], -1)
-        targets[np.ix_(self.accepting[states], np.isin(ids, self.stops))] = self.end
-        targets[np.ix_(states == self.end, np.isin(ids, self.filler))] = self.end
+        stop, filler = self.ending[ids].T
+        targets[self.accepting[states][:, None] & stop] = self.end
+        targets[(states == self.end)[:, None] & filler] = self.end
         return targets
 
     def allowed(self, state: int, most: int) -> np.ndarray | None:
