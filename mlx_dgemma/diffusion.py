@@ -155,7 +155,7 @@ class Writing:
         accepted[free] = accept(prediction.entropy[free], self.sampling.entropy_bound)
         self.canvas = np.where(free, renoise(prediction.sample, accepted, noise), self.canvas).astype(np.int32)
         self.self_conditioning, self.pending = prediction.self_conditioning, ()
-        final = self.settled(draft, prediction.entropy[free])
+        final = self.settled(draft[free], prediction.entropy[free])
         final = final or self.step == self.sampling.max_denoising_steps - 1
         following = self.layout.after(draft) if final else None
         self.done = isinstance(following, str)

@@ -155,7 +155,7 @@ class Held(Writing):
 
     def _begin(self, given: Given) -> None:
         super()._begin(given)
-        self.last: Path | None = None
+        self.drafts: list[np.ndarray] = []
 
     def row(self):
         return replace(super().row(), hint=self._hint())  # what is fixed may have been noise in the last pass
@@ -170,11 +170,15 @@ class Held(Writing):
         return step
 
     def _hold(self, path: Path, sure: np.ndarray, overruled: np.ndarray) -> None:
-        changed = np.ones(1) if self.last is None else np.append(self.last.tokens != path.tokens, True)
+        stable = 0
         # Early drafts of an unsure model agree by chance, and end their strings too soon.
-        stable = int(np.argmax(changed)) if self.step > self.sampling.max_denoising_steps // 2 else 0
+        if self.drafts and self.step > self.sampling.max_denoising_steps // 2:
+            stable = int(np.argmax(np.append(self.drafts[-1] != path.tokens, True)))
         held = self.layout.held(path, sure, stable, overruled)
-        self.given, self.free, self.last = self.layout.given(path, held, sure), ~held, path
+        self.given, self.free = self.layout.given(path, held, sure), ~held
+        # What is stable is asked of the positions that are free, which now are others.
+        self.drafts.append(path.tokens)
+        self.settled.history = [draft[self.free] for draft in self.drafts]
         self.canvas = np.where(held, path.tokens, self.canvas).astype(np.int32)
 
 
