@@ -20,10 +20,10 @@ from pathlib import Path
 
 import checkpoints
 import jsonschema
-import tasks
 
 from mlx_dgemma import held, schema
 from mlx_dgemma.answer import Answer, prompt_tokens
+from mlx_dgemma.benchmark import tasks
 from mlx_dgemma.diffusion import begin, steps
 from mlx_dgemma.load import load
 from mlx_dgemma.mistake import Mistake
@@ -160,9 +160,8 @@ def values(loaded, prompts: int, seeds: int) -> dict[str, dict[str, float]]:
     language = held.Language(model, tokenizer, schema.language(TASK))
     found = {}
     for name, own in (("free", None), ("schema", language)):
-        draw, runs = random.Random("999 json"), []
-        for number in range(prompts):
-            prompt, right = tasks.TASKS["json"](draw)
+        runs = []
+        for number, (prompt, right) in enumerate(tasks.made("json", prompts)):
             for seed in range(number, 1000 * seeds, 1000):
                 answer = written(model, tokenizer, sampling, prompt, seed, own)
                 runs.append((answer.text == right, answer.steps))

@@ -7,11 +7,11 @@ import random
 import numpy as np
 import pytest
 import schema_rates
-import tasks
 
 from mlx_dgemma import load
 from mlx_dgemma.answer import prompt_tokens
 from mlx_dgemma.automaton import compile
+from mlx_dgemma.benchmark import tasks
 from mlx_dgemma.choices import branchings, probabilities, read
 from mlx_dgemma.mistake import Mistake
 from mlx_dgemma.template import filled, template
@@ -67,9 +67,8 @@ def test_probabilities_of_one_token_are_those_of_the_position():
 
 def test_the_right_answer_is_chosen():
     model, tokenizer, sampling = load()
-    draw, right = random.Random("999 json"), 0
-    for seed in range(10):
-        prompt, answer = tasks.TASKS["json"](draw)
+    draw, right = random.Random(0), 0
+    for seed, (prompt, answer) in enumerate(tasks.made("json", 10)):
         wrong = [answer.replace('"age": ', '"age": 1'), "yes", '{"name": "Nobody"}']
         choices = draw.sample([answer, *wrong], 4)
         tokens = prompt_tokens(tokenizer, prompt)
