@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from fractions import Fraction
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ KEYWORDS = {  # of each type
     "null": set(),
 }
 HELD = {"type", "enum", "const", "anyOf", "$ref"}.union(*KEYWORDS.values())
+FARTHEST = 1e300  # of a bound: what is beyond may be no double
 ESCAPED: Ranges = ((0, 31), (34, 34), (92, 92))  # control characters, quote, backslash
 Schema = dict[str, Any]
 
@@ -119,6 +119,8 @@ class _Reader:
         if not isinstance(schema, dict):
             raise refuse(f"{json.dumps(schema)} says nothing of what to write; give it a type")
         said = {keyword for keyword in schema if keyword not in SAYS_NOTHING and not keyword.startswith("x-")}
+        if "$id" in schema and path:
+            raise refuse("references inside would count from here; leave it out", "$id")
         if unknown := sorted(said - HELD):
             raise refuse(f"{unknown[0]} is not one of {', '.join(sorted(HELD))}", unknown[0])
         for alone, follow in (("$ref", self._referred), ("anyOf", self._any_of)):
@@ -156,19 +158,19 @@ class _Reader:
         return either("true", "false") if kind == "boolean" else Text("null")
 
     def _referred(self, reference: str, path: tuple, refuse: Callable) -> Expression:
-        if not reference.startswith("#"):
+        if reference != "#" and not reference.startswith("#/"):
             raise refuse(f"{reference} is not in this file; copy it here", "$ref")
         if reference in self.inside:
             raise refuse(f"{reference} refers to itself, so it has no longest document", "$ref")
         found: Any = self.root
+        parts = [part.replace("~1", "/").replace("~0", "~") for part in reference[1:].split("/")[1:]]
         try:
-            for part in reference[1:].split("/")[1:]:
-                part = part.replace("~1", "/").replace("~0", "~")
+            for part in parts:
                 found = found[int(part)] if isinstance(found, list) else found[part]
         except (KeyError, IndexError, ValueError, TypeError):
             raise refuse(f"{reference} is not there", "$ref") from None
         self.inside.append(reference)
-        expression = self.value(found, tuple(reference[1:].split("/")[1:]))
+        expression = self.value(found, tuple(parts))
         self.inside.pop()
         return expression
 
@@ -237,8 +239,8 @@ class _Reader:
         for keyword, left_out in ((f"m{name}", False), (f"exclusiveM{name}", True)):
             if keyword in schema:
                 value = schema[keyword]
-                if isinstance(value, bool) or not isfinite(value):
-                    raise refuse(f"need a number, got {json.dumps(value)}", keyword)
+                if isinstance(value, bool) or not abs(value) < FARTHEST:
+                    raise refuse(f"need a number nearer to 0 than {FARTHEST}, got {json.dumps(value)}", keyword)
                 found.append((Fraction(value), left_out))
         if len(found) == 2 and found[0][0] == found[1][0]:
             return found[1]

@@ -75,7 +75,7 @@ def begin(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokeniz
 
 
 def found(options: argparse.Namespace, text: str) -> dict[str, Any]:
-    """For --json: a template's slots, a schema's document."""
+    """For --json: a template's slots."""
     if options.template is not None:
         from .template import filled
 
