@@ -70,7 +70,8 @@ def probabilities(
     draw = np.random.default_rng(seed)
     rows = [_row(model, place, texts, cache, draw, length) for place in places]
     for place, prediction in zip(places, _predictions(model, rows, tokens, sampling, draw), strict=True):
-        logprobs = prediction.allowed_logprobs[len(place.prefix)]
+        logprobs = prediction.allowed_logprobs[len(place.prefix)].astype(np.float64)
+        logprobs -= np.logaddexp.reduce(logprobs)  # which float32 leaves at not quite 0
         allowed = _tokens_at(model, texts, place, len(place.prefix))
         for token, numbers in place.after.items():
             same = [token] if token != stop else list(model.config.stop_ids)
