@@ -7,7 +7,7 @@ it commits, are encoded in passes that denoise the others' canvases.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,10 +95,15 @@ def read_requests(path: Path, model: DiffusionModel, tokenizer: Tokenizer, defau
 
 
 def answers(
-    model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling, requests: Sequence[Request], size: int
+    model: DiffusionModel,
+    tokenizer: Tokenizer,
+    sampling: Sampling,
+    requests: Sequence[Request],
+    size: int,
+    begin: Callable[..., Writing] = begin,
 ) -> Iterator[dict[str, Any]]:
     """Answer `requests`, `size` at a time -> one object each, in their order. Text, steps and blocks are those that a
-    request has alone; seconds run from its admission."""
+    request has alone; seconds run from its admission. `begin` makes each one's writing."""
     running: dict[int, tuple[Answer, Request]] = {}
     finished: dict[int, dict[str, Any]] = {}
 

@@ -71,6 +71,8 @@ class Open:
     """Nothing but noise, block after block, until a stop token or until canvases cover `max_tokens`."""
 
     def __init__(self, config: ModelConfig, room: int, max_tokens: int, canvas_length: int | str | None = None):
+        if isinstance(canvas_length, int) and canvas_length > config.canvas_length:
+            raise Mistake(f"need canvas_length <= {config.canvas_length}, the model's, got {canvas_length}")
         self.config, self.room, self.left = config, room, max_tokens
         self.canvas_length = canvas_length
 
@@ -188,8 +190,6 @@ def begin(
 ) -> Writing:
     """An answer to `tokens`, not yet begun. Mistake where there is no room for one."""
     config, room = model.config, model.config.max_position_embeddings - len(tokens)
-    if isinstance(sampling.canvas_length, int) and sampling.canvas_length > config.canvas_length:
-        raise Mistake(f"need canvas_length <= {config.canvas_length}, the model's, got {sampling.canvas_length}")
     layout = Open(config, room, max_tokens, sampling.canvas_length)
     check_request(model, tokens, max_tokens, layout.width())
     return Writing(model, tokens, sampling=sampling, layout=layout, seed=seed, request=request)

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import inplace
+from . import inplace, structured
 from .command import Parser, at_least, progress, run, to_stderr, to_stdout, waiting
 from .load import gigabytes
 from .mistake import Mistake
@@ -49,6 +49,7 @@ def parser() -> Parser:
     add("--raw", action="store_true", help="take the prompt as it is, without the chat template")
     add("--watch", action="store_true", help="show the canvas as it settles")
     add("--json", action="store_true", help="print one JSON object instead of text")
+    structured.add_options(parser)
     inplace.add_options(parser)
     add("--temp", "--temperature", action=_NoTemperature, help=argparse.SUPPRESS)
     add_shared(parser)
@@ -98,7 +99,7 @@ def write(
     answer: Answer, model: DiffusionModel, tokens: list[int], sampling: Sampling, options: argparse.Namespace
 ) -> None:
     """Denoise; show text as blocks finish, unless --json."""
-    from .diffusion import diffuse
+    from .diffusion import steps
 
     with contextlib.ExitStack() as stack:
         watch, say = None, lambda text, out: out(text)
@@ -107,10 +108,12 @@ def write(
 
             watch = stack.enter_context(Watch(answer.tokenizer, sampling.max_denoising_steps))
             say = watch.write
-        steps = diffuse(model, tokens, max_tokens=answer.max_tokens, sampling=sampling, seed=options.seed)
+        begin = structured.begin(options, model, answer.tokenizer)
+        writing = begin(model, tokens, max_tokens=answer.max_tokens, sampling=sampling, seed=options.seed)
+        passes = steps(model, writing)
         with waiting(f"reading {len(tokens)} tokens"):
-            first = next(steps)
-        for step in chain([first], steps):
+            first = next(passes)
+        for step in chain([first], passes):
             thinking, text = answer.add(step)
             if not options.json:
                 say(thinking, to_stderr)
@@ -121,6 +124,7 @@ def write(
 
 def check_options(options: argparse.Namespace) -> None:
     """Which of them go together. Before anything is loaded."""
+    structured.check(options)
     if inplace.asked(options):
         return inplace.check(options)
     if (options.prompt is None) == (options.prompts is None):
@@ -143,6 +147,8 @@ def one(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer
     from .answer import Answer
 
     tokens = tokens_of(options, tokenizer)
+    if options.choices:
+        return structured.choose(options, model, tokenizer, sampling, tokens)
     answer = Answer(model.config, tokenizer, options.max_tokens)
     code = 0
     try:
@@ -151,6 +157,7 @@ def one(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer
         answer.finish_reason, code = "interrupted", 130
     stats = answer.statistics(len(tokens))
     stats |= {"peak_memory": model.peak_memory(), "seed": options.seed, "model": options.model or "tiny"}
+    stats |= structured.found(options, answer.text)
     if options.json:
         print(json.dumps(stats, ensure_ascii=False))
     elif answer.text and not answer.text.endswith("\n"):
@@ -173,7 +180,8 @@ def many(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenize
     done = batch.answered(out) if out else 0
     if done:
         print(f"{NAME}: {out} holds {done} of {len(requests)} answers already", file=sys.stderr)
-    found = batch.answers(model, tokenizer, sampling, requests[done:], options.batch or 8)
+    begin = structured.begin(options, model, tokenizer)
+    found = batch.answers(model, tokenizer, sampling, requests[done:], options.batch or 8, begin)
     start, tokens, steps = time.perf_counter(), 0, 0
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(out.open("a", encoding="utf-8")) if out else sys.stdout

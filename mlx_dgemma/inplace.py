@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FILL = ("prefix", "suffix", "fill")
 OF_FILL, OF_EDIT, OF_BOTH = ("gap_only", "heal"), ("lines", "strength", "write"), ("gap",)
+NOT_BOTH = ("prompts", "batch", "out", "watch", "thinking", "json_schema", "template", "choices")
 FILE_MARK = "<file>"
 
 
@@ -82,7 +83,8 @@ def check(options: argparse.Namespace) -> None:
         )
     if (fill and options.edit is not None) or (options.fill is not None and len(fill) > 1):
         raise Mistake(f"{fill[0]} and {(given('edit') or fill[1:])[-1]} are two ways to say what is there: give one")
-    if wrong := given("prompts", "batch", "out", "watch", "thinking", *(OF_EDIT if fill else OF_FILL)):
+    apart = (*NOT_BOTH, *(OF_EDIT if fill else OF_FILL))
+    if wrong := given(*apart):
         raise Mistake(f"{wrong[0]} does not go with {fill[0] if fill else '--edit'}: leave one of them out")
     if options.edit is not None and (options.lines is None or options.prompt is None):
         raise Mistake("--edit needs --lines FIRST:LAST and --prompt TEXT: which lines to change, and what to do")

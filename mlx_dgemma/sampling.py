@@ -85,5 +85,5 @@ class Settled:
         recent = self.history[len(self.history) - needed :] if needed else []
         stable = len(recent) == needed and all(np.array_equal(argmax, earlier) for earlier in recent)
         self.history.append(argmax)
-        confident = entropy.mean(dtype=np.float32) < np.float32(self.sampling.confidence_threshold)
-        return stable and bool(confident)
+        mean = entropy.mean(dtype=np.float32) if len(entropy) else 0  # nothing is open where all of a canvas is given
+        return stable and bool(mean < np.float32(self.sampling.confidence_threshold))

@@ -58,6 +58,24 @@ class Tokenizer:
         """What the vocabulary writes for an id ("▁the", "<0xE2>"); None for what text never shows: special, unknown."""
         return None if token in self._special_ids else self._backend.id_to_token(token)
 
+    def spelling(self, vocab_size: int) -> list[bytes]:
+        """The bytes that each id adds to a text; b"" for what text never shows, and for a byte piece where another id
+        writes the same."""
+        letters = _byte_of_letter() if self.is_byte_level else {}
+        spelt, seen = [b""] * vocab_size, set()
+        pieces = [(i, piece) for i in range(min(vocab_size, self.vocab_size)) if (piece := self.piece(i))]
+        for i, piece in sorted(pieces, key=lambda known: bool(BYTE_PIECE.fullmatch(known[1]))):
+            if self.is_byte_level and letters.keys() >= set(piece):
+                text = bytes(map(letters.get, piece))
+            elif BYTE_PIECE.fullmatch(piece):
+                text = bytes([int(piece[3:5], 16)])
+            else:
+                text = piece.replace("▁", " ").encode()
+            if text not in seen:
+                seen.add(text)
+                spelt[i] = text
+        return spelt
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, none added; special tokens written in it become their ids. ValueError: not valid Unicode."""
         try:

@@ -158,7 +158,7 @@ def endless(tmp_path):
 def test_ctrl_c_keeps_what_is_finished(run, monkeypatch, endless, json_too):
     from mlx_dgemma import diffusion
 
-    whole = diffusion.diffuse
+    whole = diffusion.steps
 
     def interrupted(*arguments, **options):
         for step in whole(*arguments, **options):
@@ -166,7 +166,7 @@ def test_ctrl_c_keeps_what_is_finished(run, monkeypatch, endless, json_too):
                 raise KeyboardInterrupt
             yield step
 
-    monkeypatch.setattr("mlx_dgemma.diffusion.diffuse", interrupted)
+    monkeypatch.setattr("mlx_dgemma.diffusion.steps", interrupted)
     arguments = ["--prompt", SUDOKU, "--model", str(endless), *(["--json"] if json_too else [])]
     code, out, err = run(*arguments)
     assert code == 130

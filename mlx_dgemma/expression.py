@@ -1,0 +1,89 @@
+"""Regular expressions as values: what the languages of schemas, templates and patterns are put together from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LAST = 0x10FFFF
+Ranges = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Chars:
+    """One character of these ranges of code points, both ends included. Surrogates are no characters."""
+
+    ranges: Ranges
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True)
+class Series:
+    parts: tuple[Expression, ...]
+
+
+@dataclass(frozen=True)
+class Either:
+    options: tuple[Expression, ...]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    what: Expression
+    least: int = 0
+    most: int | None = None
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Parts in their order, with `between` two of them; those that are not `needed` may be left out."""
+
+    parts: tuple[Expression, ...]
+    needed: tuple[bool, ...]
+    between: Expression
+
+
+@dataclass(frozen=True)
+class Both:
+    """What both of them describe."""
+
+    one: Expression
+    other: Expression
+
+
+Expression = Chars | Text | Series | Either | Repeat | Joined | Both
+ANY = Chars(((0, LAST),))
+
+
+def series(*parts: Expression | str) -> Expression:
+    return Series(tuple(Text(part) if isinstance(part, str) else part for part in parts))
+
+
+def either(*options: Expression | str) -> Expression:
+    return Either(tuple(Text(option) if isinstance(option, str) else option for option in options))
+
+
+def optional(what: Expression | str) -> Expression:
+    return Repeat(series(what), 0, 1)
+
+
+def between(first: str, last: str) -> Chars:
+    return Chars(((ord(first), ord(last)),))
+
+
+def overlap(one: Ranges, other: Ranges) -> Ranges:
+    pairs = ((max(a, c), min(b, d)) for a, b in one for c, d in other)
+    return tuple((low, high) for low, high in pairs if low <= high)
+
+
+def without(ranges: Ranges) -> Ranges:
+    """Every code point that is not in `ranges`."""
+    left, after = [], 0
+    for low, high in sorted(ranges):
+        if low > after:
+            left.append((after, low - 1))
+        after = max(after, high + 1)
+    return (*left, (after, LAST)) if after <= LAST else tuple(left)

@@ -1,0 +1,102 @@
+"""The flags of `generate` for text that has a form: --json-schema, --template, --choices."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .mistake import Mistake
+
+if TYPE_CHECKING:
+    from .diffusion import Writing
+    from .interface import DiffusionModel
+    from .sampling import Sampling
+    from .tokenizer import Tokenizer
+
+FORMS = ("json_schema", "template", "choices")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--json-schema", metavar="FILE", help="write a JSON document that this schema allows, and nothing else")
+    add(
+        "--template",
+        metavar="TEXT",
+        help="fill in its slots: {name} a line, {name:text}, {name:integer}, {name:number}, {name:boolean}, {name:a|b}",
+    )
+    add("--choices", metavar="A,B,…", help="answer with one of these; with --json, how probable each is")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Reads what the form is, into `options.expression`: before anything is loaded."""
+    options.expression = None
+    asked = [f"--{name.replace('_', '-')}" for name in FORMS if getattr(options, name) is not None]
+    if not asked:
+        return
+    if len(asked) > 1:
+        raise Mistake(f"{' and '.join(asked)} do not go together: choose one")
+    if options.thinking:
+        raise Mistake(f"--thinking does not go with {asked[0]}: what the text may be begins with its first token")
+    if options.json_schema is not None:
+        from . import schema
+
+        try:
+            options.expression = schema.language(schema.read(options.json_schema))
+        except Mistake as mistake:
+            named = str(mistake).startswith(str(options.json_schema))
+            raise mistake if named else Mistake(f"{options.json_schema}: {mistake}") from None
+    elif options.template is not None:
+        from .template import template
+
+        options.expression = template(options.template)
+    else:
+        _check_choices(options)
+
+
+def _check_choices(options: argparse.Namespace) -> None:
+    from .choices import read
+
+    if options.prompts is not None or options.watch:
+        raise Mistake("--choices takes one prompt, and there is nothing to watch: give --prompt, without --watch")
+    options.choices = read(options.choices)
+
+
+def begin(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer) -> Callable[..., Writing]:
+    """What makes a writing of the form asked for."""
+    from . import constrained, diffusion
+
+    if options.expression is None:
+        return diffusion.begin
+    return partial(constrained.begin, language=constrained.Language(model, tokenizer, options.expression))
+
+
+def found(options: argparse.Namespace, text: str) -> dict[str, Any]:
+    """For --json: a template's slots."""
+    if options.template is not None:
+        from .template import filled
+
+        return {"slots": filled(options.template, text)}
+    return {}
+
+
+def choose(
+    options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling, tokens: list[int]
+) -> int:
+    """Print the most probable of --choices."""
+    from .choices import probabilities
+
+    choices: list[str] = options.choices
+    values = probabilities(model, tokenizer, tokens, choices, sampling=sampling, seed=options.seed).tolist()
+    best = choices[values.index(max(values))]
+    if options.json:
+        said = {"text": best, "probabilities": dict(zip(choices, values, strict=True)), "prompt_tokens": len(tokens)}
+        print(json.dumps(said | {"seed": options.seed, "model": options.model or "tiny"}, ensure_ascii=False))
+        return 0
+    print(best)
+    ranked = sorted(zip(values, choices, strict=True), reverse=True)
+    print(", ".join(f"{choice} {value:.1%}" for value, choice in ranked[:5]), file=sys.stderr)
+    return 0
