@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from .config import ModelConfig
-from .diffusion import Step, diffuse
+from .diffusion import Step
 from .interface import DiffusionModel
 from .mistake import Mistake
+from .router import write
 from .sampling import Sampling
 from .tokenizer import TextStream, Tokenizer
 from .tools import CallStream, ToolCall
@@ -37,7 +38,7 @@ class Answer:
     def __post_init__(self) -> None:
         self._began = time.perf_counter()
         self._stream, self._calls = TextStream(self.tokenizer), CallStream(self.tokenizer)
-        self._filled = 0
+        self._filled, self._block = 0, -1
 
     @property
     def steps(self) -> int:
@@ -69,7 +70,10 @@ class Answer:
         self.seconds = time.perf_counter() - self._began
         if not step.final:
             return "", ""
+        if step.block == self._block:  # said in parts, as it is left to right
+            self.steps_per_block.pop()
         self.steps_per_block.append(step.step + 1)
+        self._block = step.block
         if self.seconds_to_first_block is None:
             self.seconds_to_first_block = self.seconds
         stops = np.flatnonzero(np.isin(step.draft, self.config.stop_ids))
@@ -120,17 +124,17 @@ def stream_generate(
     *,
     sampling: Sampling | None = None,
     thinking: bool = False,
-    max_tokens: int = 2048,
-    seed: int = 0,
+    **how: Any,
 ) -> Iterator[Piece]:
     """Answer a question, or a conversation [{"role", "content"}, …]: one Piece a pass; text comes as blocks finish.
+    `how` is of `router.write`: max_tokens, seed, mode ("diffusion", "ar" or "auto"), verify.
 
     >>> model, tokenizer, sampling = load()
     >>> for piece in stream_generate(model, tokenizer, "Sort: Lima, Kyiv", sampling=sampling):
     ...     print(piece.text, end="")
     """
     tokens = prompt_tokens(tokenizer, prompt, thinking=thinking)
-    answer = Answer(model.config, tokenizer, max_tokens)
-    for step in diffuse(model, tokens, max_tokens=max_tokens, sampling=sampling or Sampling(), seed=seed):
+    answer = Answer(model.config, tokenizer, how.setdefault("max_tokens", 2048))
+    for step in write(model, tokens, sampling=sampling or Sampling(), **how):
         thought, text = answer.add(step)
         yield Piece(text=text, thinking=thought, step=step, finish_reason=answer.finish_reason)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import left_to_right, repair
 from .answer import Answer, prompt_tokens
 from .diffusion import Step, Writing, begin, check_request
 from .interface import DiffusionModel
@@ -37,6 +38,13 @@ def batch(model: DiffusionModel, writings: Iterable[Writing], size: int) -> Iter
         for writing, prediction in zip(active, predictions, strict=True):
             yield writing.take(prediction)
         active = [writing for writing in active if not writing.done]
+
+
+def together(mode: str, verify: bool, begin: Callable[..., Writing] = begin) -> tuple[Callable, Callable]:
+    """What begins each of many texts, `begin` where nothing else is asked for, and what writes them."""
+    if mode == "ar":
+        return left_to_right.begin, left_to_right.batch
+    return (repair.begin if verify else begin), batch
 
 
 @dataclass(frozen=True)
@@ -100,14 +108,15 @@ def answers(
     sampling: Sampling,
     requests: Sequence[Request],
     size: int,
-    begin: Callable[..., Writing] = begin,
+    begin: Callable[..., Any] = begin,
+    write: Callable[..., Iterator[Step]] = batch,
 ) -> Iterator[dict[str, Any]]:
     """Answer `requests`, `size` at a time -> one object each, in their order. Text, steps and blocks are those that a
-    request has alone; seconds run from its admission. `begin` makes each one's writing."""
+    request has alone; seconds run from its admission. `begin` makes what writes each one, `write` writes them."""
     running: dict[int, tuple[Answer, Request]] = {}
     finished: dict[int, dict[str, Any]] = {}
 
-    def writings() -> Iterator[Writing]:
+    def writings() -> Iterator[Any]:
         for request in requests:
             options = {"max_tokens": request.max_tokens, "seed": request.seed, "request": request.number}
             running[request.number] = Answer(model.config, tokenizer, request.max_tokens), request
@@ -115,7 +124,7 @@ def answers(
 
     upcoming = iter(requests)
     awaited = next(upcoming, None)
-    for step in batch(model, writings(), size):
+    for step in write(model, writings(), size):
         answer, request = running[step.request]
         answer.add(step)
         if step.reason is None:

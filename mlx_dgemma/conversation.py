@@ -16,10 +16,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from . import left_to_right
 from .answer import Answer, Piece
 from .diffusion import Step, begin, check_request, steps
 from .interface import Cache, DiffusionModel
 from .mistake import Mistake, NotFound
+from .router import Router
 from .sampling import Sampling
 from .tokenizer import Tokenizer
 from .tools import ToolCall, response
@@ -38,9 +40,27 @@ def denoise(
     return steps(model, writing)
 
 
+def tell(
+    model: DiffusionModel, tokens: Sequence[int], *, cache: Cache, max_tokens: int, sampling: Sampling, seed: int
+) -> Iterator[Step]:
+    """As `denoise`, left to right."""
+    telling = left_to_right.begin(model, tokens, max_tokens=max_tokens, sampling=sampling, seed=seed)
+    telling.cache, telling.pending = cache, tokens[cache.length :]
+    return left_to_right.batch(model, [telling])
+
+
+def route(
+    model: DiffusionModel, tokens: Sequence[int], *, cache: Cache, max_tokens: int, sampling: Sampling, seed: int
+) -> Iterator[Step]:
+    """As `denoise`, each block in the way that costs less."""
+    router = Router(model, tokens, max_tokens=max_tokens, sampling=sampling, seed=seed)
+    router.cache, router.pending = cache, tokens[cache.length :]
+    return router.steps()
+
+
 # How an answer is written. Once closed, the cache holds the first `cache.length` of `tokens` and of what final steps
 # drafted behind them; at the first final step, no more than a canvas of the latter.
-MODES = {"diffusion": denoise}
+MODES = {"diffusion": denoise, "ar": tell, "auto": route}
 
 
 @dataclass

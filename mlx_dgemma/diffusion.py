@@ -6,6 +6,7 @@ denoises the next one. transformers' `DiffusionGemmaGenerationMixin.generate` wi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,7 @@ import numpy as np
 from .config import ModelConfig
 from .interface import Cache, DiffusionModel, Prediction, Row
 from .mistake import Mistake
-from .sampling import Sampling, Settled, accept, renoise, temperature
+from .sampling import SAMPLERS, STOPS, Sampling, renoise, temperature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,9 @@ class Step:
     draft: np.ndarray  # [L] int32, the argmax everywhere; nothing is cut at a stop token
     accepted: np.ndarray  # [L] bool
     entropy: np.ndarray  # [L] float32, nats
-    final: bool  # the last of its block: `draft` is what the block says
-    reason: str | None = None  # why the whole text ends here: "stop" (a stop token) or "length"
+    final: bool  # `draft` is said and stays; the last of its block, but left to right every token is
+    reason: str | None = None  # why the whole text ends here: "stop" (a stop token), "length" or "deadline"
+    note: str | None = None  # what was decided here, for the user to know
 
 
 def check_request(model: DiffusionModel, tokens: Sequence[int], max_tokens: int, canvas_length: int = 0) -> None:
@@ -56,6 +58,25 @@ class Given:
     hint: np.ndarray | None = None  # int32: what the first pass hears, -1 for nothing
     allowed: np.ndarray | None = None  # int32: indices of token sets, -1 for all
     before: Sequence[int] = ()  # known text between the last block and this one: encoded, not denoised
+    said: int | None = None  # how many tokens of the block before stand; 0: it is written again; None: all
+    encoded: bool = False  # and those are in the cache already
+    note: str | None = None  # why, for the user to know
+
+
+class Clock:
+    """Of a text that must be there after `seconds`, counted from now; None: whenever it is."""
+
+    def __init__(self, seconds: float | None):
+        self.seconds, self.began, self.longest = seconds, time.perf_counter(), 0.0
+        self.last = self.began
+
+    def over(self) -> bool:
+        """Told after each pass: would another one, as long as the longest but the first, end too late?"""
+        if self.seconds is None:
+            return False
+        now = time.perf_counter()
+        self.longest, self.last = max(self.longest, now - self.last) if self.last > self.began else 0.0, now
+        return now + self.longest - self.began > self.seconds
 
 
 class Layout(Protocol):
@@ -113,33 +134,36 @@ class Writing:
         cache: Cache | None = None,
     ):
         """Behind what `cache` holds, and then `tokens`, whose first pass encodes them."""
-        self.vocab_size, self.sampling, self.request, self.layout = model.config.vocab_size, sampling, request, layout
+        self.config, self.sampling, self.request, self.layout = model.config, sampling, request, layout
         self.rng = np.random.default_rng(seed)
         self.cache = model.new_cache(len(tokens)) if cache is None else cache
         self.pending = np.asarray(tokens, np.int32)
-        self.block, self.done = -1, False
+        self.clock = Clock(sampling.deadline)
+        self.block, self.step, self.done = 0, 0, False
         self._begin(layout.first())
 
     def _begin(self, given: Given) -> None:
-        self.given, self.block, self.step = given, self.block + 1, 0
-        self.pending = np.append(self.pending, np.asarray(given.before, self.pending.dtype))
+        self.given, self.first_step = given, self.step
+        self.pending = np.append(np.asarray(self.pending, np.int32), np.asarray(given.before, np.int32))
         self.free = np.ones(len(given.tokens), bool) if given.fixed is None else ~given.fixed
         self.canvas = np.where(given.tokens < 0, self._noise(), given.tokens).astype(np.int32)
-        self.settled, self.self_conditioning = Settled(self.sampling), None
+        self.accepted = ~self.free
+        self.settled = STOPS[self.sampling.stop](self.sampling, self.config.stop_ids)
+        self.self_conditioning = None
 
     def _noise(self) -> np.ndarray:
-        return self.rng.integers(self.vocab_size, size=len(self.given.tokens))
+        return self.rng.integers(self.config.vocab_size, size=len(self.given.tokens))
 
     def row(self) -> Row:
         """Draws this pass's uniforms: to be called once a pass."""
         return Row(
             canvas=self.canvas,
             cache=self.cache,
-            temperature=temperature(self.sampling, self.step),
+            temperature=temperature(self.sampling, self.step - self.first_step),
             uniforms=self.rng.random(len(self.canvas), dtype=np.float32),
             pending=self.pending,
             self_conditioning=self.self_conditioning,
-            hint=self._hint() if self.step == 0 else None,
+            hint=self._hint() if self.step == self.first_step else None,
             fixed=self.given.fixed,
             allowed=self.given.allowed,
         )
@@ -151,32 +175,47 @@ class Writing:
         return np.where(self.free, -1 if self.given.hint is None else self.given.hint, self.canvas).astype(np.int32)
 
     def take(self, prediction: Prediction) -> Step:
-        noise, draft, free = self._noise(), prediction.argmax, self.free
+        noise, draft, free, passes = self._noise(), prediction.argmax, self.free, self.step - self.first_step
         # What is fixed spends nothing, does not change, and is no reason to stop.
+        own = (prediction.entropy[free], prediction.confidence[free], self.accepted[free])
         accepted = ~free
-        accepted[free] = accept(prediction.entropy[free], self.sampling.entropy_bound)
+        accepted[free] = SAMPLERS[self.sampling.sampler](*own, passes, self.sampling)
         self.canvas = np.where(free, renoise(prediction.sample, accepted, noise), self.canvas).astype(np.int32)
-        self.self_conditioning, self.pending = prediction.self_conditioning, ()
+        self.accepted, self.self_conditioning, self.pending = accepted, prediction.self_conditioning, ()
         final = self.settled(draft[free], prediction.entropy[free])
-        final = final or self.step == self.sampling.max_denoising_steps - 1
-        following = self.layout.after(draft) if final else None
-        self.done = isinstance(following, str)
+        final = final or passes == self.sampling.max_denoising_steps - 1
+        following = self._following(prediction) if final else None
+        if self.clock.over() and not isinstance(following, str):
+            following = "deadline"
+        given = following if isinstance(following, Given) else None
+        said = len(draft) if given is None or given.said is None else given.said
         step = Step(
             request=self.request,
             block=self.block,
             step=self.step,
             canvas=self.canvas.copy(),
-            draft=draft.copy(),
+            draft=draft[:said].copy() if said else draft.copy(),
             accepted=accepted,
             entropy=prediction.entropy,
-            final=final,
+            final=following is not None and said > 0,
             reason=following if isinstance(following, str) else None,
+            note=given and given.note,
         )
+        self.done = step.reason is not None
         self.step += 1
-        if isinstance(following, Given):
-            self.pending = draft  # committed by the pass that first looks at the next canvas
-            self._begin(following)
+        if given:
+            self._follow(given, draft[:said])
         return step
+
+    def _following(self, prediction: Prediction) -> Given | str:
+        return self.layout.after(prediction.argmax)
+
+    def _follow(self, given: Given, said: np.ndarray) -> None:
+        if len(said):
+            self.block, self.step = self.block + 1, 0
+            # Committed by the pass that first looks at the next canvas, unless it was already.
+            self.pending = () if given.encoded else said
+        self._begin(given)
 
 
 def begin(
@@ -187,12 +226,13 @@ def begin(
     sampling: Sampling,
     seed: int = 0,
     request: int = 0,
+    kind: type[Writing] = Writing,
 ) -> Writing:
     """An answer to `tokens`, not yet begun. Mistake where there is no room for one."""
     config, room = model.config, model.config.max_position_embeddings - len(tokens)
     layout = Open(config, room, max_tokens, sampling.canvas_length)
     check_request(model, tokens, max_tokens, layout.width())
-    return Writing(model, tokens, sampling=sampling, layout=layout, seed=seed, request=request)
+    return kind(model, tokens, sampling=sampling, layout=layout, seed=seed, request=request)
 
 
 def diffuse(

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import inplace, structured
+from . import inplace, sampling_options, structured
 from .command import Parser, at_least, progress, run, to_stderr, to_stdout, waiting
 from .load import gigabytes
 from .mistake import Mistake
@@ -24,14 +24,7 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 NAME = "mlx_dgemma.generate"
-
-
-class _NoTemperature(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None):
-        parser.error(
-            f"{option_string} is not an option: the temperature falls from t_max to t_min while a canvas is denoised, "
-            "set both in the checkpoint's generation_config.json"
-        )
+CUT = {"length": " (cut at the length asked for)", "deadline": " (as it stood at the deadline)"}
 
 
 def parser() -> Parser:
@@ -51,8 +44,8 @@ def parser() -> Parser:
     add("--json", action="store_true", help="print one JSON object instead of text")
     structured.add_options(parser)
     inplace.add_options(parser)
-    add("--temp", "--temperature", action=_NoTemperature, help=argparse.SUPPRESS)
     add_shared(parser)
+    sampling_options.add_to(parser)
     return parser
 
 
@@ -91,7 +84,7 @@ def summary(stats: dict) -> str:
         f"{stats['tokens']} tokens in {stats['seconds']:.2f} s: {blocks}, "
         f"{stats['steps'] / stats['blocks']:.1f} steps a block, {stats['tokens_per_forward']:.1f} tokens per forward, "
         f"first block after {stats['seconds_to_first_block']:.2f} s, peak memory {gigabytes(stats['peak_memory'])}"
-        + (" (cut at the length asked for)" if stats["finish_reason"] == "length" else "")
+        + CUT.get(stats["finish_reason"], "")
     )
 
 
@@ -99,7 +92,7 @@ def write(
     answer: Answer, model: DiffusionModel, tokens: list[int], sampling: Sampling, options: argparse.Namespace
 ) -> None:
     """Denoise; show text as blocks finish, unless --json."""
-    from .diffusion import steps
+    from . import router
 
     with contextlib.ExitStack() as stack:
         watch, say = None, lambda text, out: out(text)
@@ -109,8 +102,8 @@ def write(
             watch = stack.enter_context(Watch(answer.tokenizer, sampling.max_denoising_steps))
             say = watch.write
         begin = structured.begin(options, model, answer.tokenizer)
-        writing = begin(model, tokens, max_tokens=answer.max_tokens, sampling=sampling, seed=options.seed)
-        passes = steps(model, writing)
+        how = {"mode": options.mode, "verify": options.verify, "begin": begin, "seed": options.seed}
+        passes = router.write(model, tokens, max_tokens=answer.max_tokens, sampling=sampling, **how)
         with waiting(f"reading {len(tokens)} tokens"):
             first = next(passes)
         for step in chain([first], passes):
@@ -120,11 +113,16 @@ def write(
                 say(text, to_stdout)
             if watch:
                 watch.show(step)
+            if step.note:
+                say(f"{step.note}\n", to_stderr)
 
 
 def check_options(options: argparse.Namespace) -> None:
     """Which of them go together. Before anything is loaded."""
     structured.check(options)
+    sampling_options.check(options)
+    if (options.mode != "diffusion" or options.verify) and (structured.asked(options) or inplace.asked(options)):
+        raise Mistake("what is given or has a form is denoised, and not checked: leave out --mode and --verify")
     if inplace.asked(options):
         return inplace.check(options)
     if (options.prompt is None) == (options.prompts is None):
@@ -133,11 +131,14 @@ def check_options(options: argparse.Namespace) -> None:
         raise Mistake("--batch and --out are for many prompts: give --prompts FILE.jsonl")
     if options.prompts is not None and (options.raw or options.watch):
         raise Mistake("--raw and --watch are for one prompt: leave them out, or give --prompt")
+    if options.prompts is not None and options.mode == "auto":
+        raise Mistake("--mode auto is for one prompt: give --prompt, or --mode ar or diffusion")
 
 
 def generate(options: argparse.Namespace) -> int:
     check_options(options)
     model, tokenizer, sampling = opened(NAME, options)
+    sampling = sampling_options.apply(options, sampling)
     if inplace.asked(options):
         return inplace.run(options, tokens_of(options, tokenizer), model, tokenizer, sampling)
     return (one if options.prompts is None else many)(options, model, tokenizer, sampling)
@@ -180,8 +181,8 @@ def many(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenize
     done = batch.answered(out) if out else 0
     if done:
         print(f"{NAME}: {out} holds {done} of {len(requests)} answers already", file=sys.stderr)
-    begin = structured.begin(options, model, tokenizer)
-    found = batch.answers(model, tokenizer, sampling, requests[done:], options.batch or 8, begin)
+    how = batch.together(options.mode, options.verify, structured.begin(options, model, tokenizer))
+    found = batch.answers(model, tokenizer, sampling, requests[done:], options.batch or 8, *how)
     start, tokens, steps = time.perf_counter(), 0, 0
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(out.open("a", encoding="utf-8")) if out else sys.stdout

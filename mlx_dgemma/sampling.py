@@ -2,12 +2,13 @@
 
 The names and numbers are those of generation_config.json; the reference is transformers'
 `generation_diffusion_gemma.py` (EntropyBoundSampler, LinearTemperatureScheduleLogitsProcessor,
-StableAndConfidentStoppingCriteria).
+StableAndConfidentStoppingCriteria). It is the default; other samplers and stop rules have names and are asked for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,16 +26,24 @@ class Sampling:
     stability_threshold: int = 1  # earlier steps whose argmax must equal this one's
     confidence_threshold: float = 0.005  # mean entropy, nats a position, below which a block may end
     canvas_length: int | str | None = None  # tokens of a canvas; None: the checkpoint's; "auto": by what is left
-    temp: float = 0.0  # of writing left to right; 0 takes the likeliest token. Denoising does not use it
+    sampler: str = "entropy-bound"  # which positions a step accepts: one of SAMPLERS
+    schedule: str = "linear"  # of the sampler "scheduled": one of SCHEDULES
+    confident: float = 0.9  # of the sampler "confidence-threshold": the probability from which a token is accepted
+    stop: str = "settled"  # when a block may end: one of STOPS
+    entropy_threshold: float = 0.05  # of the stop rule "entropy": mean entropy, nats a position, below which it ends
+    deadline: float | None = None  # seconds after which a text ends as it stands; None: it takes what it takes
+    # Of writing left to right; denoising does not use them.
+    temp: float = 0.0  # 0 takes the likeliest token
+    top_p: float = 1.0  # draw from the likeliest tokens that have this much of the probability
+    top_k: int = 0  # draw from that many of the likeliest; 0: from all
+    min_p: float = 0.0  # draw from those that are at least so likely, relative to the likeliest
 
     def __post_init__(self) -> None:
-        def need(holds: bool, what: str, given: str) -> None:
-            if not holds:
-                raise Mistake(f"need {what}, got {given}")
-
+        self._check_names()
+        self._check_left_to_right()
         whole = isinstance(self.max_denoising_steps, int) and not isinstance(self.max_denoising_steps, bool)
         need(whole and self.max_denoising_steps >= 1, "max_denoising_steps >= 1", f"{self.max_denoising_steps!r}")
-        for name in ("entropy_bound", "confidence_threshold"):
+        for name in ("entropy_bound", "confidence_threshold", "entropy_threshold"):
             value = getattr(self, name)
             need(isinstance(value, int | float) and 0 < value < float("inf"), f"{name} > 0", f"{value!r}")
         numbers = all(isinstance(t, int | float) for t in (self.t_min, self.t_max))
@@ -44,7 +53,26 @@ class Sampling:
         need(fits, 'canvas_length >= 1, or "auto"', f"{width!r}")
         whole = isinstance(self.stability_threshold, int)
         need(whole and self.stability_threshold >= 0, "stability_threshold >= 0", f"{self.stability_threshold!r}")
-        need(isinstance(self.temp, int | float) and self.temp >= 0, "temp >= 0", f"{self.temp!r}")
+        late = self.deadline
+        need(late is None or (isinstance(late, int | float) and late > 0), "deadline > 0", f"{late!r}")
+
+    def _check_names(self) -> None:
+        for name, known in (("sampler", SAMPLERS), ("schedule", SCHEDULES), ("stop", STOPS)):
+            need(getattr(self, name) in known, f"{name} to be one of {', '.join(known)}", f"{getattr(self, name)!r}")
+
+    def _check_left_to_right(self) -> None:
+        for name, least, most in (("temp", 0, float("inf")), ("min_p", 0, 1), ("top_p", 0, 1), ("confident", 0, 1)):
+            value = getattr(self, name)
+            inside = isinstance(value, int | float) and least <= value <= most and (value > 0 or name != "top_p")
+            at_most = "" if most > 1 else f" and <= {most}"
+            need(inside, f"{name} {'>' if name == 'top_p' else '>='} {least}{at_most}", f"{value!r}")
+        whole = isinstance(self.top_k, int) and not isinstance(self.top_k, bool)
+        need(whole and self.top_k >= 0, "top_k >= 0", f"{self.top_k!r}")
+
+
+def need(holds: bool, what: str, given: str) -> None:
+    if not holds:
+        raise Mistake(f"need {what}, got {given}")
 
 
 def temperature(sampling: Sampling, step: int) -> float:
@@ -67,6 +95,44 @@ def accept(entropy: np.ndarray, bound: float) -> np.ndarray:
     return accepted
 
 
+def bound(entropy: np.ndarray, confidence: np.ndarray, before: np.ndarray, step: int, sampling: Sampling) -> np.ndarray:
+    """The reference's rule. All samplers look alike: of each position its entropy, the probability of the token drawn,
+    and whether the step before accepted it; the step, from 0; -> [L] bool."""
+    return accept(entropy, sampling.entropy_bound)
+
+
+def confident(
+    entropy: np.ndarray, confidence: np.ndarray, before: np.ndarray, step: int, sampling: Sampling
+) -> np.ndarray:
+    """As mlx-vlm has it: what was accepted stays so, and at least one position more is, the surest."""
+    accepted = before | (confidence >= sampling.confident)
+    if not accepted.all() and np.array_equal(accepted, before):
+        accepted[np.where(before, -np.inf, confidence).argmax()] = True
+    return accepted
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the steps -> share of the positions; few at first
+    "linear": lambda share: share,
+    "cosine": lambda share: 1 - np.cos(np.pi / 2 * share),
+    "quadratic": lambda share: share**2,
+}
+
+
+def scheduled(
+    entropy: np.ndarray, confidence: np.ndarray, before: np.ndarray, step: int, sampling: Sampling
+) -> np.ndarray:
+    """Confidence first, a set number a step (Chang et al., arXiv 2202.04200, who keep what was accepted; here it is
+    decided anew)."""
+    share = SCHEDULES[sampling.schedule]((step + 1) / sampling.max_denoising_steps)
+    accepted = np.zeros(len(confidence), dtype=bool)
+    accepted[np.argsort(-confidence, kind="stable")[: int(np.ceil(share * len(confidence) - 1e-9))]] = True
+    return accepted
+
+
+Sampler = Callable[[np.ndarray, np.ndarray, np.ndarray, int, Sampling], np.ndarray]
+SAMPLERS: dict[str, Sampler] = {"entropy-bound": bound, "confidence-threshold": confident, "scheduled": scheduled}
+
+
 def renoise(sample: np.ndarray, accepted: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """[L] int32, the next canvas: accepted positions as drawn, every other one afresh from the whole vocabulary."""
     return np.where(accepted, sample, noise).astype(np.int32)
@@ -77,13 +143,54 @@ class Settled:
     """The stop rule of one block: the argmax did not change for `stability_threshold` steps, and is confident."""
 
     sampling: Sampling
+    stop_ids: Sequence[int] = ()
     history: list[np.ndarray] = field(default_factory=list)
 
     def __call__(self, argmax: np.ndarray, entropy: np.ndarray) -> bool:
         """Tell it each step once. `entropy` is of the processed logits: after temperature."""
+        end = self.content(argmax, entropy)
         needed = self.sampling.stability_threshold
         recent = self.history[len(self.history) - needed :] if needed else []
-        stable = len(recent) == needed and all(np.array_equal(argmax, earlier) for earlier in recent)
+        stable = len(recent) == needed and all(np.array_equal(argmax[:end], earlier[:end]) for earlier in recent)
         self.history.append(argmax)
-        mean = entropy.mean(dtype=np.float32) if len(entropy) else 0  # nothing is open where all of a canvas is given
-        return stable and bool(mean < np.float32(self.sampling.confidence_threshold))
+        return stable and bool(self.mean(entropy[:end]) < np.float32(self.sampling.confidence_threshold))
+
+    @staticmethod
+    def mean(entropy: np.ndarray) -> np.float32:
+        """Nothing is open where all of a canvas is given."""
+        return entropy.mean(dtype=np.float32) if len(entropy) else np.float32(0)
+
+    def content(self, argmax: np.ndarray, entropy: np.ndarray) -> int:
+        """How many positions, from the first on, have to settle."""
+        return len(argmax)
+
+
+class SettledContent(Settled):
+    """Only up to the first confident stop token: what flickers behind it is not said."""
+
+    def content(self, argmax: np.ndarray, entropy: np.ndarray) -> int:
+        sure = np.isin(argmax, self.stop_ids) & (entropy < self.sampling.entropy_bound)
+        return int(sure.argmax()) + 1 if sure.any() else len(argmax)
+
+
+class Sure(Settled):
+    """Low entropy alone, whatever the step before said."""
+
+    def __call__(self, argmax: np.ndarray, entropy: np.ndarray) -> bool:
+        return bool(self.mean(entropy) < np.float32(self.sampling.entropy_threshold))
+
+
+STOPS: dict[str, type[Settled]] = {"settled": Settled, "content": SettledContent, "entropy": Sure}
+
+PRESETS: dict[str, dict[str, float | str]] = {
+    "fast": {"max_denoising_steps": 8, "stop": "content"},
+    "chat": {"max_denoising_steps": 14, "stop": "content"},
+    "reference": {"max_denoising_steps": 48, "entropy_bound": 0.1, "t_min": 0.4, "t_max": 0.8},
+    "quality": {"max_denoising_steps": 96, "entropy_bound": 0.02, "t_min": 0.5, "t_max": 1.0},
+}
+
+
+def preset(sampling: Sampling, name: str) -> Sampling:
+    """`sampling` with what the preset changes. Mistake where there is none of that name."""
+    need(name in PRESETS, f"preset to be one of {', '.join(PRESETS)}", f"{name!r}")
+    return replace(sampling, **PRESETS[name])

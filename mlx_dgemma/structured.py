@@ -31,16 +31,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--choices", metavar="A,B,…", help="answer with one of these; with --json, how probable each is")
 
 
+def asked(options: argparse.Namespace) -> list[str]:
+    """The flags of a form that are given."""
+    return [f"--{name.replace('_', '-')}" for name in FORMS if getattr(options, name) is not None]
+
+
 def check(options: argparse.Namespace) -> None:
     """Reads what the form is, into `options.expression`: before anything is loaded."""
-    options.expression = None
-    asked = [f"--{name.replace('_', '-')}" for name in FORMS if getattr(options, name) is not None]
-    if not asked:
+    options.expression, given = None, asked(options)
+    if not given:
         return
-    if len(asked) > 1:
-        raise Mistake(f"{' and '.join(asked)} do not go together: choose one")
+    if len(given) > 1:
+        raise Mistake(f"{' and '.join(given)} do not go together: choose one")
     if options.thinking:
-        raise Mistake(f"--thinking does not go with {asked[0]}: what the text may be begins with its first token")
+        raise Mistake(f"--thinking does not go with {given[0]}: what the text may be begins with its first token")
     if options.json_schema is not None:
         from . import schema
 

@@ -1,21 +1,33 @@
 """How often the embedded model gets its tasks right: ours, or the reference with the same draws.
 
     python tests/solve_rates.py --prompts 200 [--reference] [--model FOLDER]
+    python tests/solve_rates.py --prompts 200 --seeds 3 --modes [--tasks "sudoku 6x6" json]
 
 Prompts come from random.Random("999 NAME") for each task; prompt i of it is run with seed i. Prints one JSON object:
 the share solved and the mean steps a block, by task.
+
+With --modes, one table: of each way of writing, by task, the share solved, and mean passes over a canvas, passes that
+only checked, tokens written left to right, and seconds. The k-th of the seeds of prompt i is i + k * 1,000,000.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
+import numpy as np
+
+from mlx_dgemma import left_to_right, repair
 from mlx_dgemma.answer import Answer
 from mlx_dgemma.benchmark.tasks import TASKS, made
-from mlx_dgemma.diffusion import diffuse
+from mlx_dgemma.diffusion import Step, begin, diffuse, steps
 from mlx_dgemma.load import load
+from mlx_dgemma.router import Router
+from mlx_dgemma.sampling import PRESETS, SAMPLERS, Sampling, preset
 
 
 def ours(path: str | None) -> Callable[[str, int], tuple[str, int]]:
@@ -63,12 +75,89 @@ def rates(
     return found
 
 
+def ways(sampling: Sampling) -> dict[str, tuple[str, Sampling]]:
+    """Name -> what writes it, and with which sampling."""
+    found = {"diffusion": ("diffusion", sampling), "ar": ("ar", sampling), "auto": ("auto", sampling)}
+    found |= {f"--preset {name}": ("diffusion", preset(sampling, name)) for name in PRESETS if name != "reference"}
+    found |= {f"--preset {name} --verify": ("verify", preset(sampling, name)) for name in ("reference", "fast")}
+    hasty = replace(preset(sampling, "fast"), max_denoising_steps=4)
+    found["--preset fast --max-denoising-steps 4 --verify"] = ("verify", hasty)
+    own = [name for name in SAMPLERS if name != sampling.sampler]
+    return found | {f"--sampler {name}": ("diffusion", replace(sampling, sampler=name)) for name in own}
+
+
+def counted(model, tokens, how: str, options: dict) -> tuple[Iterator[Step], Callable[[], int]]:
+    """The steps of an answer, and a count of the passes that only checked."""
+    if how == "ar":
+        return left_to_right.batch(model, [left_to_right.begin(model, tokens, **options)]), lambda: 0
+    if how == "auto":
+        return Router(model, tokens, **options).steps(), lambda: 0
+    if how == "verify":
+        writing = repair.begin(model, tokens, **options)
+        return steps(model, writing), lambda: writing.checks
+    return steps(model, begin(model, tokens, **options)), lambda: 0
+
+
+def one(model, tokenizer, prompt: str, how: str, sampling: Sampling, seed: int) -> tuple[str, list[float]]:
+    """The answer, and its passes, checks, tokens left to right, and seconds."""
+    tokens, start = tokenizer.chat([{"role": "user", "content": prompt}]), time.perf_counter()
+    said = Answer(model.config, tokenizer, model.config.canvas_length)
+    found, checks = counted(model, tokens, how, {"max_tokens": said.max_tokens, "sampling": sampling, "seed": seed})
+    widths = []
+    for step in found:
+        said.add(step)
+        widths.append(len(step.canvas))
+    single = widths.count(1)
+    return said.text, [len(widths) - single, checks(), single, time.perf_counter() - start]
+
+
+COLUMNS = ("solved", "passes", "checks", "tokens", "seconds")
+
+
+def modes(path: str | None, prompts: int, seeds: int, names: Iterable[str]) -> Iterator[tuple[str, str, list[float]]]:
+    """(way, task, means in the order of COLUMNS), as they are measured."""
+    model, tokenizer, sampling = load(path)
+    for way, (how, own) in ways(sampling).items():
+        for name in names:
+            runs = []
+            for number, (prompt, right) in enumerate(made(name, prompts)):
+                for k in range(1 if how == "ar" else seeds):  # the likeliest tokens need no seed
+                    said, counts = one(model, tokenizer, prompt, how, own, number + k * 1_000_000)
+                    runs.append([said == right, *counts])
+            yield way, name, np.mean(np.array(runs, float), axis=0).tolist()
+
+
+def table(rows: Iterable[tuple[str, str, list[float]]]) -> str:
+    """Markdown: a line a way, a column a task."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for way, name, means in rows:
+        found.setdefault(way, {})[name] = means
+        print(way, name, dict(zip(COLUMNS, means, strict=True)), file=sys.stderr, flush=True)
+    names = list(next(iter(found.values())))
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for way, by_task in found.items():
+        lines.append(f"| {way} | " + " | ".join(cell(by_task[name]) for name in names) + " |")
+    return "\n".join(lines)
+
+
+def cell(means: list[float]) -> str:
+    solved, passes, checks, tokens, seconds = means
+    parts = [f"{passes + checks:.1f}" if passes else "", f"{tokens:.0f} t" if tokens else ""]
+    return f"{solved:.1%}, {' + '.join(filter(None, parts))}, {seconds:.2f} s"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--reference", action="store_true")
     parser.add_argument("--model")
+    parser.add_argument("--modes", action="store_true", help="the table of modes, presets and samplers")
+    parser.add_argument("--seeds", type=int, default=1, help="of --modes, a prompt")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="of --modes")
     options = parser.parse_args()
+    if options.modes:
+        print(table(modes(options.model, options.prompts, options.seeds, options.tasks)))
+        return
     answer = (theirs if options.reference else ours)(options.model)
     print(json.dumps(rates(answer, options.prompts), indent=1))
 

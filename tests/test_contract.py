@@ -312,6 +312,11 @@ def test_left_to_right_takes_the_argmax_of_the_causal_pass(model):
     rows = [row(model, model.new_cache(), pending=tokens), row(model, encoded(model, tokens[:9]))]
     writing = model.autoregress(rows, Sampling())
     written = np.array([next(writing) for _ in range(6)]).T
+    fork = rows[0].cache.copy()  # in the midst of it
+    fork.trim(2)
+    [score] = model.encode([[4]], [fork], score=True)
+    [expected] = model.encode([[4]], [encoded(model, [*tokens, *written[0, :4]])], score=True)
+    assert np.abs(score.logprob - expected.logprob).max() < 1e-4
     writing.close()
     for one, start, own in zip(rows, (tokens, tokens[:9]), written, strict=True):
         assert one.cache.length == len(start) + 6
@@ -319,6 +324,27 @@ def test_left_to_right_takes_the_argmax_of_the_causal_pass(model):
         assert np.array_equal(score.argmax[len(start) - 1 : -1], own)
     drawn = list(model.autoregress([row(model, rows[0].cache, length=5)], Sampling(temp=1.0)))
     assert len(drawn) == 5 and rows[0].cache.length == 31
+
+
+@pytest.mark.parametrize("options", [{"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.3}, {"top_k": 9, "top_p": 0.8}])
+def test_left_to_right_draws_from_what_the_options_leave(model, options):
+    tokens, sampling = text(model, 20), Sampling(temp=1.3, **options)
+    for seed in range(2):
+        one = row(model, encoded(model, tokens), seed=seed, length=3)
+        drawn = [token for [token] in model.autoregress([one], sampling)]
+        before = np.array([*tokens, *drawn])
+        ids = np.arange(model.config.vocab_size)
+        for place, token in enumerate(drawn, start=len(tokens)):
+            caches = [encoded(model, before[:place]) for _ in ids]
+            scores = np.array([s.logprob[0] for s in model.encode(ids[:, None], caches, score=True)], np.float64)
+            p = np.exp(scores / 1.3) / np.exp(scores / 1.3).sum()
+            order = np.argsort(-p)
+            kept = p >= options.get("min_p", 0) * p.max()
+            kept[order[options.get("top_k", len(p)) :]] = False
+            kept[order[np.cumsum(p[order]) - p[order] >= options.get("top_p", 1)]] = False
+            sums = np.cumsum(np.where(kept, p, 0))
+            expected = int(np.searchsorted(sums, one.uniforms[place - len(tokens)] * sums[-1], side="right"))
+            assert token == expected
 
 
 def test_token_ids_out_of_the_vocabulary(model):

@@ -149,3 +149,56 @@ def test_what_is_given_is_where_the_canvas_starts_from():
     noise = np.random.default_rng(3).integers(50, size=8)
     assert model.rows[0].canvas.tolist() == [5, 6, noise[2], noise[3], 7, 8, 9, 10]
     assert model.rows[0].hint is given.hint and model.rows[0].fixed is None
+
+
+@pytest.mark.parametrize("sampler", ["confidence-threshold", "scheduled"])
+def test_a_sampler_hears_what_was_accepted_and_which_pass_it_is(sampler):
+    model = FakeModel([(ONE, [3, 7])] * 9)
+    said = list(diffuse(model, [9], max_tokens=8, sampling=Sampling(sampler=sampler, max_denoising_steps=4)))
+    found = [step.accepted.sum() for step in said]
+    assert found == ([6, 7, 8, 8] if sampler == "confidence-threshold" else [2, 4, 6, 8])
+
+
+class Again(Open):
+    """Every block is cut after three tokens, but the second draft is thrown away."""
+
+    drafts = 0
+
+    def after(self, draft: np.ndarray) -> Given | str:
+        self.drafts += 1
+        if self.drafts == 2:
+            return Given(tokens=np.full(8, -1), said=0, note="again")
+        following = super().after(draft[:3])
+        return following if isinstance(following, str) else Given(tokens=following.tokens, said=3)
+
+
+def test_a_block_is_cut_or_written_again():
+    model = FakeModel([(ONE, [])] * 20)
+    layout = Again(model.config, 1000, 9)
+    writing = Writing(model, [9], sampling=Sampling(), layout=layout)
+    said = list(steps(model, writing))
+    blocks = [(step.block, step.step, len(step.canvas), len(step.draft), step.final, step.note) for step in said]
+    assert blocks == [
+        (0, 0, 8, 8, False, None), (0, 1, 8, 3, True, None),
+        (1, 0, 8, 8, False, None), (1, 1, 8, 8, False, "again"),
+        (1, 2, 8, 8, False, None), (1, 3, 8, 3, True, None),
+        (2, 0, 8, 8, False, None), (2, 1, 8, 8, True, None),
+    ]  # fmt: skip
+    assert said[-1].reason == "length"
+    assert model.caches[0].tokens == [9, *ONE[:3], *ONE[:3]]
+    # A draft that is thrown away leaves nothing behind but the schedule's first step.
+    assert [row.temperature for row in model.rows][4] == model.rows[0].temperature
+    assert model.rows[4].self_conditioning is None
+
+
+def test_a_deadline(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("mlx_dgemma.diffusion.time.perf_counter", lambda: now[0])
+    model = FakeModel([(ONE, list(range(8)))])
+    said = []
+    for step in diffuse(model, [9], sampling=Sampling(deadline=5.0)):
+        said.append(step)
+        now[0] += 1.5
+    # Told at 100, 101.5, 103; another pass of 1.5 would end at 104.5, and one more too late.
+    assert [step.reason for step in said] == [None, None, None, "deadline"] and said[-1].final
+    assert said[-1].draft.tolist() == ONE

@@ -11,6 +11,10 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SAYS = {  # file -> what it prints
+    "ar_or_diffusion.py": [
+        "4 passes, 0 tokens left to right: {",
+        "0 passes, 36 tokens left to right: Cara, Noor, Turin",
+    ],
     "chat.py": [
         "Cara, Bob, Ann\n",
         "(85 of 124 tokens are new)",

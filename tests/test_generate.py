@@ -116,7 +116,18 @@ def test_system_and_raw(run):
         (["--prompt", "x", "--max-denoising-steps", "few"], ["--max-denoising-steps", "'few'"]),
         (["--prompt", "x", "--seed", "-1"], ["--seed", "'-1'"]),
         (["--prompt", "x", "--temp", "0.7"], ["--temp", "t_min", "t_max"]),
-        (["--prompt", "x", "--temperature=0.7"], ["--temperature", "t_min", "t_max"]),
+        (["--prompt", "x", "--temperature=0.7"], ["--temp", "t_min", "t_max", "--mode ar"]),
+        (["--prompt", "x", "--top-k", "5", "--mode", "ar"], ["--top-k", "--temp"]),
+        (["--prompt", "x", "--temp", "hot", "--mode", "ar"], ["--temp", "'hot'"]),
+        (["--prompt", "x", "--temp", "1", "--top-p", "2", "--mode", "ar"], ["top_p", "2.0"]),
+        (["--prompt", "x", "--mode", "fast"], ["--mode", "'fast'", "diffusion", "ar", "auto"]),
+        (["--prompt", "x", "--preset", "slow"], ["--preset", "'slow'", "fast", "chat", "reference", "quality"]),
+        (["--prompt", "x", "--sampler", "topk"], ["--sampler", "entropy-bound", "confidence-threshold", "scheduled"]),
+        (["--prompt", "x", "--stop", "never"], ["--stop", "settled", "content", "entropy"]),
+        (["--prompt", "x", "--schedule", "cosine"], ["--schedule", "--sampler scheduled"]),
+        (["--prompt", "x", "--mode", "ar", "--verify"], ["--verify", "--mode ar"]),
+        (["--prompt", "x", "--mode", "ar", "--preset", "fast"], ["--preset", "--mode ar"]),
+        (["--prompt", "x", "--deadline", "0"], ["deadline > 0", "0.0"]),
         (["--prompt", "x" * 5000], ["longer than the context", "4096"]),
         (["--prompt", "x", "--model", "no/such/folder"], ["no/such/folder", "no such folder"]),
         (["--prompt", "\udcff"], ["valid Unicode"]),
@@ -137,10 +148,10 @@ def test_a_tokenizer_without_a_chat_template(run, tmp_path):
 
 
 def test_an_error_of_ours_is_not_dressed_as_a_mistake(run, monkeypatch):
-    monkeypatch.setattr("mlx_dgemma.diffusion.accept", lambda *_: [][1])
+    monkeypatch.setattr("mlx_dgemma.diffusion.renoise", lambda *_: [][1])
     with pytest.raises(IndexError):
         run("--prompt", SUDOKU)
-    monkeypatch.setattr("mlx_dgemma.diffusion.accept", lambda *_: int("x"))
+    monkeypatch.setattr("mlx_dgemma.diffusion.renoise", lambda *_: int("x"))
     with pytest.raises(ValueError, match="invalid literal"):
         run("--prompt", SUDOKU)
 
@@ -238,3 +249,58 @@ def test_a_whole_process_takes_less_than_five_seconds():
         seconds.append(time.perf_counter() - start)
         assert found.stdout == SOLVED + "\n"
     assert sorted(seconds)[1] < 5
+
+
+REVERSE = "Reverse: clerk, Kofi, Eve, Turin, Noor, Cara"
+REVERSED = "Cara, Noor, Turin, Eve, Kofi, clerk"
+
+
+def test_left_to_right(run):
+    code, out, _ = run("--prompt", REVERSE, "--mode", "ar", "--json")
+    found = json.loads(out)
+    assert (code, found["text"], found["steps"], found["blocks"]) == (0, REVERSED, 36, 1)
+    drawn = [run("--prompt", REVERSE, "--mode", "ar", "--temp", "4", "--seed", str(seed))[1] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_auto_says_what_it_chose_and_why(run):
+    code, out, err = run("--prompt", REVERSE, "--mode", "auto")
+    assert (code, out) == (0, REVERSED + "\n")
+    assert any(line.startswith("block 1: ") and "tokens settled" in line for line in err.splitlines()), err
+
+
+def test_verify_says_what_is_written_again(run):
+    code, out, err = run("--prompt", "Sort: Yan, Omar, Bonn, Dan", "--verify", "--preset", "fast")
+    assert (code, out) == (0, "Bonn, Dan, Omar, Yan\n")
+    assert any(line.startswith("block 1: ") and "written again from token" in line for line in err.splitlines()), err
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "ar", "auto"])
+def test_a_deadline(run, mode):
+    code, out, err = run("--prompt", "What is 603 + 845?", "--deadline", "0.001", "--mode", mode, "--json")
+    found = json.loads(out)
+    assert (code, found["finish_reason"], found["steps"]) == (0, "deadline", 1)
+    assert "as it stood at the deadline" in err
+
+
+def test_samplers_stop_rules_and_presets(run):
+    steps, scheduled = {}, "--sampler scheduled --schedule cosine"
+    for options in ("--preset reference", "--preset fast", scheduled, "--stop entropy"):
+        code, out, _ = run("--prompt", "What is 603 + 845?", "--max-tokens", "64", "--json", *options.split())
+        assert code == 0
+        steps[options] = json.loads(out)["steps"]
+    assert steps["--preset fast"] == 8 and steps["--preset reference"] > steps["--stop entropy"]
+    plain = json.loads(run("--prompt", "What is 603 + 845?", "--max-tokens", "64", "--json")[1])["steps"]
+    assert plain == steps["--preset reference"]
+
+
+def test_many_left_to_right_and_many_checked(run, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [REVERSE, "Reverse: Oslo, Rome", "Sort: Yan, Omar, Bonn, Dan"]
+    prompts.write_text("".join(json.dumps({"prompt": line}) + "\n" for line in lines))
+    for options in (["--mode", "ar"], ["--verify", "--preset", "fast"]):
+        many = [json.loads(line) for line in run("--prompts", str(prompts), "--batch", "2", *options)[1].splitlines()]
+        alone = [json.loads(run("--prompt", line, "--json", *options)[1]) for line in lines]
+        for name in ("text", "steps", "finish_reason"):
+            assert [one[name] for one in many] == [one[name] for one in alone]
+    mistake(run("--prompts", str(prompts), "--mode", "auto"), "--mode auto", "--prompt")

@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlx_dgemma.sampling import Sampling, Settled, accept, renoise, temperature
+from mlx_dgemma.mistake import Mistake
+from mlx_dgemma.sampling import (
+    PRESETS,
+    SAMPLERS,
+    SCHEDULES,
+    STOPS,
+    Sampling,
+    Settled,
+    accept,
+    preset,
+    renoise,
+    temperature,
+)
 
 
 def test_temperature_is_linear_in_the_steps_left():
@@ -50,11 +62,82 @@ def test_settled_needs_confidence():
         ({"confidence_threshold": "low"}, "confidence_threshold"),
         ({"stability_threshold": -1}, "stability_threshold"),
         ({"temp": -1}, "temp"),
+        ({"top_p": 0}, "need top_p > 0 and <= 1, got 0"),
+        ({"min_p": 1.5}, "need min_p >= 0 and <= 1, got 1.5"),
+        ({"top_k": -1}, "need top_k >= 0, got -1"),
+        ({"deadline": 0}, "need deadline > 0, got 0"),
+        ({"sampler": "topk"}, "sampler to be one of entropy-bound, confidence-threshold, scheduled, got 'topk'"),
+        ({"schedule": "cubic"}, "schedule to be one of linear, cosine, quadratic"),
+        ({"stop": "never"}, "stop to be one of settled, content, entropy"),
     ],
 )
 def test_sampling_checks_itself(options, message):
     with pytest.raises(ValueError, match=message):
         Sampling(**options)
+
+
+LIKELY = np.array([0.95, 0.2, 0.91, 0.5], np.float32)
+NONE = np.zeros(4, bool)
+
+
+def sampled(name: str, before=NONE, step: int = 0, confidence=LIKELY, **options) -> list[bool]:
+    return SAMPLERS[name](
+        1 - confidence, confidence, np.array(before), step, Sampling(sampler=name, **options)
+    ).tolist()
+
+
+def test_the_confident_are_accepted_and_stay():
+    assert sampled("confidence-threshold") == [True, False, True, False]
+    assert sampled("confidence-threshold", before=[False, True, False, False]) == [True, True, True, False]
+    # Nobody new is confident: the surest of the others.
+    assert sampled("confidence-threshold", before=[True, False, True, False]) == [True, False, True, True]
+    assert sampled("confidence-threshold", confident=0.4) == [True, False, True, True]
+    assert sampled("confidence-threshold", before=[True] * 4) == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("schedule", "counts"), [("linear", [1, 2, 3, 4]), ("cosine", [1, 2, 3, 4]), ("quadratic", [1, 1, 3, 4])]
+)
+def test_a_schedule_says_how_many_of_the_surest(schedule, counts):
+    options = {"schedule": schedule, "max_denoising_steps": 4}
+    found = [sampled("scheduled", step=step, **options) for step in range(4)]
+    assert [sum(mask) for mask in found] == counts and found[0] == [True, False, False, False]
+    shares = [SCHEDULES[schedule](step / 100) for step in range(101)]
+    assert shares[0] == 0 and shares[-1] == pytest.approx(1) and shares == sorted(shares)
+
+
+def test_the_reference_is_the_default():
+    assert sampled("entropy-bound", confidence=np.array([1, 1, 0, 0], np.float32)) == [True, True, True, False]
+    assert (Sampling().sampler, Sampling().stop) == ("entropy-bound", "settled")
+    assert preset(Sampling(), "reference") == Sampling()
+
+
+def test_content_settles_up_to_the_first_confident_stop_token():
+    stop, said, sure = STOPS["content"](Sampling(), (9,)), np.array([3, 4, 9, 5]), np.zeros(4, np.float32)
+    noisy = np.array([0, 0, 0, 3], np.float32)
+    assert not stop(said, noisy) and stop(np.array([3, 4, 9, 6]), noisy)  # what flickers behind it is not said
+    assert not stop(np.array([2, 4, 9, 6]), noisy)
+    stop = STOPS["content"](Sampling(), (9,))
+    unsure = np.array([0, 0, 0.2, 0], np.float32)  # the stop token itself: everything has to settle
+    assert [stop(said, unsure), stop(said, unsure), stop(said, sure), stop(said, sure)] == [False, False, True, True]
+
+
+def test_entropy_stops_without_stability():
+    stop = STOPS["entropy"](Sampling())
+    assert [stop(np.arange(4) + i, np.full(4, h, np.float32)) for i, h in enumerate((0.06, 0.05, 0.04))] == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_presets():
+    steps = {name: preset(Sampling(), name).max_denoising_steps for name in PRESETS}
+    assert 8 <= steps["fast"] <= 12 <= steps["chat"] <= 16 and steps["reference"] == 48 and steps["quality"] == 96
+    quality = preset(Sampling(), "quality")
+    assert (quality.entropy_bound, quality.t_max, quality.t_min) == (0.02, 1.0, 0.5)
+    with pytest.raises(Mistake, match="one of fast, chat, reference, quality, got 'slow'"):
+        preset(Sampling(), "slow")
 
 
 def test_against_the_reference():

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+_few = False
+
+
+@contextmanager
+def few() -> Iterator[None]:
+    """Inside, a pass over one token a row is built: MLX's own everywhere, so that nothing waits while it is built."""
+    global _few
+    _few, before = True, _few
+    try:
+        yield
+    finally:
+        _few = before
+
+
+def is_few() -> bool:
+    return _few
+
 
 def namespace() -> Any:
-    return np if mx.default_device() == mx.cpu else mx
+    return np if mx.default_device() == mx.cpu and not _few else mx
+
+
+def compiled() -> bool:
+    """On the CPU device a compiled function would be built by the system's compiler, if there is one."""
+    return namespace() is mx and not (_few and mx.default_device() == mx.cpu)
 
 
 def bring(array: mx.array | np.ndarray) -> Any:

@@ -62,8 +62,9 @@ class LayerCache:
             return
         if self.kept is None:
             room = max(self.end + count, self.capacity, room + room // 2)
-        else:  # twice what is coming, so that the text is moved to the front in every other pass at most
-            room = max(self.kept + 2 * count, room)
+        else:  # twice what is coming, so that the text is moved to the front in every other pass at most; twice a
+            # canvas where it comes token by token
+            room = max(self.kept + 2 * max(count, self.kept - self.seen), room)
         old = self.text()
         for kind, like in (("keys", keys), ("values", values)):
             buffer = mx.zeros((*like.shape[:2], room, like.shape[3]), dtype=like.dtype)
@@ -94,7 +95,7 @@ class MLXCache:
         self.fingerprint = fingerprint  # of the model; a cache is only good for the weights that made it
         self.length = 0
         self.layers = [LayerCache(seen, kept) if one.sliding else LayerCache(None, None, room) for one in config.layers]
-        self.hidden: mx.array | None = None  # [n, D] of the last tokens: what the head says comes next
+        self._states: list[mx.array] = []
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -114,8 +115,20 @@ class MLXCache:
     def advance(self, hidden: mx.array) -> None:
         """After the layers took in the tokens of `hidden` [n, D], their last hidden states."""
         self.length += hidden.shape[0]
-        hidden = hidden if self.hidden is None else mx.concatenate([self.hidden, hidden])
-        self.hidden = hidden[-(self.config.canvas_length + 1) :]
+        self._states.append(hidden)
+        if len(self._states) > self.config.canvas_length:
+            self._states = [self.hidden]
+
+    @property
+    def hidden(self) -> mx.array | None:
+        """[n, D] of the last tokens, a canvas and one more at most: what the head says comes next."""
+        if self._states:  # put together when asked for: left to right, that is not for every token
+            self._states = [mx.concatenate(self._states)[-(self.config.canvas_length + 1) :]]
+        return self._states[0] if self._states else None
+
+    @hidden.setter
+    def hidden(self, states: mx.array | None) -> None:
+        self._states = [] if states is None else [states[-(self.config.canvas_length + 1) :]]
 
     def copy(self) -> MLXCache:
         fork = MLXCache(self.config, self.fingerprint)

@@ -6,6 +6,7 @@ A weight is one array, or the triple that `mx.quantize` makes of it. Quantized l
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -68,25 +69,31 @@ class ExpertLinear(Linear):
 
     def __call__(self, x: mx.array, experts: mx.array) -> mx.array:
         """x [N, in], experts [N] ascending -> [N, out]."""
-        if "weight_scale_2" not in self:
-            return self._product(x, experts)
-        # Before the factor a weight is up to 2688, and sums of them leave float16's range.
-        y = self._product(x.astype(mx.float32) if x.dtype == mx.float16 else x, experts)
-        factors = self.weight_scale_2[experts]
-        return (y * (factors if factors.ndim == 2 else factors[:, None])).astype(x.dtype)
+        by_expert = self._expert_by_expert if arithmetic.namespace() is np else self._gathered
+        return self._scaled(by_expert, x, experts)
 
-    def _product(self, x: mx.array, experts: mx.array) -> mx.array:
-        if arithmetic.namespace() is np:
-            return self._expert_by_expert(x, experts)
-        x = x[:, None, :]
-        if self.quantization is None:
-            y = mx.gather_mm(x, self.weight.swapaxes(-1, -2), rhs_indices=experts, sorted_indices=True)
-        else:
-            y = mx.gather_qmm(
-                x, self.weight, self.scales, self.get("biases"), rhs_indices=experts, transpose=True,
-                sorted_indices=True, **self._groups,
-            )  # fmt: skip
-        return y.squeeze(1)
+    def unsorted(self, x: mx.array, experts: mx.array) -> mx.array:
+        """Few of them: x [..., in], experts [...], which broadcast -> [..., out]."""
+        return self._scaled(partial(self._gathered, ascending=False), x, experts)
+
+    def _scaled(self, product: Callable[..., mx.array], x: mx.array, experts: mx.array) -> mx.array:
+        if "weight_scale_2" not in self:
+            return product(x, experts)
+        # Before the factor a weight is up to 2688, and sums of them leave float16's range.
+        y = product(x.astype(mx.float32) if x.dtype == mx.float16 else x, experts)
+        factors = self.weight_scale_2[experts]
+        return (y * (factors if factors.ndim == y.ndim else factors[..., None])).astype(x.dtype)
+
+    def _gathered(self, x: mx.array, experts: mx.array, ascending: bool = True) -> mx.array:
+        x, indices = x[..., None, :], {"rhs_indices": experts, "sorted_indices": ascending}
+        if self.quantization is not None:
+            arrays = (self.weight, self.scales, self.get("biases"))
+            y = mx.gather_qmm(x, *arrays, transpose=True, **indices, **self._groups)
+        elif x.dtype == mx.float32 or mx.default_device() != mx.cpu:
+            y = mx.gather_mm(x, self.weight.swapaxes(-1, -2), **indices)
+        else:  # the CPU's gather_mm knows nothing else
+            y = x @ self.weight[experts].swapaxes(-1, -2)
+        return y.squeeze(-2)
 
     def _expert_by_expert(self, x: mx.array, experts: mx.array) -> mx.array:
         # MLX's CPU gather_mm knows float32 only, and its gather_qmm unpacks a weight anew for every row. Reading the

@@ -13,9 +13,11 @@ from ..interface import NextToken, Prediction, Row
 from ..mistake import Mistake
 from ..sampling import Sampling
 from ..token_sets import TokenSets
+from . import arithmetic
 from .cache import MLXCache
+from .draw import next_token
 from .network import Network, Segment
-from .sweep import Asked, Slices, Sweep
+from .sweep import Slices
 from .vocabulary import Look, conditioning_of, head, soft_embedding
 from .weights import first_damaged
 
@@ -83,22 +85,19 @@ class MLXModel:
         self.encode([row.pending for row in waiting], [row.cache for row in waiting])
         if any(cache.hidden is None for cache in caches):
             raise ValueError("nothing to go on from: give at least one pending token")
-        draws = min((len(row.uniforms) for row in rows), default=0)
-        step = 0
-        while (sampling.temp == 0 or step < draws) and all(
-            c.length < self.config.max_position_embeddings for c in caches
-        ):
-            hidden = mx.concatenate([cache.hidden[-1:] for cache in caches])
-            uniforms = [row.uniforms[step] if sampling.temp else 0 for row in rows]
-            temperature = np.full(len(rows), sampling.temp or 1.0, np.float32)
-            nothing = np.zeros(len(rows), bool)
-            swept = Sweep(
-                self.slices, Asked(hidden, temperature, np.array(uniforms, np.float32), nothing), self.cap
-            ).run()
-            chosen = np.array(swept.sample if sampling.temp else swept.argmax).tolist()
-            self.encode([[token] for token in chosen], caches)
-            yield chosen
-            step += 1
+        steps = min((self.config.max_position_embeddings - cache.length for cache in caches), default=0)
+        if sampling.temp:
+            steps = min(steps, *(len(row.uniforms) for row in rows))
+        uniforms = mx.array(np.array([row.uniforms[:steps] if sampling.temp else [] for row in rows], np.float32))
+        hidden = mx.concatenate([cache.hidden[-1:] for cache in caches])
+        # The CPU has no queue to keep full, and what it computes ahead cannot write into a cache that is being read.
+        submit = mx.eval if mx.default_device() == mx.cpu else mx.async_eval
+        for step in range(steps):
+            # Every token is read when the pass behind it is on its way already.
+            tokens = next_token(self.table, hidden, self.cap, sampling, uniforms[:, step : step + 1])
+            hidden = self._append(tokens, caches)
+            submit(tokens, hidden)
+            yield tokens.tolist()
 
     def _ids(self, tokens: Sequence[int]) -> np.ndarray:
         ids = np.asarray(tokens, dtype=np.int64).reshape(-1)
@@ -142,6 +141,15 @@ class MLXModel:
         hidden = mx.split(self.network(mx.concatenate(inputs), segments), ends[:-1])
         for (_, cache), own in zip(texts, hidden, strict=False):
             cache.advance(own)
+        return hidden
+
+    def _append(self, tokens: mx.array, caches: Sequence[MLXCache]) -> mx.array:
+        """One token [B] to each cache -> [B, D]. Lazy, and nothing is waited for."""
+        segments = [Segment(i, i + 1, cache, cache.length, causal=True) for i, cache in enumerate(caches)]
+        with arithmetic.few():
+            hidden = self.network(self.table(tokens), segments)
+        for i, cache in enumerate(caches):
+            cache.advance(hidden[i : i + 1])
         return hidden
 
     def _score(self, text: np.ndarray, hidden: mx.array, before: mx.array | None) -> tuple[mx.array, mx.array]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from ..config import LayerConfig, ModelConfig
 from . import arithmetic
@@ -42,7 +41,7 @@ _fused = mx.compile(_geglu, shapeless=True)
 
 
 def geglu(gate: mx.array, up: mx.array) -> mx.array:
-    return (_geglu if arithmetic.namespace() is np else _fused)(gate, up)  # NumPy's tanh cannot be traced
+    return (_fused if arithmetic.compiled() else _geglu)(gate, up)  # NumPy's tanh cannot be traced
 
 
 class MLP(nn.Module):
@@ -141,6 +140,10 @@ class Experts(nn.Module):
     def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         """[T, D], [T, K], [T, K] -> [T, D]. Pairs of token and expert are sorted, so that an expert is read once."""
         tokens, top_k = experts.shape
+        if arithmetic.is_few():
+            gate, up = mx.split(self.gate_up_proj.unsorted(x[:, None], experts), 2, axis=-1)
+            y = self.down_proj.unsorted(geglu(gate, up), experts)
+            return (y * weights[..., None]).sum(axis=1).astype(x.dtype)
         order = mx.argsort(experts.flatten())
         sorted_experts = experts.flatten()[order]
         gate, up = mx.split(self.gate_up_proj(x[order // top_k], sorted_experts), 2, axis=-1)
