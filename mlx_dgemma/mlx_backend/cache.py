@@ -64,7 +64,7 @@ class LayerCache:
             room = max(self.end + count, self.capacity, room + room // 2)
         else:  # twice what is coming, so that the text is moved to the front in every other pass at most; twice a
             # canvas where it comes token by token
-            room = max(self.kept + 2 * max(count, self.kept - self.seen), room)
+            room = min(self.kept, self.retained) + 2 * max(count, self.kept - self.seen)
         old = self.text()
         for kind, like in (("keys", keys), ("values", values)):
             buffer = mx.zeros((*like.shape[:2], room, like.shape[3]), dtype=like.dtype)

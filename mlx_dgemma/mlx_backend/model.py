@@ -90,13 +90,11 @@ class MLXModel:
             steps = min(steps, *(len(row.uniforms) for row in rows))
         uniforms = mx.array(np.array([row.uniforms[:steps] if sampling.temp else [] for row in rows], np.float32))
         hidden = mx.concatenate([cache.hidden[-1:] for cache in caches])
-        # The CPU has no queue to keep full, and what it computes ahead cannot write into a cache that is being read.
-        submit = mx.eval if mx.default_device() == mx.cpu else mx.async_eval
         for step in range(steps):
             # Every token is read when the pass behind it is on its way already.
             tokens = next_token(self.table, hidden, self.cap, sampling, uniforms[:, step : step + 1])
             hidden = self._append(tokens, caches)
-            submit(tokens, hidden)
+            mx.async_eval(tokens, hidden)
             yield tokens.tolist()
 
     def _ids(self, tokens: Sequence[int]) -> np.ndarray:
