@@ -87,6 +87,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for turn in range(options.repeat + 1):  # the first, which reads the prompt, is not counted
         for name, loop in loops.items():
+            written[name].append(next(loop)[0])  # under way while the other one was measured
             start = time.perf_counter()
             written[name] += [next(loop)[0] for _ in range(options.tokens)]
             seconds[name] += [(time.perf_counter() - start) / options.tokens] if turn else []

@@ -21,6 +21,7 @@ from ..sampling import Sampling
 from ..token_sets import TokenSets
 from . import device as devices
 from .cache import LEAST, Pool, TorchCache
+from .draw import next_token
 from .graphs import Graphs, Inputs
 from .network import Network
 from .shapes import Shapes, Text
@@ -94,17 +95,15 @@ class TorchModel:
             c.length < self.config.max_position_embeddings for c in caches
         ):
             uniforms = [row.uniforms[step] if sampling.temp else 0 for row in rows]
-            chosen = self._next(caches, np.array(uniforms, np.float32), sampling.temp)
+            chosen = self._next(caches, np.array(uniforms, np.float32), sampling)
             self.encode([[token] for token in chosen], caches)
             yield chosen
             step += 1
 
-    def _next(self, caches: Sequence[TorchCache], uniforms: np.ndarray, temp: float) -> list[int]:
+    def _next(self, caches: Sequence[TorchCache], uniforms: np.ndarray, sampling: Sampling) -> list[int]:
         hidden = torch.cat([cache.hidden[-1:] for cache in caches])
-        temperature = torch.full((len(caches),), temp or 1.0)
-        asked = {"hidden": hidden, "temperature": temperature, "uniforms": torch.from_numpy(uniforms)}
-        swept = self._sweep(asked, soft=False)
-        return bring({"chosen": swept.sample if temp else swept.argmax})["chosen"].tolist()
+        logits = head(self.network.table, hidden, self.cap)
+        return next_token(logits, sampling, torch.from_numpy(uniforms)[:, None].to(logits.device)).tolist()
 
     def _ids(self, tokens: Sequence[int]) -> np.ndarray:
         ids = np.asarray(tokens, dtype=np.int64).reshape(-1)
