@@ -19,10 +19,11 @@ from itertools import pairwise
 import numpy as np
 
 from .automaton import compile
-from .diffusion import Given, Open, Step, Writing, check_request
+from .diffusion import Step, Writing, check_request
 from .expression import Expression
 from .interface import DiffusionModel, Prediction
 from .lattice import BARRED, Lattice, Path, Vocabulary
+from .layout import Given, Open
 from .mistake import Mistake
 from .sampling import Sampling
 from .tokenizer import Tokenizer

@@ -6,17 +6,18 @@ denoises the next one. transformers' `DiffusionGemmaGenerationMixin.generate` wi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from .config import ModelConfig
+from .clock import Clock
 from .interface import Cache, DiffusionModel, Prediction, Row
+from .layout import Given, Layout, Open
 from .mistake import Mistake
 from .sampling import SAMPLERS, STOPS, Sampling, renoise, temperature
+
+NOTHING = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,72 +50,6 @@ def check_request(model: DiffusionModel, tokens: Sequence[int], max_tokens: int,
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Given:
-    """What is known of a block before its first pass. Arrays of its canvas's length."""
-
-    tokens: np.ndarray  # int32: where the canvas starts from, -1 for noise
-    fixed: np.ndarray | None = None  # bool: these tokens stay
-    hint: np.ndarray | None = None  # int32: what the first pass hears, -1 for nothing
-    allowed: np.ndarray | None = None  # int32: indices of token sets, -1 for all
-    before: Sequence[int] = ()  # known text between the last block and this one: encoded, not denoised
-    said: int | None = None  # how many tokens of the block before stand; 0: it is written again; None: all
-    encoded: bool = False  # and those are in the cache already
-    note: str | None = None  # why, for the user to know
-
-
-class Clock:
-    """Of a text that must be there after `seconds`, counted from now; None: whenever it is."""
-
-    def __init__(self, seconds: float | None):
-        self.seconds, self.began, self.longest = seconds, time.perf_counter(), 0.0
-        self.last = self.began
-
-    def over(self) -> bool:
-        """Told after each pass: would another one, as long as the longest but the first, end too late?"""
-        if self.seconds is None:
-            return False
-        now = time.perf_counter()
-        self.longest, self.last = max(self.longest, now - self.last) if self.last > self.began else 0.0, now
-        return now + self.longest - self.began > self.seconds
-
-
-class Layout(Protocol):
-    """The blocks of a text."""
-
-    def first(self) -> Given: ...
-
-    def after(self, draft: np.ndarray) -> Given | str:
-        """The block that follows one that says `draft`, or why none does: "stop" (the text ends) or "length"."""
-
-
-class Open:
-    """Nothing but noise, block after block, until a stop token or until canvases cover `max_tokens`."""
-
-    def __init__(self, config: ModelConfig, room: int, max_tokens: int, canvas_length: int | str | None = None):
-        if isinstance(canvas_length, int) and canvas_length > config.canvas_length:
-            raise Mistake(f"need canvas_length <= {config.canvas_length}, the model's, got {canvas_length}")
-        self.config, self.room, self.left = config, room, max_tokens
-        self.canvas_length = canvas_length
-
-    def width(self) -> int:
-        """Of the next canvas: as asked; "auto": the narrowest of a quarter, a half and the whole that covers what is
-        left; by default the whole, which is what the checkpoint was trained on."""
-        full = self.config.canvas_length
-        if self.canvas_length != "auto":
-            return int(self.canvas_length or full)
-        return next((n for n in (full // 4, full // 2) if n >= self.left), full)
-
-    def first(self) -> Given:
-        return Given(tokens=np.full(self.width(), -1, np.int32))
-
-    def after(self, draft: np.ndarray) -> Given | str:
-        self.left, self.room = self.left - len(draft), self.room - len(draft)
-        if np.isin(draft, self.config.stop_ids).any():
-            return "stop"
-        return "length" if self.left <= 0 or self.room < self.width() else self.first()
-
-
 class Writing:
     """One text being written: `row` says what the next pass is about, `take` what came of it, until it is `done`.
 
@@ -144,7 +79,7 @@ class Writing:
 
     def _begin(self, given: Given) -> None:
         self.given, self.first_step = given, self.step
-        self.pending = np.append(np.asarray(self.pending, np.int32), np.asarray(given.before, np.int32))
+        self.pending = np.append(self.pending, np.asarray(given.before, np.int32))
         self.free = np.ones(len(given.tokens), bool) if given.fixed is None else ~given.fixed
         self.canvas = np.where(given.tokens < 0, self._noise(), given.tokens).astype(np.int32)
         self.accepted = ~self.free
@@ -181,7 +116,7 @@ class Writing:
         accepted = ~free
         accepted[free] = SAMPLERS[self.sampling.sampler](*own, passes, self.sampling)
         self.canvas = np.where(free, renoise(prediction.sample, accepted, noise), self.canvas).astype(np.int32)
-        self.accepted, self.self_conditioning, self.pending = accepted, prediction.self_conditioning, ()
+        self.accepted, self.self_conditioning, self.pending = accepted, prediction.self_conditioning, NOTHING
         final = self.settled(draft[free], prediction.entropy[free])
         final = final or passes == self.sampling.max_denoising_steps - 1
         following = self._following(prediction) if final else None
@@ -214,7 +149,7 @@ class Writing:
         if len(said):
             self.block, self.step = self.block + 1, 0
             # Committed by the pass that first looks at the next canvas, unless it was already.
-            self.pending = () if given.encoded else said
+            self.pending = NOTHING if given.encoded else said
         self._begin(given)
 
 

@@ -14,9 +14,10 @@ from itertools import chain
 
 import numpy as np
 
-from .diffusion import Given, Step, Writing
+from .diffusion import Step, Writing
 from .held import Held
 from .interface import Cache, DiffusionModel
+from .layout import Given
 from .sampling import Sampling
 
 LENGTHS, SURE = 12, 4  # that are tried; where the draft knows the place

@@ -11,15 +11,15 @@ from functools import cached_property
 
 import numpy as np
 
-from .diffusion import Given
 from .interface import DiffusionModel
+from .layout import Given
 from .tokenizer import BYTE_PIECE, Tokenizer
 
 TURN_END = "<turn|>"
 
 
 class Held:
-    """A `diffusion.Layout` of `text`, a Given as long as the text is.
+    """A `layout.Layout` of `text`, a Given as long as the text is.
 
     Where all of it fits into a canvas it stands there, and behind it what fills a canvas whose text has ended.
     Otherwise a canvas begins with the first token that is not known, and what comes before is encoded. What is known

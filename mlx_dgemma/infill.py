@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from .batch import batch
-from .diffusion import Given, Step, Writing
+from .diffusion import Step, Writing
 from .gap_length import Found, Gap, search
 from .held import Alphabet, Held
 from .interface import Cache, DiffusionModel
+from .layout import Given
 from .mistake import Mistake
 from .sampling import Sampling
 from .tokenizer import Tokenizer

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from .diffusion import Clock, Step, check_request
+from .clock import Clock
+from .diffusion import Step, check_request
 from .interface import Cache, DiffusionModel, Row
 from .sampling import Sampling
 

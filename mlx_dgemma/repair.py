@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from . import diffusion
-from .diffusion import Given, Writing
+from .diffusion import Writing
 from .interface import DiffusionModel, NextToken, Prediction
+from .layout import Given
 
 FLOOR = np.log(0.05)  # log-probability after what is before it, below which a token is doubtful
 UNSURE = 0.7  # nats of its own entropy from which it is: two that are equally likely

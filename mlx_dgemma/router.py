@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from . import diffusion, left_to_right, repair
+from .clock import Clock
 from .config import ModelConfig
-from .diffusion import Clock, Open, Step, Writing, check_request
+from .diffusion import Step, Writing, check_request
 from .interface import DiffusionModel
+from .layout import Open
 from .left_to_right import Telling
 from .mistake import Mistake
 from .sampling import Sampling

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from fakes import FakeConfig, FakeModel
 
-from mlx_dgemma.diffusion import Given, Open, Writing, diffuse, steps
+from mlx_dgemma.diffusion import Writing, diffuse, steps
+from mlx_dgemma.layout import Given, Open
 from mlx_dgemma.mistake import Mistake
 from mlx_dgemma.sampling import Sampling
 
@@ -193,7 +194,7 @@ def test_a_block_is_cut_or_written_again():
 
 def test_a_deadline(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("mlx_dgemma.diffusion.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("mlx_dgemma.clock.time.perf_counter", lambda: now[0])
     model = FakeModel([(ONE, list(range(8)))])
     said = []
     for step in diffuse(model, [9], sampling=Sampling(deadline=5.0)):

@@ -18,7 +18,9 @@ CORE = {  # module -> what of ours it may import
     "config": {"mistake", "sampling"},
     "checkpoint": {"mistake"},
     "tokenizer": {"checkpoint", "mistake"},
-    "diffusion": {"config", "interface", "mistake", "sampling"},
+    "layout": {"config", "mistake"},
+    "clock": set(),
+    "diffusion": {"clock", "interface", "layout", "mistake", "sampling"},
 }
 FRAMEWORKS = {"mlx": {"mlx_backend", "convert"}, "torch": {"torch_backend"}, "transformers": {"torch_backend"}}
 FRAMEWORKS["mlx_lm"] = {"mlx_backend"}

@@ -15,9 +15,10 @@ from fakes import FakeModel
 from test_generate import Stdin, mistake, run  # noqa: F401
 
 from mlx_dgemma.answer import prompt_tokens
-from mlx_dgemma.diffusion import Given, Writing, steps
+from mlx_dgemma.diffusion import Writing, steps
 from mlx_dgemma.held import Alphabet, Held
 from mlx_dgemma.infill import Filling, Infill, infill
+from mlx_dgemma.layout import Given
 from mlx_dgemma.load import load
 from mlx_dgemma.mistake import Mistake
 from mlx_dgemma.sampling import Sampling

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from ..config import ModelConfig
-from ..diffusion import Open, Writing
+from ..diffusion import Writing
 from ..interface import Cache, DiffusionModel, Row
+from ..layout import Open
 from ..mistake import Mistake
 from ..sampling import Sampling
 from .count import BreakEven, Count, Work, tokens_per_second
