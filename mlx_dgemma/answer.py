@@ -30,6 +30,7 @@ class Answer:
     text: str = ""
     thinking: str = ""
     calls: list[ToolCall] = field(default_factory=list)  # of tools; no part of the text
+    notes: list[str] = field(default_factory=list)  # what was decided on the way
     steps_per_block: list[int] = field(default_factory=list)  # of finished blocks
     finish_reason: str | None = None
     seconds: float = 0.0
@@ -55,6 +56,7 @@ class Answer:
             "text": self.text,
             "thinking": self.thinking,
             "tool_calls": [{"name": call.name, "arguments": call.arguments} for call in self.calls],
+            "notes": self.notes,
             "tokens": len(self.tokens),
             "prompt_tokens": prompt_length,
             "blocks": len(self.steps_per_block),
@@ -68,6 +70,7 @@ class Answer:
     def add(self, step: Step) -> tuple[str, str]:
         """(thinking, text) that are new; both empty until a block is final."""
         self.seconds = time.perf_counter() - self._began
+        self.notes += [step.note] if step.note else []
         if not step.final:
             return "", ""
         if step.block == self._block:  # said in parts, as it is left to right

@@ -122,6 +122,8 @@ class Session:
             self.screen.show(chain(first, pieces), conversation)
         for call in conversation.answer.calls if conversation.answer else []:
             print(f"tool call: {call}", flush=True)
+        for note in conversation.answer.notes if conversation.answer else []:
+            self.screen.note(note)
         forgotten = ", and the question is forgotten" if len(conversation.messages) < asked else ""
         self.screen.note(f"{outcome(conversation.answer)}{forgotten}; {read}")
         if interrupt.asked and not self.interactive:

@@ -113,8 +113,6 @@ def write(
                 say(text, to_stdout)
             if watch:
                 watch.show(step)
-            if step.note:
-                say(f"{step.note}\n", to_stderr)
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -166,6 +164,8 @@ def one(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer
     if not options.json:
         for call in answer.calls:
             print(f"tool call: {call}", flush=True)
+    for note in answer.notes:  # not where they come up: there they would stand amid the text
+        print(note, file=sys.stderr)
     print(summary(stats), file=sys.stderr)
     return code
 
