@@ -96,8 +96,8 @@ def test_help_imports_no_framework():
         ("attention", attention, "attend", lambda y: y * 1.001),
         ("window", attention, "attend", lambda y: y[:, ::-1]),
         ("quantized experts", layers.ExpertLinear, "_expert_by_expert", lambda y: mx.roll(y, 1, axis=0)),
-        ("flat", sweep.Sweep, "processed", lambda y: np.array(mx.array(y).astype(mx.bfloat16).astype(mx.float32))),
-        ("peaked", sweep.Sweep, "processed", lambda y: y * np.float32(1.001)),
+        ("flat", sweep, "processed", lambda y: np.array(mx.array(y).astype(mx.bfloat16).astype(mx.float32))),
+        ("peaked", sweep, "processed", lambda y: y * np.float32(1.001)),
     ],
 )
 def test_a_wrong_part_differs(monkeypatch, run, part, where, name, wrong):
@@ -140,7 +140,7 @@ def test_a_wrong_generation_says_where(monkeypatch, loaded):
     part = partial(selfcheck.generation, "generation", SMALL, loaded=loaded)
     assert part().verdict == "ok"
     few = (*loaded[:2], replace(loaded[2], max_denoising_steps=2))  # nonsense would take them all
-    monkeypatch.setattr(sweep.Sweep, "processed", broken(sweep.Sweep.processed, lambda y: np.roll(y, 1, axis=-1)))
+    monkeypatch.setattr(sweep, "processed", broken(sweep.processed, lambda y: np.roll(y, 1, axis=-1)))
     found = part(loaded=few)
     assert found.verdict == "differs" and found.exact_error > 10
     assert "token 0: '" in found.note and "not '4213" in found.note
