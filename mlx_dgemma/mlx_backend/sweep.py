@@ -26,6 +26,7 @@ from .layers import Embedding, Linear
 
 SLICES = 32  # at least
 WIDEST = 4096  # of a slice: its logits, of 256 positions, are 4 MB, and a dozen arrays of that size are at hand
+LISTED = {mx.bfloat16, mx.float16}  # activations for which lists are kept: exact enough for float32 they are too long
 KEPT = 256  # tokens that the list of a position holds
 REACH = {mx.float32: 16.0, mx.bfloat16: 10.0, mx.float16: 10.0}  # nats below the top
 LOST = {mx.float32: 2e-6, mx.bfloat16: 2.0**-9, mx.float16: 2.0**-11}  # share of the mass that a list may leave out
@@ -179,7 +180,8 @@ class Sweep:
                 raw, self.cap, self.temperature, may, reach, place, *running
             )
             running = Running(*state)
-            lists.add(logits, near, first)
+            if asked.hidden.dtype in LISTED:
+                lists.add(logits, near, first)
             soft.add(part, weights, fade)
             masses.append(mass)
             tops.append(running.top)
