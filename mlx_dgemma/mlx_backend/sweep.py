@@ -2,8 +2,8 @@
 hears of all that. The logits [T, V] are never whole.
 
 A running maximum and sums that are rescaled when it rises, as in attention over blocks of keys. The draw inverts the
-cumulative distribution in vocabulary order: the sums of the slices tell in which slice each position's token lies, and
-that one slice a position is looked at again, the table seen as so many experts.
+cumulative distribution in vocabulary order: the sums of small blocks tell in which of them each position's token lies,
+and that one block a position is looked at again, the table seen as so many experts.
 
 The mean embedding of a position (its soft embedding) is a sum over few tokens where the distribution is peaked: those
 within `REACH` nats of the top, kept as lists. Where the rest of the mass matters, all of the table is summed up while
@@ -25,6 +25,7 @@ from .arithmetic import bring, dot
 from .layers import Embedding, Linear
 
 SLICES = 32  # at least
+BLOCK = 64  # tokens whose weights are summed for the draw, which reads that many rows of the table a position again
 WIDEST = 4096  # of a slice: its logits, of 256 positions, are 4 MB, and a dozen arrays of that size are at hand
 LISTED = {mx.bfloat16, mx.float16}  # activations for which lists are kept: exact enough for float32 they are too long
 KEPT = 256  # tokens that the list of a position holds
@@ -34,15 +35,20 @@ LOWEST = -1e30  # of a running maximum: finite, so that differences stay numbers
 BARRED = -1e31  # the logit of a token that is not allowed
 
 
+def block_of(width: int) -> int:
+    """Tokens of a block in slices of that width."""
+    return BLOCK if width % BLOCK == 0 else width
+
+
 class Slices:
-    """The embedding in slices of equal width: each a `Linear`, and all of them as experts."""
+    """The embedding in slices of equal width, each a `Linear`; and in blocks, finer than these, as experts."""
 
     def __init__(self, table: Embedding):
         self.table, vocabulary = table, table.weight.shape[0]
         count = max(SLICES, vocabulary // WIDEST)
         self.width = vocabulary // count if vocabulary % count == 0 and vocabulary // count >= KEPT else vocabulary
         self.parts = [table.part(first, first + self.width) for first in range(0, vocabulary, self.width)]
-        self.experts = table.as_experts(len(self.parts))
+        self.blocks = table.as_experts(vocabulary // block_of(self.width))
 
 
 @dataclass
@@ -95,7 +101,7 @@ def _update(
     xp: Any, raw: Any, cap: float, temperature: Any, may: Any, reach: float, first: Any, *running: Any
 ) -> tuple:
     """One slice -> its logits, their weights and which are near the top; the factor that fades what was summed up
-    before, the slice's own sum, and what is running then."""
+    before, the sums of the slice's blocks, and what is running then."""
     top, total, heat, argmax = running
     logits = processed(xp, raw, cap, temperature, may)
     own = logits.max(axis=-1, keepdims=True)
@@ -103,9 +109,10 @@ def _update(
     before, top = top, xp.maximum(top, own)
     below = logits - top  # <= 0
     weights = xp.exp(below)
-    fade, mass = xp.exp(before - top), weights.sum(axis=-1, keepdims=True)
+    fade, masses = xp.exp(before - top), weights.reshape(len(raw), -1, block_of(raw.shape[-1])).sum(axis=-1)
     heat = fade * (heat + (before - top) * total) + dot(weights, below)  # moves with the top
-    return logits, weights, below >= -reach, fade, mass, top, fade * total + mass, heat, argmax
+    total = fade * total + masses.sum(axis=-1, keepdims=True)
+    return logits, weights, below >= -reach, fade, masses, top, total, heat, argmax
 
 
 UPDATE = {np: partial(_update, np), mx: mx.compile(partial(_update, mx))}  # traced once for a number of positions
@@ -157,17 +164,16 @@ class Sweep:
         self.xp = arithmetic.namespace()
         self.temperature = bring(asked.temperature)[:, None]
 
-    def may(self, order: Any, first: Any) -> Any:
-        """[n, S] bool: which ids from `first` ([n, 1] or one) on are allowed at positions `order`; None: all."""
+    def may(self, first: Any, width: int) -> Any:
+        """[T, width] bool: which ids from `first` ([T, 1] or one) on are allowed; None: all."""
         if self.asked.allowed is None:
             return None
-        columns = first + self.xp.arange(self.slices.width)
-        return bring(self.asked.allowed)[bring(self.asked.allowed_index)[order][:, None], columns]
+        columns = first + self.xp.arange(width)
+        return bring(self.asked.allowed)[bring(self.asked.allowed_index)[:, None], columns]
 
     def run(self) -> Swept:
         xp, asked, T = self.xp, self.asked, self.asked.hidden.shape[0]
         reach = REACH[asked.hidden.dtype]
-        every = bring(np.arange(T))
         soft, lists = Soft(asked, xp), Lists(T, xp)
         running = Running(*(xp.full((T, 1), at, dtype=kind) for at, kind in zip(START, KINDS[xp], strict=True)))
         update, masses, tops = UPDATE[xp], [], []
@@ -175,21 +181,21 @@ class Sweep:
         for number, part in enumerate(self.slices.parts):
             first = number * self.slices.width
             raw = bring(part.product(hidden).astype(mx.float32))
-            may, place = self.may(every, first), xp.array(first, dtype=xp.int32)
-            logits, weights, near, fade, mass, *state = update(
+            may, place = self.may(first, self.slices.width), xp.array(first, dtype=xp.int32)
+            logits, weights, near, fade, sums, *state = update(
                 raw, self.cap, self.temperature, may, reach, place, *running
             )
             running = Running(*state)
             if asked.hidden.dtype in LISTED:
                 lists.add(logits, near, first)
             soft.add(part, weights, fade)
-            masses.append(mass)
+            masses.append(sums)
             tops.append(running.top)
             if xp is mx:
                 # Or the scheduler, which goes by what the running maximum needs, would make all slices first.
-                hidden = mx.depends(hidden, [*running, mass, lists.tokens, lists.logits, lists.count, soft.sum])
+                hidden = mx.depends(hidden, [*running, sums, lists.tokens, lists.logits, lists.count, soft.sum])
         top, total, heat, argmax = running
-        masses = xp.concatenate([mass * xp.exp(own - top) for mass, own in zip(masses, tops, strict=True)], axis=1)
+        masses = xp.concatenate([sums * xp.exp(own - top) for sums, own in zip(masses, tops, strict=True)], axis=1)
         sample, confidence = self.draw(masses, top)
         shares = lists.shares(top, total, reach)
         return Swept(
@@ -205,28 +211,26 @@ class Sweep:
         )
 
     def draw(self, masses: Any, top: Any) -> tuple[Any, Any]:
-        """The sample [T], and its weight [T]: exp(logit - top). `masses` [T, slices] are the sums of such weights.
+        """The sample [T], and its weight [T]: exp(logit - top). `masses` [T, blocks] are the sums of such weights.
 
         The token is the first whose cumulative sum exceeds the uniform's share of the whole, which is below the whole.
         """
-        xp, width = self.xp, self.slices.width
+        xp, asked, width = self.xp, self.asked, block_of(self.slices.width)
         ends = xp.cumsum(masses, axis=1)
-        share = bring(self.asked.uniforms)[:, None] * ends[:, -1:]
+        share = bring(asked.uniforms)[:, None] * ends[:, -1:]
         chosen = (ends <= share).astype(xp.int32).sum(axis=1)
-        order = xp.argsort(chosen)
-        sorted_slices = chosen[order]
-        raw = self.slices.experts(self.asked.hidden[mx.array(order)], mx.array(sorted_slices))
-        first = (sorted_slices * width)[:, None]
-        logits = processed(xp, bring(raw.astype(mx.float32)), self.cap, self.temperature[order], self.may(order, first))
-        weights = xp.exp(logits - top[order])
-        before = xp.take_along_axis((ends - masses)[order], sorted_slices[:, None], axis=1)
-        sums = xp.cumsum(weights, axis=1) + before
-        # Summed in another order, the slice may end short of the share: then its last token that can be is meant.
-        last = xp.where(weights > 0, xp.arange(width), 0).max(axis=1)
-        place = xp.minimum((sums <= share[order]).astype(xp.int32).sum(axis=1), last)
+        before = xp.take_along_axis(ends - masses, chosen[:, None], axis=1)
+        raw = bring(self.slices.blocks.unsorted(asked.hidden, mx.array(chosen)).astype(mx.float32))
+        first = (chosen * width)[:, None]
+        weights = xp.exp(processed(xp, raw, self.cap, self.temperature, self.may(first, width)) - top)
+        place = (xp.cumsum(weights, axis=1) + before <= share).astype(xp.int32).sum(axis=1)
+        # Summed in another order, a block may begin behind the share or end short of it: then its first or last token
+        # that can be is meant.
+        can, places = weights > 0, xp.arange(width)
+        place = xp.maximum(place, xp.where(can, places, width - 1).min(axis=1))
+        place = xp.minimum(place, xp.where(can, places, 0).max(axis=1))
         weight = xp.take_along_axis(weights, place[:, None], axis=1)[:, 0]
-        back = xp.argsort(order)
-        return (first[:, 0] + place)[back].astype(xp.int32), weight[back]
+        return (first[:, 0] + place).astype(xp.int32), weight
 
 
 class Soft:
