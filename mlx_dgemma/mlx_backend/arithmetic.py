@@ -1,4 +1,5 @@
-"""Whose exp and tanh: MLX's, but NumPy's on MLX's CPU device, whose x86 build takes them one number at a time."""
+"""Whose exp, tanh, sine and cosine: MLX's, but NumPy's on MLX's CPU device, whose x86 build takes them one number at a
+time."""
 
 from __future__ import annotations
 
@@ -52,3 +53,15 @@ def tanh(x: mx.array) -> mx.array:
 def dot(a: Any, b: Any) -> Any:
     """Along the last axis, which stays with length 1."""
     return np.vecdot(a, b)[..., None] if namespace() is np else (a * b).sum(axis=-1, keepdims=True)
+
+
+def rope(x: mx.array, offset: int, wavelengths: mx.array) -> mx.array:
+    """x [1, H, T, D] of positions from `offset` on, pair (i, i + D / 2) turned by position / wavelengths[i]: RoFormer's
+    rotary embedding (arXiv 2104.09864), the halves as pairs."""
+    if namespace() is mx:
+        return mx.fast.rope(x, x.shape[-1], traditional=False, base=None, scale=1.0, offset=offset, freqs=wavelengths)
+    positions = np.arange(offset, offset + x.shape[2], dtype=np.float32)
+    angles = positions[:, None] / np.asarray(wavelengths)
+    cos, sin = mx.array(np.cos(angles)), mx.array(np.sin(angles))
+    left, right = mx.split(x.astype(mx.float32), 2, axis=-1)
+    return mx.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)

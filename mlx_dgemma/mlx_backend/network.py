@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from ..config import LayerConfig, ModelConfig
 from . import arithmetic
-from .arithmetic import tanh
+from .arithmetic import rope, tanh
 from .attention import attend
 from .cache import LayerCache, MLXCache
 from .layers import Embedding, ExpertLinear, Linear, Norm
@@ -94,15 +94,10 @@ class Attention(nn.Module):
     def _heads(self, x: mx.array) -> mx.array:
         return x.reshape(1, x.shape[0], -1, self.dim).transpose(0, 2, 1, 3)  # [1, H, T, D]
 
-    def _rotate(self, x: mx.array, offset: int) -> mx.array:
-        return mx.fast.rope(
-            x, self.dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=self._wavelengths
-        )
-
     def _attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, segment: Segment, cache: LayerCache
     ) -> mx.array:
-        queries, keys = self._rotate(queries, segment.offset), self._rotate(keys, segment.offset)
+        queries, keys = (rope(a, segment.offset, self._wavelengths) for a in (queries, keys))
         all_keys, all_values = cache.visible(keys, values)
         if segment.causal:
             cache.append(keys.shape[2])
