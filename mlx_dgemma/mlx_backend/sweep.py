@@ -237,11 +237,13 @@ class Soft:
     """Sums of weight * embedding over the whole table, for the positions expected to be heavy."""
 
     def __init__(self, asked: Asked, xp: Any):
-        self.dtype = asked.hidden.dtype
-        self.positions = bring(np.flatnonzero(asked.heavy).astype(np.int32))
-        self.sum = xp.zeros((len(self.positions), asked.hidden.shape[1]), dtype=xp.float32)
+        self.dtype, self.count = asked.hidden.dtype, int(asked.heavy.sum())
+        # Where that is all of them, a slice: an index would copy.
+        self.positions = slice(None) if asked.heavy.all() else bring(np.flatnonzero(asked.heavy).astype(np.int32))
+        self.sum = xp.zeros((self.count, asked.hidden.shape[1]), dtype=xp.float32)
 
     def add(self, part: Linear, weights: Any, fade: Any) -> None:
-        if len(self.positions):
+        if self.count:
             added = part.product(mx.array(weights[self.positions]).astype(self.dtype), transpose=False)
-            self.sum = self.sum * fade[self.positions] + bring(added.astype(mx.float32))
+            self.sum *= fade[self.positions]
+            self.sum += bring(added.astype(mx.float32))
