@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -70,3 +70,17 @@ def enough(device: torch.device, what: str) -> Iterator[None]:
             f"{gigabytes(free(device))} are free on {_name(device)}; take shorter texts, fewer at once, "
             "or a checkpoint of fewer bits"
         ) from None
+
+
+def to_host(x: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy `x` -> what waits for the copy, but for nothing that is launched after this."""
+    if x.device.type != "cuda":
+        return lambda: x
+    host, event = x.to("cpu", non_blocking=True), torch.cuda.Event()  # into pinned memory
+    event.record()
+
+    def arrived() -> Tensor:
+        event.synchronize()
+        return host
+
+    return arrived

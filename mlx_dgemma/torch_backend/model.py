@@ -20,6 +20,7 @@ from ..mistake import Mistake
 from ..sampling import Sampling
 from ..token_sets import TokenSets
 from . import device as devices
+from . import parallel
 from .cache import LEAST, Pool, TorchCache
 from .draw import next_token
 from .graphs import Graphs, Inputs
@@ -89,21 +90,26 @@ class TorchModel:
         self.encode([row.pending for row in waiting], [row.cache for row in waiting])
         if any(cache.hidden is None for cache in caches):
             raise ValueError("nothing to go on from: give at least one pending token")
-        draws = min((len(row.uniforms) for row in rows), default=0)
-        step = 0
-        while (sampling.temp == 0 or step < draws) and all(
-            c.length < self.config.max_position_embeddings for c in caches
-        ):
-            uniforms = [row.uniforms[step] if sampling.temp else 0 for row in rows]
-            chosen = self._next(caches, np.array(uniforms, np.float32), sampling)
-            self.encode([[token] for token in chosen], caches)
-            yield chosen
-            step += 1
+        steps = min((self.config.max_position_embeddings - cache.length for cache in caches), default=0)
+        if sampling.temp:
+            steps = min(steps, *(len(row.uniforms) for row in rows))
+        uniforms = np.array([row.uniforms[:steps] if sampling.temp else [] for row in rows], np.float32)
+        uniforms = torch.from_numpy(uniforms).to(self.device)
+        for step in range(steps):
+            hidden = torch.cat([cache.hidden[-1:] for cache in caches])
+            logits = head(self.network.table, hidden, self.cap)
+            tokens = parallel.from_first(next_token(logits, sampling, uniforms[:, step : step + 1]))
+            # Every token is read when the pass behind it is on its way already.
+            arrived = devices.to_host(tokens)
+            self._append(tokens, caches)
+            yield arrived().tolist()
 
-    def _next(self, caches: Sequence[TorchCache], uniforms: np.ndarray, sampling: Sampling) -> list[int]:
-        hidden = torch.cat([cache.hidden[-1:] for cache in caches])
-        logits = head(self.network.table, hidden, self.cap)
-        return next_token(logits, sampling, torch.from_numpy(uniforms)[:, None].to(logits.device)).tolist()
+    def _append(self, tokens: Tensor, caches: Sequence[TorchCache]) -> None:
+        """One token [B] to each cache. Nothing is waited for."""
+        unknown = np.zeros(1, np.int64)
+        for group in self._groups(range(len(caches)), AT_ONCE):
+            own = tokens[group[0] : group[-1] + 1]
+            self._pass([(unknown, caches[i]) for i in group], [], own)
 
     def _ids(self, tokens: Sequence[int]) -> np.ndarray:
         ids = np.asarray(tokens, dtype=np.int64).reshape(-1)
@@ -132,14 +138,19 @@ class TorchModel:
         size = most if self.together else 1
         return [items[i : i + size] for i in range(0, len(items), size)]
 
-    def _pass(self, texts: list[Text], rows: Sequence[Row]) -> tuple[list[Tensor], Tensor, Shapes]:
+    def _pass(
+        self, texts: list[Text], rows: Sequence[Row], tokens: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor, Shapes]:
         """Encode `texts` and look at canvases behind them -> the last hidden states of each text [n, D], and of the
-        canvases [B * L, D]. The caches of `texts` are longer when it returns; what it gives is good until the next."""
+        canvases [B * L, D]. The caches of `texts` are longer when it returns; what it gives is good until the next.
+        `tokens` [B] are the texts, of one token each, where only the device knows them yet."""
         for text, cache in texts:
             self.pool.require(cache.length + len(text))
         rounded = sorted({1, self.config.canvas_length, PREFILL_CHUNK}) if self.together else None
         shapes = Shapes.of(texts, rows, rounded, LEAST[self.device.type])
         inputs = shapes.inputs(texts, rows, self.config.hidden_size, self.network.model.decoder.norm.weight)
+        if tokens is not None:
+            inputs["text ids"] = torch.nn.functional.pad(tokens, (0, shapes.texts - len(tokens)))[:, None]
 
         def run(given: Inputs) -> Tensor:
             told = (given["soft"], given["certain"]) if "soft" in given else None
