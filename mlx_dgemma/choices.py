@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -77,6 +78,21 @@ def probabilities(
             same = [token] if token != stop else list(model.config.stop_ids)
             found[numbers] += np.logaddexp.reduce([logprobs[allowed.index(one)] for one in same])
     return np.exp(found)
+
+
+def chosen(
+    model: DiffusionModel,
+    tokenizer: Tokenizer,
+    tokens: Sequence[int],
+    choices: Sequence[str],
+    *,
+    sampling: Sampling,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The most probable as "text", and the "probabilities" of all: for --json."""
+    values = probabilities(model, tokenizer, tokens, choices, sampling=sampling, seed=seed).tolist()
+    best = choices[values.index(max(values))]
+    return {"text": best, "probabilities": dict(zip(choices, values, strict=True)), "prompt_tokens": len(tokens)}
 
 
 def _tokens_at(model: DiffusionModel, texts: Sequence[tuple[int, ...]], place: Branching, position: int) -> list[int]:

@@ -18,12 +18,16 @@ from .mistake import Mistake
 from .options import add_shared, opened
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from .answer import Answer
     from .interface import DiffusionModel
+    from .requests import Request
     from .sampling import Sampling
     from .tokenizer import Tokenizer
 
 NAME = "mlx_dgemma.generate"
+NO_MODE = "what is given or has a form is denoised, and not checked: leave out --mode and --verify"
 CUT = {"length": " (cut at the length asked for)", "deadline": " (as it stood at the deadline)"}
 
 
@@ -31,7 +35,11 @@ def parser() -> Parser:
     parser = Parser(prog=f"python -m {NAME}", description="Write an answer by denoising a canvas of tokens.")
     add = parser.add_argument
     add("--prompt", help="what to answer; - reads it from standard input")
-    add("--prompts", metavar="FILE.jsonl", help='many: one {"prompt": …} a line; prints one JSON object a line')
+    add(
+        "--prompts",
+        metavar="FILE.jsonl",
+        help='many: one {"prompt": …} or {"fill": …} a line; prints one JSON object a line',
+    )
     add(
         "--batch",
         type=at_least(1),
@@ -120,7 +128,7 @@ def check_options(options: argparse.Namespace) -> None:
     structured.check(options)
     sampling_options.check(options)
     if (options.mode != "diffusion" or options.verify) and (structured.asked(options) or inplace.asked(options)):
-        raise Mistake("what is given or has a form is denoised, and not checked: leave out --mode and --verify")
+        raise Mistake(NO_MODE)
     if inplace.asked(options):
         return inplace.check(options)
     if (options.prompt is None) == (options.prompts is None):
@@ -129,8 +137,6 @@ def check_options(options: argparse.Namespace) -> None:
         raise Mistake("--batch and --out are for many prompts: give --prompts FILE.jsonl")
     if options.prompts is not None and (options.raw or options.watch):
         raise Mistake("--raw and --watch are for one prompt: leave them out, or give --prompt")
-    if options.prompts is not None and options.mode == "auto":
-        raise Mistake("--mode auto is for one prompt: give --prompt, or --mode ar or diffusion")
 
 
 def generate(options: argparse.Namespace) -> int:
@@ -172,17 +178,16 @@ def one(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer
 
 def many(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling) -> int:
     """One JSON object a line, in the order of the prompts, as soon as all before it are there."""
-    from . import batch
+    from . import requests as lines
 
     defaults = {"max_tokens": options.max_tokens, "seed": options.seed}
     defaults |= {"system": options.system, "thinking": options.thinking}
-    requests = batch.read_requests(Path(options.prompts), model, tokenizer, defaults)
+    requests = lines.read_requests(Path(options.prompts), model, tokenizer, defaults)
     out = Path(options.out) if options.out else None
-    done = batch.answered(out) if out else 0
+    done = lines.answered(out) if out else 0
     if done:
         print(f"{NAME}: {out} holds {done} of {len(requests)} answers already", file=sys.stderr)
-    how = batch.together(options.mode, options.verify, structured.begin(options, model, tokenizer))
-    found = batch.answers(model, tokenizer, sampling, requests[done:], options.batch or 8, *how)
+    found = results(options, model, tokenizer, sampling, requests[done:])
     start, tokens, steps = time.perf_counter(), 0, 0
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(out.open("a", encoding="utf-8")) if out else sys.stdout
@@ -199,6 +204,30 @@ def many(options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenize
         file=sys.stderr,
     )
     return 0
+
+
+def results(
+    options: argparse.Namespace,
+    model: DiffusionModel,
+    tokenizer: Tokenizer,
+    sampling: Sampling,
+    requests: Sequence[Request],
+) -> Iterator[dict]:
+    """What comes of each of many prompts."""
+    from . import requests as lines
+    from . import router
+
+    size = options.batch or 8
+    if any(request.fill for request in requests):
+        if options.mode != "diffusion" or options.verify:
+            raise Mistake(NO_MODE)
+        if wrong := structured.asked(options):
+            raise Mistake(f"{wrong[0]} does not go with lines that are to be filled: leave it out")
+        return lines.fillings(model, tokenizer, sampling, requests, size)
+    if options.choices:
+        return lines.choices_of(model, tokenizer, sampling, requests, options.choices)
+    way = router.way(options.mode, options.verify, structured.begin(options, model, tokenizer))
+    return lines.answers(model, tokenizer, sampling, requests, size, *way)
 
 
 def main(arguments: list[str] | None = None) -> int:

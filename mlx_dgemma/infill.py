@@ -23,6 +23,30 @@ from .tokenizer import Tokenizer
 MARK = "<fill>"
 
 
+def around(fill: str | None = None, prefix: str | None = None, suffix: str | None = None) -> list[str]:
+    """What is around the gaps of `fill`, a text with marks; or around the one between `prefix` and `suffix`."""
+    texts = [prefix or "", suffix or ""] if fill is None else fill.split(MARK)
+    if len(texts) == 1:
+        raise Mistake(f"the text to fill has no {MARK} mark: put one where something is missing")
+    if "" in texts[1:-1]:
+        raise Mistake(f"there are two {MARK} marks with nothing between them: one is enough")
+    if not any(texts):
+        raise Mistake("there is no text around the gap: give a prefix or a suffix")
+    return texts
+
+
+def gap_lengths(given: Sequence[int] | None, gaps: int) -> list[int] | None:
+    """Of each gap; one number is that of all."""
+    if given and len(given) not in (1, gaps):
+        raise Mistake(f"gap has {len(given)} lengths, and there are {gaps} gaps: give one each, or one")
+    return (list(given) * gaps)[:gaps] if given else None
+
+
+def fill_prompt(texts: Sequence[str]) -> str:
+    """Where nothing else is asked."""
+    return f"Fill in what is missing at {MARK}:\n\n{MARK.join(texts)}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Infill:
     """A text with gaps."""
@@ -58,10 +82,28 @@ class Filled:
         return self.texts[0] + "".join(gap + behind for gap, behind in zip(self.gaps, self.texts[1:], strict=True))
 
 
+def check_fill(model: DiffusionModel, tokenizer: Tokenizer, request: Infill, width: int = 0) -> None:
+    """Mistake where `request` could not be filled on canvases of `width`, the model's if 0."""
+    prompt, known = len(request.prompt), sum(len(tokenizer.encode(text)) for text in request.texts)
+    count, lengths = len(request.texts) - 1, request.lengths
+    if count < 1 or (lengths is not None and (len(lengths) != count or min(lengths) < 1)):
+        raise Mistake(f"need gaps, and for each its length of 1 or more, got {count} and {lengths}")
+    gaps, room = sum(lengths or ()) or count, model.config.max_position_embeddings
+    room -= width or model.config.canvas_length
+    if prompt == 0:
+        raise Mistake("the prompt is empty: need at least one token before the text")
+    if prompt + known + gaps > room:
+        raise Mistake(
+            f"a gap of {gaps} tokens does not fit into the context: the prompt takes {prompt}, the text around it "
+            f"{known}, of {room} beside a canvas; make the gap or the text smaller"
+        )
+
+
 class Filling:
     """One of them while it is done."""
 
     def __init__(self, model: DiffusionModel, alphabet: Alphabet, sampling: Sampling, request: Infill):
+        check_fill(model, alphabet.tokenizer, request, width_of(sampling, model))
         self.model, self.alphabet, self.request = model, alphabet, request
         self.sampling = request.schedule(sampling)
         self.parts = [alphabet.encode(text) for text in request.texts]
@@ -70,21 +112,6 @@ class Filling:
         self.found: list[Found] = []
         self.caches: dict[bytes, Cache] = {}
         self.steps: list[Step] = []  # the last of each block
-        self._check()
-
-    def _check(self) -> None:
-        prompt, known, count = len(self.request.prompt), sum(map(len, self.parts)), len(self.parts) - 1
-        if count < 1 or (self.request.lengths is not None and (len(self.lengths) != count or min(self.lengths) < 1)):
-            raise Mistake(f"need gaps, and for each its length of 1 or more, got {count} and {self.request.lengths}")
-        gaps = sum(self.lengths) or count
-        room = self.model.config.max_position_embeddings - len(self.filling)
-        if prompt == 0:
-            raise Mistake("the prompt is empty: need at least one token before the text")
-        if prompt + known + gaps > room:
-            raise Mistake(
-                f"a gap of {gaps} tokens does not fit into the context: the prompt takes {prompt}, the text around it "
-                f"{known}, of {room} beside a canvas; make the gap or the text smaller"
-            )
 
     @property
     def complete(self) -> bool:

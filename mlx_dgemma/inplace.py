@@ -96,11 +96,13 @@ def check(options: argparse.Namespace) -> None:
 
 
 def _read_fill(options: argparse.Namespace) -> None:
-    from .infill import MARK
+    from .infill import around, fill_prompt, gap_lengths
 
-    options.texts = _texts(options)
+    given = {name: getattr(options, name) for name in FILL}
+    options.texts = around(**{name: value if value is None else _text(value) for name, value in given.items()})
+    options.gap = gap_lengths(options.gap, len(options.texts) - 1)
     if options.prompt is None:
-        options.prompt = f"Fill in what is missing at {MARK}:\n\n{MARK.join(options.texts)}"
+        options.prompt = fill_prompt(options.texts)
 
 
 def _read_edit(options: argparse.Namespace) -> None:
@@ -130,27 +132,6 @@ def _is_file(value: str | None) -> bool:
     return value not in (None, "-") and os.path.isfile(value)
 
 
-def _texts(options: argparse.Namespace) -> list[str]:
-    """What is around the gaps."""
-    from .infill import MARK
-
-    if options.fill is None:
-        texts = [_text(getattr(options, name) or "") for name in ("prefix", "suffix")]
-    else:
-        texts = _text(options.fill).split(MARK)
-    if len(texts) == 1:
-        raise Mistake(f"--fill has no {MARK} mark: put one where something is missing")
-    if "" in texts[1:-1]:
-        raise Mistake(f"--fill has two {MARK} marks with nothing between them: one is enough")
-    if not any(texts):
-        raise Mistake("there is no text around the gap: give --prefix or --suffix")
-    if options.gap and len(options.gap) not in (1, len(texts) - 1):
-        raise Mistake(
-            f"--gap has {len(options.gap)} lengths, and there are {len(texts) - 1} gaps: give one each, or one"
-        )
-    return texts
-
-
 def run(
     options: argparse.Namespace, prompt: list[int], model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling
 ) -> int:
@@ -175,9 +156,7 @@ def run(
 def _infill(options: argparse.Namespace, prompt: list[int], tokenizer: Tokenizer) -> Infill:
     from .infill import Infill
 
-    gaps = len(options.texts) - 1
-    lengths = options.gap and (options.gap * gaps)[:gaps]
-    return Infill(prompt=prompt, texts=options.texts, lengths=lengths, heal=options.heal, seed=options.seed)
+    return Infill(prompt=prompt, texts=options.texts, lengths=options.gap, heal=options.heal, seed=options.seed)
 
 
 def _filled(options: argparse.Namespace, filled: Filled) -> tuple[dict, str, str]:

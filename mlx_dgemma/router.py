@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from . import diffusion, left_to_right, repair
+from .batch import batch
 from .clock import Clock
 from .config import ModelConfig
 from .diffusion import Step, Writing, check_request
@@ -22,6 +23,22 @@ from .sampling import Sampling
 MODES = ("diffusion", "ar", "auto")
 
 
+def way(
+    mode: str = "diffusion", verify: bool = False, begin: Callable[..., Writing] = diffusion.begin
+) -> tuple[Callable[..., Any], Callable[..., Iterator[Step]]]:
+    """What begins a text in one of MODES, `begin` where nothing else is asked for, and what writes many such texts, a
+    number of them at a time. With `verify`, what is denoised is checked and repaired."""
+    if mode not in MODES:
+        raise Mistake(f"need mode to be one of {', '.join(MODES)}, got {mode!r}")
+    if verify and mode != "diffusion":
+        raise Mistake(f"verify checks what was denoised: leave it out, or mode {mode!r}")
+    if mode == "ar":
+        return left_to_right.begin, left_to_right.batch
+    if mode == "auto":
+        return Router, in_turn
+    return (repair.begin if verify else begin), batch
+
+
 def write(
     model: DiffusionModel,
     tokens: Sequence[int],
@@ -31,17 +48,9 @@ def write(
     begin: Callable[..., Writing] = diffusion.begin,
     **options: Any,
 ) -> Iterator[Step]:
-    """An answer to `tokens` in one of MODES; `options` are `begin`'s. With `verify`, what is denoised is checked and
-    repaired."""
-    if mode not in MODES:
-        raise Mistake(f"need mode to be one of {', '.join(MODES)}, got {mode!r}")
-    if verify and mode != "diffusion":
-        raise Mistake(f"verify checks what was denoised: leave it out, or mode {mode!r}")
-    if mode == "ar":
-        return left_to_right.batch(model, [left_to_right.begin(model, tokens, **options)])
-    if mode == "auto":
-        return Router(model, tokens, **options).steps()
-    return diffusion.steps(model, (repair.begin if verify else begin)(model, tokens, **options))
+    """An answer to `tokens` by `way`; `options` are `begin`'s."""
+    start, passes = way(mode, verify, begin)
+    return passes(model, [start(model, tokens, **options)], 1)
 
 
 @dataclass(frozen=True)
@@ -118,10 +127,12 @@ class Router:
         max_tokens: int = 2048,
         sampling: Sampling,
         seed: int = 0,
+        request: int = 0,
         pace: Pace | None = None,
     ):
         check_request(model, tokens, max_tokens)
         self.model, self.config, self.sampling, self.pace = model, model.config, sampling, pace
+        self.request = request
         self.left, self.rng = max_tokens, np.random.default_rng(seed)
         self.cache, self.pending = model.new_cache(len(tokens)), np.asarray(tokens)
         self.clock, self.block = Clock(sampling.deadline), 0
@@ -172,8 +183,8 @@ class Router:
     def _writing(self) -> Writing:
         if self.writing is None:
             layout = Open(self.config, self._room, self.left, self.sampling.canvas_length)
-            options = {"sampling": self.sampling, "layout": layout, "seed": self.rng, "cache": self.cache}
-            self.writing = Writing(self.model, self.pending, **options)
+            options = {"sampling": self.sampling, "seed": self.rng, "request": self.request, "cache": self.cache}
+            self.writing = Writing(self.model, self.pending, layout=layout, **options)
             self.writing.clock = self.clock
         return self.writing
 
@@ -194,9 +205,8 @@ class Router:
         """`count` tokens, or fewer where the text ends; they are this block's steps from `first` on."""
         self.writing = None
         count = min(count, self._room)
-        telling = Telling(
-            self.model, self.pending, limit=count, sampling=self.sampling, seed=self.rng, cache=self.cache
-        )
+        options = {"sampling": self.sampling, "seed": self.rng, "request": self.request, "cache": self.cache}
+        telling = Telling(self.model, self.pending, limit=count, **options)
         telling.clock, self.pending = self.clock, ()
         for step in left_to_right.batch(self.model, [telling]):
             self.left -= 1
@@ -214,3 +224,9 @@ class Router:
             f"first on; to go: {look.denoising:.1f} passes, or {look.telling(self.pace.ratio):.1f} left to right, "
             f"where a token costs {self.pace.ratio:.2f}"
         )
+
+
+def in_turn(model: DiffusionModel, routers: Iterable[Router], size: int) -> Iterator[Step]:
+    """Steps of all of `routers`, one text after another whatever `size` is: what a pass costs was measured for one."""
+    for router in routers:
+        yield from router.steps()

@@ -64,8 +64,8 @@ def check(options: argparse.Namespace) -> None:
 def _check_choices(options: argparse.Namespace) -> None:
     from .choices import read
 
-    if options.prompts is not None or options.watch:
-        raise Mistake("--choices takes one prompt, and there is nothing to watch: give --prompt, without --watch")
+    if options.watch:
+        raise Mistake("with --choices there is nothing to watch: leave out --watch")
     options.choices = read(options.choices)
 
 
@@ -91,16 +91,13 @@ def choose(
     options: argparse.Namespace, model: DiffusionModel, tokenizer: Tokenizer, sampling: Sampling, tokens: list[int]
 ) -> int:
     """Print the most probable of --choices."""
-    from .choices import probabilities
+    from .choices import chosen
 
-    choices: list[str] = options.choices
-    values = probabilities(model, tokenizer, tokens, choices, sampling=sampling, seed=options.seed).tolist()
-    best = choices[values.index(max(values))]
+    said = chosen(model, tokenizer, tokens, options.choices, sampling=sampling, seed=options.seed)
     if options.json:
-        said = {"text": best, "probabilities": dict(zip(choices, values, strict=True)), "prompt_tokens": len(tokens)}
         print(json.dumps(said | {"seed": options.seed, "model": options.model or "tiny"}, ensure_ascii=False))
         return 0
-    print(best)
-    ranked = sorted(zip(values, choices, strict=True), reverse=True)
-    print(", ".join(f"{choice} {value:.1%}" for value, choice in ranked[:5]), file=sys.stderr)
+    print(said["text"])
+    ranked = sorted(said["probabilities"].items(), key=lambda one: -one[1])
+    print(", ".join(f"{choice} {value:.1%}" for choice, value in ranked[:5]), file=sys.stderr)
     return 0

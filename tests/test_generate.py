@@ -167,9 +167,9 @@ def endless(tmp_path):
 
 @pytest.mark.parametrize("json_too", [False, True])
 def test_ctrl_c_keeps_what_is_finished(run, monkeypatch, endless, json_too):
-    from mlx_dgemma import diffusion
+    from mlx_dgemma import router
 
-    whole = diffusion.steps
+    whole = router.batch
 
     def interrupted(*arguments, **options):
         for step in whole(*arguments, **options):
@@ -177,7 +177,7 @@ def test_ctrl_c_keeps_what_is_finished(run, monkeypatch, endless, json_too):
                 raise KeyboardInterrupt
             yield step
 
-    monkeypatch.setattr("mlx_dgemma.diffusion.steps", interrupted)
+    monkeypatch.setattr("mlx_dgemma.router.batch", interrupted)
     arguments = ["--prompt", SUDOKU, "--model", str(endless), *(["--json"] if json_too else [])]
     code, out, err = run(*arguments)
     assert code == 130
@@ -303,4 +303,3 @@ def test_many_left_to_right_and_many_checked(run, tmp_path):
         alone = [json.loads(run("--prompt", line, "--json", *options)[1]) for line in lines]
         for name in ("text", "steps", "finish_reason"):
             assert [one[name] for one in many] == [one[name] for one in alone]
-    mistake(run("--prompts", str(prompts), "--mode", "auto"), "--mode auto", "--prompt")

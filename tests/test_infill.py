@@ -237,7 +237,7 @@ def test_the_command_without_a_prompt_in_json_and_raw(run):  # noqa: F811
         (["--prefix", "\udcff"], ["valid Unicode"]),
         (["--prefix", "a", "--gap", "5000"], ["a gap of 5000 tokens", "context", "4032"]),
         (["--prefix", "a", "--gap", "0"], ["--gap", ">= 1", "'0'"]),
-        (["--prefix", "a", "--gap", "1,2"], ["--gap", "2 lengths", "1 gaps"]),
+        (["--prefix", "a", "--gap", "1,2"], ["gap has 2 lengths", "1 gaps"]),
         (["--prefix", "", "--suffix", ""], ["no text"]),
         (["--fill", "a"], ["<fill>"]),
         (["--fill", "a<fill><fill>b"], ["nothing between"]),

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..answer import prompt_tokens
-from ..batch import read_requests
 from ..interface import DiffusionModel
+from ..mistake import Mistake
+from ..requests import read_requests
 from ..tokenizer import Tokenizer
 from .tasks import LEARNT, made
 
@@ -55,7 +56,9 @@ def from_kinds(tokenizer: Tokenizer, max_tokens: int) -> list[Prompt]:
 def from_file(path: Path, model: DiffusionModel, tokenizer: Tokenizer, max_tokens: int) -> list[Prompt]:
     """One JSON object a line, as `generate --prompts` takes them. Mistake names the line."""
     defaults = {"max_tokens": max_tokens, "seed": 0, "system": None, "thinking": False}
+    requests = read_requests(path, model, tokenizer, defaults)
+    if any(one.fill for one in requests):
+        raise Mistake(f"{path}: its lines are to be filled; what is measured is answers: need prompts")
     return [
-        Prompt(f"prompt {one.number + 1}", one.messages, one.tokens, one.max_tokens, one.thinking)
-        for one in read_requests(path, model, tokenizer, defaults)
+        Prompt(f"prompt {one.number + 1}", one.messages, one.tokens, one.max_tokens, one.thinking) for one in requests
     ]
