@@ -2,6 +2,7 @@
 
     python tests/memory.py step [--hidden 704]          a denoise step, vocabulary 262,144, canvas 256, self-conditioned
     python tests/memory.py long [--tokens 100000]       a long prompt: one sliding and one full layer, one head
+    python tests/memory.py long --backend torch --tokens 261888 --head-dim 16
 
 `grown` is of the process (Linux counts its peak), `allocated` of MLX's allocator.
 """
@@ -54,13 +55,19 @@ def step(options: argparse.Namespace) -> dict[str, int]:
     return measured(two_steps)  # both: what the first has given back would not be seen to grow
 
 
+def dummy_torch(config, precision: str):
+    from mlx_dgemma.torch_backend import dummy
+
+    return dummy.dummy_torch(config, precision)
+
+
 def long(options: argparse.Namespace) -> dict[str, int]:
     heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": options.head_dim}
     full = {"head_dim": 2 * options.head_dim, "num_key_value_heads": 1}
     layers = ["sliding_attention", "full_attention"]
     shape = {**heads, "full": full, "layer_types": layers, "sliding_window": 1024, "max_position_embeddings": 262144}
     config = parse_config(checkpoints.config(canvas_length=256, **shape), checkpoints.generation_config())
-    model = dummy_mlx(config, "float32")
+    model = (dummy_mlx if options.backend == "mlx" else dummy_torch)(config, "float32")
     model.denoise([row(model.new_cache(), 96, pending=np.arange(90))])
     cache = model.new_cache(options.tokens)
     tokens = np.random.default_rng(0).integers(96, size=options.tokens)
@@ -77,6 +84,7 @@ def main() -> None:
     one.set_defaults(work=step)
     other = kinds.add_parser("long")
     other.add_argument("--tokens", type=int, default=100_000)
+    other.add_argument("--backend", choices=["mlx", "torch"], default="mlx")
     other.add_argument("--head-dim", type=int, default=256, help="of the sliding layer; the full one has twice that")
     other.set_defaults(work=long)
     mx.set_default_device(mx.cpu)
