@@ -103,7 +103,6 @@ class Filling:
     """One of them while it is done."""
 
     def __init__(self, model: DiffusionModel, alphabet: Alphabet, sampling: Sampling, request: Infill):
-        check_fill(model, alphabet.tokenizer, request, width_of(sampling, model))
         self.model, self.alphabet, self.request = model, alphabet, request
         self.sampling = request.schedule(sampling)
         self.parts = [alphabet.encode(text) for text in request.texts]
@@ -228,6 +227,17 @@ def infill(
     are denoised together.
     """
     alphabet = Alphabet(model, tokenizer)
+    for request in requests:
+        check_fill(model, tokenizer, request, width_of(sampling, model))
+    found: list[Filled] = []
+    for first in range(0, len(requests), size):  # a search keeps a dozen caches of each of them
+        found += _together(model, alphabet, requests[first : first + size], sampling, size)
+    return found
+
+
+def _together(
+    model: DiffusionModel, alphabet: Alphabet, requests: Sequence[Infill], sampling: Sampling, size: int
+) -> list[Filled]:
     fillings = [Filling(model, alphabet, sampling, request) for request in requests]
     while unknown := [filling for filling in fillings if not filling.complete]:
         gaps = [filling.next_gap() for filling in unknown]
