@@ -115,16 +115,18 @@ COLUMNS = ("solved", "passes", "checks", "tokens", "seconds")
 
 
 def modes(path: str | None, prompts: int, seeds: int, names: Iterable[str]) -> Iterator[tuple[str, str, list[float]]]:
-    """(way, task, means in the order of COLUMNS), as they are measured."""
+    """(way, task, means in the order of COLUMNS), task by task. All ways answer each prompt before the next: a machine
+    that slows down slows them all."""
     model, tokenizer, sampling = load(path)
-    for way, (how, own) in ways(sampling).items():
-        for name in names:
-            runs = []
-            for number, (prompt, right) in enumerate(made(name, prompts)):
+    for name in names:
+        runs: dict[str, list[list[float]]] = {way: [] for way in ways(sampling)}
+        for number, (prompt, right) in enumerate(made(name, prompts)):
+            for way, (how, own) in ways(sampling).items():
                 for k in range(1 if how == "ar" else seeds):  # the likeliest tokens need no seed
                     said, counts = one(model, tokenizer, prompt, how, own, number + k * 1_000_000)
-                    runs.append([said == right, *counts])
-            yield way, name, np.mean(np.array(runs, float), axis=0).tolist()
+                    runs[way].append([said == right, *counts])
+        for way, own_runs in runs.items():
+            yield way, name, np.mean(np.array(own_runs, float), axis=0).tolist()
 
 
 def table(rows: Iterable[tuple[str, str, list[float]]]) -> str:

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import arithmetic
-from .arithmetic import bring
+from .arithmetic import bring, weight
 
 SCORES = 256_000_000  # bytes of scores, at most
 COPIES = 16  # of a block of scores on the CPU device, generously: NumPy's temporaries, and what the allocators keep
@@ -57,7 +57,7 @@ def _in_blocks(
         if seen is not None:
             scores = xp.where(bring(seen), scores.reshape(heads, n, -1), -1e31).reshape(groups, -1, last - first)
         before, top = top, xp.maximum(top, scores.max(axis=-1, keepdims=True))
-        weights, fade = xp.exp(scores - top), xp.exp(before - top)
+        weights, fade = weight(xp, scores - top), xp.exp(before - top)
         mass = mass * fade + weights.sum(axis=-1, keepdims=True)
         weighted = mx.array(weights).astype(dtype) @ values[0, :, first:last]
         out = out * fade + bring(weighted.astype(mx.float32))

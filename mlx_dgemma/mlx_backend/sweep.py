@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import arithmetic
-from .arithmetic import bring, dot
+from .arithmetic import bring, dot, weight
 from .layers import Embedding, Linear
 
 SLICES = 32  # at least
@@ -108,7 +108,7 @@ def _update(
     argmax = xp.where(own > top, logits.argmax(axis=-1, keepdims=True).astype(xp.int32) + first, argmax)
     before, top = top, xp.maximum(top, own)
     below = logits - top  # <= 0
-    weights = xp.exp(below)
+    weights = weight(xp, below)
     fade, masses = xp.exp(before - top), weights.reshape(len(raw), -1, block_of(raw.shape[-1])).sum(axis=-1)
     heat = fade * (heat + (before - top) * total) + dot(weights, below)  # moves with the top
     total = fade * total + masses.sum(axis=-1, keepdims=True)
