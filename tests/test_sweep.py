@@ -158,6 +158,6 @@ def test_no_weight_is_subnormal(namespace):
     if namespace == "mlx":
         pytest.skip("the weights of a GPU are its own affair")
     below = np.linspace(-110, 0, 4001, dtype=np.float32)
+    exact = np.exp(below.astype(np.float64))
     weights = arithmetic.weight(np, below)
-    assert (weights[weights > 0] >= np.finfo(np.float32).tiny).all()
-    assert np.array_equal(weights[below > -87], np.exp(below[below > -87]))
+    assert (weights >= np.finfo(np.float32).tiny).all() and np.abs(weights - exact).max() < 1e-7

@@ -108,7 +108,7 @@ def _update(
     argmax = xp.where(own > top, logits.argmax(axis=-1, keepdims=True).astype(xp.int32) + first, argmax)
     before, top = top, xp.maximum(top, own)
     below = logits - top  # <= 0
-    weights = weight(xp, below)
+    weights = weight(xp, below) if may is None else xp.where(may, weight(xp, below), 0)
     fade, masses = xp.exp(before - top), weights.reshape(len(raw), -1, block_of(raw.shape[-1])).sum(axis=-1)
     heat = fade * (heat + (before - top) * total) + dot(weights, below)  # moves with the top
     total = fade * total + masses.sum(axis=-1, keepdims=True)
