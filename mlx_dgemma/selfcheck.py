@@ -80,7 +80,7 @@ def timed(compute: Callable[[], list]) -> tuple[Arrays, float]:
         seconds.append(time.perf_counter() - start)
         if mx.default_device() == mx.cpu and seconds[0] > 0.5:
             break
-    return [np.array(array.astype(mx.float32)) for array in found], statistics.median(seconds[1:] or seconds)
+    return [np.array(mx.array(array).astype(mx.float32)) for array in found], statistics.median(seconds[1:] or seconds)
 
 
 def relative(found: Arrays, expected: Arrays) -> tuple[float, str]:
@@ -191,7 +191,7 @@ def experts(name: str, sizes: Sizes, *, shape: tuple[int, int], bits: int | None
     """`ExpertLinear` on rows sorted by expert: gather_qmm or gather_mm on a GPU, one product an expert on the CPU."""
     import mlx.core as mx
 
-    from .mlx_backend.layers import ExpertLinear
+    from .mlx_backend import arithmetic, layers
 
     rng = np.random.default_rng(shape[1])
     arrays = random_weight(rng, (sizes.experts, *shape), bits)
@@ -199,9 +199,9 @@ def experts(name: str, sizes: Sizes, *, shape: tuple[int, int], bits: int | None
     chosen = np.sort(rng.integers(1, sizes.experts, sizes.rows)).astype(np.uint32)  # nobody asks expert 0
 
     def prepare(dtype: mx.Dtype) -> Callable[[], list]:
-        layer = filled(ExpertLinear(sizes.experts, *shape), arrays, bits, dtype)
+        layer = filled(layers.ExpertLinear(sizes.experts, *shape), arrays, bits, dtype)
         inputs, index = mx.array(x).astype(dtype), mx.array(chosen)
-        return lambda: [layer(inputs, index)]
+        return lambda: [layer(arithmetic.bring(inputs), arithmetic.bring(index))]
 
     def exact() -> Arrays:
         y = np.zeros((sizes.rows, shape[0]))

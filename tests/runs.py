@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import checkpoints
+import pytest
 
 from mlx_dgemma.diffusion import diffuse
 
@@ -16,6 +20,19 @@ PROMPTS = [
     "Sort: Lima, Tokyo, Kyiv",
     "What is 603 + 845?",
 ]  # of the tiny model
+
+
+@contextmanager
+def arithmetic_of(backend: str) -> Iterator[None]:
+    """Meanwhile, "mlx as on a GPU" takes MLX's own operations on the CPU device, too, and the expert kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        if backend == "mlx as on a GPU":
+            import mlx.core as mx
+
+            from mlx_dgemma.mlx_backend import arithmetic
+
+            patch.setattr(arithmetic, "namespace", lambda: mx)
+        yield
 
 
 def whole_run(model, tokens, sampling, *, seed: int, max_tokens: int) -> dict:

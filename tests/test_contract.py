@@ -7,6 +7,7 @@ import dataclasses
 import checkpoints
 import numpy as np
 import pytest
+import runs
 
 from mlx_dgemma.config import parse_config
 from mlx_dgemma.interface import Row
@@ -22,14 +23,6 @@ VECTORS = ("argmax", "sample", "entropy", "confidence")
 @pytest.fixture(scope="module", params=[(b, s) for b in BACKENDS for s in SHAPES], ids=" ".join)
 def model(request, tmp_path_factory):
     backend, shape = request.param
-    if backend == "mlx as on a GPU":
-        import mlx.core as mx
-
-        from mlx_dgemma.mlx_backend import arithmetic
-
-        patch = pytest.MonkeyPatch()
-        patch.setattr(arithmetic, "namespace", lambda: mx)
-        request.addfinalizer(patch.undo)
     if backend.startswith("torch"):
         torch = pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
         torch.set_num_threads(1)  # the models are small: a second thread mostly waits
@@ -46,7 +39,8 @@ def model(request, tmp_path_factory):
         model.together = True  # rows go together, padded to the shapes that are captured there
         model.graphs = Replayed(model.device)
         model.company = 1e-5
-    return model
+    with runs.arithmetic_of(backend):
+        yield model
 
 
 def text(model, length: int, seed: int = 0) -> np.ndarray:

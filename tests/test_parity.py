@@ -20,7 +20,7 @@ from mlx_dgemma.interface import Row
 from mlx_dgemma.load import load, load_model
 
 BOUND = 1e-4
-BACKENDS = ["mlx", "torch"]
+BACKENDS = ["mlx", "mlx as on a GPU", "torch"]  # the operations that MLX has there, on the CPU
 CASES = {
     "hub": {},
     "transformers": {"layout": "transformers"},
@@ -41,8 +41,19 @@ def pair(request, tmp_path_factory):
     backend, case = request.param
     config = checkpoints.config(**CASES[case])
     folder = checkpoints.write(tmp_path_factory.mktemp("case"), config, checkpoints.weights(config, seed=3))
-    model = load_model(folder, parse_config(config, checkpoints.generation_config()), backend, "float32")
-    return model, reference.load(folder)
+    model = load_model(folder, parse_config(config, checkpoints.generation_config()), framework(backend), "float32")
+    with runs.arithmetic_of(backend):
+        yield model, reference.load(folder)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    with runs.arithmetic_of(request.param):
+        yield framework(request.param)
+
+
+def framework(backend: str) -> str:
+    return backend.split()[0]
 
 
 def _row(model, canvas, cache, conditioning=None, pending=(), temperature=0.7):
@@ -100,7 +111,6 @@ def test_the_causal_pass_scores_as_the_encoder_and_the_head_do(pair):
     assert np.abs(found.logprob[1:] - logprobs[np.arange(39), tokens[1:]]).max() <= BOUND
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("peaked", [1.0, 10.0])
 def test_whole_runs_over_blocks(tmp_path, backend, seed, peaked):
@@ -116,7 +126,6 @@ def test_whole_runs_over_blocks(tmp_path, backend, seed, peaked):
     runs.same(runs.whole_run(model, prompt, parse_sampling(generation), seed=seed, max_tokens=80), expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_narrow_canvas_is_that_of_a_model_which_has_no_other(tmp_path, backend):
     prompt = np.random.default_rng(0).integers(96, size=20).tolist()
     wide, narrow = (checkpoints.config(canvas_length=n, eos=(95,)) for n in (16, 8))
@@ -130,7 +139,6 @@ def test_a_narrow_canvas_is_that_of_a_model_which_has_no_other(tmp_path, backend
     runs.same(runs.whole_run(model, prompt, sampling, seed=0, max_tokens=20), expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("prompt", runs.PROMPTS)
 @pytest.mark.parametrize("eos", [None, 5, 50], ids=["its own stops", "only <turn|>", "a letter"])
 def test_the_embedded_model_token_for_token(backend, prompt, eos):

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import arithmetic
-from .arithmetic import bring, weight
+from .arithmetic import bring, matmul, weight
 
 SCORES = 256_000_000  # bytes of scores, at most
 COPIES = 16  # of a block of scores on the CPU device, generously: NumPy's temporaries, and what the allocators keep
@@ -28,11 +28,12 @@ def visible(queries: int, keys: int, window: int | None, first: int = 0, last: i
     return (key <= query) if window is None else (key <= query) & (key > query - window)
 
 
-def attend(queries: mx.array, keys: mx.array, values: mx.array, *, causal: bool, window: int | None) -> mx.array:
-    """[1, H, n, D] over [1, G, S, D] -> [1, H, n, D], the last n of S keys being the queries' own.
+def attend(queries: Any, keys: mx.array, values: mx.array, *, causal: bool, window: int | None) -> Any:
+    """[1, H, n, D] over [1, G, S, D] -> [1, H, n, D], of the namespace; the last n of S keys are the queries' own.
 
     A canvas (not `causal`) sees all it is shown: the reference, too, gives it the last window - 1 tokens and no window
     of its own."""
+    queries = bring(queries)
     heads, n, total = queries.shape[1], queries.shape[2], keys.shape[2]
     block = max(1, SCORES // (4 * heads * n) // (COPIES if arithmetic.namespace() is np else 1))
     if arithmetic.namespace() is mx and block >= total:
@@ -43,22 +44,19 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, *, causal: bool,
     return _in_blocks(queries, keys, values, block, causal, window)
 
 
-def _in_blocks(
-    queries: mx.array, keys: mx.array, values: mx.array, block: int, causal: bool, window: int | None
-) -> mx.array:
-    xp, dtype = arithmetic.namespace(), queries.dtype
+def _in_blocks(queries: Any, keys: mx.array, values: mx.array, block: int, causal: bool, window: int | None) -> Any:
+    xp = arithmetic.namespace()
     (_, heads, n, dim), (_, groups, total, _) = queries.shape, keys.shape
     grouped = queries.reshape(groups, -1, dim)  # head h looks at key head h // (heads / groups)
     top, mass, out = -1e30, 0.0, 0.0
     for first in range(0, total, block):
         last = min(first + block, total)
-        scores = bring((grouped @ keys[0, :, first:last].swapaxes(-1, -2)).astype(mx.float32))
+        scores = matmul(grouped, bring(keys[0, :, first:last]).swapaxes(-1, -2))
         seen = visible(n, total, window, first, last) if causal else None
         if seen is not None:
             scores = xp.where(bring(seen), scores.reshape(heads, n, -1), -1e31).reshape(groups, -1, last - first)
         before, top = top, xp.maximum(top, scores.max(axis=-1, keepdims=True))
         weights, fade = weight(xp, scores - top), xp.exp(before - top)
         mass = mass * fade + weights.sum(axis=-1, keepdims=True)
-        weighted = mx.array(weights).astype(dtype) @ values[0, :, first:last]
-        out = out * fade + bring(weighted.astype(mx.float32))
-    return mx.array(out / mass).astype(dtype).reshape(1, heads, n, dim)
+        out = out * fade + matmul(weights, bring(values[0, :, first:last]))
+    return (out / mass).astype(queries.dtype).reshape(1, heads, n, dim)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,6 +15,7 @@ import numpy as np
 
 from ..config import Quantization
 from . import arithmetic
+from .arithmetic import bring, product, rms_norm
 
 
 class Linear(nn.Module):
@@ -45,18 +47,24 @@ class Linear(nn.Module):
     def rows(self, index, dtype: mx.Dtype) -> mx.array:
         """`weight[index]`, dequantized."""
         if self.quantization is None:
-            return self.weight[index]
+            return self.weight if index == slice(None) else self.weight[index]
         biases = self.biases[index] if "biases" in self else None
         # The fp modes dequantize to bfloat16 whatever was asked of them.
         return mx.dequantize(self.weight[index], self.scales[index], biases, **self._groups).astype(dtype)
 
-    def product(self, x: mx.array, *, transpose: bool = True) -> mx.array:
-        """x @ weight.T, or x @ weight."""
-        if self.quantization is None:
-            return x @ (self.weight.T if transpose else self.weight)
-        return mx.quantized_matmul(x, self.weight, self.scales, self.get("biases"), transpose=transpose, **self._groups)
+    def product(self, x: Any, *, transpose: bool = True) -> Any:
+        """x @ weight.T, or x @ weight, in the namespace."""
+        if arithmetic.namespace() is np:
+            # MLX's CPU quantized_matmul unpacks a weight anew for every row.
+            x, weight = bring(x), bring(self.rows(slice(None), mx.float32))
+        elif self.quantization is None:
+            weight = self.weight
+        else:
+            arrays = (self.weight, self.scales, self.get("biases"))
+            return mx.quantized_matmul(x, *arrays, transpose=transpose, **self._groups)
+        return product(x, weight.T if transpose else weight)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: Any) -> Any:
         return self.product(x)
 
 
@@ -67,8 +75,8 @@ class ExpertLinear(Linear):
         """Expect `weight_scale_2`, too: float32 factors [E, out] or [E], as NVIDIA's NVFP4 has them."""
         self.weight_scale_2 = mx.ones(self.weight.shape[:2] if per_row else self.weight.shape[:1])
 
-    def __call__(self, x: mx.array, experts: mx.array) -> mx.array:
-        """x [N, in], experts [N] ascending -> [N, out]."""
+    def __call__(self, x: Any, experts: Any) -> Any:
+        """x [N, in], experts [N] ascending -> [N, out], all of the namespace."""
         by_expert = self._expert_by_expert if arithmetic.namespace() is np else self._gathered
         return self._scaled(by_expert, x, experts)
 
@@ -76,12 +84,12 @@ class ExpertLinear(Linear):
         """Few of them: x [..., in], experts [...], which broadcast -> [..., out]."""
         return self._scaled(partial(self._gathered, ascending=False), x, experts)
 
-    def _scaled(self, product: Callable[..., mx.array], x: mx.array, experts: mx.array) -> mx.array:
+    def _scaled(self, product: Callable[..., Any], x: Any, experts: Any) -> Any:
         if "weight_scale_2" not in self:
             return product(x, experts)
         # Before the factor a weight is up to 2688, and sums of them leave float16's range.
         y = product(x.astype(mx.float32) if x.dtype == mx.float16 else x, experts)
-        factors = self.weight_scale_2[experts]
+        factors = (self.weight_scale_2 if isinstance(y, mx.array) else bring(self.weight_scale_2))[experts]
         return (y * (factors if factors.ndim == y.ndim else factors[..., None])).astype(x.dtype)
 
     def _gathered(self, x: mx.array, experts: mx.array, ascending: bool = True) -> mx.array:
@@ -95,17 +103,17 @@ class ExpertLinear(Linear):
             y = x @ self.weight[experts].swapaxes(-1, -2)
         return y.squeeze(-2)
 
-    def _expert_by_expert(self, x: mx.array, experts: mx.array) -> mx.array:
-        # MLX's CPU gather_mm knows float32 only, and its gather_qmm unpacks a weight anew for every row. Reading the
-        # indices waits for them, which on a CPU costs nothing: there is no queue of work to stall.
-        ends = np.searchsorted(np.array(experts), np.arange(self.weight.shape[0]), side="right")
+    def _expert_by_expert(self, x: np.ndarray, experts: np.ndarray) -> np.ndarray:
+        # MLX's CPU gather_mm knows float32 only, and its gather_qmm unpacks a weight anew for every row.
+        ends = np.searchsorted(experts, np.arange(self.weight.shape[0]), side="right")
+        plain = bring(self.weight) if self.quantization is None else None
         parts, start = [], 0
         for expert, end in enumerate(ends.tolist()):
             if end > start:
-                # A slice is a view, where an index would be a copy.
-                parts.append(x[start:end] @ self.rows(slice(expert, expert + 1), x.dtype).squeeze(0).T)
+                weight = bring(self.rows(expert, mx.float32)) if plain is None else plain[expert]
+                parts.append(product(x[start:end], weight.T))
             start = end
-        return mx.concatenate(parts)
+        return np.concatenate(parts)
 
 
 class Embedding(Linear):
@@ -144,5 +152,5 @@ class Norm(nn.Module):
         if scaled:
             self.weight = mx.ones((size,))
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.fast.rms_norm(x, self.get("weight"), self.eps)
+    def __call__(self, x: Any) -> Any:
+        return rms_norm(x, self.get("weight"), self.eps)

@@ -14,6 +14,7 @@ from ..mistake import Mistake
 from ..sampling import Sampling
 from ..token_sets import TokenSets
 from . import arithmetic
+from .arithmetic import bring
 from .cache import MLXCache
 from .draw import next_token
 from .network import Network, Segment
@@ -92,8 +93,9 @@ class MLXModel:
         hidden = mx.concatenate([cache.hidden[-1:] for cache in caches])
         for step in range(steps):
             # Every token is read when the pass behind it is on its way already.
-            tokens = next_token(self.table, hidden, self.cap, sampling, uniforms[:, step : step + 1])
-            hidden = self._append(tokens, caches)
+            with arithmetic.few():
+                tokens = next_token(self.table, hidden, self.cap, sampling, uniforms[:, step : step + 1])
+                hidden = self._append(tokens, caches)
             mx.async_eval(tokens, hidden)
             yield tokens.tolist()
 
@@ -122,13 +124,13 @@ class MLXModel:
     def _forward(self, texts: list[tuple[np.ndarray, MLXCache]], rows: Sequence[Row]) -> list[mx.array]:
         """One pass over texts to be encoded and canvases behind them -> [n, D] of each, the texts' first. Lazy, but the
         caches of `texts` are longer when it returns."""
-        inputs = [self.table(mx.array(text)) for text, _ in texts]
+        inputs = [bring(self.table(mx.array(text))) for text, _ in texts]
         lengths = {id(cache): cache.length + len(text) for text, cache in texts}
         owners = [(cache, cache.length, True) for _, cache in texts]
         for row in rows:
             told = conditioning_of(row)
-            soft = None if told is None else soft_embedding(told, self.table, self.slices, self.cap)
-            embedded = self.table(mx.array(self._ids(row.canvas)))
+            soft = None if told is None else bring(soft_embedding(told, self.table, self.slices, self.cap))
+            embedded = bring(self.table(mx.array(self._ids(row.canvas))))
             inputs.append(self.network.model.decoder.self_conditioning(embedded, soft))
             owners.append((row.cache, lengths.get(id(row.cache), row.cache.length), False))
         ends = np.cumsum([len(x) for x in inputs]).tolist()
@@ -136,7 +138,7 @@ class MLXModel:
             Segment(end - len(x), end, cache, offset, causal)
             for x, end, (cache, offset, causal) in zip(inputs, ends, owners, strict=True)
         ]
-        hidden = mx.split(self.network(mx.concatenate(inputs), segments), ends[:-1])
+        hidden = mx.split(self.network(arithmetic.namespace().concatenate(inputs), segments), ends[:-1])
         for (_, cache), own in zip(texts, hidden, strict=False):
             cache.advance(own)
         return hidden
@@ -144,8 +146,7 @@ class MLXModel:
     def _append(self, tokens: mx.array, caches: Sequence[MLXCache]) -> mx.array:
         """One token [B] to each cache -> [B, D]. Lazy, and nothing is waited for."""
         segments = [Segment(i, i + 1, cache, cache.length, causal=True) for i, cache in enumerate(caches)]
-        with arithmetic.few():
-            hidden = self.network(self.table(tokens), segments)
+        hidden = self.network(self.table(tokens), segments)
         for i, cache in enumerate(caches):
             cache.advance(hidden[i : i + 1])
         return hidden

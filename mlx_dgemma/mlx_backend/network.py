@@ -3,19 +3,20 @@
 Parameters carry the checkpoint's names. The encoder and the decoder share every weight but one scalar a layer, so there
 is one stack here, and a `Segment` says which pass its tokens are in. transformers' `modeling_diffusion_gemma.py` is the
 reference. Activations are [T, D]: the tokens of all segments of a pass, one after another; only attention looks at
-where one ends.
+where one ends. They are arrays of `arithmetic.namespace()`: MLX's, but on the CPU device NumPy's, in float32.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import LayerConfig, ModelConfig
 from . import arithmetic
-from .arithmetic import rope, tanh
+from .arithmetic import bring, rope, single, softmax, to_mlx
 from .attention import attend
 from .cache import LayerCache, MLXCache
 from .layers import Embedding, ExpertLinear, Linear, Norm
@@ -32,16 +33,17 @@ class Segment:
     causal: bool
 
 
-def _geglu(gate: mx.array, up: mx.array) -> mx.array:
+def _geglu(gate: Any, up: Any) -> Any:
     """gelu(gate) * up, by the tanh formula of Hendrycks & Gimpel (arXiv 1606.08415)."""
-    return 0.5 * gate * (1 + tanh(0.7978845608028654 * (gate + 0.044715 * gate * gate * gate))) * up  # sqrt(2 / pi)
+    inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)  # sqrt(2 / pi)
+    return 0.5 * gate * (1 + arithmetic.namespace().tanh(inner)) * up
 
 
 _fused = mx.compile(_geglu, shapeless=True)
 
 
-def geglu(gate: mx.array, up: mx.array) -> mx.array:
-    return (_fused if arithmetic.compiled() else _geglu)(gate, up)  # NumPy's tanh cannot be traced
+def geglu(gate: Any, up: Any) -> Any:
+    return (_fused if arithmetic.compiled() else _geglu)(gate, up)
 
 
 class MLP(nn.Module):
@@ -51,7 +53,7 @@ class MLP(nn.Module):
         self.up_proj = Linear(config.intermediate_size, config.hidden_size)
         self.down_proj = Linear(config.hidden_size, config.intermediate_size)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: Any) -> Any:
         return self.down_proj(geglu(self.gate_proj(x), self.up_proj(x)))
 
 
@@ -75,7 +77,7 @@ class Attention(nn.Module):
         turning = layer.rope_theta ** (mx.arange(layer.rotated) * (2 / dim))
         self._wavelengths = mx.concatenate([turning, mx.full((dim // 2 - layer.rotated,), mx.inf)])
 
-    def __call__(self, x: mx.array, segments: list[Segment], index: int) -> mx.array:
+    def __call__(self, x: Any, segments: list[Segment], index: int) -> Any:
         queries = self.q_norm(self._heads(self.q_proj(x)))
         raw = self._heads(self.k_proj(x))
         keys = self.k_norm(raw)
@@ -88,17 +90,15 @@ class Attention(nn.Module):
             )
             for segment in segments
         ]
-        merged = mx.concatenate(outputs, axis=2)  # [1, H, T, D]
+        merged = arithmetic.namespace().concatenate(outputs, axis=2)  # [1, H, T, D]
         return self.o_proj(merged.transpose(0, 2, 1, 3).reshape(x.shape[0], -1))
 
-    def _heads(self, x: mx.array) -> mx.array:
+    def _heads(self, x: Any) -> Any:
         return x.reshape(1, x.shape[0], -1, self.dim).transpose(0, 2, 1, 3)  # [1, H, T, D]
 
-    def _attend(
-        self, queries: mx.array, keys: mx.array, values: mx.array, segment: Segment, cache: LayerCache
-    ) -> mx.array:
+    def _attend(self, queries: Any, keys: Any, values: Any, segment: Segment, cache: LayerCache) -> Any:
         queries, keys = (rope(a, segment.offset, self._wavelengths) for a in (queries, keys))
-        all_keys, all_values = cache.visible(keys, values)
+        all_keys, all_values = cache.visible(*(to_mlx(a, self.k_norm.weight.dtype) for a in (keys, values)))
         if segment.causal:
             cache.append(keys.shape[2])
         return attend(queries, all_keys, all_values, causal=segment.causal, window=self.window)
@@ -115,14 +115,14 @@ class Router(nn.Module):
         self.proj = Linear(config.num_experts, config.hidden_size)
         self.per_expert_scale = mx.ones((config.num_experts,))
 
-    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
+    def __call__(self, x: Any) -> tuple[Any, Any]:
         """[T, D] -> experts [T, K] and their weights [T, K], float32."""
-        scores = self.proj(self.norm(x) * self.scale * x.shape[-1] ** -0.5)
-        experts = mx.argpartition(-scores, self.top_k - 1, axis=-1)[:, : self.top_k]
+        xp = arithmetic.namespace()
+        scores = self.proj(self.norm(x) * bring(self.scale) * x.shape[-1] ** -0.5)
+        experts = xp.argpartition(-scores, self.top_k - 1, axis=-1)[:, : self.top_k]
         # The softmax over the chosen is the reference's softmax over all, divided by the sum of the chosen.
-        chosen = mx.take_along_axis(scores, experts, axis=-1).astype(mx.float32)
-        weights = mx.softmax(chosen, axis=-1) * self.per_expert_scale[experts]
-        return experts, weights
+        chosen = single(xp.take_along_axis(scores, experts, axis=-1))
+        return experts, softmax(chosen) * bring(self.per_expert_scale)[experts]
 
 
 class Experts(nn.Module):
@@ -132,18 +132,18 @@ class Experts(nn.Module):
         self.gate_up_proj = ExpertLinear(config.num_experts, 2 * inner, hidden)  # gate's rows first
         self.down_proj = ExpertLinear(config.num_experts, hidden, inner)
 
-    def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
+    def __call__(self, x: Any, experts: Any, weights: Any) -> Any:
         """[T, D], [T, K], [T, K] -> [T, D]. Pairs of token and expert are sorted, so that an expert is read once."""
-        tokens, top_k = experts.shape
+        xp, (tokens, top_k) = arithmetic.namespace(), experts.shape
         if arithmetic.is_few():
             gate, up = mx.split(self.gate_up_proj.unsorted(x[:, None], experts), 2, axis=-1)
             y = self.down_proj.unsorted(geglu(gate, up), experts)
             return (y * weights[..., None]).sum(axis=1).astype(x.dtype)
-        order = mx.argsort(experts.flatten())
+        order = xp.argsort(experts.flatten())
         sorted_experts = experts.flatten()[order]
-        gate, up = mx.split(self.gate_up_proj(x[order // top_k], sorted_experts), 2, axis=-1)
+        gate, up = xp.split(self.gate_up_proj(x[order // top_k], sorted_experts), 2, axis=-1)
         y = self.down_proj(geglu(gate, up), sorted_experts)
-        y = y[mx.argsort(order)].reshape(tokens, top_k, -1)
+        y = y[xp.argsort(order)].reshape(tokens, top_k, -1)
         return (y * weights[..., None]).sum(axis=1).astype(x.dtype)
 
 
@@ -160,7 +160,7 @@ class Layer(nn.Module):
         for name in norms.split():
             self[name] = Norm(config.hidden_size, config.rms_norm_eps)
 
-    def __call__(self, x: mx.array, segments: list[Segment], index: int, scalar: mx.array) -> mx.array:
+    def __call__(self, x: Any, segments: list[Segment], index: int, scalar: Any) -> Any:
         x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), segments, index))
         dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(x)))
         sparse = self.experts(self.pre_feedforward_layernorm_2(x), *self.router(x))
@@ -176,7 +176,7 @@ class SelfConditioning(MLP):
         self.pre_norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.post_norm = Norm(config.hidden_size, config.rms_norm_eps, scaled=False)
 
-    def __call__(self, embeddings: mx.array, soft: mx.array | None) -> mx.array:
+    def __call__(self, embeddings: Any, soft: Any) -> Any:
         """[L, D] each; `soft` None stands for zeros, of which the reference makes zeros."""
         return self.post_norm(embeddings if soft is None else embeddings + super().__call__(self.pre_norm(soft)))
 
@@ -222,9 +222,9 @@ class Network(nn.Module):
         super().__init__()
         self.model = Backbone(config)
 
-    def __call__(self, x: mx.array, segments: list[Segment]) -> mx.array:
-        """x [T, D] -> [T, D], normed for the head. Causal segments append to their caches, whose `length` the caller
-        moves on; a canvas may stand behind text that is encoded in the same pass."""
+    def __call__(self, x: Any, segments: list[Segment]) -> mx.array:
+        """x [T, D] -> [T, D], normed for the head and MLX's again. Causal segments append to their caches, whose
+        `length` the caller moves on; a canvas may stand behind text that is encoded in the same pass."""
         decoder, scalars = self.model.decoder, self.model.encoder.language_model.layers
         causal = [s.causal for s in segments]
         mixed = mx.concatenate([mx.full((s.stop - s.start, 1), s.causal) for s in segments])
@@ -232,5 +232,5 @@ class Network(nn.Module):
             encoder_scalar, scalar = scalars[index].layer_scalar, layer.layer_scalar
             if any(causal):
                 scalar = encoder_scalar if all(causal) else mx.where(mixed, encoder_scalar, scalar)
-            x = layer(x, segments, index, scalar)
-        return decoder.norm(x)
+            x = layer(x, segments, index, bring(scalar))
+        return to_mlx(decoder.norm(x), decoder.embed_tokens.dtype)

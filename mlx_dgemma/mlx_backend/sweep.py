@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import arithmetic
-from .arithmetic import bring, dot, weight
+from .arithmetic import bring, dot, single, weight
 from .layers import Embedding, Linear
 
 SLICES = 32  # at least
@@ -180,7 +180,7 @@ class Sweep:
         hidden = asked.hidden
         for number, part in enumerate(self.slices.parts):
             first = number * self.slices.width
-            raw = bring(part.product(hidden).astype(mx.float32))
+            raw = single(part.product(hidden))
             may, place = self.may(first, self.slices.width), xp.array(first, dtype=xp.int32)
             logits, weights, near, fade, sums, *state = update(
                 raw, self.cap, self.temperature, may, reach, place, *running
@@ -220,7 +220,7 @@ class Sweep:
         share = bring(asked.uniforms)[:, None] * ends[:, -1:]
         chosen = (ends <= share).astype(xp.int32).sum(axis=1)
         before = xp.take_along_axis(ends - masses, chosen[:, None], axis=1)
-        raw = bring(self.slices.blocks.unsorted(asked.hidden, mx.array(chosen)).astype(mx.float32))
+        raw = single(self.slices.blocks.unsorted(asked.hidden, mx.array(chosen)))
         first = (chosen * width)[:, None]
         weights = xp.exp(processed(xp, raw, self.cap, self.temperature, self.may(first, width)) - top)
         place = (xp.cumsum(weights, axis=1) + before <= share).astype(xp.int32).sum(axis=1)
@@ -244,6 +244,8 @@ class Soft:
 
     def add(self, part: Linear, weights: Any, fade: Any) -> None:
         if self.count:
-            added = part.product(mx.array(weights[self.positions]).astype(self.dtype), transpose=False)
+            weights = weights[self.positions]
+            if isinstance(weights, mx.array):
+                weights = weights.astype(self.dtype)
             self.sum *= fade[self.positions]
-            self.sum += bring(added.astype(mx.float32))
+            self.sum += single(part.product(weights, transpose=False))

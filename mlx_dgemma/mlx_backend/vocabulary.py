@@ -14,6 +14,7 @@ import numpy as np
 
 from ..interface import Prediction, Row
 from ..token_sets import LOGPROB_SET, TokenSets
+from .arithmetic import to_mlx
 from .layers import Embedding
 from .sweep import LOST, Asked, Slices, Sweep, Swept
 
@@ -101,7 +102,7 @@ def expected_heavy(row: Row) -> np.ndarray:
 
 def head(table: Embedding, hidden: mx.array, cap: float) -> mx.array:
     """[L, D] -> [L, V] float32, softcapped: cap * tanh(x / cap)."""
-    return mx.tanh(table.product(hidden).astype(mx.float32) / cap) * cap
+    return mx.tanh(to_mlx(table.product(hidden), mx.float32) / cap) * cap
 
 
 class Look:
