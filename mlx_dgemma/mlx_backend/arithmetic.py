@@ -77,12 +77,11 @@ def product(x: Any, weight: Any) -> Any:
 
 def _padded(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """x @ weight, with rows of zeros behind x where it alone would be a small product."""
-    rows = max(2, SMALL // weight.size + 1)  # one row is a small product however wide it is
-    if len(x) >= rows:
-        return x @ weight
-    padded = np.zeros((rows, x.shape[1]), np.float32)
-    padded[: len(x)] = x
-    return (padded @ weight)[: len(x)]
+    count, rows = len(x), max(2, SMALL // weight.size + 1)  # one row is a small product however wide it is
+    if count < rows:
+        x = np.concatenate([x, np.zeros((rows - count, x.shape[1]), np.float32)])
+    # An expert's few rows take a fifth less time as columns.
+    return ((weight.T @ x.T).T if 8 * len(x) < weight.shape[1] else x @ weight)[:count]
 
 
 @cache
@@ -99,10 +98,13 @@ def steady() -> bool:
     return True
 
 
-def weight(xp: Any, below: Any) -> Any:
-    """exp(below), of a number and a maximum. NumPy's `below` is first raised, in place, to where that is no subnormal
-    number: a CPU is ten times as slow with those, and peaked softmaxes are full of them."""
-    return xp.exp(below) if xp is mx else np.exp(np.maximum(below, SUBNORMAL, out=below))
+def weight(xp: Any, below: Any, *, spent: bool = False) -> Any:
+    """exp(below), of a number and a maximum; `spent`: its place may be taken. NumPy's `below` is first raised, in
+    place, to where that is no subnormal number: a CPU is ten times as slow with those, and peaked softmaxes are full of
+    them."""
+    if xp is mx:
+        return mx.exp(below)
+    return np.exp(np.maximum(below, SUBNORMAL, out=below), out=below if spent else None)
 
 
 def dot(a: Any, b: Any) -> Any:
@@ -115,7 +117,9 @@ def rms_norm(x: Any, weight: mx.array | None, eps: float) -> Any:
     if namespace() is mx:
         return mx.fast.rms_norm(x, weight, eps)
     normed = x / np.sqrt(np.vecdot(x, x)[..., None] / x.shape[-1] + eps)
-    return normed if weight is None else normed * bring(weight)
+    if weight is not None:
+        normed *= bring(weight)
+    return normed
 
 
 def softmax(x: Any) -> Any:

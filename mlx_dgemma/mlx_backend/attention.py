@@ -56,7 +56,8 @@ def _in_blocks(queries: Any, keys: mx.array, values: mx.array, block: int, causa
         if seen is not None:
             scores = xp.where(bring(seen), scores.reshape(heads, n, -1), -1e31).reshape(groups, -1, last - first)
         before, top = top, xp.maximum(top, scores.max(axis=-1, keepdims=True))
-        weights, fade = weight(xp, scores - top), xp.exp(before - top)
+        scores -= top
+        weights, fade = weight(xp, scores, spent=True), xp.exp(before - top)
         mass = mass * fade + weights.sum(axis=-1, keepdims=True)
         out = out * fade + matmul(weights, bring(values[0, :, first:last]))
     return (out / mass).astype(queries.dtype).reshape(1, heads, n, dim)
