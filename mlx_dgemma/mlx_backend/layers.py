@@ -80,9 +80,10 @@ class ExpertLinear(Linear):
         by_expert = self._expert_by_expert if arithmetic.namespace() is np else self._gathered
         return self._scaled(by_expert, x, experts)
 
-    def unsorted(self, x: mx.array, experts: mx.array) -> mx.array:
-        """Few of them: x [..., in], experts [...], which broadcast -> [..., out]."""
-        return self._scaled(partial(self._gathered, ascending=False), x, experts)
+    def unsorted(self, x: Any, experts: Any) -> Any:
+        """Few of them: x [..., in], experts [...], which broadcast -> [..., out]; in NumPy's namespace [N, in], [N]."""
+        by_row = self._row_by_row if arithmetic.namespace() is np else partial(self._gathered, ascending=False)
+        return self._scaled(by_row, x, experts)
 
     def _scaled(self, product: Callable[..., Any], x: Any, experts: Any) -> Any:
         if "weight_scale_2" not in self:
@@ -103,17 +104,26 @@ class ExpertLinear(Linear):
             y = x @ self.weight[experts].swapaxes(-1, -2)
         return y.squeeze(-2)
 
+    # On the CPU device MLX's gather_mm knows float32 only, and is slow; its gather_qmm unpacks a weight once a row.
+
     def _expert_by_expert(self, x: np.ndarray, experts: np.ndarray) -> np.ndarray:
-        # MLX's CPU gather_mm knows float32 only, and its gather_qmm unpacks a weight anew for every row.
         ends = np.searchsorted(experts, np.arange(self.weight.shape[0]), side="right")
-        plain = bring(self.weight) if self.quantization is None else None
-        parts, start = [], 0
+        parts, start, weight = [], 0, self._weights()
         for expert, end in enumerate(ends.tolist()):
             if end > start:
-                weight = bring(self.rows(expert, mx.float32)) if plain is None else plain[expert]
-                parts.append(product(x[start:end], weight.T))
+                parts.append(product(x[start:end], weight(expert).T))
             start = end
         return np.concatenate(parts)
+
+    def _row_by_row(self, x: np.ndarray, experts: np.ndarray) -> np.ndarray:
+        weight = self._weights()
+        return np.stack([weight(expert) @ row for expert, row in zip(experts.tolist(), x, strict=True)])
+
+    def _weights(self) -> Callable[[int], np.ndarray]:
+        """expert -> [out, in] float32: a view, or unpacked."""
+        if self.quantization is None:
+            return bring(self.weight).__getitem__
+        return lambda expert: bring(self.rows(expert, mx.float32))
 
 
 class Embedding(Linear):

@@ -220,7 +220,7 @@ class Sweep:
         share = bring(asked.uniforms)[:, None] * ends[:, -1:]
         chosen = (ends <= share).astype(xp.int32).sum(axis=1)
         before = xp.take_along_axis(ends - masses, chosen[:, None], axis=1)
-        raw = single(self.slices.blocks.unsorted(asked.hidden, mx.array(chosen)))
+        raw = single(self.slices.blocks.unsorted(bring(asked.hidden), chosen))
         first = (chosen * width)[:, None]
         weights = xp.exp(processed(xp, raw, self.cap, self.temperature, self.may(first, width)) - top)
         place = (xp.cumsum(weights, axis=1) + before <= share).astype(xp.int32).sum(axis=1)
