@@ -20,6 +20,7 @@ from mlx.utils import tree_flatten
 from ..convert.names import weight_class
 from ..interface import Row
 from . import layers, network
+from .arithmetic import bring, product
 from .model import MLXModel
 from .sweep import Asked, Sweep
 from .vocabulary import conditioning_of, expected_heavy, soft_embedding
@@ -75,7 +76,8 @@ def _product_rate(dtype: mx.Dtype) -> tuple[float, int]:
         size *= 2
         matrix = mx.random.normal((size, size)).astype(dtype)
         mx.eval(matrix)
-        seconds = _seconds(lambda matrix=matrix: matrix @ matrix, 3)
+        own = bring(matrix)
+        seconds = _seconds(lambda own=own: product(own, own), 3)
         best = max(best, 2 * size**3 / seconds)
     return best, size
 
@@ -98,9 +100,9 @@ def weight_bytes(model: MLXModel) -> dict[str, int]:
 
 
 @contextmanager
-def _recorded(model: MLXModel) -> Iterator[dict[str, list[Callable[[], mx.array]]]]:
+def _recorded(model: MLXModel) -> Iterator[dict[str, list[Callable[[], Any]]]]:
     """Part -> calls of the modules that make it, with the inputs that they have in the pass that is made meanwhile."""
-    calls: dict[str, list[Callable[[], mx.array]]] = defaultdict(list)
+    calls: dict[str, list[Callable[[], Any]]] = defaultdict(list)
     own = {id(module) for module in model.network.model.decoder.self_conditioning.modules()}
 
     def recorded(part: str, original: Callable) -> Callable:
@@ -150,7 +152,7 @@ def step_parts(model: MLXModel, rows: Sequence[Row], repeat: int = 5) -> dict[st
     def look(asked: Asked) -> list[Any]:
         return [a for a in vars(Sweep(model.slices, asked, model.cap).run()).values() if isinstance(a, mx.array)]
 
-    def listen() -> list[mx.array]:
+    def listen() -> list[Any]:
         soft = [soft_embedding(one, model.table, model.slices, model.cap) for one in told]
         return soft + [call() for call in calls["self-conditioning"]]
 
