@@ -110,7 +110,8 @@ def _check_destination(destination: Path) -> None:
 
 
 def _check_room(plan: Plan, copied: list[Path], part: Path) -> None:
-    from ..load import available_memory, gigabytes
+    from .. import memory
+    from ..checkpoint import gigabytes
 
     there = sum(file.stat().st_blocks * 512 for file in part.glob("*")) if part.is_dir() else 0
     needed = plan.nbytes + sum(file.stat().st_size for file in copied) + 1_000_000 * (len(plan.shards) + 1)
@@ -119,8 +120,8 @@ def _check_room(plan: Plan, copied: list[Path], part: Path) -> None:
         raise Mistake(
             f"too little disk for {part.with_suffix('')}: needs {gigabytes(needed - there)}, {gigabytes(free)} are free"
         )
-    if (memory := available_memory()) < min(MEMORY, 2 * plan.source_bytes):
-        raise Mistake(f"too little memory: needs {gigabytes(MEMORY)}, {gigabytes(memory)} are free")
+    if (free := memory.available()) < min(MEMORY, 2 * plan.source_bytes):
+        raise Mistake(f"too little memory: needs {gigabytes(MEMORY)}, {gigabytes(free)} are free")
 
 
 @contextmanager

@@ -105,7 +105,7 @@ class DiffusionModel(Protocol):
         (and `pending`). The canvas of a row is not read."""
 
     def peak_memory(self) -> int:
-        """Bytes that the framework's allocator has held at most in this process."""
+        """Bytes held at most so far: of a GPU by the framework's allocator, on a CPU by the process."""
 
     def logits(self, row: Row) -> np.ndarray:
         """[L, V] float32, softcapped, before temperature; appends `pending` as `denoise` does. For tests and tools."""

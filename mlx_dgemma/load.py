@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import resource
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import memory
 from .checkpoint import gigabytes, read_configs, read_tensors
 from .config import ModelConfig, parse_config, parse_sampling
 from .convert.names import is_vision
@@ -46,19 +46,10 @@ FILES = [
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def available_memory() -> int:
-    """Bytes a new process's weights may take: what the system has free or can free, less than any limit set on us."""
-    import psutil
-
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    free = psutil.virtual_memory().available
-    return free if limit == resource.RLIM_INFINITY else min(free, limit)
-
-
 def check_memory(needed: int, what: str, free: int | None = None) -> None:
     """ValueError that says what is needed, what there is (`free`, or what a process may take), and which published
     checkpoint would fit."""
-    free = available_memory() if free is None else free
+    free = memory.available() if free is None else free
     if needed <= free:
         return
     fitting = [name for name, size in PUBLISHED.items() if size <= free and size < needed]

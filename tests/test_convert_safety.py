@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from conversions import EXPERTS, SCALE, VISION, contents, converted, fails, run, source
 
+from mlx_dgemma import memory
 from mlx_dgemma.convert import __main__ as command
 from mlx_dgemma.convert import journal, stream
 
@@ -142,7 +143,7 @@ def test_destinations(tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1_500_000))
         refused(made, "too little disk", "needs 4.4 MB", "1.5 MB are free", f"{made}:")
-    monkeypatch.setattr(sys.modules["mlx_dgemma.load"], "available_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "available", lambda: 1000)
     refused(made, "too little memory", "0.0 MB are free")
 
 

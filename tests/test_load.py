@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import sys
 
 import checkpoints
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_dgemma import memory
 from mlx_dgemma.interface import Row
 from mlx_dgemma.load import check_memory, find, load
 from mlx_dgemma.mistake import Mistake
@@ -274,9 +274,9 @@ def test_quantization_of_a_path_without_scales(tmp_path):
 
 def test_too_little_memory(monkeypatch, tmp_path):
     write(tmp_path)
-    monkeypatch.setattr(sys.modules["mlx_dgemma.load"], "available_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "available", lambda: 1000)
     says(tmp_path, "too little memory", "needs", "free", "no published checkpoint would fit")
-    monkeypatch.setattr(sys.modules["mlx_dgemma.load"], "available_memory", lambda: 30 * 10**9)
+    monkeypatch.setattr(memory, "available", lambda: 30 * 10**9)
     with pytest.raises(Mistake, match=r"needs 50\.5 GB, 30\.0 GB are free; mlx-community/.*-8bit would fit"):
         check_memory(50_500_000_000, "google/diffusiongemma-26B-A4B-it")
 

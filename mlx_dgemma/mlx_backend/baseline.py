@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from .. import memory
 from ..convert.names import weight_class
 from ..convert.recipes import Recipe
 from ..mistake import Mistake
@@ -110,7 +111,8 @@ class Baseline:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def peak_memory(self) -> int:
-        return mx.get_peak_memory()
+        """Of the device; on a CPU of the process, as the model's is that it is compared with."""
+        return memory.peak() if mx.default_device() == mx.cpu else mx.get_peak_memory()
 
 
 def _documented(file: Path) -> dict[str, Any]:

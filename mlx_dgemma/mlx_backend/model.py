@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from .. import memory
 from ..config import ModelConfig
 from ..interface import NextToken, Prediction, Row
 from ..mistake import Mistake
@@ -75,7 +76,7 @@ class MLXModel:
         return predictions
 
     def peak_memory(self) -> int:
-        return mx.get_peak_memory()
+        return mx.get_peak_memory() if arithmetic.namespace() is mx else memory.peak()
 
     def logits(self, row: Row) -> np.ndarray:
         return np.array(head(self.table, self._canvas_hidden([row])[0], self.cap))

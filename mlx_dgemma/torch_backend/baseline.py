@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .. import memory
 from ..convert.names import weight_class
 from ..mistake import Mistake
 
@@ -111,6 +112,4 @@ class Baseline:
         """Of the device; on a CPU of the process."""
         if self.device == "cuda":
             return torch.cuda.max_memory_allocated()
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return memory.peak()

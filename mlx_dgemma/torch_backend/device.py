@@ -4,16 +4,14 @@ little."""
 from __future__ import annotations
 
 import re
-import resource
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from .. import memory
 from ..checkpoint import gigabytes
-from ..load import available_memory
 from ..mistake import Mistake
 
 
@@ -42,7 +40,7 @@ def by_kernel(x: Tensor) -> bool:
 def free(device: torch.device) -> int:
     """Bytes that can be had now: on a GPU what the driver has, and what torch's allocator holds unused."""
     if device.type == "cpu":
-        return available_memory()
+        return memory.available()
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
 
@@ -51,7 +49,7 @@ def peak(device: torch.device) -> int:
     """Bytes that torch held at most on a GPU; on a CPU, whose allocator does not count, that the process did."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return memory.peak()
 
 
 def _name(device: torch.device) -> str:

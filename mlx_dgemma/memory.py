@@ -1,0 +1,20 @@
+"""Memory of this process: what it may take, and what it has taken. Bytes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+
+def available() -> int:
+    """What a new process's weights may take: what the system has free or can free, less than any limit set on us."""
+    import psutil
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    free = psutil.virtual_memory().available
+    return free if limit == resource.RLIM_INFINITY else min(free, limit)
+
+
+def peak() -> int:
+    """What the process has held at most, all its allocators together."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
