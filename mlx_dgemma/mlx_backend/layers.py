@@ -47,22 +47,19 @@ class Linear(nn.Module):
     def rows(self, index, dtype: mx.Dtype) -> mx.array:
         """`weight[index]`, dequantized."""
         if self.quantization is None:
-            return self.weight if index == slice(None) else self.weight[index]
+            return self.weight[index]
         biases = self.biases[index] if "biases" in self else None
         # The fp modes dequantize to bfloat16 whatever was asked of them.
         return mx.dequantize(self.weight[index], self.scales[index], biases, **self._groups).astype(dtype)
 
     def product(self, x: Any, *, transpose: bool = True) -> Any:
         """x @ weight.T, or x @ weight, in the namespace."""
-        if arithmetic.namespace() is np:
-            # MLX's CPU quantized_matmul unpacks a weight anew for every row.
-            x, weight = bring(x), bring(self.rows(slice(None), mx.float32))
-        elif self.quantization is None:
-            weight = self.weight
-        else:
+        if arithmetic.namespace() is mx and self.quantization is not None:
             arrays = (self.weight, self.scales, self.get("biases"))
             return mx.quantized_matmul(x, *arrays, transpose=transpose, **self._groups)
-        return product(x, weight.T if transpose else weight)
+        # MLX's CPU quantized_matmul unpacks a weight anew for every row.
+        weight = bring(self.weight if self.quantization is None else self.rows(slice(None), mx.float32))
+        return product(bring(x), weight.T if transpose else weight)
 
     def __call__(self, x: Any) -> Any:
         return self.product(x)
@@ -120,8 +117,8 @@ class ExpertLinear(Linear):
         return np.stack([weight(expert) @ row for expert, row in zip(experts.tolist(), x, strict=True)])
 
     def _weights(self) -> Callable[[int], np.ndarray]:
-        """expert -> [out, in] float32: a view, or unpacked."""
-        if self.quantization is None:
+        """expert -> [out, in] float32: a view, or unpacked, or made of 16 bits, one at a time."""
+        if self.weight.dtype == mx.float32:
             return bring(self.weight).__getitem__
         return lambda expert: bring(self.rows(expert, mx.float32))
 
