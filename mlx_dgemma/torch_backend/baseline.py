@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from .. import memory
 from ..convert.names import weight_class
 from ..mistake import Mistake
+from .device import peak
 
 try:
     import transformers
@@ -110,6 +110,4 @@ class Baseline:
 
     def peak_memory(self) -> int:
         """Of the device; on a CPU of the process."""
-        if self.device == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return memory.peak()
+        return peak(torch.device(self.device))
