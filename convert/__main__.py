@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..command import Parser, run
-from ..mistake import Mistake, NotFound
+from ..errors import Mistake, NotFound
+from ..terminal.command import Parser, run
 from .recipes import BITS, MODES, NAMED
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ def _check_destination(destination: Path) -> None:
 
 
 def _check_room(plan: Plan, copied: list[Path], part: Path) -> None:
-    from .. import memory
-    from ..checkpoint import gigabytes
+    from ..checkpoint import memory
+    from ..checkpoint.folder import gigabytes
 
     there = sum(file.stat().st_blocks * 512 for file in part.glob("*")) if part.is_dir() else 0
     needed = plan.nbytes + sum(file.stat().st_size for file in copied) + 1_000_000 * (len(plan.shards) + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import __version__
-from ..mistake import Mistake
+from ..errors import Mistake
 from . import report
 from .plan import Plan
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..checkpoint import INDEX
+from ..checkpoint.folder import INDEX
+from ..errors import NotFound
 from ..load import hub_errors
-from ..mistake import NotFound
 
 CONFIGS = ["config.json", "generation_config.json", INDEX]
 

@@ -10,13 +10,13 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..checkpoint import Tensor, read_configs, read_tensors
-from ..config import ModelConfig, parse_config
-from ..mistake import Mistake
+from ..checkpoint.config import ModelConfig, parse_config
+from ..checkpoint.folder import Tensor, read_configs, read_tensors
+from ..checkpoint.names import GLOBAL_SCALE, MODELOPT_EXPERT, is_dropped, is_vision
+from ..errors import Mistake
 from ..mlx_backend.layers import Linear
 from ..mlx_backend.network import Network
 from ..mlx_backend.weights import match, quantize_where_stored
-from .names import GLOBAL_SCALE, MODELOPT_EXPERT, is_dropped, is_vision
 from .source import NVFP4, Block, Packed, Plain, Stored, Weight, row_count
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from ..mistake import Mistake
+from ..errors import Mistake
 
 NAME = "journal.jsonl"
 

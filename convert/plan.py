@@ -14,13 +14,13 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..checkpoint import ITEM
-from ..config import DEFAULT_ROPE, ModelConfig, Quantization, parse_config
-from ..mistake import Mistake
+from ..checkpoint.config import DEFAULT_ROPE, ModelConfig, Quantization, parse_config
+from ..checkpoint.folder import ITEM
+from ..checkpoint.names import GLOBAL_SCALE, is_vision, published_name, weight_class
+from ..errors import Mistake
 from ..mlx_backend.layers import Linear
 from ..mlx_backend.network import Network
 from .inventory import read_source
-from .names import GLOBAL_SCALE, is_vision, published_name, weight_class
 from .recipes import Recipe, entries
 from .source import FLOATS, Factors, Packed, Weight, nbytes, row_count
 

@@ -12,8 +12,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ..config import Quantization
-from ..mistake import Mistake, NotFound
+from ..checkpoint.config import Quantization
+from ..errors import Mistake, NotFound
 
 Recipe = Callable[[str], Quantization | None]
 BITS = (2, 3, 4, 5, 6, 8)  # of affine

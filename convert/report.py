@@ -6,9 +6,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..config import ModelConfig
+from ..checkpoint.config import ModelConfig
+from ..checkpoint.names import CLASSES
 from ..load import gigabytes
-from .names import CLASSES
 from .plan import Job, Plan, classes
 from .source import FLOATS, Factors
 

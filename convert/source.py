@@ -17,9 +17,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint import Tensor
-from ..config import Quantization
-from ..mistake import Mistake
+from ..checkpoint.config import Quantization
+from ..checkpoint.folder import Tensor
+from ..errors import Mistake
 
 FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # ours and MLX's word -> safetensors'
 NVFP4 = Quantization(bits=4, group_size=16, mode="nvfp4")

@@ -15,8 +15,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint import INDEX, ITEM
-from ..mistake import Mistake
+from ..checkpoint.folder import INDEX, ITEM
+from ..errors import Mistake
 from .journal import Journal, Progress
 from .plan import Job, Plan
 from .source import FLOATS, Packed, Plain, Raw, Reader, expected_sha256

@@ -18,11 +18,11 @@ import numpy as np
 from compare_step import SHAPES, config_of
 from mlx.utils import tree_flatten
 
-from mlx_dgemma.config import parse_config
-from mlx_dgemma.convert.names import published_name
-from mlx_dgemma.interface import Row
+from mlx_dgemma.checkpoint.config import parse_config
+from mlx_dgemma.checkpoint.names import published_name
 from mlx_dgemma.mlx_backend.dummy import PRECISIONS, dummy_mlx
-from mlx_dgemma.sampling import Sampling
+from mlx_dgemma.seam.model import Row
+from mlx_dgemma.writing.sampling import Sampling
 
 
 def theirs(model, config: dict, prompt: np.ndarray):

@@ -22,12 +22,12 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_dgemma.benchmark.predict import shape as published
-from mlx_dgemma.config import parse_config
-from mlx_dgemma.convert.names import published_name
-from mlx_dgemma.interface import Row
+from mlx_dgemma.checkpoint.config import parse_config
+from mlx_dgemma.checkpoint.names import published_name
 from mlx_dgemma.mlx_backend import measure
 from mlx_dgemma.mlx_backend.dummy import PRECISIONS, dummy_mlx
-from mlx_dgemma.sampling import Sampling, Settled, accept, renoise
+from mlx_dgemma.seam.model import Row
+from mlx_dgemma.writing.sampling import Sampling, Settled, accept, renoise
 
 TEMPERATURE, BOUND = 0.6, 0.1
 SHAPES = {  # what differs from the published one

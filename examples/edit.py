@@ -6,9 +6,9 @@ python examples/edit.py [FOLDER_OR_HUB_ID]
 import sys
 
 from mlx_dgemma import load
-from mlx_dgemma.answer import prompt_tokens
-from mlx_dgemma.edit import change, cut, unified_diff
-from mlx_dgemma.infill import infill
+from mlx_dgemma.fill.edit import change, cut, unified_diff
+from mlx_dgemma.fill.infill import infill
+from mlx_dgemma.writing.answer import prompt_tokens
 
 QUESTION = "Solve this sudoku:\n...3\n.124\n1342\n2.3."
 TEXT = "4213\n3142\n1342\n2431"  # two digits of line 2 have changed places

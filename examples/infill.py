@@ -6,8 +6,8 @@ python examples/infill.py [FOLDER_OR_HUB_ID]
 import sys
 
 from mlx_dgemma import load
-from mlx_dgemma.answer import prompt_tokens
-from mlx_dgemma.infill import Infill, infill
+from mlx_dgemma.fill.infill import Infill, infill
+from mlx_dgemma.writing.answer import prompt_tokens
 
 QUESTION = "Extract JSON: Tess is 40 and works as a vet in Accra."
 TEXTS = ['{"name": "', '", "age": ', ', "job": "', '", "city": "Accra"}']  # around three gaps

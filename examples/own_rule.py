@@ -1,6 +1,6 @@
 """Change one rule of a step: accept a fixed number of positions a pass, however unsure they are.
 
-The loop below is `mlx_dgemma.diffusion.diffuse` cut down to one block; everything it needs from a model is one call.
+The loop below is `mlx_dgemma.writing.diffuse` cut down to one block; everything it needs from a model is one call.
 
     python examples/own_rule.py
 """
@@ -8,8 +8,8 @@ The loop below is `mlx_dgemma.diffusion.diffuse` cut down to one block; everythi
 import numpy as np
 
 from mlx_dgemma import Row, load
-from mlx_dgemma.answer import prompt_tokens
-from mlx_dgemma.sampling import renoise, temperature
+from mlx_dgemma.writing.answer import prompt_tokens
+from mlx_dgemma.writing.sampling import renoise, temperature
 
 PER_PASS = 8
 PROMPT = "Extract JSON: Tess is 40 and works as a vet in Accra."

@@ -6,9 +6,11 @@ python examples/schema.py [FOLDER_OR_HUB_ID]
 import json
 import sys
 
-from mlx_dgemma import constrained, load, schema
-from mlx_dgemma.answer import prompt_tokens
-from mlx_dgemma.diffusion import steps
+from mlx_dgemma import load
+from mlx_dgemma.forms import language as constrained
+from mlx_dgemma.forms import schema
+from mlx_dgemma.writing.answer import prompt_tokens
+from mlx_dgemma.writing.writing import steps
 
 PERSON = {
     "type": "object",

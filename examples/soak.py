@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 
 from mlx_dgemma import load
-from mlx_dgemma.diffusion import diffuse
-from mlx_dgemma.sampling import Sampling
+from mlx_dgemma.writing.sampling import Sampling
+from mlx_dgemma.writing.writing import diffuse
 
 
 def main() -> None:

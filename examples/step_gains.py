@@ -12,10 +12,10 @@ import mlx.core as mx
 import numpy as np
 from compare_step import SHAPES, config_of, in_turns
 
-from mlx_dgemma.config import parse_config
-from mlx_dgemma.interface import Row
+from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.mlx_backend.cache import LayerCache
 from mlx_dgemma.mlx_backend.dummy import PRECISIONS, dummy_mlx
+from mlx_dgemma.seam.model import Row
 
 LONG = 8192
 

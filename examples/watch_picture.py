@@ -9,7 +9,7 @@ import sys
 from rich.console import Console
 
 from mlx_dgemma import load, stream_generate
-from mlx_dgemma.watch import Watch
+from mlx_dgemma.terminal.watch import Watch
 
 PROMPT = "Reverse: clerk, Kofi, Eve, Turin, Noor, Cara"
 SHOWN = (0, 1, 3)  # passes, and the last

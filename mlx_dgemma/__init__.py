@@ -12,7 +12,12 @@ from .load import load  # at once, or the module of the same name would stand in
 __version__ = "0.1.0"
 __all__ = ["Conversation", "Row", "Sampling", "load", "stream_generate"]
 
-_HOME = {"Conversation": "conversation", "Row": "interface", "Sampling": "sampling", "stream_generate": "answer"}
+_HOME = {
+    "Conversation": "writing.conversation",
+    "Row": "seam.model",
+    "Sampling": "writing.sampling",
+    "stream_generate": "writing.answer",
+}
 
 
 def __getattr__(name: str):

@@ -15,17 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import memory
-from .checkpoint import gigabytes, read_configs, read_tensors
-from .config import ModelConfig, parse_config, parse_sampling
-from .convert.names import is_vision
-from .mistake import Mistake, NotFound
+from .checkpoint import memory
+from .checkpoint.config import ModelConfig, parse_config
+from .checkpoint.folder import gigabytes, read_configs, read_tensors
+from .checkpoint.names import is_vision
+from .errors import Mistake, NotFound
+from .writing.sampling import parse_sampling
 
 if TYPE_CHECKING:
-    from .checkpoint import Tensor
-    from .interface import DiffusionModel
-    from .sampling import Sampling
-    from .tokenizer import Tokenizer
+    from .checkpoint.folder import Tensor
+    from .seam.model import DiffusionModel
+    from .tokens.tokenizer import Tokenizer
+    from .writing.sampling import Sampling
 
 TINY = Path(__file__).parent / "tiny"
 BACKENDS = ("mlx", "torch")
@@ -218,7 +219,7 @@ def load(
     Raises:
         FileNotFoundError, ValueError: one line that names what was wrong and what to do.
     """
-    from .tokenizer import Tokenizer
+    from .tokens.tokenizer import Tokenizer
 
     folder = find(path)
     stored, generation = read_configs(folder)

@@ -7,3 +7,5 @@ os.environ["MLX_ENABLE_TF32"] = "0"  # before mlx is imported
 import mlx.core as mx
 
 mx.set_default_device(mx.cpu)
+
+from terminals import endless, run  # noqa: E402, F401

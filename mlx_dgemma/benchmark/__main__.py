@@ -8,8 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from ..command import Parser, at_least, run
-from ..mistake import Mistake
+from ..errors import Mistake
+from ..terminal.command import Parser, at_least, run
 from . import baseline, compare, predict, steps
 from .plot import check, plot_report
 from .report import show, write_report

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ..command import Parser
 from ..convert import recipes
+from ..terminal.command import Parser
 from .measure import backend_module
 
 

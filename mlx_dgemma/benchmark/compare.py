@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..command import Parser
+from ..errors import Mistake
 from ..load import gigabytes
-from ..mistake import Mistake
+from ..terminal.command import Parser
 from .plot import check, plot_comparison, speed
 from .report import print_table, read_report
 

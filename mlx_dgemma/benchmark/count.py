@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..config import LayerConfig, ModelConfig
-from ..mistake import Mistake
+from ..checkpoint.config import LayerConfig, ModelConfig
+from ..errors import Mistake
 
 PARTS = ("linears", "experts", "attention", "head and draw", "self-conditioning")
 CLASSES = ("experts", "attention", "dense MLP", "router", "self-conditioning", "embedding")

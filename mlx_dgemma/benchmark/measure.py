@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..command import progress
-from ..config import ModelConfig, parse_config
+from ..checkpoint.config import ModelConfig, parse_config
+from ..errors import Mistake, NotFound
 from ..load import check_memory, choose_backend, is_hub_id
-from ..mistake import Mistake, NotFound
+from ..terminal.command import progress
 from . import machine
 from .count import Count, parameters, precision
 from .passes import Passes, check_context, measure_passes, tools
@@ -112,7 +112,7 @@ class Measurement:
         self.count = Count(self.config, bits, ITEM[dtype])
 
     def loaded(self) -> tuple:
-        from ..checkpoint import read_configs
+        from ..checkpoint.folder import read_configs
         from ..load import find, load
 
         folder = find(self.options.model)
@@ -135,7 +135,7 @@ class Measurement:
             raise NotFound(f"--ar-model {path}: no such folder, and no hub id either")
 
     def dummy(self) -> tuple:
-        from ..config import parse_sampling
+        from ..writing.sampling import parse_sampling
 
         self.report["config"] = shape(self.options.dummy)
         config, backend = parse_config(self.report["config"]), self.options.backend or choose_backend()

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from ..config import ModelConfig
-from ..diffusion import Writing
-from ..interface import Cache, DiffusionModel, Row
-from ..layout import Open
-from ..mistake import Mistake
-from ..sampling import Sampling
+from ..checkpoint.config import ModelConfig
+from ..errors import Mistake
+from ..seam.model import Cache, DiffusionModel, Row
+from ..writing.blocks import Open
+from ..writing.sampling import Sampling
+from ..writing.writing import Writing
 from .count import BreakEven, Count, Work, tokens_per_second
 
 WARM_UP = 512  # tokens that are encoded once before any are timed

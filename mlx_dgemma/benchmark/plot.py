@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..mistake import Mistake
+from ..errors import Mistake
 from .count import PARTS, tokens_per_second
 
 BLUE, ORANGE, GREY, INK = "#2563a8", "#c8601a", "#8a8f98", "#22262c"

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..command import Parser, at_least
-from ..config import ModelConfig, parse_config
+from ..checkpoint.config import ModelConfig, parse_config
+from ..errors import Mistake
 from ..load import gigabytes
-from ..mistake import Mistake
+from ..terminal.command import Parser, at_least
 from .count import PRECISIONS, BreakEven, Count, precision, tokens_per_second
 from .report import equal, plain, print_lines, read_report
 
@@ -74,7 +74,7 @@ def device(name: str) -> Device:
 
 def shape(name: str) -> dict[str, Any]:
     """config.json of a published model. Mistake with the list if there is none of this name."""
-    from ..checkpoint import read_json
+    from ..checkpoint.folder import read_json
     from ..load import TINY
 
     shapes = {file.stem: file for file in HERE.glob("*.json")} | {"tiny": TINY / "config.json"}

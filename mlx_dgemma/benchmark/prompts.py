@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..answer import prompt_tokens
-from ..interface import DiffusionModel
-from ..mistake import Mistake
-from ..requests import read_requests
-from ..tokenizer import Tokenizer
+from ..batch.requests import read_requests
+from ..errors import Mistake
+from ..seam.model import DiffusionModel
+from ..tokens.tokenizer import Tokenizer
+from ..writing.answer import prompt_tokens
 from .tasks import LEARNT, made
 
 KINDS = {  # name -> prompt, for a model that knows more than the tasks

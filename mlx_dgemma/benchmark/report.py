@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import Mistake, NotFound
 from ..load import gigabytes
-from ..mistake import Mistake, NotFound
 from .count import PARTS
 
 VERSION = 1

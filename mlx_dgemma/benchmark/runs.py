@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..answer import Answer
-from ..diffusion import diffuse
-from ..interface import DiffusionModel, Row
-from ..sampling import Sampling
-from ..tokenizer import TextStream, Tokenizer
+from ..seam.model import DiffusionModel, Row
+from ..tokens.tokenizer import TextStream, Tokenizer
+from ..writing.answer import Answer
+from ..writing.sampling import Sampling
+from ..writing.writing import diffuse
 from .passes import spread
 from .prompts import Prompt
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..command import Parser, at_least, progress
-from ..mistake import Mistake
+from ..errors import Mistake
+from ..terminal.command import Parser, at_least, progress
 from .measure import is_embedded
 from .plot import check, plot_steps
 from .prompts import Prompt, from_tasks

@@ -14,10 +14,10 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .. import memory
-from ..convert.names import weight_class
+from ..checkpoint import memory
+from ..checkpoint.names import weight_class
 from ..convert.recipes import Recipe
-from ..mistake import Mistake
+from ..errors import Mistake
 
 try:
     import mlx_lm

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..config import ModelConfig
+from ..checkpoint.config import ModelConfig
 
 
 class LayerCache:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..sampling import Sampling
+from ..writing.sampling import Sampling
 from .layers import Embedding
 from .vocabulary import head
 

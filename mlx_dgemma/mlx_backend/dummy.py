@@ -8,9 +8,9 @@ from __future__ import annotations
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..config import ModelConfig, Quantization
+from ..checkpoint.config import ModelConfig, Quantization
 from ..convert.recipes import mlx_community, plain, quantization
-from ..mistake import Mistake
+from ..errors import Mistake
 from .layers import Linear
 from .model import MLXModel
 from .network import Network

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..config import Quantization
+from ..checkpoint.config import Quantization
 from . import arithmetic
 from .arithmetic import bring, product, rms_norm
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..checkpoint import Tensor
-from ..config import ModelConfig
+from ..checkpoint.config import ModelConfig
+from ..checkpoint.folder import Tensor
 from .model import MLXModel
 from .network import Network
 from .weights import fingerprint, load_weights

@@ -17,8 +17,8 @@ import numpy as np
 import psutil
 from mlx.utils import tree_flatten
 
-from ..convert.names import weight_class
-from ..interface import Row
+from ..checkpoint.names import weight_class
+from ..seam.model import Row
 from . import layers, network
 from .arithmetic import bring, product
 from .model import MLXModel

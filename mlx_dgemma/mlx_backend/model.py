@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from .. import memory
-from ..config import ModelConfig
-from ..interface import NextToken, Prediction, Row
-from ..mistake import Mistake
-from ..sampling import Sampling
-from ..token_sets import TokenSets
+from ..checkpoint import memory
+from ..checkpoint.config import ModelConfig
+from ..errors import Mistake
+from ..seam.model import NextToken, Prediction, Row
+from ..seam.token_sets import TokenSets
+from ..writing.sampling import Sampling
 from . import arithmetic
 from .arithmetic import bring
 from .cache import MLXCache

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import LayerConfig, ModelConfig
+from ..checkpoint.config import LayerConfig, ModelConfig
 from . import arithmetic
 from .arithmetic import bring, rope, single, softmax, to_mlx
 from .attention import attend

@@ -12,8 +12,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..interface import Prediction, Row
-from ..token_sets import LOGPROB_SET, TokenSets
+from ..seam.model import Prediction, Row
+from ..seam.token_sets import LOGPROB_SET, TokenSets
 from .arithmetic import to_mlx
 from .layers import Embedding
 from .sweep import LOST, Asked, Slices, Sweep, Swept

@@ -10,12 +10,12 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from .. import parameters
-from ..checkpoint import Tensor
-from ..config import ModelConfig
-from ..convert.names import GLOBAL_SCALE
-from ..mistake import Mistake
-from ..parameters import FLOATS, stored_quantization
+from ..checkpoint import parameters
+from ..checkpoint.config import ModelConfig
+from ..checkpoint.folder import Tensor
+from ..checkpoint.names import GLOBAL_SCALE
+from ..checkpoint.parameters import FLOATS, stored_quantization
+from ..errors import Mistake
 from .layers import ExpertLinear, Linear
 from .network import Network
 

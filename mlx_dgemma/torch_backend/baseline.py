@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..convert.names import weight_class
-from ..mistake import Mistake
+from ..checkpoint.names import weight_class
+from ..errors import Mistake
 from .device import peak
 
 try:

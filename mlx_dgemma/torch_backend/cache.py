@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoint import gigabytes
-from ..config import LayerConfig, ModelConfig
+from ..checkpoint.config import LayerConfig, ModelConfig
+from ..checkpoint.folder import gigabytes
 from . import device as devices
 
 LEAST = {"cpu": 64, "cuda": 4096}  # tokens of a slot's room, and of a context that passes are captured for

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .. import memory
-from ..checkpoint import gigabytes
-from ..mistake import Mistake
+from ..checkpoint import memory
+from ..checkpoint.folder import gigabytes
+from ..errors import Mistake
 
 
 def has_gpu() -> bool:

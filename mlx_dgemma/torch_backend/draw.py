@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..sampling import Sampling
+from ..writing.sampling import Sampling
 
 
 def next_token(logits: torch.Tensor, sampling: Sampling, uniforms: torch.Tensor) -> torch.Tensor:

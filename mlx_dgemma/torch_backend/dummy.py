@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..config import ModelConfig, Quantization
+from ..checkpoint.config import ModelConfig, Quantization
 from ..convert.recipes import mlx_community, plain, quantization
-from ..mistake import Mistake
+from ..errors import Mistake
 from . import device as devices
 from .device import the_device
 from .layers import Linear

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from ..config import Quantization
+from ..checkpoint.config import Quantization
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0

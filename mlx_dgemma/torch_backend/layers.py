@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from ..config import Quantization
+from ..checkpoint.config import Quantization
 from . import device, formats
 from .fused import rms_norm, to_fp8
 

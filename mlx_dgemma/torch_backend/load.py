@@ -6,11 +6,11 @@ import math
 
 import torch
 
-from ..checkpoint import Tensor
-from ..config import ModelConfig
-from ..convert.names import parameter_name
+from ..checkpoint.config import ModelConfig
+from ..checkpoint.folder import Tensor
+from ..checkpoint.names import parameter_name
+from ..errors import Mistake
 from ..load import FP8, check_memory
-from ..mistake import Mistake
 from . import device as devices
 from . import parallel
 from .layers import Linear

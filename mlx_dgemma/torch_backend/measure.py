@@ -15,8 +15,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from ..convert.names import weight_class
-from ..interface import Row
+from ..checkpoint.names import weight_class
+from ..seam.model import Row
 from . import network
 from .device import the_device
 from .graphs import Graphs

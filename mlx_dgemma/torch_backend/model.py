@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig
-from ..interface import NextToken, Prediction, Row
-from ..mistake import Mistake
-from ..sampling import Sampling
-from ..token_sets import TokenSets
+from ..checkpoint.config import ModelConfig
+from ..errors import Mistake
+from ..seam.model import NextToken, Prediction, Row
+from ..seam.token_sets import TokenSets
+from ..writing.sampling import Sampling
 from . import device as devices
 from . import parallel
 from .cache import LEAST, Pool, TorchCache

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..config import LayerConfig, ModelConfig
+from ..checkpoint.config import LayerConfig, ModelConfig
 from . import parallel
 from .attention import Sight, attend
 from .fused import after_attention, after_experts, gated, gather, rotated_norm, route, spread

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..config import LayerConfig, ModelConfig
-from ..mistake import Mistake
+from ..checkpoint.config import LayerConfig, ModelConfig
+from ..errors import Mistake
 
 
 def ranks() -> int:

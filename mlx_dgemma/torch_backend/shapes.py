@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..interface import Row
+from ..seam.model import Row
 from .cache import TorchCache
 from .graphs import Inputs
 from .network import Tokens

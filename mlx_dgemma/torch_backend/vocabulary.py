@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..interface import Prediction, Row
-from ..token_sets import LOGPROB_SET, TokenSets
+from ..seam.model import Prediction, Row
+from ..seam.token_sets import LOGPROB_SET, TokenSets
 from . import parallel
 from .layers import Embedding
 from .sweep import Swept, capped

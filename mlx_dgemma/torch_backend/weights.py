@@ -11,12 +11,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .. import parameters
-from ..checkpoint import Tensor as Stored
-from ..config import ModelConfig
-from ..convert.names import GLOBAL_SCALE
-from ..mistake import Mistake
-from ..parameters import FLOATS, stored_quantization
+from ..checkpoint import parameters
+from ..checkpoint.config import ModelConfig
+from ..checkpoint.folder import Tensor as Stored
+from ..checkpoint.names import GLOBAL_SCALE
+from ..checkpoint.parameters import FLOATS, stored_quantization
+from ..errors import Mistake
 from . import parallel
 from .layers import Embedding, ExpertLinear, Linear
 from .network import Network

@@ -1,0 +1,275 @@
+"""`python -m mlx_dgemma.chat`: a conversation in a terminal, or line by line from a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Mistake
+from ..terminal.command import Parser, run, to_stdout, waiting
+from ..terminal.keyboard import Interrupt, Pipe, Terminal
+from ..terminal.options import add_shared, opened
+
+if TYPE_CHECKING:
+    from ..writing.answer import Answer, Piece
+    from ..writing.conversation import Conversation
+
+NAME = "mlx_dgemma.chat"
+KEYS = """
+Ctrl-C stops an answer and keeps its finished blocks; Ctrl-D leaves.
+Alt-Enter begins a new line; what is pasted may have many.
+Up and Ctrl-R bring back what was typed before; Tab completes commands.
+A question that begins with / needs a space before it.
+Where the model calls a tool, type or paste what came of it, JSON or text;
+Ctrl-C goes on without."""
+
+
+def parser() -> Parser:
+    parser = Parser(prog=f"python -m {NAME}", description="Talk with a model that denoises its answers.")
+    add = parser.add_argument
+    add("--load", metavar="FOLDER", help="go on with a chat that /save wrote")
+    add("--tools", metavar="FILE.json", help="a list of functions that the model may call; you say what came of it")
+    watch = {"action": argparse.BooleanOptionalAction, "default": True}
+    add("--watch", **watch, help="on a terminal, show the canvas as it settles")
+    add_shared(parser)
+    return parser
+
+
+class Screen:
+    """Answers go to stdout; what was thought, and notes, to stderr."""
+
+    def __init__(self, watched: bool):
+        from rich.console import Console
+
+        self.console = Console(stderr=True, highlight=False)
+        self.watched = watched and sys.stdout.isatty() and sys.stderr.isatty()
+
+    def note(self, text: str, style: str = "dim", end: str = "\n") -> None:
+        """Wrapped, if it is a whole line on a terminal."""
+        whole = self.console.is_terminal and end == "\n"
+        self.console.print(text, style=style, end=end, markup=False, emoji=False, soft_wrap=not whole)
+
+    def show(self, pieces: Iterator[Piece], conversation: Conversation) -> None:
+        """Text as blocks finish; in between, the canvas."""
+        with contextlib.ExitStack() as stack:
+            watch, say = None, lambda text, out: out(text)
+            if self.watched:
+                from ..terminal.watch import Watch
+
+                steps = conversation.sampling.max_denoising_steps
+                watch = stack.enter_context(Watch(conversation.tokenizer, steps))
+                say = watch.write
+            last, out = "\n", to_stdout
+            for piece in pieces:
+                for text, own in ((piece.thinking, self.think), (piece.text, to_stdout)):
+                    if not text:
+                        continue
+                    if own != out:  # a block of thinking stands apart
+                        say("thinking:\n" if own == self.think else "\n" * (2 - last.endswith("\n")), self.think)
+                    say(text, own)
+                    last, out = text, own
+                if watch:
+                    watch.show(piece.step)
+            say("" if last.endswith("\n") else "\n", out)
+
+    def think(self, text: str) -> None:
+        self.note(text, "dim italic", end="")
+
+
+class Session:
+    """What is typed is for the conversation, or a command."""
+
+    def __init__(self, conversation: Conversation, screen: Screen, interactive: bool):
+        self.conversation, self.screen, self.interactive = conversation, screen, interactive
+
+    @property
+    def prompt(self) -> str:
+        calls = self.conversation.waiting
+        return f"what came of {calls[0].name}: " if calls else "> "
+
+    def take(self, line: str) -> None:
+        """Mistake: the line cannot be done, and nothing has changed. EOFError: it asks to leave."""
+        name, _, argument = line.strip().partition(" ")
+        if not name:
+            return
+        if name in COMMANDS and line.startswith("/"):
+            COMMANDS[name][0](self, argument.strip())
+        elif self.conversation.waiting:
+            self.conversation.respond(result(line))
+            if not self.conversation.waiting:
+                self.answer()
+        elif line.startswith("/"):
+            raise Mistake(f"{name} is not a command: /help lists them; a question needs a space before its /")
+        else:
+            self.conversation.say(line)
+            self.answer()
+
+    def answer(self) -> None:
+        """The model's turn, or what follows in it, on the screen."""
+        conversation, unread = self.conversation, self.conversation.unread
+        read, asked = f"read {unread} of {len(conversation.tokens)} tokens", len(conversation.messages)
+        with Interrupt() as interrupt:
+            with waiting(f"reading {unread} tokens") as say:
+                pieces = self.pieces(interrupt, say)
+                first = list(islice(pieces, 1))
+            self.screen.show(chain(first, pieces), conversation)
+        for call in conversation.answer.calls if conversation.answer else []:
+            print(f"tool call: {call}", flush=True)
+        for note in conversation.answer.notes if conversation.answer else []:
+            self.screen.note(note)
+        forgotten = ", and the question is forgotten" if len(conversation.messages) < asked else ""
+        self.screen.note(f"{outcome(conversation.answer)}{forgotten}; {read}")
+        if interrupt.asked and not self.interactive:
+            raise KeyboardInterrupt
+
+    def pieces(self, interrupt: Interrupt, say: Callable[[str], None]) -> Iterator[Piece]:
+        """Until the answer is done, or Ctrl-C is seen between two passes. `say` is told how much is yet to be read."""
+        for left in self.conversation.read():
+            say(f"reading {left} tokens")
+            if interrupt.asked:
+                return self.conversation.close()
+        with contextlib.closing(self.conversation.write()) as pieces:
+            for piece in pieces:
+                yield piece
+                if interrupt.asked:
+                    return None
+
+    def help(self, _: str) -> None:
+        for name, (_, argument, what) in COMMANDS.items():
+            self.screen.note(f"{f'{name} {argument}':14} {what}", "")
+        self.screen.note(KEYS, "")
+
+    def reset(self, _: str) -> None:
+        self.conversation.reset()
+        self.screen.note("all turns are forgotten")
+
+    def mode(self, mode: str) -> None:
+        from ..writing.conversation import MODES
+
+        if mode and mode not in MODES:
+            raise Mistake(f"{mode} is not a mode: need one of {', '.join(MODES)}")
+        self.conversation.mode = mode or self.conversation.mode
+        self.screen.note(f"mode: {self.conversation.mode}, of {', '.join(MODES)}")
+
+    def steps(self, steps: str) -> None:
+        sampling = self.conversation.sampling
+        if steps and not (steps.isdecimal() and int(steps)):
+            raise Mistake(f"need a number of steps >= 1, got {steps!r}")
+        self.conversation.sampling = replace(sampling, max_denoising_steps=int(steps or sampling.max_denoising_steps))
+        self.screen.note(f"at most {self.conversation.sampling.max_denoising_steps} steps a block")
+
+    def save(self, folder: str) -> None:
+        path = folder_of(folder)
+        self.conversation.save(path)
+        self.screen.note(f"saved to {path}: go on with /load, or --load at the start")
+
+    def load(self, folder: str) -> None:
+        self.conversation.load(folder_of(folder))
+        tokenizer = self.conversation.tokenizer
+        for message in self.conversation.messages:
+            _, said = tokenizer.split_thinking(tokenizer.encode(message["content"]))
+            self.screen.note("> " * (message["role"] == "user") + tokenizer.decode(said))
+
+    def leave(self, _: str) -> None:
+        raise EOFError
+
+
+COMMANDS = {  # name -> what does it, what follows, what it is for
+    "/help": (Session.help, "", "this"),
+    "/reset": (Session.reset, "", "forget all turns"),
+    "/mode": (Session.mode, "[MODE]", "how answers are written"),
+    "/steps": (Session.steps, "[N]", "passes a block may take"),
+    "/save": (Session.save, "FOLDER", "the turns, and the cache with what the model has read"),
+    "/load": (Session.load, "FOLDER", "go on with what was saved"),
+    "/quit": (Session.leave, "", "leave, as Ctrl-D does"),
+}
+
+
+def folder_of(text: str) -> Path:
+    if not text:
+        raise Mistake("need a folder")
+    return Path(text).expanduser()
+
+
+def result(line: str) -> Any:
+    """JSON, or else the text as it is."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line
+
+
+def outcome(answer: Answer | None) -> str:
+    if answer is None or not answer.steps_per_block:
+        return "stopped before the first block was done"
+    said = f"{len(answer.tokens)} tokens, {answer.steps} steps, {answer.seconds:.2f} s"
+    if answer.finish_reason is None:
+        return f"stopped; what is finished is kept: {said}"
+    if answer.finish_reason == "length":
+        return f"{said}, cut at the length asked for"
+    return said if answer.text or answer.calls else f"an empty answer: {said}"
+
+
+def tools_of(path: str) -> list[dict]:
+    try:
+        tools = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Mistake(f"--tools {path}: {error}") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) and "function" in tool for tool in tools):
+        raise Mistake(f'--tools {path}: need a list of {{"type": "function", "function": {{"name": …}}}}')
+    return tools
+
+
+def opened_conversation(options: argparse.Namespace) -> Conversation:
+    if options.load and (options.system is not None or options.thinking or options.tools):
+        raise Mistake("a saved chat has its own --system, --thinking and --tools: leave them out, or --load")
+    tools = tools_of(options.tools) if options.tools else None
+    model, tokenizer, sampling = opened(NAME, options)
+    from ..writing.conversation import Conversation
+
+    own = {name: getattr(options, name) for name in ("system", "thinking", "max_tokens", "seed")}
+    return Conversation(model, tokenizer, sampling, tools=tools, **own)
+
+
+def chat(options: argparse.Namespace) -> None:
+    conversation = opened_conversation(options)
+    from ..writing.conversation import MODES
+
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    following = {"/mode": MODES, "/save": Path, "/load": Path}
+    keyboard = Terminal({name: following.get(name, ()) for name in COMMANDS}) if interactive else Pipe()
+    screen = Screen(options.watch)
+    session = Session(conversation, screen, interactive)
+    if options.load:
+        session.load(options.load)
+    if interactive:
+        screen.note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
+    while True:
+        try:
+            session.take(keyboard.line(session.prompt))
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            conversation.close()  # a call that nobody answers
+        except Mistake as mistake:
+            if not interactive:
+                raise
+            screen.note(str(mistake), "red")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    return run(NAME, lambda: chat(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""config.json and generation_config.json, in both published layouts -> ModelConfig, Sampling.
+
+The hub's layout names the full layers' heads `global_head_dim` and `num_global_key_value_heads`; transformers 5.23
+writes `per_layer_config` instead. What we do not support is an error that names it: there is one model to serve, and
+a setting that is read past would be a wrong answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import Mistake
+
+MODEL_TYPE = "diffusion_gemma"
+MODES = {"affine", "mxfp4", "nvfp4", "mxfp8"}
+DEFAULT_ROPE = {  # transformers: DiffusionGemmaTextConfig
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    sliding: bool
+    head_dim: int
+    num_key_value_heads: int
+    rope_theta: float
+    rotated: int  # leading pairs of a head that rotate; proportional RoPE leaves the others as they are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """How one module's weight is stored, in the words of `mlx.core.quantize`."""
+
+    bits: int
+    group_size: int
+    mode: str = "affine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    vocab_size: int
+    canvas_length: int
+    hidden_size: int
+    intermediate_size: int
+    moe_intermediate_size: int
+    num_attention_heads: int
+    num_experts: int
+    top_k_experts: int
+    rms_norm_eps: float
+    sliding_window: int
+    final_logit_softcapping: float
+    max_position_embeddings: int
+    layers: tuple[LayerConfig, ...]
+    dtype: str  # of the activations, and of weights that are not quantized
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    quantization: Quantization | None = None  # of modules with scales that have no entry of their own
+    quantized_paths: Mapping[str, Quantization | None] | None = None  # module path -> its own; None: not quantized
+
+
+def _take(values: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+    value = values.get(name)
+    if value is None:
+        value = default
+    if value is None:
+        raise Mistake(f"config.json: {name} is missing")
+    if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int | float) and value <= 0):
+        raise Mistake(f"config.json: {name} must be a positive number, got {value!r}")
+    return value
+
+
+def _check_supported(config: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+    """Settings that would change what is computed, and that no published checkpoint has otherwise."""
+    expected = {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "use_bidirectional_attention": "vision",
+    }
+    for name, supported in expected.items():
+        value = text.get(name)
+        if value is not None and value != supported:
+            raise Mistake(f"config.json: {name} = {value!r} is not supported, only {supported!r}")
+    if config.get("tie_word_embeddings") is False:
+        raise Mistake("config.json: tie_word_embeddings = False is not supported, only True")
+
+
+def _rotated(kind: str, head_dim: int, rope: Mapping[str, Any]) -> int:
+    """Pairs that rotate (transformers: `_compute_proportional_rope_parameters`)."""
+    rope_type = rope.get("rope_type", "default")
+    factor = rope.get("partial_rotary_factor", 1.0)
+    unsupported = {k: v for k, v in rope.items() if k not in ("rope_type", "rope_theta", "partial_rotary_factor")}
+    if rope_type not in ("default", "proportional") or unsupported or (rope_type == "default" and factor != 1.0):
+        raise Mistake(f"config.json: rope_parameters of {kind} = {dict(rope)} are not supported")
+    return int(factor * head_dim // 2)
+
+
+def _layers(text: Mapping[str, Any]) -> tuple[LayerConfig, ...]:
+    count = _take(text, "num_hidden_layers", int)
+    types = list(
+        text.get("layer_types") or ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(count)]
+    )
+    if len(types) != count or not set(types) <= set(DEFAULT_ROPE):
+        raise Mistake(f"config.json: layer_types must be {count} of {sorted(DEFAULT_ROPE)}, got {types}")
+    types[-1] = "full_attention"  # as transformers forces it
+    heads = _take(text, "num_key_value_heads", int)
+    full = {"head_dim": text.get("global_head_dim") or 512}
+    full["num_key_value_heads"] = text.get("num_global_key_value_heads") or heads
+    overrides = text.get("per_layer_config")
+    if overrides is None:
+        overrides = {str(i): full for i, kind in enumerate(types) if kind == "full_attention"}
+    for index, entry in overrides.items():
+        known = isinstance(entry, Mapping) and set(entry) <= {"head_dim", "num_key_value_heads"}
+        if not (known and str(index).isdigit() and int(index) < count):
+            raise Mistake(f"config.json: per_layer_config[{index!r}] = {entry!r} is not supported")
+    ropes = text.get("rope_parameters") or DEFAULT_ROPE
+    layers = []
+    for index, kind in enumerate(types):
+        entry = {**text, **overrides.get(str(index), {})}
+        head_dim, rope = _take(entry, "head_dim", int), ropes.get(kind) or DEFAULT_ROPE[kind]
+        layers.append(
+            LayerConfig(
+                sliding=kind == "sliding_attention",
+                head_dim=head_dim,
+                num_key_value_heads=_take(entry, "num_key_value_heads", int),
+                rope_theta=float(_take(rope, "rope_theta", (int, float))),
+                rotated=_rotated(kind, head_dim, rope),
+            )
+        )
+    return tuple(layers)
+
+
+def _quantization_entry(path: str, entry: Any) -> Quantization | None:
+    if entry is False:
+        return None
+    if not isinstance(entry, Mapping) or "group_size" not in entry or "bits" not in entry:
+        raise Mistake(f"config.json: quantization of {path} needs group_size and bits, got {entry!r}")
+    found = Quantization(bits=entry["bits"], group_size=entry["group_size"], mode=entry.get("mode", "affine"))
+    if found.mode not in MODES or not all(isinstance(n, int) and n > 0 for n in (found.bits, found.group_size)):
+        raise Mistake(f"config.json: quantization of {path} is not one we know: {entry!r}")
+    return found
+
+
+def _quantization(config: Mapping[str, Any]) -> tuple[Quantization | None, dict[str, Quantization | None]]:
+    stored = config.get("quantization") or config.get("quantization_config")
+    if stored is None:
+        return None, {}
+    if "quant_method" in stored:
+        first = "it" if stored["quant_method"] == "modelopt" else "the original checkpoint"
+        raise Mistake(
+            f"config.json: weights quantized by {stored['quant_method']!r} cannot be loaded; "
+            f"convert {first} with `python -m mlx_dgemma.convert`"
+        )
+    default = _quantization_entry(
+        "the whole model", {k: v for k, v in stored.items() if not isinstance(v, dict | bool)}
+    )
+    paths = {path: entry for path, entry in stored.items() if isinstance(entry, dict | bool) and entry is not True}
+    return default, {path: _quantization_entry(path, entry) for path, entry in paths.items()}
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else () if value is None else (int(value),)
+
+
+def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
+    """From the two files, parsed. ValueError names what is missing, wrong or not supported."""
+    found = config.get("model_type") if isinstance(config, Mapping) else None
+    if found != MODEL_TYPE:
+        raise Mistake(
+            f"config.json: need model_type {MODEL_TYPE!r}, got {found!r}: this program runs DiffusionGemma only"
+        )
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        raise Mistake("config.json: text_config is missing")
+    _check_supported(config, text)
+    generation = generation or config.get("generation_config") or {}
+    stop_ids = (
+        _ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id")) or _ids(text.get("eos_token_id"))
+    )
+    sizes = [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "moe_intermediate_size",
+        "num_attention_heads",
+        "num_experts",
+    ]
+    sizes += ["top_k_experts", "sliding_window", "max_position_embeddings"]
+    default, paths = _quantization(config)
+    model = ModelConfig(
+        **{name: _take(text, name, int) for name in sizes},
+        canvas_length=_take(config, "canvas_length", int, 256),
+        rms_norm_eps=_take(text, "rms_norm_eps", float, 1e-6),
+        final_logit_softcapping=float(_take(text, "final_logit_softcapping", (int, float), 30.0)),
+        layers=_layers(text),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "bfloat16"),
+        stop_ids=stop_ids,
+        pad_id=int(generation.get("pad_token_id") or text.get("pad_token_id") or 0),
+        quantization=default,
+        quantized_paths=paths,
+    )
+    if model.top_k_experts > model.num_experts:
+        raise Mistake(f"config.json: top_k_experts = {model.top_k_experts} of num_experts = {model.num_experts}")
+    for layer in model.layers:
+        if model.num_attention_heads % layer.num_key_value_heads:
+            raise Mistake(
+                f"config.json: {layer.num_key_value_heads} key-value heads do not divide "
+                f"{model.num_attention_heads} heads"
+            )
+    return model

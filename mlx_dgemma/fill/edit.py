@@ -1,0 +1,146 @@
+"""Change lines of a file in place: all else is held, the lines are partly noised and denoised from there.
+
+There is no time input, so a canvas may start anywhere between text and noise: at a share `strength` of noise, and at
+the temperature that the schedule has there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import Mistake, NotFound
+from ..tokens.tokenizer import Tokenizer
+from ..writing.sampling import Sampling
+from .infill import Infill
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit(Infill):
+    """An infill of one gap, of which it is known what stood there."""
+
+    old: Sequence[int]  # tokens
+    strength: float = 0.75  # share of them that is noise at first
+
+    def blank(self, length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The old tokens, kept from both ends where the gap is shorter, apart in the middle where it is longer; those
+        that are not noised are what the first pass hears, too."""
+        kept = min(length, len(self.old))
+        tokens, old = np.full(length, -1, np.int32), np.asarray(self.old, np.int32)
+        tokens[: kept - kept // 2] = old[: kept - kept // 2]
+        tokens[length - kept // 2 :] = old[len(old) - kept // 2 :]
+        noised = rng.random(length) < self.strength
+        start = np.where(noised, -1, tokens).astype(np.int32)
+        return start, start
+
+    def schedule(self, sampling: Sampling) -> Sampling:
+        """The rest of it, where a share `strength` is left."""
+        left = max(1, round(self.strength * sampling.max_denoising_steps))
+        t_max = sampling.t_min + (sampling.t_max - sampling.t_min) * left / sampling.max_denoising_steps
+        return replace(sampling, max_denoising_steps=left, t_max=t_max)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines of a file, and what is around them; a line's end belongs to what is behind it."""
+
+    before: str
+    old: str
+    behind: str
+
+    @property
+    def newline(self) -> str:
+        """The one that most lines of the file end with."""
+        text = self.before + self.old + self.behind
+        return "\r\n" if 2 * text.count("\r\n") > text.count("\n") else "\n"
+
+    def with_new(self, new: str) -> str:
+        """The whole file. The model writes "\\n"; the file's own convention is kept."""
+        new = new.replace("\r\n", "\n").replace("\n", self.newline)
+        return self.before + new + self.behind
+
+
+def read_text(path: str | Path) -> str:
+    """To the byte: no newline is translated. Mistake where it is not text."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such file") from None
+    except OSError as error:
+        raise Mistake(f"{path} cannot be read: {error.strerror}") from None
+    return as_text(data, str(path))
+
+
+def as_text(data: bytes, name: str) -> str:
+    if (zero := data.find(b"\0")) >= 0:
+        raise Mistake(f"{name} is not text: byte 0x00 at offset {zero}; give a text file in UTF-8")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        wrong = data[error.start]
+        raise Mistake(
+            f"{name} is not text: byte 0x{wrong:02x} at offset {error.start} is not UTF-8; convert it first"
+        ) from None
+
+
+def cut(text: str, first: int, last: int, name: str = "the text") -> Lines:
+    """Lines `first` to `last`, counted from 1, both included."""
+    lines = split_lines(text)
+    if not 1 <= first <= last <= len(lines):
+        raise Mistake(
+            f"lines {first}:{last} are not in {name}, which has {len(lines)} lines; need FIRST:LAST with "
+            "1 <= FIRST <= LAST <= that"
+        )
+    old = "".join(lines[first - 1 : last])
+    end = re.search(r"(\r?\n)?\Z", old).group()
+    old = old[: len(old) - len(end)]
+    return Lines("".join(lines[: first - 1]), old, end + "".join(lines[last:]))
+
+
+def split_lines(text: str) -> list[str]:
+    r"""With their ends; only "\n" ends a line, as everywhere outside Python."""
+    return re.findall(r"[^\n]*\n|[^\n]+", text)
+
+
+def change(tokenizer: Tokenizer, lines: Lines, *, prompt: Sequence[int], length: int | None = None, **options) -> Edit:
+    """For `infill`, whose gap is what `lines.with_new` takes. `prompt`: tokens, up to where the model's turn begins;
+    `length`: tokens that the lines become, None: searched, what they are among the lengths tried; other `options` of
+    Edit: strength, seed."""
+    before, old, behind = (part.replace("\r\n", "\n") for part in (lines.before, lines.old, lines.behind))
+    tokens = tokenizer.encode(old)
+    lengths, usual = (None if length is None else [length]), ([len(tokens)] if tokens else [])
+    return Edit(prompt=prompt, texts=[before, behind], lengths=lengths, usual=usual, old=tokens, **options)
+
+
+def unified_diff(old: str, new: str, name: str) -> str:
+    """As `diff -u` writes it, with its line about a missing newline at the end; empty where nothing changed."""
+    names = (name, name) if name.startswith("/") else (f"a/{name}", f"b/{name}")
+    found = difflib.unified_diff(split_lines(old), split_lines(new), *names)
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in found)
+
+
+def write(path: Path, text: str) -> None:
+    """All of it or nothing: a new file beside it takes its name, and its permissions. A link stays one."""
+    path = path.resolve()
+    try:
+        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise Mistake(f"{path} cannot be changed: {error.strerror}; its folder must be writable") from None
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.copymode(path, part)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise

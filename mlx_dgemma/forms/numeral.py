@@ -1,0 +1,96 @@
+"""Numbers between bounds, as JSON writes them -> expressions."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import ceil, floor, inf, nextafter
+
+from ..errors import Mistake
+from .expression import Expression, Repeat, Text, between, either, optional, series
+
+DIGIT = between("0", "9")
+WHOLE_DIGITS = 18  # of a whole number without a bound
+DIGITS = 15  # of a number before its point and behind it: as many as a double tells apart
+DECIMALS = 6  # behind the point where there are bounds, more where those leave no such number
+
+Bound = tuple[Fraction, bool]  # a number, and whether it is itself left out
+
+
+def _any(shape: str) -> Expression:
+    return series(*(c if c == "." else DIGIT for c in shape))
+
+
+def _fixed(low: str, high: str) -> Expression:
+    """From `low` to `high`, which have as many digits, and their points at one place."""
+    same = next((i for i, (a, b) in enumerate(zip(low, high, strict=True)) if a != b), len(low))
+    if same == len(low):
+        return Text(low)
+    first, last, a, b = low[same], high[same], low[same + 1 :], high[same + 1 :]
+    options = []
+    if a.strip("0."):
+        options.append(series(first, _fixed(a, a.translate(str.maketrans("012345678", "999999999")))))
+        first = chr(ord(first) + 1)
+    if b.strip("9."):
+        options.append(series(last, _fixed(b.translate(str.maketrans("123456789", "000000000")), b)))
+        last = chr(ord(last) - 1)
+    if first <= last:
+        options.append(series(between(first, last), _any(a)))
+    return series(low[:same], either(*options))
+
+
+def _steps(low: int, high: int, decimals: int) -> list[Expression]:
+    """low/10^decimals to high/10^decimals, in steps of 1/10^decimals."""
+    if low > high:
+        return []
+    if low < 0:
+        below = [series("-", number) for number in _steps(max(1, -high), -low, decimals)]
+        return below + _steps(0, high, decimals)
+    found, least, most = [], 0, 10 ** (decimals + 1) - 1
+    while least <= high:
+        if (a := max(low, least)) <= (b := min(high, most)):
+            found.append(_fixed(_written(a, decimals), _written(b, decimals)))
+        least, most = most + 1, most * 10 + 9
+    return found
+
+
+def _written(steps: int, decimals: int) -> str:
+    digits = str(steps).zfill(decimals + 1)
+    return f"{digits[: len(digits) - decimals]}.{digits[len(digits) - decimals :]}" if decimals else digits
+
+
+def _grid(low: Bound, high: Bound, decimals: int) -> list[Expression]:
+    """All numbers with so many decimals."""
+    scale = 10**decimals
+    if not decimals:  # read as they are
+        first = floor(low[0]) + 1 if low[1] else ceil(low[0])
+        return _steps(first, ceil(high[0]) - 1 if high[1] else floor(high[0]), 0)
+    return _steps(ceil(_inside(low, inf) * scale), floor(_inside(high, -inf) * scale), decimals)
+
+
+def _inside(bound: Bound, towards: float) -> Fraction:
+    """The bound, or the next double where it is left out: what a text is read as is a double, and must not be it."""
+    value, left_out = bound
+    double = float(value)
+    while left_out and (Fraction(double) - value) * (1 if towards > 0 else -1) <= 0:
+        double = nextafter(double, towards)
+    return Fraction(double) if left_out else value
+
+
+def number(low: Bound | None, high: Bound | None, *, whole: bool) -> Expression:
+    """From `low` to `high`, None for no bound. Mistake where there is no such number that can be written."""
+    if low is None and high is None and not whole:
+        begin = series(optional("-"), either("0", series(between("1", "9"), Repeat(DIGIT, 0, DIGITS - 1))))
+        exponent = series(either("e", "E"), optional(either("+", "-")), Repeat(DIGIT, 1, 2))
+        return series(begin, optional(series(".", Repeat(DIGIT, 1, DIGITS))), optional(exponent))
+    far = max((abs(bound[0]) for bound in (low, high) if bound), default=Fraction(0)) * 10
+    far = max(far, Fraction(10 ** (WHOLE_DIGITS if whole else DIGITS))) - 1
+    low, high = low or (-far, False), high or (far, False)
+    if whole:
+        options = _grid(low, high, 0)
+    else:
+        options = [option for decimals in range(DECIMALS + 1) for option in _grid(low, high, decimals)]
+        more = (_grid(low, high, decimals) for decimals in range(DECIMALS + 1, DIGITS + 1))
+        options = options or next(filter(None, more), [])
+    if not options:
+        raise Mistake("its bounds leave no number")
+    return either(*options)

@@ -1,0 +1,107 @@
+"""What a person types: a line editor on a terminal, plain lines from a pipe; and Ctrl-C while the model works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from prompt_toolkit import PromptSession, completion
+from prompt_toolkit.completion import CompleteEvent, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings
+
+from ..errors import Mistake
+
+Commands = Mapping[str, Iterable[str] | type[Path]]  # names, and what may follow each: some words, or a path
+
+
+class Completer(completion.Completer):
+    """Of commands, and of what may follow them."""
+
+    def __init__(self, commands: Commands):
+        self.commands, self.paths = commands, PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
+        name, space, argument = document.text_before_cursor.partition(" ")
+        following = self.commands.get(name, ()) if space else self.commands
+        if following is Path:
+            yield from self.paths.get_completions(Document(argument), event)
+        else:
+            typed = argument if space else name
+            yield from (Completion(w, -len(typed)) for w in following if w.startswith(typed))
+
+
+class Terminal:
+    """History, search (Ctrl-R), completion of commands (Tab), an editor (Ctrl-X Ctrl-E); what is pasted is one text,
+    whatever lines it has, and Alt-Enter begins a new line."""
+
+    interactive = True
+
+    def __init__(self, commands: Commands):
+        keys = KeyBindings()
+        keys.add("escape", "enter")(lambda event: event.current_buffer.newline(copy_margin=False))
+        self._session: PromptSession[str] = PromptSession(
+            history=_history(),
+            completer=Completer(commands),
+            complete_while_typing=False,
+            enable_open_in_editor=True,
+            enable_suspend=True,
+            key_bindings=keys,
+        )
+
+    def line(self, prompt: str) -> str:
+        """What is typed next. EOFError: Ctrl-D. KeyboardInterrupt: Ctrl-C, which throws away what was typed."""
+        return self._session.prompt(prompt, prompt_continuation=" " * len(prompt))
+
+
+def _history() -> History:
+    """Of all sessions, where it can be kept; others must not read it."""
+    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    path = home / "mlx_dgemma" / "chat_history"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(path))
+
+
+class Pipe:
+    """Line by line; one that ends with a backslash goes on in the next."""
+
+    interactive = False
+
+    def line(self, prompt: str) -> str:
+        """What comes next. EOFError: nothing."""
+        lines = []
+        while raw := sys.stdin.buffer.readline():
+            try:
+                line = raw.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                raise Mistake(f"standard input is not UTF-8: {raw[:40]!r}; convert it first") from None
+            lines.append(line.removesuffix("\\"))
+            if not line.endswith("\\"):
+                break
+        if not lines:
+            raise EOFError
+        return "\n".join(lines)
+
+
+class Interrupt:
+    """Inside, Ctrl-C is noted and not raised: to be looked at between passes, so that none is broken off."""
+
+    asked = False
+
+    def __enter__(self) -> Interrupt:
+        self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, *_) -> None:
+        self.asked = True
+
+    def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGINT, self._before)

@@ -1,0 +1,90 @@
+"""The canvas as it settles, redrawn in a terminal: accepted positions bright, the others dim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from ..tokens.tokenizer import Tokenizer
+from ..writing.writing import Step
+
+ACCEPTED, UNSETTLED = "bold", "dim italic yellow"
+EMPTY = "·"  # a special token, such as those that fill the canvas behind the answer
+CONTROL = dict.fromkeys([*range(9), *range(11, 32), 127], EMPTY)  # noise must not steer the terminal
+Say = Callable[[str], None]
+
+
+class Watch:
+    """A context manager; draws on stderr and takes its drawing away again, so that stdout has the text alone.
+
+    A drawing needs lines of its own. So the last line of a text that goes on is held, and shown before the canvas.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_denoising_steps: int, console: Console | None = None):
+        self.tokenizer = tokenizer
+        self.max_denoising_steps = max_denoising_steps
+        self.console = console or Console(stderr=True)
+        self.live: Live | None = None
+        self.line, self.say = "", print
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.release()
+
+    def show(self, step: Step) -> None:
+        """Of a block that is done, only what of its text was held: the rest is printed."""
+        if self.live is None:  # a new one: started again, rich's would take away as many lines as it once had
+            # rich would catch what is printed meanwhile, and colour it.
+            keep_out = {"redirect_stdout": False, "redirect_stderr": False}
+            self.live = Live(console=self.console, transient=True, auto_refresh=False, **keep_out)
+            self.live.start()
+        self.live.update(self.held() if step.final else self.picture(step), refresh=True)
+
+    def clear(self) -> None:
+        """Take the drawing away: text that is printed next stands where it was."""
+        if self.live:
+            self.live.stop()
+        self.live = None
+
+    def write(self, text: str, say: Say) -> None:
+        """Have `say` print it, without an end of its own, where the drawing was."""
+        if text and say != self.say:
+            self.release()
+            self.say = say
+        lines, end, self.line = (self.line + text).rpartition("\n")
+        if end:
+            self.clear()
+            say(lines + end)
+
+    def release(self) -> None:
+        """Take the drawing away, and print what was held."""
+        self.clear()
+        if self.line:
+            self.say(self.line)
+        self.line = ""
+
+    def held(self) -> Text:
+        return Text(self.line[-3 * self.console.width :])
+
+    def picture(self, step: Step) -> Group:
+        canvas = self.held()
+        tokens = zip(step.draft.tolist(), step.accepted.tolist(), strict=True)
+        for accepted, run in groupby(tokens, key=lambda token: token[1]):
+            canvas.append(self._text([token for token, _ in run]), ACCEPTED if accepted else UNSETTLED)
+        settled = f"{int(step.accepted.sum())} of {len(step.accepted)} accepted"
+        status = f"block {step.block + 1}  step {step.step + 1} of at most {self.max_denoising_steps}  {settled}"
+        return Group(canvas, Text(f"{status}  entropy {step.entropy.mean():.3f}", style="cyan"))
+
+    def _text(self, tokens: list[int]) -> str:
+        """Neighbours are decoded together: a character may be spread over several tokens."""
+        parts = []
+        for special, run in groupby(tokens, key=lambda token: self.tokenizer.piece(token) is None):
+            own = list(run)
+            parts.append(EMPTY * len(own) if special else self.tokenizer.decode(own).translate(CONTROL))
+        return "".join(parts)

@@ -1,0 +1,143 @@
+"""Steps -> text: the stop token, the length, the thinking channel, and the numbers of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint.config import ModelConfig
+from ..errors import Mistake
+from ..seam.model import DiffusionModel
+from ..tokens.tokenizer import TextStream, Tokenizer
+from ..tokens.tools import CallStream, ToolCall
+from .route import write
+from .sampling import Sampling
+from .writing import Step
+
+
+@dataclass
+class Answer:
+    """One request's text as it grows. Time runs from when it is made."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    max_tokens: int
+    tokens: list[int] = field(default_factory=list)  # kept, the stop token among them
+    text: str = ""
+    thinking: str = ""
+    calls: list[ToolCall] = field(default_factory=list)  # of tools; no part of the text
+    notes: list[str] = field(default_factory=list)  # what was decided on the way
+    steps_per_block: list[int] = field(default_factory=list)  # of finished blocks
+    finish_reason: str | None = None
+    seconds: float = 0.0
+    seconds_to_first_block: float | None = None
+
+    def __post_init__(self) -> None:
+        self._began = time.perf_counter()
+        self._stream, self._calls = TextStream(self.tokenizer), CallStream(self.tokenizer)
+        self._filled, self._block = 0, -1
+
+    @property
+    def steps(self) -> int:
+        return sum(self.steps_per_block)
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """As transformers counts: tokens of whole canvases up to the stop token, pads left out, over decoder passes."""
+        return self._filled / self.steps if self.steps else 0.0
+
+    def statistics(self, prompt_length: int) -> dict[str, Any]:
+        """For --json. Seconds."""
+        return {
+            "text": self.text,
+            "thinking": self.thinking,
+            "tool_calls": [{"name": call.name, "arguments": call.arguments} for call in self.calls],
+            "notes": self.notes,
+            "tokens": len(self.tokens),
+            "prompt_tokens": prompt_length,
+            "blocks": len(self.steps_per_block),
+            "steps": self.steps,
+            "tokens_per_forward": self.tokens_per_forward,
+            "seconds": self.seconds,
+            "seconds_to_first_block": self.seconds_to_first_block,
+            "finish_reason": self.finish_reason,
+        }
+
+    def add(self, step: Step) -> tuple[str, str]:
+        """(thinking, text) that are new; both empty until a block is final."""
+        self.seconds = time.perf_counter() - self._began
+        self.notes += [step.note] if step.note else []
+        if not step.final:
+            return "", ""
+        if step.block == self._block:  # said in parts, as it is left to right
+            self.steps_per_block.pop()
+        self.steps_per_block.append(step.step + 1)
+        self._block = step.block
+        if self.seconds_to_first_block is None:
+            self.seconds_to_first_block = self.seconds
+        stops = np.flatnonzero(np.isin(step.draft, self.config.stop_ids))
+        said = step.draft[: stops[0] + 1] if len(stops) else step.draft
+        self._filled += int((said != self.config.pad_id).sum())
+        kept = said[: self.max_tokens - len(self.tokens)].tolist()
+        self.tokens += kept
+        self.finish_reason = "length" if step.reason and len(kept) < len(said) else step.reason
+        plain, calls = self._calls.push(kept)
+        self.calls += calls
+        if self.finish_reason:
+            plain += self._calls.finish()
+        thinking, text = self._stream.push(plain)
+        if self.finish_reason:
+            rest = self._stream.finish()
+            thinking, text = thinking + rest[0], text + rest[1]
+        self.thinking += thinking
+        self.text += text
+        return thinking, text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One pass of `stream_generate`, and the text that it finished."""
+
+    text: str  # empty until a block is done
+    thinking: str
+    step: Step
+    finish_reason: str | None  # of the last piece: "stop" or "length"
+
+
+def prompt_tokens(
+    tokenizer: Tokenizer, prompt: str | Sequence[dict], *, system: str | None = None, thinking: bool = False
+) -> list[int]:
+    """A question, or a conversation [{"role", "content"}, …], as the chat template writes it."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if not messages or not str(messages[-1].get("content") or "").strip():
+        raise Mistake("the prompt is empty: say what you want")
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return tokenizer.chat(messages, thinking=thinking)
+
+
+def stream_generate(
+    model: DiffusionModel,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[dict],
+    *,
+    sampling: Sampling | None = None,
+    thinking: bool = False,
+    **how: Any,
+) -> Iterator[Piece]:
+    """Answer a question, or a conversation [{"role", "content"}, …]: one Piece a pass; text comes as blocks finish.
+    `how` is of `router.write`: max_tokens, seed, mode ("diffusion", "ar" or "auto"), verify.
+
+    >>> model, tokenizer, sampling = load()
+    >>> for piece in stream_generate(model, tokenizer, "Sort: Lima, Kyiv", sampling=sampling):
+    ...     print(piece.text, end="")
+    """
+    tokens = prompt_tokens(tokenizer, prompt, thinking=thinking)
+    answer = Answer(model.config, tokenizer, how.setdefault("max_tokens", 2048))
+    for step in write(model, tokens, sampling=sampling or Sampling(), **how):
+        thought, text = answer.add(step)
+        yield Piece(text=text, thinking=thought, step=step, finish_reason=answer.finish_reason)

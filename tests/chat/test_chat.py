@@ -1,0 +1,289 @@
+"""The chat, as whoever types meets it: from a pipe, on a terminal, and what it puts on the screen."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from scripted import random_bpe, scripted
+from terminals import SOLVED, SUDOKU, Stdin, mistake
+
+from mlx_dgemma.chat.__main__ import COMMANDS, Screen, Session, main
+from mlx_dgemma.errors import Mistake
+from mlx_dgemma.terminal.keyboard import Completer, Interrupt, Terminal
+from mlx_dgemma.writing.sampling import Sampling
+
+PIPED = SUDOKU.replace("\n", "\\\n") + "\n"
+EDITING = b"\x1b[?2004h"  # bracketed paste: a line may be typed
+COMMAND = [sys.executable, "-m", "mlx_dgemma.chat"]
+
+
+@pytest.fixture
+def run(capfd, monkeypatch):
+    def call(typed: str | bytes, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", Stdin(typed if isinstance(typed, bytes) else typed.encode()))
+        try:
+            code = main(list(arguments))
+        except SystemExit as end:
+            code = end.code
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_two_turns_from_a_pipe(run):
+    code, out, err = run(f"{PIPED}\n{PIPED}", "--max-denoising-steps", "8")
+    assert code == 0 and out.startswith(SOLVED + "\n")
+    first, second = [line for line in err.splitlines() if "read" in line and "of" in line][-2:]
+    assert "20 tokens" in first and "read 54 of 54 tokens" in first
+    assert "read 74 of 128 tokens" in second  # the answer, which no pass has encoded, and the question
+
+
+def test_commands(run, tmp_path):
+    folder = tmp_path / "chat"
+    typed = [
+        SUDOKU.replace("\n", "\\\n"),
+        "/mode",
+        "/steps 2",
+        "/steps",
+        f"/save {folder}",
+        "/reset",
+        f"/load {folder}",
+    ]
+    code, out, err = run("\n".join([*typed, "/help", "/quit", "never asked"]))
+    assert (code, out) == (0, SOLVED + "\n")
+    for words in ("mode: diffusion", "at most 2 steps", f"saved to {folder}", "forgotten", f"> {SUDOKU}", *COMMANDS):
+        assert words in err, words
+    assert json.loads((folder / "conversation.json").read_text())["messages"][1]["content"] == SOLVED
+    code, out, err = run("/quit", "--load", str(folder))
+    assert (code, out) == (0, "") and SOLVED in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("/stepz 3", ["/stepz", "/help"]),
+        ("/steps few", ["'few'", ">= 1"]),
+        ("/steps 0", ["'0'"]),
+        ("/mode slow", ["slow", "diffusion"]),
+        ("/save", ["need a folder"]),
+        ("/load no/such", ["no/such", "no saved chat"]),
+        ("x" * 5000, ["longer than the context"]),
+        (b"caf\xe9", ["not UTF-8"]),
+    ],
+)
+def test_mistakes_in_a_pipe_end_it(run, typed, words):
+    mistake(run(typed), *words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--load", "no/such"], ["no/such", "no saved chat"]),
+        (["--load", "x", "--system", "y"], ["--load", "--system"]),
+        (["--tools", "no/such"], ["--tools no/such"]),
+        (["--model", "no/such/folder"], ["no such folder"]),
+        (["--prompt", "x"], ["--prompt"]),
+        (["--max-tokens", "0"], ["--max-tokens"]),
+    ],
+)
+def test_mistakes_at_the_start(run, arguments, words):
+    mistake(run("", *arguments), *words)
+
+
+def test_a_saved_chat_of_another_model(run, bpe, tmp_path):
+    conversation = scripted(*bpe, "Hello<turn|>")
+    list(conversation.ask("Hi"))
+    conversation.save(tmp_path / "chat")
+    mistake(run("", "--load", str(tmp_path / "chat")), "another model", "--model")
+    mistake(run(f"/load {tmp_path / 'chat'}"), "another model", "--model")
+
+
+def test_tools_that_are_none(run, tmp_path):
+    (tmp_path / "tools.json").write_text('{"name": "weather"}')
+    mistake(run("", "--tools", str(tmp_path / "tools.json")), "tools.json", "need a list")
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory):
+    return random_bpe(tmp_path_factory.mktemp("bpe"))
+
+
+def test_thinking_stands_apart(bpe, capfd):
+    thought = "<|channel>thought\nIt may be Oslo.\n<channel|>"
+    session = Session(scripted(*bpe, f"{thought}Rome\nor<turn|>", thinking=True), Screen(True), True)
+    session.take("Where?")
+    out, err = capfd.readouterr()
+    assert out == "Rome\nor\n"
+    assert err.startswith("thinking:\nIt may be Oslo.\n\n") and "Rome" not in err
+
+
+def test_a_tool_call_is_shown_and_answered(bpe, capfd):
+    call = '<|tool_call>call:weather{city:<|"|>Oslo<|"|>}<tool_call|><|tool_response>'
+    session = Session(scripted(*bpe, call, "Four degrees.<turn|>", call, "Fine.<turn|>"), Screen(False), True)
+    session.take("How warm is Oslo?")
+    assert capfd.readouterr().out == 'tool call: weather{city:"Oslo"}\n'
+    assert session.prompt == "what came of weather: "
+    session.take("")  # Enter alone is no answer
+    session.take("/steps 1")  # a command is none either
+    session.take('{"degrees": 4}')
+    assert capfd.readouterr().out == "Four degrees.\n" and session.prompt == "> "
+    assert "response:weather{degrees:4}" in session.conversation.messages[1]["content"]
+    session.take("And now?")
+    session.take("much the same")
+    assert 'response:weather{value:<|"|>much the same<|"|>}' in session.conversation.messages[3]["content"]
+
+
+def test_an_empty_answer_and_one_that_is_cut_are_said(bpe, capfd):
+    session = Session(scripted(*bpe, "<turn|>", "one two three four", max_tokens=3), Screen(False), True)
+    session.take("a")
+    assert "an empty answer" in capfd.readouterr().err
+    session.take("b")
+    assert "cut at the length asked for" in capfd.readouterr().err
+
+
+def test_what_is_stopped_before_a_block_is_done_was_never_asked(bpe, capfd, monkeypatch):
+    monkeypatch.setattr(Interrupt, "asked", True)  # Ctrl-C in each first pass
+    call = "<|tool_call>call:a{}<tool_call|><|tool_response>"
+    conversation = scripted(*bpe, call, "never said")
+    session = Session(conversation, Screen(False), True)
+    session.take("Go")  # one pass is all it takes
+    conversation.sampling = Sampling(max_denoising_steps=9)
+    session.take("4")
+    err = capfd.readouterr().err
+    assert "stopped before the first block was done; read" in err
+    assert conversation.messages[1]["content"].endswith("response:a{value:4}<tool_response|>")
+    conversation.model.script = [[5] * conversation.model.config.canvas_length]
+    session.take("Hi")
+    assert "the question is forgotten" in capfd.readouterr().err and len(conversation.messages) == 2
+
+
+class TestTerminal:
+    """The line editor on a terminal that is a pipe."""
+
+    @pytest.fixture
+    def typed(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+        def call(keys: str) -> list[str]:
+            lines = []
+            with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+                terminal = Terminal({})
+                keyboard.send_text(keys)
+                while True:
+                    try:
+                        lines.append(terminal.line("> "))
+                    except EOFError:
+                        return lines
+                    except KeyboardInterrupt:
+                        lines.append("^C")
+
+        return call
+
+    def test_lines_until_ctrl_d(self, typed):
+        assert typed("one\rtwo\r\x04") == ["one", "two"]
+
+    def test_editing_and_ctrl_c(self, typed):
+        assert typed("tow\x02\x14\rgone\x03back\x01go \r\x04") == ["two", "^C", "go back"]
+
+    def test_a_paste_is_one_text(self, typed):
+        assert typed(f"\x1b[200~{SUDOKU}\x1b[201~\r\x04") == [SUDOKU]
+
+    def test_alt_enter_begins_a_line(self, typed):
+        assert typed("one\x1b\rtwo\r\x04") == ["one\ntwo"]
+
+    def test_history_is_kept_between_sessions_and_from_others(self, typed, tmp_path):
+        typed("first\rsecond\r\x04")
+        assert typed("\x1b[A\x1b[A\r\x04") == ["first"]
+        [path] = tmp_path.rglob("chat_history")
+        assert path.stat().st_mode & 0o077 == 0
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [("/l", ["/load"]), ("/mode a", ["ar", "auto"]), ("/load ch", ["at"]), ("/reset x", []), ("load", [])],
+    )
+    def test_completion(self, text, words, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "chat").mkdir()
+        commands = {"/load": Path, "/mode": ["diffusion", "ar", "auto"], "/reset": ()}
+        found = Completer(commands).get_completions(Document(text), CompleteEvent())
+        assert [completion.text for completion in found] == words
+
+    def test_a_home_that_cannot_be_written(self, typed, monkeypatch):
+        monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
+        assert typed("one\r\x04") == ["one"]
+
+
+def answered(terminal: int, words: bytes, seconds: float = 30) -> bytes:
+    """What comes until `words` do."""
+    found, end = b"", time.monotonic() + seconds
+    while words not in found:
+        ready, _, _ = select.select([terminal], [], [], end - time.monotonic())
+        assert ready, found
+        found += os.read(terminal, 4096)
+    return found
+
+
+def test_on_a_terminal_ctrl_c_stops_the_answer_and_not_the_chat(endless, tmp_path):
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (24, 90))
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"}
+    process = subprocess.Popen(
+        [*COMMAND, "--model", str(endless)], stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
+        start_new_session=True, preexec_fn=lambda: take_terminal(theirs),
+    )  # fmt: skip
+    try:
+        answered(ours, EDITING)
+        os.write(ours, b"Sort: Lima, Kyiv\r")
+        answered(ours, b"block 3 ")  # of the canvas as it settles
+        os.write(ours, b"\x03")
+        assert b"what is finished is kept" in answered(ours, EDITING)
+        os.write(ours, b"/mode zip\r")
+        assert b"zip is not a mode" in answered(ours, EDITING)
+        os.write(ours, b"\x04")
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        os.close(ours), os.close(theirs)
+
+
+def take_terminal(terminal: int) -> None:
+    """Make it the one that Ctrl-C is typed on."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+
+def test_ctrl_c_ends_a_pipe_with_130(endless):
+    process = subprocess.Popen(
+        [*COMMAND, "--model", str(endless)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        bufsize=0, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    process.stdin.write(PIPED.encode())
+    assert process.stdout.read(1)  # the first block is out
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and b"what is finished is kept" in err and b"Traceback" not in err and out
+
+
+def test_the_session_survives_a_mistake(bpe):
+    session = Session(scripted(*bpe, "Hello<turn|>"), Screen(False), True)
+    with pytest.raises(Mistake):
+        session.take("/load nowhere")
+    session.take("Hi")
+    assert session.conversation.messages[-1]["content"] == "Hello"

@@ -1,0 +1,29 @@
+"""What a pass takes above weights and K/V. The same at full size: README's log, and `tests/memory.py`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="a process's peak is Linux's to tell"
+)
+
+
+def measured(*arguments: str) -> dict[str, int]:
+    command = [sys.executable, str(Path(__file__).parents[1] / "measure" / "memory_rates.py"), *arguments]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def test_a_step_over_the_real_vocabulary():
+    found = measured("step", "--hidden", "64")
+    assert max(found["grown"], found["allocated"]) < 120e6  # the logits alone would be 268
+
+
+def test_a_long_prompt_costs_its_kv_and_a_tile_of_scores():
+    found = measured("long", "--tokens", "20000", "--head-dim", "16")
+    assert found["grown"] < found["kv"] + 160e6

@@ -1,0 +1,225 @@
+"""What the converter reads beside the published checkpoint: MLX folders, quantized or not, and NVIDIA's NVFP4."""
+
+from __future__ import annotations
+
+import json
+
+import checkpoints
+import conversions
+import mlx.core as mx
+import numpy as np
+import pytest
+import safetensors.numpy
+from conversions import WIDE, arrays, check, contents, converted, fails, loaded, logits, parsed, run, same, source
+
+from mlx_dgemma.checkpoint.names import parameter_name
+from mlx_dgemma.convert import stream
+
+FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+FP4 = np.concatenate([FP4, -FP4])
+
+
+def dequantized(folder, dtype):
+    """path -> weight, as a network of `dtype` computes with it."""
+    found, config = arrays(folder), parsed(folder)
+    made = {}
+    for name, array in found.items():
+        layer = name.removesuffix(".weight")
+        q = (config.quantized_paths or {}).get(layer, config.quantization)
+        if name.endswith(".weight") and f"{layer}.scales" in found:
+            rest = [found[f"{layer}.{kind}"] for kind in ("scales", "biases") if f"{layer}.{kind}" in found]
+            if q.mode == "affine":
+                rest = [part.astype(dtype) for part in rest]
+            array = mx.dequantize(array, *rest, group_size=q.group_size, bits=q.bits, mode=q.mode)
+        if not name.endswith((".scales", ".biases")):
+            made[name] = array.astype(dtype) if "vision" not in name else array
+    return made
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "nvfp4", "mxfp8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_back_to_plain_weights(tmp_path, capsys, monkeypatch, mode, dtype):
+    """The published names, without groups, and the weights that the quantized folder computes with."""
+    monkeypatch.setattr(stream, "PIECE", 10_000)
+    original, small, back = source(tmp_path / "source", dtype=dtype), tmp_path / "small", tmp_path / "back"
+    converted(capsys, original, small, "-q", "--q-mode", mode, "--quant-predicate", "uniform")
+    converted(capsys, small, back, "-d")
+    assert set(arrays(back)) == set(arrays(original))
+    expected, found = dequantized(small, getattr(mx, dtype)), arrays(back)
+    for name, array in found.items():
+        assert same(array, expected[parameter_name(name)]), name
+    config = json.loads((back / "config.json").read_text())
+    assert "quantization" not in config and "quantization_config" not in config and config["dtype"] == dtype
+    assert mx.load(str(back / "model.safetensors"), return_metadata=True)[1] == {"format": "pt"}
+    if (mode, dtype) != ("affine", "bfloat16"):  # whose weights are others in a network of float32
+        assert np.abs(logits(loaded(back, "float32")) - logits(loaded(small, "float32"))).max() < 1e-4
+
+
+def test_back_and_into_transformers(tmp_path, capsys):
+    reference = pytest.importorskip("reference", reason="needs torch and transformers")
+    original, small, back = source(tmp_path / "source"), tmp_path / "small", tmp_path / "back"
+    converted(capsys, original, small, "-q")
+    converted(capsys, small, back, "-d", "--text-only")
+    session = reference.Session(reference.load(back))
+    session.encode(np.array([3, 4, 5]))
+    canvas = np.arange(16, dtype=np.int32)
+    assert np.abs(session.logits(canvas) - logits(loaded(small))).max() < 1e-4
+
+
+def test_transformers_finds_every_tensor_and_none_too_many(tmp_path, capsys):
+    reference = pytest.importorskip("reference", reason="needs torch and transformers")
+    converted(capsys, checkpoints.TINY, tmp_path / "small", "-q")
+    converted(capsys, tmp_path / "small", tmp_path / "back", "-d")
+    model = reference.DiffusionGemmaForBlockDiffusion
+    _, info = model.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info.values()), info
+
+
+def test_kept_as_it_is(tmp_path, capsys):
+    """Without -q and -d every layer stays as it stands, to the byte; so does a layer that is as it is wanted."""
+    original, small, copy = source(tmp_path / "source"), tmp_path / "small", tmp_path / "copy"
+    converted(capsys, original, small, "-q")
+    converted(capsys, small, copy)
+    converted(capsys, small, tmp_path / "again", "-q")
+    expected = contents(small)
+    for folder in (copy, tmp_path / "again"):
+        found = contents(folder)
+        assert {n: found[n] for n in found if n != "README.md"} == {n: expected[n] for n in found if n != "README.md"}
+    converted(capsys, small, tmp_path / "half", "--dtype", "float16")
+    assert arrays(tmp_path / "half")["model.decoder.embed_tokens.scales"].dtype == mx.float16
+    loaded(tmp_path / "half")
+
+
+def test_quantized_otherwise(tmp_path, capsys):
+    """As if its dequantized weights had been the source."""
+    original, eight, four, back = (tmp_path / name for name in ("source", "eight", "four", "back"))
+    source(original)
+    converted(capsys, original, eight, "-q", "--q-bits", "8", "--quant-predicate", "uniform")
+    converted(capsys, eight, four, "-q", "--quant-predicate", "uniform")
+    converted(capsys, eight, back, "-d")
+    check(four, back, mx.float32, quantized=True)
+
+
+def test_an_mlx_folder_without_groups(tmp_path, capsys):
+    original, plain = source(tmp_path / "source"), tmp_path / "plain"
+    converted(capsys, original, plain)
+    converted(capsys, plain, tmp_path / "four", "-q")
+    converted(capsys, plain, tmp_path / "back", "-d")
+    check(tmp_path / "four", original, mx.float32, quantized=True)
+    assert all(same(array, arrays(tmp_path / "back")[name]) for name, array in arrays(original).items())
+
+
+def test_scales_that_are_not_finite(tmp_path, capsys):
+    for mode, code in (("affine", np.nan), ("mxfp4", 255), ("nvfp4", 127), ("mxfp8", 255)):
+        original, small = source(tmp_path / mode), tmp_path / f"{mode}-small"
+        converted(capsys, original, small, "-q", "--q-mode", mode)
+        name = "model.decoder.layers.1.experts.down_proj.scales"
+        damaged = arrays(small)
+        changed = np.array(damaged[name])
+        changed[1, 2, 0] = code
+        mx.save_safetensors(str(small / "model.safetensors"), damaged | {name: mx.array(changed)})
+        fails(capsys, tmp_path, ["--hf-path", small, "--mlx-path", tmp_path / "made"], name, "NaN")
+
+
+def e4m3(codes):
+    """float32 of 8-bit floats with 4 bits of exponent and 3 of fraction, written out."""
+    sign, exponent, fraction = codes >> 7, (codes >> 3) & 15, codes & 7
+    value = np.where(exponent == 0, fraction / 8 * 2.0**-6, (1 + fraction / 8) * 2.0 ** (exponent.astype(int) - 7))
+    return np.where(sign == 1, -value, value).astype(np.float32)
+
+
+def modelopt(folder, *, leave_out=None, layout="hub", dtype="float32"):
+    """NVIDIA's layout: experts one by one. -> path -> the float32 weights that they stand for."""
+    config = checkpoints.config(layout=layout, **WIDE) | {"dtype": dtype}
+    config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["*self_attn*"]}
+    plain, r, tensors, exact = checkpoints.weights(config), np.random.default_rng(5), {}, {}
+    for name, array in plain.items():
+        if ".experts." not in name:
+            tensors[name] = exact[name] = array
+            continue
+        experts, projections = name.rsplit(".", 1)[0], ("gate", "up") if "gate_up" in name else ("down",)
+        exact[name] = np.empty_like(array)
+        for expert in range(array.shape[0]):
+            for part, projection in enumerate(projections):
+                rows = array.shape[1] // len(projections)
+                codes = r.integers(0, 16, (rows, array.shape[2]), dtype=np.uint8)
+                scales = r.integers(0x20, 0x60, (rows, array.shape[2] // 16), dtype=np.uint8)
+                scales[0, 0], scales[1, 0] = 0, 3  # zero, and less than normal
+                whole = np.float32(r.uniform(0.5, 2) / 400)
+                prefix = f"{experts}.{expert}.{projection}_proj"
+                tensors[f"{prefix}.weight"] = codes[:, ::2] | codes[:, 1::2] << 4
+                tensors[f"{prefix}.weight_scale"] = scales
+                tensors[f"{prefix}.weight_scale_2"] = np.array(whole)
+                tensors[f"{prefix}.input_scale"] = np.array(0.01, np.float32)
+                values = FP4[codes] * np.repeat(e4m3(scales), 16, axis=1) * whole
+                exact[name][expert, part * rows : (part + 1) * rows] = values
+    tensors = {name: array for name, array in tensors.items() if not leave_out or leave_out not in name}
+    checkpoints.write(folder, config, {})
+    data = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    for name in header:
+        if name.endswith(".weight_scale"):
+            header[name]["dtype"] = "F8_E4M3"
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    return exact
+
+
+@pytest.mark.parametrize("layout", ["hub", "transformers"])
+def test_modelopt(tmp_path, capsys, monkeypatch, layout):
+    """Packed values and scales stay as they are, and logits are those of the float32 weights that they stand for."""
+    monkeypatch.setattr(stream, "PIECE", 3_000)  # ends within an expert's projection
+    exact = modelopt(tmp_path / "nvidia", layout=layout)
+    made = tmp_path / "made"
+    lines = converted(capsys, tmp_path / "nvidia", made)
+    assert "dropped: model.decoder.layers.*.experts.*.gate_proj.input_scale (32 of them)" in "\n".join(lines)
+    config = parsed(made)
+    assert config.quantized_paths["model.decoder.layers.0.self_attn.q_proj"] is None
+    found = arrays(made)
+    assert found["model.decoder.layers.0.experts.gate_up_proj.weight_scale_2"].shape == (8, 128)
+    assert found["model.decoder.layers.0.experts.down_proj.weight_scale_2"].shape == (8,)
+    plain = checkpoints.config(**WIDE)
+    expected = logits(loaded(checkpoints.write(tmp_path / "plain", plain, exact)))
+    assert np.abs(logits(loaded(made)) - expected).max() < 1e-4
+    half = logits(loaded(made, "float16"))
+    assert np.isfinite(half).all() and np.abs(half - expected).max() < 0.1
+
+    converted(capsys, tmp_path / "nvidia", tmp_path / "back", "-d")
+    back = arrays(tmp_path / "back")
+    assert all(np.array_equal(np.array(back[name]), array) for name, array in exact.items())
+    converted(capsys, made, tmp_path / "back2", "-d")
+    assert contents(tmp_path / "back2")["model.safetensors"] == contents(tmp_path / "back")["model.safetensors"]
+
+
+def test_modelopt_with_the_rest_quantized(tmp_path, capsys):
+    exact = modelopt(tmp_path / "nvidia")
+    converted(capsys, tmp_path / "nvidia", tmp_path / "kept", "-q", "--q-mode", "nvfp4")
+    converted(capsys, tmp_path / "nvidia", tmp_path / "plain")
+    kept, plain = arrays(tmp_path / "kept"), arrays(tmp_path / "plain")
+    assert all(same(kept[name], plain[name]) for name in kept if ".experts." in name)
+    assert "model.decoder.layers.0.self_attn.q_proj.scales" in kept
+    loaded(tmp_path / "kept")
+    converted(capsys, tmp_path / "nvidia", tmp_path / "four", "-q")
+    checkpoints.write(tmp_path / "exact", checkpoints.config(**WIDE), exact)
+    check(tmp_path / "four", tmp_path / "exact", mx.float32, quantized=True)
+    copy = tmp_path / "copy"
+    converted(capsys, tmp_path / "plain", copy)
+    assert contents(copy)["model.safetensors"] == contents(tmp_path / "plain")["model.safetensors"]
+
+
+def test_modelopt_that_is_not_whole(tmp_path, capsys):
+    name = "model.decoder.layers.1.experts.3.up_proj.weight_scale_2"
+    modelopt(tmp_path / "nvidia", leave_out=name)
+    fails(capsys, tmp_path, ["--hf-path", tmp_path / "nvidia", "--mlx-path", tmp_path / "made"], name, "missing")
+
+
+def test_told_as_json(tmp_path, capsys):
+    modelopt(tmp_path / "nvidia")
+    code, out, _ = run(capsys, "--hf-path", tmp_path / "nvidia", "--mlx-path", tmp_path / "made", "--json", "-q")
+    told = json.loads(out)
+    assert code == 0 and len(told["dropped"]) == 4 * 8 * 3 and told["destination"] == str(tmp_path / "made")
+    by_class = {line["name"]: line for line in told["classes"]}
+    assert 0.05 < by_class["experts"]["relative_error"] < 0.15 and by_class["norms and scalars"]["relative_error"] == 0
+    assert told["bytes"] == sum(line["nbytes"] for line in told["classes"])
+    assert conversions.parsed(tmp_path / "made").quantization.bits == 4

@@ -1,0 +1,162 @@
+"""Lines of a file, changed in place: nothing else is, whatever its newlines are."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+
+import checkpoints
+import infill_rates
+import numpy as np
+import pytest
+from terminals import mistake
+
+from mlx_dgemma.errors import Mistake
+from mlx_dgemma.fill.edit import Edit, change, cut, unified_diff, write
+from mlx_dgemma.fill.infill import infill
+from mlx_dgemma.load import load
+from mlx_dgemma.writing.answer import prompt_tokens
+from mlx_dgemma.writing.sampling import Sampling
+
+PUZZLE = "Solve this sudoku:\n...3\n.124\n1342\n2.3."
+RIGHT, WRONG = "4213\n3124\n1342\n2431", "4213\n3142\n1342\n2431"
+FEW = Sampling(max_denoising_steps=2)
+
+
+def random_file(draw: random.Random) -> str:
+    lines = ["".join(draw.choices("ab é\u2028\x0b\x0c\r", k=draw.randrange(6))) for _ in range(draw.randint(1, 8))]
+    text = "".join(line + draw.choice(["\n", "\r\n"]) for line in lines)
+    return text if draw.random() < 0.5 else text + "last"
+
+
+def test_lines_are_cut_and_put_back_to_the_byte():
+    draw = random.Random(0)
+    for _ in range(300):
+        text = random_file(draw)
+        count = text.count("\n") + (not text.endswith("\n"))
+        first = draw.randint(1, count)
+        last = draw.randint(first, count)
+        lines = cut(text, first, last)
+        assert lines.before + lines.old + lines.behind == text
+        assert lines.before.count("\n") == first - 1 and lines.old.count("\n") == last - first
+        assert lines.behind.startswith(("\n", "\r\n")) or not lines.behind
+    assert cut("a\r\nb\r\nc", 2, 3).with_new("x\ny\r\nz") == "a\r\nx\r\ny\r\nz"
+    assert cut("a\nb\r\nc\n", 2, 2).with_new("x\ny") == "a\nx\ny\r\nc\n"
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (2, 1), (3, 4), (4, 4)])
+def test_lines_outside_the_file(first, last):
+    with pytest.raises(Mistake, match=f"lines {first}:{last} are not in it.txt, which has 3 lines"):
+        cut("a\nb\nc", first, last, "it.txt")
+
+
+def test_what_an_edit_starts_from():
+    rng = np.random.default_rng(0)
+
+    def start(length: int, strength: float) -> list[int]:
+        tokens, hint = Edit(prompt=[2], texts=["", ""], old=[5, 6, 7, 8, 9], strength=strength).blank(length, rng)
+        assert np.array_equal(tokens, hint)
+        return tokens.tolist()
+
+    assert start(5, 0.0) == [5, 6, 7, 8, 9] and start(5, 1.0) == [-1] * 5
+    assert start(3, 0.0) == [5, 6, 9] and start(7, 0.0) == [5, 6, 7, -1, -1, 8, 9]
+    assert 400 < sum(start(5, 0.5).count(-1) for _ in range(200)) < 600
+    schedule = Edit(prompt=[2], texts=["", ""], old=[5], strength=0.25).schedule(Sampling())
+    assert (schedule.max_denoising_steps, schedule.t_max) == (12, pytest.approx(0.5))
+
+
+def test_a_wrong_line_is_put_right_and_nothing_else_is_touched():
+    model, tokenizer, sampling = load()
+    lines = cut(WRONG, 2, 2)
+    requests = [change(tokenizer, lines, prompt=prompt_tokens(tokenizer, PUZZLE), seed=seed) for seed in range(3)]
+    found = infill(model, tokenizer, requests, sampling=sampling)
+    assert [lines.with_new(filled.gaps[0]) for filled in found] == [RIGHT] * 3
+    assert found[1].gaps == infill(model, tokenizer, requests[1:2], sampling=sampling)[0].gaps
+    assert all(4 in filled.tried[0] for filled in found)
+
+
+def test_files_of_every_kind_keep_what_is_around():
+    model, tokenizer, _ = load()
+    draw = random.Random(1)
+    files = [random_file(draw) for _ in range(12)]
+    cuts = [cut(text, 1 + i % (text.count("\n") or 1), text.count("\n") or 1) for i, text in enumerate(files)]
+    requests = [change(tokenizer, lines, prompt=[2, 40], length=3, seed=i) for i, lines in enumerate(cuts)]
+    for lines, filled in zip(cuts, infill(model, tokenizer, requests, sampling=FEW), strict=True):
+        new = lines.with_new(filled.gaps[0]).encode()
+        assert new.startswith(lines.before.encode()) and new.endswith(lines.behind.encode())
+
+
+@pytest.mark.skipif(shutil.which("patch") is None, reason="no patch program to apply the diff with")
+def test_the_diff_is_one_that_patch_applies(tmp_path):
+    draw, path = random.Random(2), tmp_path / "file"
+    for _ in range(20):
+        old, new = random_file(draw), random_file(draw)
+        path.write_bytes(old.encode())
+        diff = unified_diff(old, new, "file")
+        subprocess.run(["patch", "--binary", "-s", "-p1"], input=diff.encode(), cwd=tmp_path, check=True)
+        assert path.read_bytes() == new.encode() if diff else old == new
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path, link = tmp_path / "file", tmp_path / "link"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    write(link, "new\r\n")
+    assert path.read_bytes() == b"new\r\n" and link.is_symlink() and path.stat().st_mode & 0o777 == 0o640
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        write(path, "newer")
+    assert path.read_bytes() == b"new\r\n" and sorted(os.listdir(tmp_path)) == ["file", "link"]
+
+
+def test_the_command(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "grid"
+    path.write_bytes(WRONG.encode())
+    arguments = ["--edit", "grid", "--lines", "2:2", "--prompt", PUZZLE]
+    code, out, err = run(*arguments)
+    assert code == 0 and out.splitlines()[:2] == ["--- a/grid", "+++ b/grid"]
+    assert "-3142\n+3124\n" in out and out.endswith(" 2431\n\\ No newline at end of file\n") and "tokens" in err
+    assert path.read_text() == WRONG
+    assert run(*arguments, "--write")[1] == out and path.read_bytes() == RIGHT.encode()
+    code, out, err = run(*arguments, "--write", "--strength", "0.25")
+    assert (code, out) == (0, "") and "nothing changed" in err
+    assert run(*arguments[:-1], "Is <file> right?", "--gap", "3", "--json", "--max-denoising-steps", "2")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--lines", "3:9"], ["lines 3:9", "text, which has 2 lines"]),
+        (["--lines", "x"], ["--lines", "FIRST:LAST", "'x'"]),
+        (["--lines", "1", "--strength", "1.5"], ["--strength", "'1.5'"]),
+        (["--edit", "zero", "--lines", "1"], ["zero is not text", "0x00"]),
+        (["--edit", "latin", "--lines", "1"], ["latin is not text", "0xe9 at offset 3"]),
+        (["--edit", "gone", "--lines", "1"], ["gone", "no such file"]),
+        (["--edit", ".", "--lines", "1"], ["directory"]),
+        (["--edit", "empty", "--lines", "1"], ["which has 0 lines"]),
+        ([], ["--lines"]),
+        (["--lines", "1", "--watch"], ["--watch", "--edit"]),
+        (["--lines", "1", "--gap-only"], ["--gap-only", "--edit"]),
+        (["--lines", "1", "--prefix", "x"], ["--prefix", "--edit"]),
+    ],
+    ids=lambda value: " ".join(value)[:30],
+)
+def test_mistakes(run, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    for name, data in (("text", b"a\nb\n"), ("zero", b"a\0"), ("latin", b"caf\xe9"), ("empty", b"")):
+        (tmp_path / name).write_bytes(data)
+    mistake(run("--prompt", "x", "--model", str(checkpoints.TINY), "--edit", "text", *arguments), *words)
+
+
+def test_rates():
+    """`infill_rates.py --edit` measures all of it."""
+    found = infill_rates.edit_rates(load(), "code", 5, seed=0)
+    assert all(found[str(strength)] >= 0.8 for strength in infill_rates.STRENGTHS), found

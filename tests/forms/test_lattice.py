@@ -1,0 +1,118 @@
+"""The best way through a canvas, against all ways."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import checkpoints
+import numpy as np
+import pytest
+
+from mlx_dgemma.forms.automaton import compile
+from mlx_dgemma.forms.expression import ANY, Repeat, between, either, series
+from mlx_dgemma.forms.lattice import Lattice, Vocabulary
+from mlx_dgemma.tokens.tokenizer import Tokenizer
+
+PIECES = [b"", b"", b"a", b"b", b"ab", b"ba", b",", b"b,"]  # pad, stop, and what text is made of
+CONFIG = SimpleNamespace(stop_ids=(1,), pad_id=0, vocab_size=len(PIECES))
+FOLDERS = {"bytes": checkpoints.TINY, "bpe": Path(__file__).parents[1] / "fixtures" / "bpe"}
+
+
+class Few:
+    def spelling(self, vocab_size):
+        return PIECES
+
+    def encode(self, text):
+        return [PIECES.index(text[:2].encode() if text[:2].encode() in PIECES else text[:1].encode())]
+
+
+def lattice(expression):
+    return Lattice(compile(expression), Vocabulary(Few(), len(PIECES)), CONFIG)
+
+
+def texts(made, length: int, room: int):
+    """Every way to fill a canvas from which the end can still be reached."""
+    for tokens in itertools.product(range(len(PIECES)), repeat=length):
+        ended = tokens.index(1) if 1 in tokens else length
+        if any(token > 1 for token in tokens[ended:]) or 0 in tokens[:ended]:
+            continue
+        state = 0
+        for token in tokens[:ended]:
+            for byte in PIECES[token]:
+                state = made.automaton.table[state, byte] if state >= 0 else -1
+        if state < 0 or (ended < length and not made.accepting[state]):
+            continue
+        if ended == length and made.left[state] > room - length:
+            continue
+        yield tokens
+
+
+AB = either("a", "b")
+
+
+@pytest.mark.parametrize("room", [4, 5, 9])
+@pytest.mark.parametrize("expression", [Repeat(AB, 1, 4), either(Repeat(AB, 0, 3), series(AB, either(",", "a,"), AB))])
+def test_best_is_the_most_probable_of_all(expression, room):
+    made, rng, length = lattice(expression), np.random.default_rng(room), 4
+    assert not made.forced.any()  # or not every spelling would be a way
+    ways = list(texts(made, length, room))
+    assert len(ways) > 20
+    for _ in range(40):
+        logprobs = np.log(rng.dirichlet(np.full(len(PIECES), 0.3), size=length) + 1e-30)
+        path = made.best(0, [(np.arange(len(PIECES)), row, -60.0) for row in logprobs], room)
+        scores = [np.maximum(logprobs[np.arange(length), way], -60).sum() for way in ways]
+        assert tuple(path.tokens) in ways
+        found = np.maximum(logprobs[np.arange(length), path.tokens], -60).sum()
+        assert found == pytest.approx(max(scores))
+
+
+def test_a_way_is_found_whatever_is_predicted():
+    made = lattice(series("ab,", Repeat(AB, 3, 3), ",ab"))
+    for room in range(made.left[0], made.left[0] + 4):
+        path = made.best(0, [(np.array([0]), np.zeros(1), -9.0)] * room, room)  # the model says: pads
+        text = b"".join(PIECES[token] for token in path.tokens)
+        assert made.automaton.matches(text) and path.states[-1] == made.end
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_forced_text_is_as_the_tokenizer_writes_it(folder):
+    tokenizer = Tokenizer(FOLDERS[folder])
+    config = SimpleNamespace(stop_ids=(1,), pad_id=0)
+    text = '{"name": "Größe", "tags": ["a", "b"]}'
+    made = Lattice(compile(series(text)), Vocabulary(tokenizer, tokenizer.vocab_size), config)
+    run = made.run(0, 200)
+    assert tokenizer.decode(run.tokens.tolist()) == text
+    assert run.tokens.tolist() == tokenizer.encode(text) and made.left[0] == len(run.tokens) + 1
+
+
+def test_a_space_before_a_choice_goes_with_either():
+    tokenizer = Tokenizer(FOLDERS["bpe"])
+    made = Lattice(
+        compile(series('"ok": ', either("true", "false"))),
+        Vocabulary(tokenizer, tokenizer.vocab_size),
+        SimpleNamespace(stop_ids=(1,), pad_id=0),
+    )
+    state = made.run(0, 200).states[-1]
+    allowed = {tokenizer.piece(token) for token in made.allowed(state, 1000)}
+    assert {"▁", "▁t"} <= allowed
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_pieces_spell_what_decoding_gives(folder):
+    tokenizer = Tokenizer(FOLDERS[folder])
+    spelt = tokenizer.spelling(tokenizer.vocab_size)
+    whole = [(i, text) for i, text in enumerate(spelt) if text and text.decode("utf-8", "ignore").encode() == text]
+    assert len(whole) > 100
+    assert all(tokenizer.decode([i]).encode() == text for i, text in whole)
+    assert {bytes([byte]) for byte in range(256)} <= set(spelt)
+
+
+def test_sets_of_a_state_and_of_a_slot():
+    made = lattice(series("a,", Repeat(between("b", "b"), 1, 2), ",a", Repeat(ANY)))
+    inside = made.run(0, 10).states[-1]
+    assert {PIECES[token] for token in made.allowed(inside, 100)} == {b"b", b",", b"b,"}
+    assert made.allowed(inside, 1) is None
+    slot = {PIECES[token] for token in made.somewhere(made.slot(inside))}
+    assert {b"b", b"b,", b","} <= slot and b"ba" not in slot

@@ -1,0 +1,167 @@
+"""JSON schemas as languages: what is in them, what is refused, and that outputs validate."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from fractions import Fraction
+
+import jsonschema
+import pytest
+import schema_rates
+
+from mlx_dgemma.errors import Mistake
+from mlx_dgemma.forms import language as constrained
+from mlx_dgemma.forms import schema
+from mlx_dgemma.forms.automaton import compile
+from mlx_dgemma.forms.numeral import number
+
+NESTED = {
+    "type": "object",
+    "properties": {
+        "a": {"type": "string", "pattern": "^[A-Z]{2}\\d+$", "maxLength": 5},
+        "b": {"type": ["integer", "null"], "minimum": 18, "maximum": 120},
+        "c": {"enum": ["x", 'y"z', None, 1.5]},
+        "d": {"type": "array", "items": {"$ref": "#/$defs/flag"}, "maxItems": 3},
+    },
+    "required": ["b"],
+    "$defs": {"flag": {"type": "boolean", "title": "A flag"}},
+}
+DOCUMENTS = [
+    {"b": 18},
+    {"b": None, "d": []},
+    {"a": "AB123", "b": 120, "c": 'y"z', "d": [True, False]},
+    {},
+    {"a": "AB1234", "b": 120},
+    {"b": 17},
+    {"b": 20, "d": [True] * 4},
+    {"b": 20, "c": "y"},
+    {"a": "ab1", "b": 20},
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_holds_what_is_valid(document):
+    automaton = compile(schema.language(NESTED))
+    valid = jsonschema.Draft202012Validator(NESTED).is_valid(document)
+    assert automaton.matches(json.dumps(document).encode()) == valid
+
+
+def test_strings_are_any_text_and_escaped():
+    automaton = compile(schema.language({"type": "string", "maxLength": 12}))
+    for text in ("", 'a "b"', "\\", "\n\t\x00", "Größe 🧑‍🚀 天空", "/" * 12):
+        assert automaton.matches(json.dumps(text, ensure_ascii=False).encode()), text
+    for wrong in ('"', '"a"b"', '"\n"', '"\\"', '"' + "é" * 13 + '"'):
+        assert not automaton.matches(wrong.encode()), wrong
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_numbers_between_bounds(whole):
+    draw = random.Random(0)
+    for _ in range(25):
+        low = draw.choice([None, (Fraction(draw.randint(-900, 90)), True), (Fraction(draw.uniform(-9, 9)), False)])
+        above = (low[0] if low else 0) + Fraction(draw.uniform(1.5, 900))
+        high = draw.choice([None, (above, draw.random() < 0.5)])
+        automaton, inside = compile(number(low, high, whole=whole)), 0
+        for _ in range(400):
+            text = draw.choice([str(draw.randint(-999, 999)), f"{draw.uniform(-15, 15):.{draw.randint(1, 6)}f}"])
+            value = Fraction(json.loads(text))
+            fits = low is None or (value > low[0] if low[1] else Fraction(text) >= low[0])
+            fits = fits and (high is None or (value < high[0] if high[1] else Fraction(text) <= high[0]))
+            fits = fits and not (whole and "." in text)
+            if float(text) or text[0] != "-":
+                assert automaton.matches(text.encode()) == fits, (text, low, high)
+                inside += fits
+        assert inside
+
+
+def test_a_bound_left_out_is_so_for_what_the_text_is_read_as():
+    automaton = compile(number((Fraction(0.1), True), (Fraction(1e-7) + Fraction(0.1), False), whole=False))
+    assert automaton.matches(b"0.1000001") and not automaton.matches(b"0.1000000")
+    compile(number((Fraction(10**20), True), None, whole=False))  # doubles are far apart there
+
+
+LOOP = {"$ref": "#/$defs/n", "$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"type": "object", "properties": {"x/y": {"type": "null", "not": {}}}}, "#/properties/x~1y/not"),
+        ({"type": "array", "items": {"oneOf": [{}]}}, "#/items/oneOf"),
+        ({"type": "strin"}, "no JSON schema: 'strin'"),
+        (True, "# cannot be held"),
+        ({"type": "object", "properties": {"x": {}}}, "#/properties/x cannot be held"),
+        ({"type": "object", "required": ["x"]}, "'x'"),
+        ({"type": "array"}, "items"),
+        ({"type": "array", "items": {"type": "null"}, "minItems": 3, "maxItems": 2}, "#/maxItems"),
+        ({"type": "string", "minLength": 3, "maxLength": 2}, "#/maxLength"),
+        ({"type": "string", "pattern": "a(?=b)"}, "#/pattern"),
+        ({"type": "string", "pattern": "^a+$", "minLength": 2, "maxLength": 3, "format": "date"}, "#/format"),
+        ({"type": "string", "pattern": "^a{9}$", "maxLength": 3}, "#/pattern cannot be held: nothing fits"),
+        ({"type": "integer", "minimum": 0.1, "maximum": 0.9}, "bounds"),
+        ({"anyOf": [{"type": "null"}], "minimum": 3}, "#/minimum"),
+        ({"enum": [1, 2], "type": "string"}, "#/enum"),
+        ({"$ref": "https://example.org/x.json"}, "#/$ref"),
+        ({"$ref": "#/$defs/none"}, "#/$ref"),
+        ({"$ref": "#anchor"}, "#/$ref"),
+        ({"type": "array", "items": {"$id": "x", "type": "null"}}, "#/items/$id"),
+        ({"type": "number", "exclusiveMinimum": 10**400}, "#/exclusiveMinimum"),
+        ({"type": "number", "minimum": 0, "exclusiveMaximum": 0}, "bounds leave no number"),
+        (LOOP, "#/$defs/n/items/$ref"),
+        ({"type": "object", "properties": {"x": {"type": "string", "minLenght": 1}}}, "minLenght"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_refused_by_name(wrong, words):
+    with pytest.raises(Mistake) as caught:
+        schema.language(wrong)
+    assert words in str(caught.value), caught.value
+
+
+@pytest.mark.parametrize("text", ["nope", '{"const": NaN}'])
+def test_a_file_that_is_no_json(tmp_path, text):
+    (tmp_path / "s.json").write_text(text)
+    with pytest.raises(Mistake, match="is not JSON"):
+        schema.read(tmp_path / "s.json")
+
+
+@pytest.fixture(scope="module")
+def models():
+    return schema_rates.models()
+
+
+@pytest.mark.parametrize("name", ["embedded", "bytes, random", "bpe, random"])
+def test_outputs_validate(models, name):
+    """Twelve of the 500 schemas that schema_rates.py tries."""
+    found = schema_rates.validity(models[name], range(12), passes=3)
+    assert found["valid"] == found["fit"] >= 10
+
+
+@pytest.mark.parametrize("passes", [1, 12])
+def test_outputs_validate_after_one_pass_and_after_more(models, passes):
+    found = schema_rates.validity(models["bpe, random"], range(12, 15), passes=passes)
+    assert found["valid"] == found["fit"] == 3
+
+
+def test_values_are_as_right_as_in_free_text(models):
+    found = schema_rates.values(models["embedded"], 12, 1)
+    assert found["schema"]["right"] >= found["free"]["right"] - 0.03
+    assert found["schema"]["passes"] < found["free"]["passes"] + 1
+
+
+@pytest.mark.parametrize("name", ["embedded", "bpe, random"])
+def test_the_shortest_document_fits_exactly_and_no_less(models, name):
+    model, tokenizer, sampling = models[name]
+    sampling = replace(sampling, max_denoising_steps=3)
+    language = constrained.Language(model, tokenizer, schema.language(NESTED | {"required": ["a", "b", "c"]}))
+    shortest = int(language.lattice.left[0])
+    for room in (shortest, shortest + 1):
+        writing = constrained.begin(model, [2], language=language, max_tokens=room, sampling=sampling)
+        answer = schema_rates.Answer(model.config, tokenizer, room)
+        for step in schema_rates.steps(model, writing):
+            answer.add(step)
+        assert schema_rates.valid(NESTED, answer.text) and answer.finish_reason == "stop"
+    with pytest.raises(Mistake, match=f"takes {shortest} tokens, and there is room for {shortest - 1}"):
+        constrained.begin(model, [2], language=language, max_tokens=shortest - 1, sampling=sampling)

@@ -1,0 +1,262 @@
+"""The command, as its user meets it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import checkpoints
+import pytest
+from terminals import COMMAND, SOLVED, SUDOKU, Stdin, mistake
+
+
+def test_an_answer(run):
+    code, out, err = run("--prompt", SUDOKU)
+    assert (code, out) == (0, SOLVED + "\n")
+    notice, numbers = err.splitlines()
+    assert "no --model given" in notice and "--model mlx-community/diffusiongemma-26B-A4B-it-4bit" in notice
+    for word in (
+        "20 tokens in",
+        " s: 1 block,",
+        "steps a block",
+        "tokens per forward",
+        "first block after",
+        "peak memory",
+    ):
+        assert word in numbers, numbers
+
+
+def test_json(run):
+    code, out, _ = run("--prompt", SUDOKU, "--json", "--seed", "3", "--model", str(checkpoints.TINY))
+    found = json.loads(out)
+    assert code == 0 and out.count("\n") == 1
+    wanted = "text tokens prompt_tokens blocks steps tokens_per_forward seconds seconds_to_first_block peak_memory"
+    assert set(wanted.split()) | {"finish_reason", "seed", "model"} <= set(found)
+    assert (found["text"], found["finish_reason"], found["seed"]) == (SOLVED, "stop", 3)
+    assert (found["tokens"], found["blocks"]) == (20, 1)
+    assert found["tokens_per_forward"] == pytest.approx(20 / found["steps"])
+    assert 0 < found["seconds_to_first_block"] <= found["seconds"]
+    assert found["peak_memory"] > 9_000_000  # bytes; the weights alone are that many
+
+
+def test_standard_input(run, monkeypatch):
+    monkeypatch.setattr("sys.stdin", Stdin(SUDOKU.encode()))
+    assert run("--prompt", "-")[1] == SOLVED + "\n"
+    monkeypatch.setattr("sys.stdin", Stdin(b"caf\xe9"))
+    mistake(run("--prompt", "-"), "standard input is not UTF-8", "0xe9", "offset 3")
+
+
+def test_cut_at_max_tokens(run):
+    code, out, err = run("--prompt", SUDOKU, "--max-tokens", "7")
+    assert (code, out) == (0, SOLVED[:7] + "\n") and "cut at the length" in err
+
+
+def test_fewer_denoising_steps(run):
+    code, out, _ = run("--prompt", "What is 603 + 845?", "--max-denoising-steps", "3", "--json", "--max-tokens", "64")
+    assert (code, json.loads(out)["steps"]) == (0, 3)
+
+
+def test_system_and_raw(run):
+    templated = f"<|turn>system\nBe brief.<turn|>\n<|turn>user\n{SUDOKU}<turn|>\n<|turn>model\n"
+    one, other = (
+        run("--prompt", SUDOKU, "--system", "Be brief.", "--json"),
+        run("--raw", "--prompt", templated, "--json"),
+    )
+    one, other = json.loads(one[1]), json.loads(other[1])
+    assert one["prompt_tokens"] == other["prompt_tokens"] and one["text"] == other["text"]
+    mistake(run("--raw", "--prompt", "x", "--system", "y"), "--raw", "--system")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prompt", ""], ["prompt is empty"]),
+        (["--prompt", " \n"], ["prompt is empty"]),
+        (["--prompt", "", "--raw"], ["prompt is empty"]),
+        (["--prompt", "x", "--max-tokens", "0"], ["--max-tokens", ">= 1", "'0'"]),
+        (["--prompt", "x", "--max-denoising-steps", "few"], ["--max-denoising-steps", "'few'"]),
+        (["--prompt", "x", "--seed", "-1"], ["--seed", "'-1'"]),
+        (["--prompt", "x", "--temp", "0.7"], ["--temp", "t_min", "t_max"]),
+        (["--prompt", "x", "--temperature=0.7"], ["--temp", "t_min", "t_max", "--mode ar"]),
+        (["--prompt", "x", "--top-k", "5", "--mode", "ar"], ["--top-k", "--temp"]),
+        (["--prompt", "x", "--temp", "hot", "--mode", "ar"], ["--temp", "'hot'"]),
+        (["--prompt", "x", "--temp", "1", "--top-p", "2", "--mode", "ar"], ["top_p", "2.0"]),
+        (["--prompt", "x", "--mode", "fast"], ["--mode", "'fast'", "diffusion", "ar", "auto"]),
+        (["--prompt", "x", "--preset", "slow"], ["--preset", "'slow'", "fast", "chat", "reference", "quality"]),
+        (["--prompt", "x", "--sampler", "topk"], ["--sampler", "entropy-bound", "confidence-threshold", "scheduled"]),
+        (["--prompt", "x", "--stop", "never"], ["--stop", "settled", "content", "entropy"]),
+        (["--prompt", "x", "--schedule", "cosine"], ["--schedule", "--sampler scheduled"]),
+        (["--prompt", "x", "--mode", "ar", "--verify"], ["--verify", "--mode ar"]),
+        (["--prompt", "x", "--mode", "ar", "--preset", "fast"], ["--preset", "--mode ar"]),
+        (["--prompt", "x", "--deadline", "0"], ["deadline > 0", "0.0"]),
+        (["--prompt", "x" * 5000], ["longer than the context", "4096"]),
+        (["--prompt", "x", "--model", "no/such/folder"], ["no/such/folder", "no such folder"]),
+        (["--prompt", "\udcff"], ["valid Unicode"]),
+        (["--prompt", "x", "--max", "3"], ["--max"]),
+        ([], ["--prompt"]),
+    ],
+    ids=lambda value: " ".join(value)[:30].encode("ascii", "replace").decode(),
+)
+def test_mistakes(run, arguments, words):
+    mistake(run(*arguments), *words)
+
+
+def test_a_tokenizer_without_a_chat_template(run, tmp_path):
+    folder = shutil.copytree(checkpoints.TINY, tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    mistake(run("--model", str(folder), "--prompt", "x"), "no chat template", "--raw")
+    assert run("--model", str(folder), "--prompt", "x", "--raw", "--max-denoising-steps", "2")[0] == 0
+
+
+def test_an_error_of_ours_is_not_dressed_as_a_mistake(run, monkeypatch):
+    monkeypatch.setattr("mlx_dgemma.writing.writing.renoise", lambda *_: [][1])
+    with pytest.raises(IndexError):
+        run("--prompt", SUDOKU)
+    monkeypatch.setattr("mlx_dgemma.writing.writing.renoise", lambda *_: int("x"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        run("--prompt", SUDOKU)
+
+
+@pytest.mark.parametrize("json_too", [False, True])
+def test_ctrl_c_keeps_what_is_finished(run, monkeypatch, endless, json_too):
+    from mlx_dgemma.writing import route as router
+
+    whole = router.batch
+
+    def interrupted(*arguments, **options):
+        for step in whole(*arguments, **options):
+            if step.block == 1:
+                raise KeyboardInterrupt
+            yield step
+
+    monkeypatch.setattr("mlx_dgemma.writing.route.batch", interrupted)
+    arguments = ["--prompt", SUDOKU, "--model", str(endless), *(["--json"] if json_too else [])]
+    code, out, err = run(*arguments)
+    assert code == 130
+    if json_too:
+        found = json.loads(out)
+        assert (found["finish_reason"], found["blocks"]) == ("interrupted", 1) and found["text"]
+    else:
+        assert out.strip() and "1 block" in err
+
+
+def test_ctrl_c_in_a_process_of_its_own(endless):
+    arguments = ["--prompt", SUDOKU, "--model", str(endless)]
+    # A shell's background jobs are started deaf to Ctrl-C, and hand that on to what they start.
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout.read(1)  # the first block is out
+    process.send_signal(signal.SIGINT)
+    start = time.perf_counter()
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and time.perf_counter() - start < 5
+    assert b"Traceback" not in err and b"tokens in" in err and out
+
+
+def test_a_closed_pipe_is_quiet(endless):
+    line = " ".join([*COMMAND, "--prompt", "x", "--model", str(endless)])
+    found = subprocess.run(
+        ["bash", "-c", f"{line} | head -c 1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True
+    )
+    assert found.returncode == 141 and "Traceback" not in found.stderr and "BrokenPipe" not in found.stderr
+
+
+def test_watch_is_nothing_without_a_terminal(run):
+    assert run("--prompt", SUDOKU, "--watch")[:2] == (0, SOLVED + "\n")
+
+
+def test_watch_tells_accepted_from_unsettled():
+    import numpy as np
+    from rich.console import Console
+
+    from mlx_dgemma.terminal.watch import ACCEPTED, EMPTY, UNSETTLED, Watch
+    from mlx_dgemma.tokens.tokenizer import Tokenizer
+    from mlx_dgemma.writing.writing import Step
+
+    tokenizer = Tokenizer(checkpoints.TINY)
+    draft = np.array([*tokenizer.encode("a€b"), 1, 1])
+    accepted = np.array([True, True, True, True, False, True, True])
+    step = Step(
+        request=0, block=0, step=4, canvas=draft, draft=draft, accepted=accepted, entropy=np.zeros(7), final=False
+    )
+    canvas, status = Watch(tokenizer, 48, Console(file=io.StringIO())).picture(step).renderables
+    assert canvas.plain == f"a€b{EMPTY * 2}"
+    assert [(span.start, span.end, span.style) for span in canvas.spans] == [
+        (0, 2, ACCEPTED), (2, 3, UNSETTLED), (3, 5, ACCEPTED),
+    ]  # fmt: skip
+    assert "block 1" in status.plain and "step 5" in status.plain and "6 of 7 accepted" in status.plain
+
+
+def test_a_whole_process_takes_less_than_five_seconds():
+    environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        found = subprocess.run([*COMMAND, "--prompt", SUDOKU], capture_output=True, text=True, env=environment)
+        seconds.append(time.perf_counter() - start)
+        assert found.stdout == SOLVED + "\n"
+    assert sorted(seconds)[1] < 5
+
+
+REVERSE = "Reverse: clerk, Kofi, Eve, Turin, Noor, Cara"
+REVERSED = "Cara, Noor, Turin, Eve, Kofi, clerk"
+
+
+def test_left_to_right(run):
+    code, out, _ = run("--prompt", REVERSE, "--mode", "ar", "--json")
+    found = json.loads(out)
+    assert (code, found["text"], found["steps"], found["blocks"]) == (0, REVERSED, 36, 1)
+    drawn = [run("--prompt", REVERSE, "--mode", "ar", "--temp", "4", "--seed", str(seed))[1] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_auto_says_what_it_chose_and_why(run):
+    code, out, err = run("--prompt", REVERSE, "--mode", "auto")
+    assert (code, out) == (0, REVERSED + "\n")
+    assert any(line.startswith("block 1: ") and "tokens settled" in line for line in err.splitlines()), err
+
+
+def test_verify_says_what_is_written_again(run):
+    code, out, err = run("--prompt", "Sort: Yan, Omar, Bonn, Dan", "--verify", "--preset", "fast")
+    assert (code, out) == (0, "Bonn, Dan, Omar, Yan\n")
+    assert any(line.startswith("block 1: ") and "written again from token" in line for line in err.splitlines()), err
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "ar", "auto"])
+def test_a_deadline(run, mode):
+    code, out, err = run("--prompt", "What is 603 + 845?", "--deadline", "0.001", "--mode", mode, "--json")
+    found = json.loads(out)
+    assert (code, found["finish_reason"], found["steps"]) == (0, "deadline", 1)
+    assert "as it stood at the deadline" in err
+
+
+def test_samplers_stop_rules_and_presets(run):
+    steps, scheduled = {}, "--sampler scheduled --schedule cosine"
+    for options in ("--preset reference", "--preset fast", scheduled, "--stop entropy"):
+        code, out, _ = run("--prompt", "What is 603 + 845?", "--max-tokens", "64", "--json", *options.split())
+        assert code == 0
+        steps[options] = json.loads(out)["steps"]
+    assert steps["--preset fast"] == 8 and steps["--preset reference"] > steps["--stop entropy"]
+    plain = json.loads(run("--prompt", "What is 603 + 845?", "--max-tokens", "64", "--json")[1])["steps"]
+    assert plain == steps["--preset reference"]
+
+
+def test_many_left_to_right_and_many_checked(run, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [REVERSE, "Reverse: Oslo, Rome", "Sort: Yan, Omar, Bonn, Dan"]
+    prompts.write_text("".join(json.dumps({"prompt": line}) + "\n" for line in lines))
+    for options in (["--mode", "ar"], ["--verify", "--preset", "fast"]):
+        many = [json.loads(line) for line in run("--prompts", str(prompts), "--batch", "2", *options)[1].splitlines()]
+        alone = [json.loads(run("--prompt", line, "--json", *options)[1]) for line in lines]
+        for name in ("text", "steps", "finish_reason"):
+            assert [one[name] for one in many] == [one[name] for one in alone]

@@ -1,0 +1,42 @@
+"""Whole runs, token for token as transformers made them (make_goldens.py), without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import runs
+
+from mlx_dgemma.checkpoint.config import parse_config
+from mlx_dgemma.checkpoint.folder import read_configs
+from mlx_dgemma.load import load, load_model
+from mlx_dgemma.writing.sampling import parse_sampling
+
+GOLDENS = json.loads((Path(__file__).parents[1] / "goldens.json").read_text())
+
+
+@pytest.mark.parametrize("golden", GOLDENS["random"], ids=lambda g: f"seed {g['seed']}, {len(g['steps'])} blocks")
+def test_random_weights(golden, tmp_path):
+    folder = runs.random_case(tmp_path, golden, golden["eos"])
+    config, generation = read_configs(folder)
+    model = load_model(folder, parse_config(config, generation), "mlx", "float32")
+    options = {"seed": golden["seed"], "max_tokens": golden["max_tokens"]}
+    runs.same(runs.whole_run(model, golden["prompt"], parse_sampling(generation), **options), golden)
+
+
+def test_the_goldens_are_worth_it():
+    """Three blocks or more, a stop token inside a later one, blocks that settle and blocks that hit the cap."""
+    steps = [golden["steps"] for golden in GOLDENS["random"]]
+    assert all(len(per_block) >= 3 for per_block in steps)
+    assert any(golden["eos"][0] in golden["tokens"][32:-1] for golden in GOLDENS["random"])
+    assert any(48 in per_block for per_block in steps) and any(min(per_block) < 48 for per_block in steps)
+
+
+@pytest.mark.parametrize("golden", GOLDENS["tiny"], ids=lambda g: g["text"])
+def test_the_embedded_model(golden):
+    model, tokenizer, sampling = load()
+    tokens = tokenizer.chat([{"role": "user", "content": golden["text"]}])
+    assert tokens == golden["prompt"]
+    options = {"seed": golden["seed"], "max_tokens": golden["max_tokens"]}
+    runs.same(runs.whole_run(model, tokens, sampling, **options), golden)

@@ -1,0 +1,153 @@
+"""Against transformers, live: logits within 1e-4 in float32, and whole runs token for token."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import checkpoints
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the reference runs on torch: pip install torch==2.13.0")
+pytest.importorskip("transformers")
+import reference
+import runs
+
+from mlx_dgemma.checkpoint.config import parse_config
+from mlx_dgemma.checkpoint.folder import read_configs
+from mlx_dgemma.load import load, load_model
+from mlx_dgemma.seam.model import Row
+from mlx_dgemma.writing.sampling import parse_sampling
+
+BOUND = 1e-4
+BACKENDS = ["mlx", "mlx as on a GPU", "torch"]  # the operations that MLX has there, on the CPU
+CASES = {
+    "hub": {},
+    "transformers": {"layout": "transformers"},
+    "no KV sharing, top-1": {"num_key_value_heads": 4, "full": {"num_key_value_heads": 4}, "top_k_experts": 1},
+    "8 heads a KV head, top-8": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "full": {"num_key_value_heads": 1},
+        "top_k_experts": 8,
+    },
+    "sliding-sliding-full": {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2},
+}
+LENGTHS = [1, 23, 24, 25, 70]  # below, at and above the sliding window of 24, and several windows long
+
+
+@pytest.fixture(scope="module", params=[(b, c) for b in BACKENDS for c in CASES], ids=" ".join)
+def pair(request, tmp_path_factory):
+    backend, case = request.param
+    config = checkpoints.config(**CASES[case])
+    folder = checkpoints.write(tmp_path_factory.mktemp("case"), config, checkpoints.weights(config, seed=3))
+    model = load_model(folder, parse_config(config, checkpoints.generation_config()), framework(backend), "float32")
+    with runs.arithmetic_of(backend):
+        yield model, reference.load(folder)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    with runs.arithmetic_of(request.param):
+        yield framework(request.param)
+
+
+def framework(backend: str) -> str:
+    return backend.split()[0]
+
+
+def _row(model, canvas, cache, conditioning=None, pending=(), temperature=0.7):
+    uniforms = np.full(len(canvas), 0.5, dtype=np.float32)
+    return Row(canvas, cache, temperature, uniforms, pending=pending, self_conditioning=conditioning)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_logits_of_three_blocks(pair, length):
+    model, theirs = pair
+    rng = np.random.default_rng(length)
+    vocabulary, canvas_length = model.config.vocab_size, model.config.canvas_length
+    session, cache = reference.Session(theirs), model.new_cache()
+    pending = rng.integers(vocabulary, size=length)
+    for _ in range(3):
+        session.encode(pending)
+        canvas, conditioning, processed = rng.integers(vocabulary, size=canvas_length), None, None
+        for temperature in (0.8, 0.7):
+            row = _row(model, canvas, cache, conditioning, pending, temperature)
+            [prediction] = model.denoise([row])
+            row.pending = ()
+            ours, expected = model.logits(row), session.logits(canvas, processed)
+            assert np.abs(ours - expected).max() <= BOUND
+            conditioning, processed = prediction.self_conditioning, expected / np.float32(temperature)
+            pending, canvas = (), rng.integers(vocabulary, size=canvas_length)
+        pending = rng.integers(vocabulary, size=canvas_length)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 24])
+def test_prompt_in_pieces(pair, piece, monkeypatch):
+    model, theirs = pair
+    tokens = np.random.default_rng(5).integers(model.config.vocab_size, size=60)
+    canvas = np.arange(model.config.canvas_length)
+    session = reference.Session(theirs)
+    session.encode(tokens)
+    expected = session.logits(canvas)
+    cache = model.new_cache()
+    for start in range(0, len(tokens), piece):
+        model.encode([tokens[start : start + piece]], [cache])
+    assert np.abs(model.logits(_row(model, canvas, cache)) - expected).max() <= BOUND
+    monkeypatch.setattr(sys.modules[type(model).__module__], "PREFILL_CHUNK", piece)
+    assert np.abs(model.logits(_row(model, canvas, model.new_cache(), pending=tokens)) - expected).max() <= BOUND
+
+
+def test_the_causal_pass_scores_as_the_encoder_and_the_head_do(pair):
+    model, theirs = pair
+    tokens = np.random.default_rng(6).integers(model.config.vocab_size, size=40)
+    hidden = reference.Session(theirs).encode(tokens)
+    table = theirs.get_input_embeddings().weight.detach().numpy()
+    logits = np.tanh(hidden @ table.T / 30) * 30
+    logprobs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    [found] = model.encode([tokens], [model.new_cache()], score=True)
+    assert np.isnan(found.logprob[0])
+    assert np.array_equal(found.argmax, logits.argmax(axis=-1))
+    assert np.abs(found.logprob[1:] - logprobs[np.arange(39), tokens[1:]]).max() <= BOUND
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("peaked", [1.0, 10.0])
+def test_whole_runs_over_blocks(tmp_path, backend, seed, peaked):
+    case = {"seed": seed, "peaked": peaked, "layout": "hub"}
+    prompt = np.random.default_rng(seed).integers(96, size=20).tolist()
+    folder = runs.random_case(tmp_path / "all", case, [95])
+    unstopped = reference.generate(reference.load(folder), prompt, seed=seed, max_tokens=80)
+    eos = runs.late_stop(unstopped["tokens"], 16, 3) or [95]
+    folder = runs.random_case(tmp_path / "stopped", case, eos)
+    expected = reference.generate(reference.load(folder), prompt, seed=seed, max_tokens=80)
+    config, generation = read_configs(folder)
+    model = load_model(folder, parse_config(config, generation), backend, "float32")
+    runs.same(runs.whole_run(model, prompt, parse_sampling(generation), seed=seed, max_tokens=80), expected)
+
+
+def test_a_narrow_canvas_is_that_of_a_model_which_has_no_other(tmp_path, backend):
+    prompt = np.random.default_rng(0).integers(96, size=20).tolist()
+    wide, narrow = (checkpoints.config(canvas_length=n, eos=(95,)) for n in (16, 8))
+    generation = checkpoints.generation_config(eos_token_id=[95])
+    weights = checkpoints.weights(wide, peaked=10.0)
+    theirs = reference.load(checkpoints.write(tmp_path / "narrow", narrow, weights, generation))
+    expected = reference.generate(theirs, prompt, seed=0, max_tokens=20)
+    folder = checkpoints.write(tmp_path / "wide", wide, weights, generation)
+    model = load_model(folder, parse_config(wide, generation), backend, "float32")
+    sampling = dataclasses.replace(parse_sampling(generation), canvas_length=8)
+    runs.same(runs.whole_run(model, prompt, sampling, seed=0, max_tokens=20), expected)
+
+
+@pytest.mark.parametrize("prompt", runs.PROMPTS)
+@pytest.mark.parametrize("eos", [None, 5, 50], ids=["its own stops", "only <turn|>", "a letter"])
+def test_the_embedded_model_token_for_token(backend, prompt, eos):
+    model, tokenizer, sampling = load(backend=backend)
+    theirs = reference.load(checkpoints.TINY)
+    if eos:
+        model.config = dataclasses.replace(model.config, stop_ids=(eos,))
+        theirs.generation_config.eos_token_id = [eos]
+    tokens = tokenizer.chat([{"role": "user", "content": prompt}])
+    expected = reference.generate(theirs, tokens, seed=1, max_tokens=192)
+    runs.same(runs.whole_run(model, tokens, sampling, seed=1, max_tokens=192), expected)

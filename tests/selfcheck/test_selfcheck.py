@@ -1,0 +1,208 @@
+"""The self-check holds here, and does not hold when a part of the arithmetic is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_dgemma.load import load
+from mlx_dgemma.mlx_backend import attention, layers, sweep
+from mlx_dgemma.selfcheck import __main__ as selfcheck
+from mlx_dgemma.selfcheck.__main__ import Sizes
+
+SMALL = Sizes(queries=8, past=23, heads=16, experts=3, rows=16, positions=16, vocabulary=512, width=64)
+PARTS = {
+    "attention": partial(selfcheck.attention, dim=256, dtype="float32"),
+    "text": partial(selfcheck.attention, dim=512, causal=True, dtype="float32"),
+    "window": partial(selfcheck.attention, dim=256, causal=True, dtype="float32"),
+    "fused": partial(selfcheck.attention, dim=512, fused=True, dtype="bfloat16"),
+    "quantized experts": partial(selfcheck.experts, shape=(64, 704), bits=4, dtype="float32"),
+    "half experts": partial(selfcheck.experts, shape=(64, 704), bits=4, dtype="float16"),
+    "experts": partial(selfcheck.experts, shape=(64, 704), bits=None, dtype="float32"),
+    "flat": partial(selfcheck.vocabulary, spread=1.0),
+    "peaked": partial(selfcheck.vocabulary, spread=12.0),
+}
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load(dtype="float32")
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """The command with these parts and small sizes -> exit code, standard output, standard error."""
+    monkeypatch.setenv("MLX_ENABLE_TF32", "0")  # which the command leaves behind
+
+    def call(*arguments: str, parts=PARTS) -> tuple[int, str, str]:
+        monkeypatch.setattr(selfcheck, "parts", lambda loaded: iter(parts.items()))
+        code = selfcheck.main(list(arguments), SMALL)
+        return code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """A second stream on the CPU, so that there are two sides to compare."""
+    monkeypatch.setattr(mx, "gpu", mx.new_stream(mx.cpu))
+    monkeypatch.setattr(selfcheck, "device", lambda: "gpu")
+
+
+def broken(function, wrong):
+    return lambda *arguments, **options: wrong(function(*arguments, **options))
+
+
+def test_the_command():
+    code = f"import sys; from mlx_dgemma import selfcheck; sys.exit(selfcheck.main(sys.argv[1:], selfcheck.{SMALL}))"
+    for arguments in ([], ["--json"]):
+        found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert found.returncode == 0, found.stderr
+        *table, line = found.stdout.splitlines()
+        report = json.loads(line)
+        names = [part["name"] for part in report["parts"]]
+        assert names == [name for name, _ in selfcheck.parts(())] and len(set(names)) == len(names)
+        assert [sum(line.startswith(f"{name} ") for line in table) for name in names] == [not arguments] * len(names)
+        assert bool(table) is not bool(arguments)
+    assert all(name in found.stderr for name in names)
+    assert {"python", "mlx", "mlx_dgemma", "system", "device_info", "memory", "peak_memory"} <= set(report)
+    assert (report["verdict"], report["tf32"]) == ("ok", "0")
+    for part in report["parts"]:
+        assert part["verdict"] in ("ok", "not available")
+        if part["verdict"] == "ok":
+            assert part["exact_error"] <= part["bound"] and part["seconds"] > 0 and part["peak_memory"] > 0
+    if report["device"] == "cpu":
+        assert "there is no GPU" in found.stderr
+        assert {part["verdict"] for part in report["parts"] if "fused" in part["name"]} == {"not available"}
+
+
+def test_help_imports_no_framework():
+    code = "import sys\nfrom mlx_dgemma.selfcheck import main\ntry:\n    main(['--help'])\nfinally:\n"
+    code += "    assert not {'mlx', 'mlx.core', 'torch'} & set(sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0 and "--json" in found.stdout, found.stderr
+
+
+@pytest.mark.parametrize(
+    ("part", "where", "name", "wrong"),
+    [
+        ("attention", attention, "attend", lambda y: y * 1.001),
+        ("window", attention, "attend", lambda y: np.roll(y, 1, axis=1)),
+        ("quantized experts", layers.ExpertLinear, "_expert_by_expert", lambda y: np.roll(y, 1, axis=0)),
+        ("flat", sweep, "processed", lambda y: np.array(mx.array(y).astype(mx.bfloat16).astype(mx.float32))),
+        ("peaked", sweep, "processed", lambda y: y * np.float32(1.001)),
+    ],
+)
+def test_a_wrong_part_differs(monkeypatch, run, part, where, name, wrong):
+    monkeypatch.setattr(where, name, broken(getattr(where, name), wrong))
+    code, out, _ = run("--json", parts={part: PARTS[part], "fused": PARTS["fused"]})
+    report = json.loads(out)
+    verdicts = {found["name"]: found["verdict"] for found in report["parts"]}
+    assert (code, report["verdict"], verdicts[part]) == (1, "differs", "differs")
+
+
+@pytest.mark.parametrize("name", ["argmax", "sample", "entropy", "confidence", "soft"])
+@pytest.mark.parametrize("part", ["flat", "peaked"])
+def test_a_wrong_sweep_differs(monkeypatch, part, name):
+    def run(self):
+        swept = right(self)
+        changed = np.array(getattr(swept, name))
+        changed[5] = (changed[5] + 7) % 512 if changed.dtype == np.int32 else changed[5] * 1.01
+        setattr(swept, name, changed)
+        return swept
+
+    right = sweep.Sweep.run
+    assert PARTS[part](part, SMALL).verdict == "ok"
+    monkeypatch.setattr(sweep.Sweep, "run", run)
+    assert PARTS[part](part, SMALL).verdict == "differs"
+
+
+def test_a_rounding_of_the_uniform_is_no_difference(monkeypatch):
+    """A draw right beside the boundary may fall to either side of it."""
+
+    def run(self):
+        self.asked.uniforms = np.clip(self.asked.uniforms + np.float32(3e-7), 0, np.float32(1 - 2**-24))
+        return right(self)
+
+    right = sweep.Sweep.run
+    monkeypatch.setattr(sweep.Sweep, "run", run)
+    assert PARTS["flat"]("flat", SMALL).verdict == "ok"
+
+
+def test_a_wrong_generation_says_where(monkeypatch, loaded):
+    part = partial(selfcheck.generation, "generation", SMALL, loaded=loaded)
+    assert part().verdict == "ok"
+    few = (*loaded[:2], replace(loaded[2], max_denoising_steps=2))  # nonsense would take them all
+    monkeypatch.setattr(sweep, "processed", broken(sweep.processed, lambda y: np.roll(y, 1, axis=-1)))
+    found = part(loaded=few)
+    assert found.verdict == "differs" and found.exact_error > 10
+    assert "token 0: '" in found.note and "not '4213" in found.note
+
+
+def test_a_part_that_raises_fails_alone(monkeypatch, run):
+    def missing(*_, **__):
+        raise RuntimeError("[metal::Device] Unable\nto load kernel")
+
+    wrong = {"peaked": PARTS["peaked"], "missing": missing, "flat": PARTS["flat"]}
+    code, out, _ = run(parts=wrong)
+    report = json.loads(out.splitlines()[-1])
+    assert (code, report["verdict"]) == (1, "differs")
+    assert [part["verdict"] for part in report["parts"]] == ["ok", "failed", "ok"]
+    assert report["parts"][1]["note"] == "[metal::Device] Unable to load kernel"
+    monkeypatch.setattr(attention, "attend", lambda q, *_, **__: q * mx.nan)
+    code, out, _ = run("--json", parts={"attention": PARTS["attention"]})
+    [part] = json.loads(out)["parts"]
+    assert (code, part["verdict"]) == (1, "failed") and "not finite" in part["note"]
+    with pytest.raises(IndexError):  # an error of ours is a traceback
+        run(parts={"ours": lambda *_: [][0]})
+
+
+def test_ctrl_c_keeps_what_is_finished(run):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    code, out, err = run(parts={"flat": PARTS["flat"], "slow": interrupted, "peaked": PARTS["peaked"]})
+    report = json.loads(out.splitlines()[-1])
+    assert (code, report["verdict"]) == (130, "interrupted") and "interrupted" in err
+    assert [part["name"] for part in report["parts"]] == ["flat"]
+
+
+def test_two_devices_are_compared(monkeypatch, pretended_gpu, loaded):
+    for name, part in PARTS.items():
+        found = part(name, SMALL)
+        assert found.device == "gpu", name
+        if name == "fused":
+            assert found.verdict == "not available" and "no fused kernel" in found.note
+        else:
+            assert found.verdict == "ok" and found.reference_seconds > 0, found
+            assert (found.error == 0) == ("half" not in name), found  # one device, after all
+    found = selfcheck.generation("generation", SMALL, loaded=loaded)
+    assert (found.verdict, found.error, found.note) == ("ok", 0, "steps 2/3/2 against 2/3/2")
+
+
+def test_the_device_is_compared_with_the_cpu(monkeypatch, pretended_gpu):
+    """An error of the CPU device alone shows, too."""
+
+    def attend(*arguments, **options):
+        y = right(*arguments, **options)
+        return y if mx.default_stream(mx.cpu) == mx.gpu else y * 1.01
+
+    right = attention.attend
+    monkeypatch.setattr(attention, "attend", attend)
+    found = PARTS["attention"]("attention", SMALL)
+    assert found.verdict == "differs" and found.exact_error < 1e-4 < found.error
+
+
+@pytest.mark.parametrize("part", ["quantized experts", "experts"])
+def test_the_sorted_kernels_of_a_gpu(monkeypatch, part):
+    """gather_qmm and gather_mm on the CPU, which has them in float32."""
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
+    monkeypatch.setattr(layers.ExpertLinear, "_expert_by_expert", None)
+    assert PARTS[part](part, SMALL).verdict == "ok"

@@ -1,0 +1,71 @@
+"""Models that are watched or told what to say, over real weights and a real cache."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import checkpoints
+import numpy as np
+
+from mlx_dgemma.checkpoint.config import parse_config
+from mlx_dgemma.load import load_model
+from mlx_dgemma.tokens.tokenizer import Tokenizer
+from mlx_dgemma.writing.conversation import Conversation
+from mlx_dgemma.writing.sampling import Sampling
+
+BPE = Path(__file__).parents[1] / "fixtures" / "bpe"
+
+
+class Counting:
+    """A model, and how many tokens it was given to encode."""
+
+    def __init__(self, model):
+        self.model, self.encoded = model, 0
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def encode(self, tokens, caches, **options):
+        self.encoded += sum(map(len, tokens))
+        return self.model.encode(tokens, caches, **options)
+
+    def denoise(self, rows):
+        self.encoded += sum(len(pending) for pending in {id(row.cache): row.pending for row in rows}.values())
+        return self.model.denoise(rows)
+
+
+class Scripted(Counting):
+    """Its n-th pass says the n-th text, whatever the weights say; one pass a block settles it."""
+
+    def __init__(self, model, tokenizer, texts):
+        super().__init__(model)
+        canvas = model.config.canvas_length
+        ids = [tokenizer.encode(text) for text in texts]
+        self.script = [block for own in ids for block in blocks(own, canvas)]
+
+    def denoise(self, rows):
+        [found] = super().denoise(rows)
+        said = np.array(self.script.pop(0), np.int32)
+        return [replace(found, argmax=said, sample=said, entropy=np.zeros(len(said), np.float32))]
+
+
+def blocks(ids: list[int], length: int) -> list[list[int]]:
+    padded = ids + [0] * (-len(ids) % length)
+    return [padded[i : i + length] for i in range(0, len(padded), length)]
+
+
+def random_bpe(folder: Path, seed: int = 0):
+    """Random weights behind the BPE fixture, and its tokenizer; as in the published checkpoint, a tool's turn is a
+    stop."""
+    tokenizer = Tokenizer(BPE)
+    stops = tuple(map(tokenizer.token_id, ("<eos>", "<turn|>", "<|tool_response>")))
+    config = checkpoints.config(vocab_size=tokenizer.vocab_size, eos=stops)
+    generation = checkpoints.generation_config(eos_token_id=list(stops))
+    checkpoints.write(folder, config, checkpoints.weights(config, seed=seed, peaked=10.0), generation)
+    return load_model(folder, parse_config(config, generation), "mlx", "float32"), tokenizer
+
+
+def scripted(model, tokenizer: Tokenizer, *texts: str, **options) -> Conversation:
+    """One whose answers are these."""
+    return Conversation(Scripted(model, tokenizer, texts), tokenizer, Sampling(max_denoising_steps=1), **options)

@@ -1,0 +1,229 @@
+"""What is the torch backend's own: precisions, growing pools, shapes for graphs, and what the user is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import sys
+
+import checkpoints
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
+pytest.importorskip("transformers", reason="the reference")
+import reference
+import torch
+from test_load import quantized, says, tensors, write
+
+from mlx_dgemma.checkpoint.config import parse_config
+from mlx_dgemma.errors import Mistake
+from mlx_dgemma.load import choose_backend, load, load_model
+from mlx_dgemma.seam.model import Row
+from mlx_dgemma.torch_backend import attention, shapes
+from mlx_dgemma.torch_backend import device as devices
+from mlx_dgemma.writing.sampling import Sampling
+
+
+def made(folder, dtype: str = "float32", **shape):
+    config = checkpoints.config(**shape)
+    checkpoints.write(folder, config, checkpoints.weights(config, seed=5))
+    return load_model(folder, parse_config(config, checkpoints.generation_config()), "torch", dtype)
+
+
+def logits(model, canvas=None) -> np.ndarray:
+    canvas = np.arange(model.config.canvas_length) % 90 if canvas is None else canvas
+    row = Row(canvas, model.new_cache(), 1.0, np.zeros(len(canvas), np.float32), pending=np.arange(40))
+    return model.logits(row)
+
+
+def test_bfloat16_errs_no_more_than_the_reference_does(tmp_path):
+    exact, rounded = made(tmp_path), made(tmp_path, "bfloat16")
+    theirs = reference.load(tmp_path).to(torch.bfloat16)
+    errors = {"ours": [], "theirs": []}
+    for seed in range(8):
+        canvas = np.random.default_rng(seed).integers(96, size=16)
+        expected = logits(exact, canvas)
+        ids = torch.arange(40)[None]
+        with torch.no_grad():
+            output = theirs.model.encoder(input_ids=ids, position_ids=ids)
+            found = theirs(
+                decoder_input_ids=torch.tensor(canvas)[None],
+                past_key_values=output.past_key_values,
+                decoder_position_ids=torch.arange(40, 56)[None],
+            )
+        errors["theirs"].append(np.abs(found.logits[0].float().numpy() - expected))
+        errors["ours"].append(np.abs(logits(rounded, canvas) - expected))
+    mean = {who: np.mean(error) for who, error in errors.items()}
+    assert 0 < mean["ours"] <= 1.5 * mean["theirs"], mean
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "nvfp4", "mxfp8"])
+def test_quantized_folders_say_what_mlx_says(tmp_path, mode):
+    group = {"nvfp4": 16}.get(mode, 32)
+    default = {"group_size": group, "bits": 8 if mode == "mxfp8" else 4, "mode": mode}
+    folder, _, _ = quantized(tmp_path, default=default)
+    ours, theirs = (load(folder, backend)[0] for backend in ("torch", "mlx"))
+    canvas = np.arange(16)
+    assert np.abs(logits(ours, canvas) - logits(theirs, canvas)).max() < 1e-3
+
+
+def test_fp8():
+    """Of the embedded model: its logits' error is 5 % of their spread, where bfloat16's is 0.5 %."""
+    models = {dtype: load(backend="torch", dtype=dtype)[0] for dtype in ("float32", "bfloat16", "fp8")}
+    found = {dtype: logits(model) for dtype, model in models.items()}
+    error = {d: np.sqrt(np.mean((x - found["float32"]) ** 2) / np.var(found["float32"])) for d, x in found.items()}
+    print(error)
+    assert 0 < error["bfloat16"] < 0.01 and error["bfloat16"] < error["fp8"] < 0.1, error
+    network = models["fp8"].network
+    layer = network.model.decoder.layers[0]
+    assert layer.experts.gate_up_proj.weight.dtype == layer.self_attn.o_proj.weight.dtype == torch.float8_e4m3fn
+    assert layer.router.proj.weight.dtype == network.table.weight.dtype == torch.bfloat16
+
+
+def test_fp8_is_for_torch_and_for_weights_that_are_not_quantized(tmp_path):
+    folder, _, _ = quantized(tmp_path)
+    says(folder, "fp8", "torch", backend="mlx", dtype="fp8")
+    says(folder, "quantized already", "fp8", backend="torch", dtype="fp8")
+
+
+def test_the_pool_grows_and_moves_what_it_holds(tmp_path):
+    model = made(tmp_path)
+    tokens = np.random.default_rng(0).integers(96, size=300)
+    caches = [model.new_cache() for _ in range(3)]
+    for piece in np.split(tokens, 10):
+        model.encode([piece] * 3, caches)
+    assert model.pool.slots == 4 and model.pool.capacity >= 300
+    whole = model.new_cache(300)
+    model.encode([tokens], [whole])
+    row = Row(np.arange(16), whole, 1.0, np.zeros(16, np.float32))
+    expected = model.logits(row)
+    for cache in caches:
+        assert np.abs(model.logits(dataclasses.replace(row, cache=cache)) - expected).max() < 1e-4
+    del caches, whole, row, cache
+    gc.collect()
+    assert sorted(model.pool.free) == [0, 1, 2, 3]
+
+
+def test_few_shapes_serve_all_requests(tmp_path):
+    """Of the rows, texts and contexts of a run, each shape is captured once."""
+    model = made(tmp_path)
+    model.together, seen = True, set()
+    run = model.graphs.run
+    model.graphs.run = lambda key, *rest: (seen.add(key), run(key, *rest))[1]
+    for request in range(6):
+        rows = []
+        for i in range(request % 3 + 1):
+            pending = np.arange(5 + 7 * request + i)
+            rows.append(Row(np.arange(16), model.new_cache(), 0.7, np.zeros(16, np.float32), pending))
+        for _ in range(3):
+            model.denoise(rows)
+            rows = [dataclasses.replace(row, pending=()) for row in rows]
+    passes = {key[1] for key in seen if key[0] == "pass" and key[1].canvases}
+    assert {one.canvases for one in passes} == {1, 2, 4}
+    assert {one.text for one in passes} == {0, 16}
+    assert {one.context for one in passes} == {64} and len(passes) == 6
+
+
+def test_one_synchronisation_a_step(tmp_path, monkeypatch):
+    model = made(tmp_path)
+    model.together, count = True, []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: (count.append(x), x)[1])
+    for name in ("item", "tolist", "__bool__", "__int__", "__float__", "nonzero"):
+        if name != "tolist":  # the experts' loop on a CPU reads their ends
+            monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("waits for the device"))
+    sets = np.full(16, model.token_set([4, 5, 6]), np.int32)
+    row = Row(np.arange(16), model.new_cache(), 0.7, np.zeros(16, np.float32), np.arange(9), allowed=sets)
+    model.denoise([row])
+    assert len(count) == 1
+
+
+def test_chains_can_be_compiled():
+    from mlx_dgemma.torch_backend import fused, sweep
+
+    generator = torch.Generator().manual_seed(0)
+    x, y, w = (torch.randn(s, generator=generator) for s in ((6, 32), (6, 32), (32,)))
+    cases = [
+        (fused.rms_norm, (x, w, 1e-6)),
+        (fused.rms_norm, (x, None, 1e-6)),
+        (fused.rotated_norm, (x.view(6, 2, 16), w[:16], torch.randn((2, 6, 8), generator=generator), 1e-6)),
+        (fused.gated, (x,)),
+        (fused.after_attention, (x, y, (w, w + 1, w + 2), w, 1e-6)),
+        (fused.route, (x[:, :3], torch.arange(18).view(6, 3), w)),
+        (fused.spread, (x, torch.arange(12).flip(0), 2)),
+        (fused.gather, (x.view(12, 16), torch.arange(12).flip(0).view(6, 2), y[:, :2])),
+        (fused.after_experts, (x, y, y + 1, (w, w, w), x[:, :1], 1e-6)),
+        (fused.to_fp8, (x,)),
+        (sweep.look_at_slices, (x.view(6, 4, 8), y[:, 0].abs(), None, 30.0)),
+        (sweep.shares, (x, y[:, 0].abs(), x > 0, y[:, 1], 30.0)),
+    ]
+    for function, arguments in cases:
+        # What a GPU's compiler is given: one graph for all sizes. That it is traced is seen without compiling it.
+        traced = torch.compile(function.__wrapped__, dynamic=True, fullgraph=True, backend="aot_eager")
+        found, expected = traced(*arguments), function(*arguments)
+        for one, other in zip(*(a if isinstance(a, tuple) else (a,) for a in (found, expected)), strict=True):
+            assert torch.allclose(one.float(), other.float(), atol=1e-5), function.__name__
+
+
+def test_autoregression_at_the_end_of_the_context(tmp_path):
+    model = made(tmp_path, max_position_embeddings=44)
+    row = Row(np.arange(16), model.new_cache(), 1.0, np.zeros(16, np.float32), pending=np.arange(40))
+    assert len(list(model.autoregress([row], Sampling()))) == 4
+
+
+def test_powers_of_two():
+    assert [shapes.power_of_two(n) for n in (0, 1, 2, 3, 4, 5, 1000)] == [0, 1, 2, 4, 4, 8, 1024]
+
+
+def test_what_is_chosen(monkeypatch):
+    module = sys.modules["mlx_dgemma.load"]
+    assert choose_backend() == ("torch" if torch.cuda.is_available() and sys.platform != "darwin" else "mlx")
+    monkeypatch.setattr(module, "_has", lambda name: name == "torch")
+    assert choose_backend() == "torch"
+    monkeypatch.setattr(module, "_has", lambda name: False)
+    assert choose_backend() == "mlx"
+
+
+def test_without_torch(monkeypatch, tmp_path):
+    write(tmp_path)
+    for name in [name for name in sys.modules if name.startswith("mlx_dgemma.torch_backend")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    says(tmp_path, "torch cannot be imported", "mlx_dgemma[cuda]", backend="torch")
+
+
+def test_too_little_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(devices, "free", lambda device: 1000)
+    says(write(tmp_path), "too little memory", "needs", "free", backend="torch")
+
+
+def test_out_of_device_memory(monkeypatch, tmp_path):
+    model, zeros = made(tmp_path), torch.zeros
+
+    def full(shape, *arguments, **options):
+        if len(shape) == 4 and shape[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has …")
+        return zeros(shape, *arguments, **options)
+
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(Mistake, match=r"1 caches of 128 tokens .* needs 20\.00 GiB at once, .* are free on the CPU"):
+        model.new_cache(100)
+
+
+def test_keys_in_blocks(tmp_path, monkeypatch):
+    """Scores are never whole in memory; a text of several chunks, past the window of sliding layers."""
+    model = made(tmp_path)
+    whole = logits(model)
+    monkeypatch.setattr(attention, "SCORES", 4 * 4 * 16 * 7)
+    assert np.abs(logits(model) - whole).max() < 1e-4
+
+
+def test_a_tensor_that_is_wrong(tmp_path):
+    path = "model.decoder.layers.1.experts.gate_up_proj"
+    folder = write(tmp_path, {**tensors(), path: np.zeros((8, 48, 31), np.float32)})
+    says(folder, "shape [8, 48, 31]", "need [8, 48, 32]", backend="torch")
+
+
+def test_a_rank_without_the_others(tmp_path):
+    says(write(tmp_path), "--tensor-parallel 2", "torchrun", backend="torch", tensor_parallel=2)
+    says(tmp_path, "--tensor-parallel", "torch", backend="mlx", tensor_parallel=2)

@@ -1,0 +1,324 @@
+"""Many turns over one cache: what is said is what a fresh run would say, and nothing is encoded twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import replace
+from itertools import islice, takewhile
+
+import numpy as np
+import pytest
+from scripted import BPE, Counting, random_bpe, scripted
+
+from mlx_dgemma.errors import Mistake
+from mlx_dgemma.load import load
+from mlx_dgemma.seam.model import Row
+from mlx_dgemma.tokens.tokenizer import Tokenizer
+from mlx_dgemma.writing import conversation as module
+from mlx_dgemma.writing.conversation import FILE, MODES, Conversation
+from mlx_dgemma.writing.sampling import Sampling
+from mlx_dgemma.writing.writing import Step, diffuse
+
+QUESTIONS = ["What is 603 + 845?", "Sort: Lima, Tokyo, Kyiv", "Extract JSON: Zoe (31) works as a vet in Oslo."]
+
+
+@pytest.fixture(scope="module")
+def parties(tmp_path_factory):
+    """name -> (model, tokenizer, sampling): the embedded model, the same without a stop token, random weights."""
+    random, tokenizer = random_bpe(tmp_path_factory.mktemp("bpe"))
+    (tiny, byte_tokenizer, _), endless = load(), load()[0]
+    endless.config = replace(endless.config, stop_ids=(272,))
+    few = Sampling(max_denoising_steps=3)
+    return {
+        "bytes": (tiny, byte_tokenizer, Sampling(max_denoising_steps=8)),
+        "endless bytes": (endless, byte_tokenizer, few),
+        "bpe": (random, tokenizer, few),
+    }
+
+
+@pytest.fixture
+def bpe(parties):
+    return parties["bpe"]
+
+
+def turn(conversation: Conversation, question: str) -> list:
+    return [piece.step for piece in conversation.ask(question)]
+
+
+def same_steps(found: list, expected: list) -> None:
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.draft.tolist(), ours.canvas.tolist()) == (theirs.draft.tolist(), theirs.canvas.tolist())
+
+
+def common(one: list[int], other: list[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+@pytest.mark.parametrize(
+    ("name", "thinking", "max_tokens"),
+    [
+        ("bytes", False, 40),
+        ("endless bytes", False, 150),
+        ("bpe", False, 10),
+        ("bpe", False, 70),
+        ("bpe", True, 40),
+    ],
+)
+def test_a_turn_equals_a_fresh_run_and_encodes_only_what_was_not_in_the_cache(parties, name, thinking, max_tokens):
+    model, tokenizer, sampling = parties[name]
+    counting = Counting(model)
+    conversation = Conversation(counting, tokenizer, sampling, thinking=thinking, max_tokens=max_tokens, seed=5)
+    held: list[int] = []  # what was given to the model up to the end of the last turn
+    for question in QUESTIONS:
+        messages = [*conversation.messages, {"role": "user", "content": question}]
+        prompt = tokenizer.chat(messages, thinking=thinking)
+        counting.encoded = 0
+        found = turn(conversation, question)
+        same_steps(found, list(diffuse(model, prompt, max_tokens=max_tokens, sampling=sampling, seed=5)))
+        committed = [token for step in found if step.final and not step.reason for token in step.draft.tolist()]
+        assert counting.encoded == len(prompt) - common(held, prompt) + len(committed)
+        held = prompt + committed
+    assert conversation.cache.length <= len(held)
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 3
+
+
+def test_the_history_is_without_what_was_thought(bpe):
+    """More than the sliding layers remember lies between the question and the end of the answer."""
+    tokenizer = bpe[1]
+    thought = "one two three four five six seven eight nine ten " * 6
+    answer = f"<|channel>thought\n{thought}<channel|>Oslo<turn|>"
+    conversation = scripted(*bpe[:2], answer, "Rome<turn|>", thinking=True)
+    turn(conversation, "Where?")
+    first = tokenizer.chat([{"role": "user", "content": "Where?"}], thinking=True)
+    assert (conversation.answer.thinking, conversation.answer.text) == (thought, "Oslo")
+    assert conversation.cache.length == len(first)  # back before the answer
+    kept = conversation.cache.length
+    conversation.model.encoded = 0
+    turn(conversation, "And then?")
+    messages = [("user", "Where?"), ("assistant", "Oslo"), ("user", "And then?")]
+    prompt = tokenizer.chat([{"role": role, "content": text} for role, text in messages], thinking=True)
+    assert conversation.model.encoded == len(prompt) - kept < len(tokenizer.encode(answer))
+
+
+def test_a_tool_is_called_and_its_result_read(bpe):
+    tokenizer = bpe[1]
+    call = '<|tool_call>call:weather{city:<|"|>Oslo, {Norway}<|"|>,days:2}<tool_call|>'
+    conversation = scripted(*bpe[:2], f"I look. {call}<|tool_response>", "Four<turn|>", "Bye<turn|>")
+    turn(conversation, "How warm is Oslo?")
+    [asked] = conversation.waiting
+    assert (conversation.answer.text, str(asked)) == ("I look. ", 'weather{city:"Oslo, {Norway}",days:2}')
+    with pytest.raises(Mistake, match="weather"):
+        conversation.save("never")
+    conversation.respond({"sky": ["grey", None, 1.5], "degrees": 4, "wet": True})
+    said = '<|tool_response>response:weather{degrees:4,sky:[<|"|>grey<|"|>,None,1.5],wet:true}<tool_response|>'
+    opened = tokenizer.chat([{"role": "user", "content": "How warm is Oslo?"}])
+    assert conversation.tokens == opened + tokenizer.encode("I look. " + call) + tokenizer.encode(said)
+    held = conversation.cache.length
+    assert conversation.unread == len(conversation.tokens) - held
+    conversation.model.encoded = 0
+    list(conversation.write())
+    assert conversation.model.encoded == len(opened + tokenizer.encode("I look. " + call + said)) - held
+    assert conversation.messages[-1]["content"] == f"I look. {call}{said}Four" and not conversation.waiting
+    turn(conversation, "Thanks")
+    assert conversation.answer.text == "Bye"
+
+
+def test_several_calls_are_answered_in_their_order(bpe):
+    calls = "".join(f"<|tool_call>call:{name}{{}}<tool_call|>" for name in "ab")
+    conversation = scripted(*bpe[:2], calls + "<turn|>", "done<turn|>")
+    turn(conversation, "Go")
+    assert [call.name for call in conversation.waiting] == ["a", "b"]
+    conversation.respond("first"), conversation.respond(2)
+    list(conversation.write())
+    responses = '<|tool_response>response:a{value:<|"|>first<|"|>}<tool_response|>'
+    responses += "<|tool_response>response:b{value:2}<tool_response|>"
+    assert conversation.messages[-1]["content"] == calls + responses + "done"
+
+
+def test_a_call_that_nobody_answers(bpe):
+    conversation = scripted(*bpe[:2], "<|tool_call>call:a{}<tool_call|><|tool_response>", "Bye<turn|>")
+    turn(conversation, "Go")
+    turn(conversation, "Never mind")
+    assert [message["content"] for message in conversation.messages[1:]] == [
+        "<|tool_call>call:a{}<tool_call|>", "Never mind", "Bye",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["<|tool_call>call:a{x", "<|tool_call>nonsense<tool_call|> b"])
+def test_what_is_no_call_is_text(bpe, text):
+    conversation = scripted(*bpe[:2], text + "<turn|>")
+    turn(conversation, "Go")
+    assert not conversation.waiting
+    assert conversation.answer.text == text.replace("<|tool_call>", "").replace("<tool_call|>", "")
+
+
+def test_tools_are_declared_by_the_template(bpe):
+    model, tokenizer, _ = bpe
+    tokenizer = Tokenizer(BPE)
+    tokenizer._template = "{% for tool in tools or [] %}<|tool>{{ tool | tojson }}<tool|>{% endfor %}" + (
+        tokenizer._template
+    )
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    conversation = Conversation(model, tokenizer, Sampling(max_denoising_steps=1), tools=tools, max_tokens=5)
+    conversation.say("Hi")
+    assert conversation.prompt == [
+        *tokenizer.encode(f"<|tool>{json.dumps(tools[0])}<tool|>"),
+        *tokenizer.chat([{"role": "user", "content": "Hi"}]),
+    ]
+
+
+def fresh(conversation: Conversation, model, question: str) -> list:
+    messages = [*conversation.messages, {"role": "user", "content": question}]
+    prompt = conversation.tokenizer.chat(messages, thinking=conversation.thinking)
+    options = {"max_tokens": conversation.max_tokens, "sampling": conversation.sampling, "seed": conversation.seed}
+    return list(diffuse(model, prompt, **options))
+
+
+def told(model, tokens, *, cache, max_tokens, sampling, seed):
+    """Left to right, as a mode may be: a step a token."""
+    row = Row(np.zeros(0, np.int32), cache, 0.0, np.zeros(0), pending=tokens[cache.length :])
+    with contextlib.closing(model.autoregress([row], sampling)) as passes:
+        for step, [token] in enumerate(passes, 1):
+            reason = "stop" if token in model.config.stop_ids else "length" if step == max_tokens else None
+            said, nothing = np.array([token]), np.zeros(1)
+            arrays = {"canvas": said, "draft": said, "accepted": nothing == 0, "entropy": nothing}
+            yield Step(request=0, block=step, step=0, final=True, reason=reason, **arrays)
+            if reason:
+                return
+
+
+def test_another_mode_goes_on_from_the_same_cache(bpe, monkeypatch):
+    """Its answer is longer than what the sliding layers remember; one turn of it is left early."""
+    model, tokenizer, sampling = bpe
+    monkeypatch.setitem(MODES, "ar", told)
+    conversation = Conversation(model, tokenizer, sampling, max_tokens=60)
+    turn(conversation, QUESTIONS[0])
+    conversation.mode = "ar"
+    for question, limit in ((QUESTIONS[1], 60), (QUESTIONS[2], 7), (QUESTIONS[0], 60)):
+        messages = [*conversation.messages, {"role": "user", "content": question}]
+        prompt = tokenizer.chat(messages)
+        alone = told(model, prompt, cache=model.new_cache(), max_tokens=60, sampling=sampling, seed=0)
+        expected = [step.draft.tolist() for step in islice(alone, limit)]
+        found = [piece.step.draft.tolist() for piece in islice(conversation.ask(question), limit)]
+        assert found == expected
+        assert conversation.cache.length >= common(prompt, tokenizer.chat([*messages, messages[0]]))
+    conversation.mode = "diffusion"
+    expected = fresh(conversation, model, QUESTIONS[1])
+    same_steps(turn(conversation, QUESTIONS[1]), expected)
+
+
+def test_left_early_what_is_finished_counts(parties):
+    model, tokenizer, sampling = parties["endless bytes"]
+    conversation = Conversation(model, tokenizer, sampling)
+    for piece in conversation.ask(QUESTIONS[0]):
+        if piece.step.block == 1:
+            break
+    assert conversation.messages[-1]["role"] == "assistant" and len(conversation.answer.tokens) == 64
+    for _ in conversation.ask("Nothing is finished of this one"):
+        break
+    assert len(conversation.messages) == 2 and conversation.messages[0]["content"] == QUESTIONS[0]
+    conversation.max_tokens = 40
+    expected = fresh(conversation, model, QUESTIONS[1])
+    same_steps(turn(conversation, QUESTIONS[1]), expected)
+
+
+def test_a_pass_that_is_broken_off(parties, monkeypatch):
+    """Its cache is of no use any more; the conversation is."""
+    model, tokenizer, sampling = parties["bytes"]
+    conversation = Conversation(model, tokenizer, sampling, max_tokens=40)
+    turn(conversation, QUESTIONS[0])
+
+    def broken(rows):
+        rows[0].cache.layers[0].end += 7  # as a pass does that is half built
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model, "denoise", broken)
+        turn(conversation, QUESTIONS[1])
+    assert len(conversation.messages) == 2
+    expected = fresh(conversation, model, QUESTIONS[1])
+    same_steps(turn(conversation, QUESTIONS[1]), expected)
+
+
+def test_reading_may_be_left_between_two_passes(parties, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 8)
+    model, tokenizer, sampling = parties["bytes"]
+    conversation = Conversation(Counting(model), tokenizer, sampling, max_tokens=40)
+    conversation.say(QUESTIONS[2])
+    length = len(conversation.tokens)
+    assert list(conversation.read()) == list(range(length - 8, 0, -8))
+    conversation.close()
+    assert conversation.messages == []
+    conversation.say(QUESTIONS[2])
+    assert conversation.unread == length  # what nothing came of is not kept
+    next(conversation.read())
+    conversation.close()
+    expected = fresh(conversation, model, QUESTIONS[1])
+    same_steps(turn(conversation, QUESTIONS[1]), expected)
+
+
+@pytest.mark.parametrize("question", ["", " \n", "x" * 5000, "\udcff"])
+def test_a_question_that_cannot_be_asked_changes_nothing(parties, question):
+    model, tokenizer, sampling = parties["bytes"]
+    conversation = Conversation(model, tokenizer, sampling)
+    turn(conversation, QUESTIONS[0])
+    before = (list(conversation.messages), conversation.cache.length)
+    with pytest.raises(Mistake):
+        turn(conversation, question)
+    assert (conversation.messages, conversation.cache.length) == before
+
+
+@pytest.mark.parametrize("name", ["endless bytes", "bpe"])
+def test_a_saved_chat_goes_on_as_it_would_have(parties, name, tmp_path):
+    model, tokenizer, sampling = parties[name]
+    one = Conversation(Counting(model), tokenizer, sampling, system="Be brief.", max_tokens=40)
+    turn(one, QUESTIONS[0])
+    one.save(tmp_path / "chat")
+    other = Conversation(Counting(model), tokenizer, sampling, max_tokens=40)
+    turn(other, "Something else")
+    other.load(tmp_path / "chat")
+    assert (other.messages, other.system) == (one.messages, "Be brief.")
+    one.model.encoded = other.model.encoded = 0
+    same_steps(turn(other, QUESTIONS[1]), turn(one, QUESTIONS[1]))
+    assert one.model.encoded == other.model.encoded
+    other.save(tmp_path / "chat")  # over the old one
+    assert len(list((tmp_path / "chat").iterdir())) == 2
+    one.load(tmp_path / "chat")
+    assert one.messages == other.messages and one.cache.length == other.cache.length
+
+
+def test_saved_chats_that_cannot_be_used(bpe, tmp_path):
+    model, tokenizer, sampling = bpe
+    conversation = Conversation(model, tokenizer, sampling, max_tokens=5)
+    turn(conversation, "Hi")
+    conversation.save(tmp_path / "chat")
+    folder = tmp_path / "other"
+    other = Conversation(random_bpe(folder, seed=1)[0], tokenizer, sampling)
+    with pytest.raises(Mistake, match="another model"):
+        other.load(tmp_path / "chat")
+    assert other.messages == [] and other.cache.length == 0
+    with pytest.raises(Mistake, match="no saved chat"):
+        conversation.load(tmp_path / "nowhere")
+    with pytest.raises(Mistake, match="other things"):
+        conversation.save(folder)
+    with pytest.raises(Mistake, match="cannot be saved"):
+        conversation.save(folder / "config.json")
+    path = tmp_path / "chat" / FILE
+    whole = json.loads(path.read_text())
+    for text in ("{", "[]", json.dumps({**whole, "tokens": [1]}), json.dumps({**whole, "cache": "gone"})):
+        path.write_text(text)
+        with pytest.raises(Mistake, match=r"damaged"):
+            conversation.load(tmp_path / "chat")
+    assert len(conversation.messages) == 2
+
+
+def test_all_turns_are_forgotten(parties):
+    model, tokenizer, sampling = parties["bytes"]
+    conversation = Conversation(model, tokenizer, sampling, max_tokens=40)
+    turn(conversation, QUESTIONS[0])
+    conversation.reset()
+    assert conversation.cache.length == 0
+    expected = fresh(conversation, model, QUESTIONS[0])
+    same_steps(turn(conversation, QUESTIONS[0]), expected)
