@@ -11,3 +11,9 @@ class NotFound(Mistake, FileNotFoundError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def need(holds: bool, what: str, given: str) -> None:
+    """Mistake unless it holds."""
+    if not holds:
+        raise Mistake(f"need {what}, got {given}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Mistake
+from ..seam.model import Facts
 
 MODEL_TYPE = "diffusion_gemma"
 MODES = {"affine", "mxfp4", "nvfp4", "mxfp8"}
@@ -59,6 +60,16 @@ class ModelConfig:
     pad_id: int
     quantization: Quantization | None = None  # of modules with scales that have no entry of their own
     quantized_paths: Mapping[str, Quantization | None] | None = None  # module path -> its own; None: not quantized
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(
+            vocab_size=self.vocab_size,
+            canvas_length=self.canvas_length,
+            max_position_embeddings=self.max_position_embeddings,
+            stop_ids=self.stop_ids,
+            pad_id=self.pad_id,
+        )
 
 
 def _take(values: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:

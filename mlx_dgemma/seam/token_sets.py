@@ -1,4 +1,4 @@
-"""The sets of ids that `Row.allowed` points to, each registered once."""
+"""The sets of ids that `Row.allowed` points to."""
 
 from __future__ import annotations
 
@@ -6,33 +6,58 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .model import Row, TokenSet
+
 LOGPROB_SET = 1024  # sets of fewer ids have their log-probabilities reported
 
 
-class TokenSets:
-    def __init__(self, vocab_size: int):
-        self.vocab_size = vocab_size
-        self.ids: list[np.ndarray] = []
-        self.numbers: dict[bytes, int] = {}  # by their ids: a set may be of nearly the whole vocabulary
+def token_set(ids: Sequence[int], vocab_size: int) -> TokenSet:
+    """ValueError if it is empty or an id is out of the vocabulary."""
+    unique = np.array(list(dict.fromkeys(int(i) for i in ids)), np.int64)
+    if not len(unique) or unique.min() < 0 or unique.max() >= vocab_size:
+        raise ValueError(f"a token set needs ids in [0, {vocab_size}), got {unique[:8].tolist()}")
+    return TokenSet(unique)
 
-    def add(self, ids: Sequence[int]) -> int:
-        """The set's index. ValueError if it is empty or an id is out of the vocabulary."""
-        unique = np.array(list(dict.fromkeys(int(i) for i in ids)), np.int64)
-        if not len(unique) or unique.min() < 0 or unique.max() >= self.vocab_size:
-            raise ValueError(f"a token set needs ids in [0, {self.vocab_size}), got {unique[:8].tolist()}")
-        number = self.numbers.setdefault(unique.tobytes(), len(self.ids))
-        if number == len(self.ids):
-            self.ids.append(unique)
-        return number
 
-    def table(self, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """[T] set indices -> [sets, V] bool of those that occur, the first allowing all, and [T] indices into it."""
-        used, index = np.unique(np.append(allowed, -1), return_inverse=True)
-        if used[-1] >= len(self.ids) or used[0] < -1:
-            wrong = used[-1] if used[-1] >= len(self.ids) else used[0]
-            raise ValueError(f"token set {wrong} is not registered: there are {len(self.ids)}")
-        table = np.zeros((len(used), self.vocab_size), dtype=bool)
+class Allowed:
+    """Which sets the positions of several rows point to.
+
+    Attributes:
+        sets: those in use, each once.
+        index: [T] of the positions of all rows, one row after another: into `sets`, -1 where every token is allowed.
+    """
+
+    def __init__(self, rows: Sequence[Row], lengths: Sequence[int] | None = None):
+        """`lengths`: positions that each row takes, padding behind its canvas included. ValueError: an index is out of
+        its row's `token_sets`."""
+        numbers: dict[TokenSet, int] = {}
+        parts = []
+        for row, length in zip(rows, lengths or [len(row.canvas) for row in rows], strict=True):
+            part = np.full(length, -1, np.int64)
+            if row.allowed is not None:
+                given = np.asarray(row.allowed)
+                if given.min() < -1 or given.max() >= len(row.token_sets):
+                    raise ValueError(f"`allowed` points to token set {given.max()}, the row has {len(row.token_sets)}")
+                own = [numbers.setdefault(one, len(numbers)) for one in row.token_sets] + [-1]
+                part[: len(given)] = np.array(own)[given]
+            parts.append(part)
+        self.index = np.concatenate(parts)
+        used, index = np.unique(np.append(self.index, -1), return_inverse=True)
+        every = list(numbers)
+        self.sets = [every[i] for i in used[1:]]
+        self.index = index[:-1] - 1
+
+    def table(self, vocab_size: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """[1 + sets, V] bool, the first row allowing all, and [T] indices into it; None where all is allowed."""
+        if not self.sets:
+            return None
+        table = np.zeros((1 + len(self.sets), vocab_size), dtype=bool)
         table[0] = True
-        for row, number in enumerate(used[1:], start=1):
-            table[row][self.ids[number]] = True
-        return table, index[:-1]
+        for row, allowed in zip(table[1:], self.sets, strict=True):
+            row[allowed.ids] = True
+        return table, self.index + 1
+
+    def few(self) -> list[tuple[TokenSet, np.ndarray]]:
+        """The sets small enough for log-probabilities, each with the positions that point to it."""
+        found = [(allowed, np.flatnonzero(self.index == i)) for i, allowed in enumerate(self.sets)]
+        return [(allowed, positions) for allowed, positions in found if len(allowed.ids) < LOGPROB_SET]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import Mistake
+from ..errors import Mistake, need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +69,6 @@ class Sampling:
             need(inside, f"{name} {'>' if name == 'top_p' else '>='} {least}{at_most}", f"{value!r}")
         whole = isinstance(self.top_k, int) and not isinstance(self.top_k, bool)
         need(whole and self.top_k >= 0, "top_k >= 0", f"{self.top_k!r}")
-
-
-def need(holds: bool, what: str, given: str) -> None:
-    if not holds:
-        raise Mistake(f"need {what}, got {given}")
 
 
 def temperature(sampling: Sampling, step: int) -> float:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import checkpoints
-import pytest
 
 from mlx_dgemma.writing.writing import diffuse
 
@@ -22,19 +18,6 @@ PROMPTS = [
 ]  # of the tiny model
 
 
-@contextmanager
-def arithmetic_of(backend: str) -> Iterator[None]:
-    """Meanwhile, "mlx as on a GPU" takes MLX's own operations on the CPU device, too, and the expert kernels."""
-    with pytest.MonkeyPatch.context() as patch:
-        if backend == "mlx as on a GPU":
-            import mlx.core as mx
-
-            from mlx_dgemma.mlx_backend import arithmetic
-
-            patch.setattr(arithmetic, "namespace", lambda: mx)
-        yield
-
-
 def whole_run(model, tokens, sampling, *, seed: int, max_tokens: int) -> dict:
     """`tokens` of every block (pads after a stop token, as the reference writes them), steps of each block, and tokens
     per forward: those that are no pad, over all passes."""
@@ -43,10 +26,10 @@ def whole_run(model, tokens, sampling, *, seed: int, max_tokens: int) -> dict:
         if step.final:
             committed += step.draft.tolist()
             steps.append(step.step + 1)
-    stops = [i for i, token in enumerate(committed) if token in model.config.stop_ids]
+    stops = [i for i, token in enumerate(committed) if token in model.facts.stop_ids]
     if stops:
-        committed[stops[0] + 1 :] = [model.config.pad_id] * (len(committed) - stops[0] - 1)
-    kept = sum(token != model.config.pad_id for token in committed)
+        committed[stops[0] + 1 :] = [model.facts.pad_id] * (len(committed) - stops[0] - 1)
+    kept = sum(token != model.facts.pad_id for token in committed)
     return {"tokens": committed, "steps": steps, "tokens_per_forward": kept / sum(steps)}
 
 

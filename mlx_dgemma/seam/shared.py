@@ -1,0 +1,76 @@
+"""What every backend does in NumPy alike: checks of what it is given, and what is laid over a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .model import Cache, Continuation, DiffusionModel, Draw, Row, Text
+
+VECTORS = ("argmax", "sample", "entropy", "confidence", "top")  # of a Prediction, [L] each
+
+
+def checked(text: Text, vocab_size: int) -> Text:
+    """`text` itself. ValueError where an id is out of the vocabulary."""
+    ids = text.tokens
+    if len(ids) and not (ids.min() >= 0 and ids.max() < vocab_size):
+        raise ValueError(f"token ids must be in [0, {vocab_size}), got {ids.min()} to {ids.max()}")
+    return text
+
+
+def check_caches(texts: Sequence[Text], caches: Sequence[Cache]) -> None:
+    """ValueError unless each text has a cache to itself."""
+    if len(texts) != len(caches) or len({id(cache) for cache in caches}) != len(caches):
+        raise ValueError(f"need one cache of its own for each of {len(texts)} texts")
+
+
+def pending_texts(rows: Sequence[Row], vocab_size: int) -> list[tuple[Text, Cache]]:
+    """What is to be encoded before `rows` are denoised, once for each cache. ValueError where rows that share a cache
+    differ in it."""
+    texts: dict[int, tuple[Text, Cache]] = {}
+    for row in rows:
+        text = checked(row.pending, vocab_size)
+        known, _ = texts.setdefault(id(row.cache), (text, row.cache))
+        if not np.array_equal(known.tokens, text.tokens):
+            raise ValueError("rows that share a cache must have the same pending tokens")
+    return [(text, cache) for text, cache in texts.values() if len(text)]
+
+
+def lay_fixed(row: Row, vectors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """`vectors` of VECTORS with what is fixed in `row` laid over them; and the fixed ids [L] int32, -1 elsewhere."""
+    if row.fixed is None:
+        return vectors, None
+    canvas, fixed = np.asarray(row.canvas, np.int32), np.asarray(row.fixed, bool)
+    given = {"argmax": canvas, "sample": canvas, "entropy": 0, "confidence": 1, "top": 1}
+    laid = {name: np.where(fixed, given[name], array).astype(array.dtype) for name, array in vectors.items()}
+    return laid, np.where(fixed, canvas, -1).astype(np.int32)
+
+
+def begin_autoregress(
+    model: DiffusionModel, continuations: Sequence[Continuation], draw: Draw
+) -> tuple[int, np.ndarray]:
+    """Encode what is pending -> how many tokens can be written, and their uniforms [B, steps] float32, empty where the
+    argmax is taken. ValueError where a text has nothing to go on from."""
+    waiting = [one for one in continuations if len(one.pending)]
+    model.encode([one.pending for one in waiting], [one.cache for one in waiting])
+    caches = [one.cache for one in continuations]
+    if any(cache.hidden is None for cache in caches):  # both backends keep the last hidden states there
+        raise ValueError("nothing to go on from: give at least one pending token")
+    room = min((model.facts.max_position_embeddings - cache.length for cache in caches), default=0)
+    steps = min(room, *(len(one.uniforms) for one in continuations)) if continuations else 0
+    rows = [one.uniforms[:steps] if draw.temp else [] for one in continuations]
+    return steps, np.array(rows, np.float32)
+
+
+def check_trim(tokens: int, length: int, retained: int, seen: int) -> None:
+    """ValueError where `tokens` cannot be forgotten: sliding layers keep `retained` of a text of `length`, and a next
+    pass sees `seen` of its past."""
+    if not 0 <= tokens <= length:
+        raise ValueError(f"cannot forget {tokens} of {length} tokens")
+    left = length - tokens
+    if retained - tokens < min(seen, left):
+        raise ValueError(
+            f"cannot forget {tokens} tokens: the sliding layers keep {retained}, "
+            f"and a text of {left} needs {min(seen, left)} of them; encode it anew"
+        )
