@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import Mistake, NotFound
 from ..tokens.tokenizer import Tokenizer
+from ..writing.ask import Ask
 from ..writing.sampling import Sampling
 from .infill import Infill
 
@@ -41,8 +42,9 @@ class Edit(Infill):
         start = np.where(noised, -1, tokens).astype(np.int32)
         return start, start
 
-    def schedule(self, sampling: Sampling) -> Sampling:
-        """The rest of it, where a share `strength` is left."""
+    def schedule(self) -> Sampling:
+        """The rest of the schedule, where a share `strength` of noise is left."""
+        sampling = self.ask.sampling
         left = max(1, round(self.strength * sampling.max_denoising_steps))
         t_max = sampling.t_min + (sampling.t_max - sampling.t_min) * left / sampling.max_denoising_steps
         return replace(sampling, max_denoising_steps=left, t_max=t_max)
@@ -110,14 +112,24 @@ def split_lines(text: str) -> list[str]:
     return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
-def change(tokenizer: Tokenizer, lines: Lines, *, prompt: Sequence[int], length: int | None = None, **options) -> Edit:
-    """For `infill`, whose gap is what `lines.with_new` takes. `prompt`: tokens, up to where the model's turn begins;
-    `length`: tokens that the lines become, None: searched, what they are among the lengths tried; other `options` of
-    Edit: strength, seed."""
+def change(
+    tokenizer: Tokenizer,
+    lines: Lines,
+    *,
+    prompt: Sequence[int],
+    ask: Ask,
+    length: int | None = None,
+    strength: float = 0.75,
+) -> Edit:
+    """The request for `infill` whose gap is what `lines.with_new` takes. `prompt`: tokens, up to where the model's turn
+    begins; `length`: tokens that the lines become, None: searched, the present length among those tried; `strength`:
+    share of the old lines that is noise at first."""
     before, old, behind = (part.replace("\r\n", "\n") for part in (lines.before, lines.old, lines.behind))
     tokens = tokenizer.encode(old)
     lengths, usual = (None if length is None else [length]), ([len(tokens)] if tokens else [])
-    return Edit(prompt=prompt, texts=[before, behind], lengths=lengths, usual=usual, old=tokens, **options)
+    return Edit(
+        prompt=prompt, texts=[before, behind], lengths=lengths, ask=ask, usual=usual, old=tokens, strength=strength
+    )
 
 
 def unified_diff(old: str, new: str, name: str) -> str:

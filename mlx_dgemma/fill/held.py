@@ -6,29 +6,40 @@ text needs no mask: it stands there, is certain from the first pass on, and spen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from ..seam.model import DiffusionModel
+from ..seam.model import DiffusionModel, Text, TokenSet
 from ..tokens.tokenizer import BYTE_PIECE, Tokenizer
-from ..writing.blocks import Given
+from ..writing.blocks import Block, Layout
 
 TURN_END = "<turn|>"
 
 
-class Held:
-    """A `layout.Layout` of `text`, a Given as long as the text is.
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """A text with gaps, in tokens. Arrays are of its length."""
 
-    Where all of it fits into a canvas it stands there, and behind it what fills a canvas whose text has ended.
+    tokens: np.ndarray  # int32, -1 for noise
+    fixed: np.ndarray  # bool: known
+    hint: np.ndarray  # int32: what the first pass is told, -1 for nothing
+    allowed: np.ndarray  # int32: indices into the alphabet's sets, -1 for all
+
+
+class Held(Layout):
+    """Lays `text` out on canvases.
+
+    Where all of it fits into a canvas it stands there, and behind it the filler of a canvas whose text has ended.
     Otherwise a canvas begins with the first token that is not known, and what comes before is encoded. What is known
     beyond the canvas of the last gap needs no pass.
     """
 
-    def __init__(self, text: Given, width: int, filling: Sequence[int]):
-        """`filling`: [width] ids, what stands behind a text that ends."""
-        self.text, self.width, self.filling = text, width, np.asarray(filling, np.int32)
+    def __init__(self, text: Known, filler: np.ndarray, token_sets: Sequence[TokenSet]):
+        """`filler`: [width] ids behind a text that ends; it is as wide as a canvas."""
+        self.text, self.filler, self.token_sets, self.width = text, filler, token_sets, len(filler)
         self.end = 0  # of the last block
         self.starts = [self._start()]  # of each block
 
@@ -37,69 +48,74 @@ class Held:
             return self.end
         return self.end + int(np.argmin(self.text.fixed[self.end :]))
 
-    def first(self) -> Given:
+    def first(self) -> Block:
         return self._block()
 
-    def after(self, draft: np.ndarray) -> Given | str:
+    def after(self, draft: np.ndarray) -> Block | str:
         if self.text.fixed[self.end :].all():
             return "stop"
         self.starts.append(self._start())
         return self._block()
 
-    def _block(self) -> Given:
+    def _block(self) -> Block:
         start = self.starts[-1]
-        before, own = self.text.tokens[self.end : start], slice(start, start + self.width)
-        self.end = own.stop
-        rest = self.width - len(self.text.tokens[own])
-        return Given(
-            tokens=np.append(self.text.tokens[own], self.filling[:rest]),
-            fixed=np.append(self.text.fixed[own], np.ones(rest, bool)),
-            hint=np.append(self.text.hint[own], np.full(rest, -1, np.int32)),
-            allowed=np.append(self.text.allowed[own], np.full(rest, -1, np.int32)),
-            before=before,
+        before, part = self.text.tokens[self.end : start], slice(start, start + self.width)
+        self.end = part.stop
+        rest = self.width - len(self.text.tokens[part])
+        return Block(
+            tokens=np.append(self.text.tokens[part], self.filler[:rest]),
+            fixed=np.append(self.text.fixed[part], np.ones(rest, bool)),
+            hint=np.append(self.text.hint[part], np.full(rest, -1, np.int32)),
+            allowed=np.append(self.text.allowed[part], np.full(rest, -1, np.int32)),
+            token_sets=self.token_sets,
+            before=Text(before),
         )
 
 
 class Alphabet:
-    """What may stand in a gap, and what a gap says."""
+    """What may stand in a gap, and the text of a gap's tokens."""
 
     def __init__(self, model: DiffusionModel, tokenizer: Tokenizer):
         self.model, self.tokenizer = model, tokenizer
-        self.pieces = [tokenizer.piece(token) for token in range(model.config.vocab_size)]
+        self.pieces = [tokenizer.piece(token) for token in range(model.facts.vocab_size)]
         self.anchor = tokenizer.encode("x")
+        self.sets: list[TokenSet] = []  # what `Block.allowed` points to
+        self._numbers: dict[tuple[str, int], int] = {}
 
     @cached_property
     def text(self) -> int:
-        """The token set of all that is text: nothing special, no stop token."""
-        return self._set(lambda piece: True)
+        """The set of all that is text: nothing special, no stop token."""
+        return self._number("any", -1, lambda piece: True)
 
     def beginning_with(self, token: int) -> int:
-        return self._set(lambda piece: piece.startswith(self.pieces[token]))
+        return self._number("begins", token, lambda piece: piece.startswith(self.pieces[token]))
 
     def ending_with(self, token: int) -> int:
-        return self._set(lambda piece: piece.endswith(self.pieces[token]))
+        return self._number("ends", token, lambda piece: piece.endswith(self.pieces[token]))
 
-    def _set(self, belongs) -> int:
-        stops = set(self.model.config.stop_ids)
-        tokens = enumerate(self.pieces)
-        return self.model.token_set(
-            [i for i, piece in tokens if piece is not None and i not in stops and belongs(piece)]
-        )
+    def _number(self, kind: str, token: int, belongs: Callable[[str], bool]) -> int:
+        """Where that set, made once, is in `sets`."""
+        if (kind, token) not in self._numbers:
+            stops = set(self.model.facts.stop_ids)
+            ids = [i for i, piece in enumerate(self.pieces) if piece is not None and i not in stops and belongs(piece)]
+            self._numbers[kind, token] = len(self.sets)
+            self.sets.append(self.model.token_set(ids))
+        return self._numbers[kind, token]
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self.tokenizer.encode(text), np.int32)
 
     def whole(self, token: int) -> str:
-        """What a token says by itself; "" where that is not text, or not whole characters."""
+        """The text of a token by itself; "" where that is not text, or not whole characters."""
         piece, text = self.pieces[token], self.decode([token])
         return "" if piece is None or BYTE_PIECE.fullmatch(piece) or "\ufffd" in text else text
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens in the middle of a text: some decoders trim what begins one."""
+        """The text of tokens in the middle of a text: some decoders trim the start of a text."""
         return self.tokenizer.decode([*self.anchor, *tokens])[len(self.tokenizer.decode(self.anchor)) :]
 
-    def filling(self, width: int) -> np.ndarray:
+    def filler(self, width: int) -> np.ndarray:
         """[width] ids: how a canvas goes on where the model's turn ends: training filled it up with end tokens."""
         turn_end, end = self.tokenizer.token_id(TURN_END), self.tokenizer.eos_token_id
-        end = self.model.config.stop_ids[0] if end is None else end
+        end = self.model.facts.stop_ids[0] if end is None else end
         return np.array([end if turn_end is None else turn_end] + [end] * (width - 1), np.int32)

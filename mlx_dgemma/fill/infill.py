@@ -1,30 +1,32 @@
 """Fill gaps in a text: what is there is held in the canvas, only the gaps are denoised.
 
-What comes out is what was given, to the byte, with the decoded gaps between it: known text is never decoded.
+The result is the given text, to the byte, with the decoded gaps between it: known text is never decoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..errors import Mistake
-from ..seam.model import Cache, DiffusionModel
+from ..seam.model import Cache, DiffusionModel, Text
 from ..tokens.tokenizer import Tokenizer
-from ..writing.batch import batch
-from ..writing.blocks import Given
+from ..writing.ask import Ask
+from ..writing.batch import run
+from ..writing.clock import Clock
 from ..writing.sampling import Sampling
+from ..writing.verify import Verify
 from ..writing.writing import Step, Writing
-from .gap_length import Found, Gap, search
-from .held import Alphabet, Held
+from .gap_length import Gap, Result, Show, search
+from .held import Alphabet, Held, Known
 
 MARK = "<fill>"
 
 
 def around(fill: str | None = None, prefix: str | None = None, suffix: str | None = None) -> list[str]:
-    """What is around the gaps of `fill`, a text with marks; or around the one between `prefix` and `suffix`."""
+    """The texts around the gaps of `fill`, a text with marks; or around the gap between `prefix` and `suffix`."""
     texts = [prefix or "", suffix or ""] if fill is None else fill.split(MARK)
     if len(texts) == 1:
         raise Mistake(f"the text to fill has no {MARK} mark: put one where something is missing")
@@ -36,14 +38,14 @@ def around(fill: str | None = None, prefix: str | None = None, suffix: str | Non
 
 
 def gap_lengths(given: Sequence[int] | None, gaps: int) -> list[int] | None:
-    """Of each gap; one number is that of all."""
+    """The length of each gap; one number is the length of all."""
     if given and len(given) not in (1, gaps):
         raise Mistake(f"gap has {len(given)} lengths, and there are {gaps} gaps: give one each, or one")
     return (list(given) * gaps)[:gaps] if given else None
 
 
 def fill_prompt(texts: Sequence[str]) -> str:
-    """Where nothing else is asked."""
+    """The prompt where nothing else is asked."""
     return f"Fill in what is missing at {MARK}:\n\n{MARK.join(texts)}"
 
 
@@ -55,16 +57,16 @@ class Infill:
     texts: Sequence[str]  # around the gaps: one more than there are gaps
     lengths: Sequence[int] | None = None  # tokens of each gap; None: searched
     heal: bool = False  # a token next to a gap may become a longer one that holds its text
-    seed: int = 0
+    ask: Ask = field(default_factory=Ask)
     usual: Sequence[int] = ()  # lengths that a search tries in any case
 
     def blank(self, length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """[length] int32 twice: what a gap starts from, and what its first pass hears; -1 is noise, and nothing."""
+        """[length] int32 twice: what a gap starts from, -1 for noise, and the hint of its first pass, -1 for none."""
         return np.full(length, -1, np.int32), np.full(length, -1, np.int32)
 
-    def schedule(self, sampling: Sampling) -> Sampling:
-        """That of its gaps."""
-        return sampling
+    def schedule(self) -> Sampling:
+        """How its gaps are denoised."""
+        return self.ask.sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,22 +76,26 @@ class Filled:
     lengths: list[int]  # tokens of each gap
     tried: list[dict[int, float]]  # of each gap whose length was searched: length -> score, nats
     steps: list[int]  # of each block
-    passes: int  # canvases looked at in all, those of the search among them
+    passes: int  # canvases denoised in all, those of the search among them
     entropy: float  # nats a position of the gaps, when their canvases were done
+    finish_reason: str  # "stop", or "deadline"
+    notes: list[str]  # what was decided on the way
 
     @property
     def text(self) -> str:
         return self.texts[0] + "".join(gap + behind for gap, behind in zip(self.gaps, self.texts[1:], strict=True))
 
 
-def check_fill(model: DiffusionModel, tokenizer: Tokenizer, request: Infill, width: int = 0) -> None:
-    """Mistake where `request` could not be filled on canvases of `width`, the model's if 0."""
+def check_fill(model: DiffusionModel, tokenizer: Tokenizer, request: Infill) -> None:
+    """Mistake where `request` could not be filled."""
+    if request.ask.mode != "diffusion":
+        raise Mistake(f"a gap is denoised: leave out mode {request.ask.mode!r}")
     prompt, known = len(request.prompt), sum(len(tokenizer.encode(text)) for text in request.texts)
     count, lengths = len(request.texts) - 1, request.lengths
     if count < 1 or (lengths is not None and (len(lengths) != count or min(lengths) < 1)):
         raise Mistake(f"need gaps, and for each its length of 1 or more, got {count} and {lengths}")
-    gaps, room = sum(lengths or ()) or count, model.config.max_position_embeddings
-    room -= width or model.config.canvas_length
+    gaps, room = sum(lengths or ()) or count, model.facts.max_position_embeddings
+    room -= width_of(request.ask.sampling, model)
     if prompt == 0:
         raise Mistake("the prompt is empty: need at least one token before the text")
     if prompt + known + gaps > room:
@@ -100,61 +106,68 @@ def check_fill(model: DiffusionModel, tokenizer: Tokenizer, request: Infill, wid
 
 
 class Filling:
-    """One of them while it is done."""
+    """An infill in progress."""
 
-    def __init__(self, model: DiffusionModel, alphabet: Alphabet, sampling: Sampling, request: Infill):
+    def __init__(self, model: DiffusionModel, alphabet: Alphabet, request: Infill):
         self.model, self.alphabet, self.request = model, alphabet, request
-        self.sampling = request.schedule(sampling)
+        self.sampling, self.clock = request.schedule(), Clock(request.ask.deadline, model.now)
         self.parts = [alphabet.encode(text) for text in request.texts]
-        self.filling = alphabet.filling(width_of(self.sampling, model))
+        self.filler = alphabet.filler(width_of(self.sampling, model))
         self.lengths = list(request.lengths or ())
-        self.found: list[Found] = []
+        self.results: list[Result] = []  # of the search, gap by gap
         self.caches: dict[bytes, Cache] = {}
         self.steps: list[Step] = []  # the last of each block
+        self.notes: list[str] = []
 
     @property
     def complete(self) -> bool:
+        """Whether the length of every gap is known."""
         return len(self.lengths) == len(self.parts) - 1
 
     def encoded(self, before: np.ndarray) -> Cache:
-        """The prompt and `before`: shared, so not to be written to."""
+        """The cache of the prompt and `before`: shared, so not to be written to."""
         key = before.tobytes()
         if key not in self.caches:
             cache = self.encoded(before[:0]).copy() if key else self.model.new_cache(len(self.request.prompt))
-            self.model.encode([before if key else self.request.prompt], [cache])
+            self.model.encode([Text(before if key else self.request.prompt)], [cache])
             self.caches[key] = cache
         return self.caches[key]
 
     def next_gap(self) -> Gap:
-        """The first whose length is not known, behind what those before it said while theirs was searched."""
+        """The first whose length is not known, behind what those before it became while theirs was searched."""
         at = len(self.lengths)
-        said = [tokens for part, found in zip(self.parts, self.found, strict=False) for tokens in (part, found.tokens)]
+        before = [
+            tokens for part, result in zip(self.parts, self.results, strict=False) for tokens in (part, result.tokens)
+        ]
         return Gap(
-            before=np.concatenate([*said, self.parts[at]]),
+            before=np.concatenate([*before, self.parts[at]]),
             behind=self.parts[at + 1],
             ends=at + 2 == len(self.parts),
             encoded=self.encoded,
             blank=self.request.blank,
-            allowed=self.alphabet.text,
-            filling=self.filling,
+            alphabet=self.alphabet,
+            filler=self.filler,
             usual=self.request.usual,
             sampling=self.sampling,
-            seed=self.request.seed,
+            clock=self.clock,
+            seed=self.request.ask.seed,
         )
 
-    def learn(self, found: Found) -> None:
-        self.found.append(found)
-        self.lengths.append(max(found.scores, key=found.scores.__getitem__))
+    def learn(self, result: Result) -> None:
+        self.results.append(result)
+        self.lengths.append(result.length)
 
     def writing(self, number: int) -> Writing:
-        rng = np.random.default_rng(self.request.seed)
+        rng = np.random.default_rng(self.request.ask.seed)
         text, self.spans = self._text(rng)
-        self.layout, self.tokens = Held(text, len(self.filling), self.filling), text.tokens.copy()
+        self.layout, self.tokens = Held(text, self.filler, self.alphabet.sets), text.tokens.copy()
+        for span, result in zip(self.spans, self.results, strict=False):  # what stands there if a deadline comes first
+            self.tokens[span] = np.resize(result.tokens, span.stop - span.start)
         cache = self.encoded(text.tokens[: self.layout.starts[0]]).copy()
-        options = {"sampling": self.sampling, "layout": self.layout, "seed": rng, "request": number, "cache": cache}
-        return Writing(self.model, (), **options)
+        check = Verify() if self.request.ask.verify else None
+        return Writing(self.model, Text(), self.layout, self.sampling, rng, cache, self.clock, check, number)
 
-    def _text(self, rng: np.random.Generator) -> tuple[Given, list[slice]]:
+    def _text(self, rng: np.random.Generator) -> tuple[Known, list[slice]]:
         """All of it, with gaps of known length, and where these are, tokens that may be healed included."""
         blanks = [self.request.blank(length, rng) for length in self.lengths]
         known = [(part, np.full(len(part), -1, np.int32)) for part in self.parts]
@@ -171,10 +184,10 @@ class Filling:
             if right:
                 allowed[last] = self.alphabet.ending_with(tokens[last])
             spans.append(slice(first - left, last + right))
-        return Given(tokens=tokens, fixed=allowed < 0, hint=hint, allowed=allowed), spans
+        return Known(tokens=tokens, fixed=allowed < 0, hint=hint, allowed=allowed), spans
 
     def healed(self, gap: int) -> tuple[str, str]:
-        """What the tokens next to it say that may change: "" where none may, because it says no whole characters, or
+        """The texts of the tokens next to it that may change: "" where none may, because it is no whole characters, or
         because it is all that there is between two gaps."""
         left, right = self.parts[gap], self.parts[gap + 1]
         before, behind = self.request.texts[gap], self.request.texts[gap + 1]
@@ -185,64 +198,76 @@ class Filling:
         return last if before.endswith(last) else "", first if behind.startswith(first) else ""
 
     def add(self, step: Step) -> None:
+        self.notes += [step.note] if step.note else []
         if step.final:
             start = self.layout.starts[step.block]
-            own = self.tokens[start : start + len(step.draft)]
-            own[:] = step.draft[: len(own)]
+            part = self.tokens[start : start + len(step.draft)]
+            part[:] = step.draft[: len(part)]
             self.steps.append(step)
 
     def filled(self) -> Filled:
         gaps = []
         for i, span in enumerate(self.spans):
             left, right = self.healed(i)
-            said = self.alphabet.decode(self.tokens[span])
-            gaps.append(said[len(left) : len(said) - len(right)])
+            tokens = self.tokens[span]
+            text = self.alphabet.decode(tokens[tokens >= 0])  # a deadline may leave a gap without a draft
+            gaps.append(text[len(left) : len(text) - len(right)])
         free = sum(span.stop - span.start for span in self.spans)
         return Filled(
             texts=self.request.texts,
             gaps=gaps,
             lengths=self.lengths,
-            tried=[found.scores for found in self.found],
+            tried=[result.scores for result in self.results],
             steps=[step.step + 1 for step in self.steps],
-            passes=sum(step.step + 1 for step in self.steps) + sum(found.passes for found in self.found),
+            passes=sum(step.step + 1 for step in self.steps) + sum(result.passes for result in self.results),
             entropy=float(sum(step.entropy.sum() for step in self.steps)) / free,
+            finish_reason=self.steps[-1].reason,
+            notes=self.notes,
         )
 
 
 def width_of(sampling: Sampling, model: DiffusionModel) -> int:
-    """Of a canvas: as asked, or the model's. What is held needs the room, so "auto" is the whole of it."""
+    """Tokens of a canvas: as asked, or the model's. What is held needs the room, so "auto" is the whole of it."""
+    full = model.facts.canvas_length
     if not isinstance(sampling.canvas_length, int):
-        return model.config.canvas_length
-    if sampling.canvas_length > model.config.canvas_length:
-        raise Mistake(f"need canvas_length <= {model.config.canvas_length}, the model's, got {sampling.canvas_length}")
+        return full
+    if sampling.canvas_length > full:
+        raise Mistake(f"need canvas_length <= {full}, the model's, got {sampling.canvas_length}")
     return sampling.canvas_length
 
 
 def infill(
-    model: DiffusionModel, tokenizer: Tokenizer, requests: Sequence[Infill], *, sampling: Sampling, size: int = 8
+    model: DiffusionModel,
+    tokenizer: Tokenizer,
+    requests: Sequence[Infill],
+    *,
+    size: int = 8,
+    show: Show = lambda step: None,
 ) -> list[Filled]:
-    """Fill the gaps of all `requests`, `size` canvases in a pass. What comes of each is what it gets alone.
+    """Fill the gaps of all `requests`, `size` canvases in a pass. Each result is the one that its request gets alone.
+    `show` is called with every step, those of the search included.
 
-    Where no length is given, gap after gap is searched, each behind what the one before said; then all gaps of a text
+    Where no length is given, gap after gap is searched, each behind what the one before became; then all gaps of a text
     are denoised together.
     """
     alphabet = Alphabet(model, tokenizer)
     for request in requests:
-        check_fill(model, tokenizer, request, width_of(sampling, model))
-    found: list[Filled] = []
+        check_fill(model, tokenizer, request)
+    results: list[Filled] = []
     for first in range(0, len(requests), size):  # a search keeps a dozen caches of each of them
-        found += _together(model, alphabet, requests[first : first + size], sampling, size)
-    return found
+        results += _together(model, alphabet, requests[first : first + size], size, show)
+    return results
 
 
 def _together(
-    model: DiffusionModel, alphabet: Alphabet, requests: Sequence[Infill], sampling: Sampling, size: int
+    model: DiffusionModel, alphabet: Alphabet, requests: Sequence[Infill], size: int, show: Show
 ) -> list[Filled]:
-    fillings = [Filling(model, alphabet, sampling, request) for request in requests]
+    fillings = [Filling(model, alphabet, request) for request in requests]
     while unknown := [filling for filling in fillings if not filling.complete]:
         gaps = [filling.next_gap() for filling in unknown]
-        for filling, found in zip(unknown, search(model, gaps, size), strict=True):
-            filling.learn(found)
-    for step in batch(model, (filling.writing(i) for i, filling in enumerate(fillings)), size):
+        for filling, result in zip(unknown, search(model, gaps, size, show), strict=True):
+            filling.learn(result)
+    for step in run(model, (filling.writing(i) for i, filling in enumerate(fillings)), size):
         fillings[step.request].add(step)
+        show(step)
     return [filling.filled() for filling in fillings]

@@ -15,20 +15,24 @@ from typing import Any
 import numpy as np
 
 from ..errors import Mistake
-from ..seam.model import Cache, DiffusionModel, Prediction, Row
+from ..seam.model import DiffusionModel, Text
 from ..tokens.tokenizer import Tokenizer
-from ..writing.sampling import Sampling, accept, renoise
+from ..writing.ask import Ask
+from ..writing.batch import Batch
+from ..writing.blocks import Block, Single
+from ..writing.clock import Clock
+from ..writing.writing import Writing
 
-PASSES = 2  # the second hears what the first found, and differs little from a third
+PASSES = 2  # a third would change little
 MOST = 1000
 
 
 def read(text: str) -> list[str]:
     """Of a line of CSV. Mistake where there are not two different ones."""
-    found = list(dict.fromkeys(choice.strip() for choice in next(csv.reader([text], skipinitialspace=True), [])))
-    if len(found) < 2 or not all(found) or len(found) > MOST:
+    choices = list(dict.fromkeys(choice.strip() for choice in next(csv.reader([text], skipinitialspace=True), [])))
+    if len(choices) < 2 or not all(choices) or len(choices) > MOST:
         raise Mistake(f"need 2 to {MOST} choices with commas between them, none of them empty, got {text!r}")
-    return found
+    return choices
 
 
 @dataclass
@@ -50,92 +54,74 @@ def branchings(texts: Sequence[tuple[int, ...]]) -> list[Branching]:
 
 
 def probabilities(
-    model: DiffusionModel,
-    tokenizer: Tokenizer,
-    tokens: Sequence[int],
-    choices: Sequence[str],
-    *,
-    sampling: Sampling,
-    seed: int = 0,
+    model: DiffusionModel, tokenizer: Tokenizer, tokens: Sequence[int], choices: Sequence[str], ask: Ask
 ) -> np.ndarray:
-    """[choices] float64, of each as the answer to `tokens`, given that it is one of them. At temperature 1."""
-    stop = model.config.stop_ids[0]
+    """[choices] float64: the probability of each as the answer to `tokens`, given that it is one of them, at
+    temperature 1. Past a deadline it is that of the first pass."""
+    facts, stop = model.facts, model.facts.stop_ids[0]
     texts = [(*tokenizer.encode(choice), stop) for choice in choices]
     if len(set(texts)) < len(texts):
         raise Mistake("two of the choices are the same in this model's tokens: leave one out")
     length = max(map(len, texts))
-    if length > model.config.canvas_length or len(tokens) + length > model.config.max_position_embeddings:
+    if length > facts.canvas_length or len(tokens) + length > facts.max_position_embeddings:
         raise Mistake(f"a choice takes {length} tokens, more than a canvas has room for: shorten it")
-    places = branchings(texts)
-    cache, found = model.new_cache(len(tokens)), np.zeros(len(texts))
-    draw = np.random.default_rng(seed)
-    rows = [_row(model, place, texts, cache, draw, length) for place in places]
-    for place, prediction in zip(places, _predictions(model, rows, tokens, sampling, draw), strict=True):
-        logprobs = prediction.allowed_logprobs[len(place.prefix)].astype(np.float64)
+    places, result = branchings(texts), np.zeros(len(texts))
+    writings = _writings(model, places, texts, Text(tokens), ask)
+    batch = Batch(model, len(writings))
+    for writing in writings:
+        batch.add(writing)
+    while batch.texts:
+        batch.step()
+    for place, writing in zip(places, writings, strict=True):
+        position = len(place.prefix)
+        logprobs = writing.prediction.allowed_logprobs[position].astype(np.float64)
         logprobs -= np.logaddexp.reduce(logprobs)  # which float32 leaves at not quite 0
-        allowed = _tokens_at(model, texts, place, len(place.prefix))
+        allowed = _tokens_at(model, texts, place, position)
         for token, numbers in place.after.items():
-            same = [token] if token != stop else list(model.config.stop_ids)
-            found[numbers] += np.logaddexp.reduce([logprobs[allowed.index(one)] for one in same])
-    return np.exp(found)
+            same = [token] if token != stop else list(facts.stop_ids)
+            result[numbers] += np.logaddexp.reduce([logprobs[allowed.index(one)] for one in same])
+    return np.exp(result)
 
 
-def chosen(
-    model: DiffusionModel,
-    tokenizer: Tokenizer,
-    tokens: Sequence[int],
-    choices: Sequence[str],
-    *,
-    sampling: Sampling,
-    seed: int = 0,
+def choose(
+    model: DiffusionModel, tokenizer: Tokenizer, tokens: Sequence[int], choices: Sequence[str], ask: Ask
 ) -> dict[str, Any]:
-    """The most probable as "text", and the "probabilities" of all: for --json."""
-    values = probabilities(model, tokenizer, tokens, choices, sampling=sampling, seed=seed).tolist()
+    """The most probable choice as "text", and the "probabilities" of all: for --json."""
+    values = probabilities(model, tokenizer, tokens, choices, ask).tolist()
     best = choices[values.index(max(values))]
     return {"text": best, "probabilities": dict(zip(choices, values, strict=True)), "prompt_tokens": len(tokens)}
 
 
 def _tokens_at(model: DiffusionModel, texts: Sequence[tuple[int, ...]], place: Branching, position: int) -> list[int]:
     """What may stand there in the choices that come by `place`: a stop token for the end, filler behind it."""
-    config, own = model.config, sorted(n for numbers in place.after.values() for n in numbers)
-    found = {text[position] if position < len(text) else config.pad_id for text in (texts[n] for n in own)}
-    if found & {config.stop_ids[0], config.pad_id}:
-        found |= set(config.stop_ids)
-    return sorted(found)
+    facts, numbers = model.facts, sorted(n for numbers in place.after.values() for n in numbers)
+    ids = {texts[n][position] if position < len(texts[n]) else facts.pad_id for n in numbers}
+    if ids & {facts.stop_ids[0], facts.pad_id}:
+        ids |= set(facts.stop_ids)
+    return sorted(ids)
 
 
-def _row(
-    model: DiffusionModel,
-    place: Branching,
-    texts: Sequence[tuple[int, ...]],
-    cache: Cache,
-    draw: np.random.Generator,
-    length: int,
-) -> Row:
-    canvas = draw.integers(model.config.vocab_size, size=length).astype(np.int32)
-    fixed = np.arange(length) < len(place.prefix)
-    canvas[fixed] = place.prefix
-    allowed = np.array([model.token_set(_tokens_at(model, texts, place, i)) for i in range(length)], np.int32)
-    allowed[fixed] = -1
-    hint = np.where(fixed, canvas, -1).astype(np.int32)
-    return Row(canvas, cache, 1.0, np.zeros(length, np.float32), hint=hint, fixed=fixed, allowed=allowed)
+def _writings(
+    model: DiffusionModel, places: Sequence[Branching], texts: Sequence[tuple[int, ...]], prompt: Text, ask: Ask
+) -> list[Writing]:
+    """A canvas for each place, all behind one prompt."""
+    length, rng, clock = max(map(len, texts)), np.random.default_rng(ask.seed), Clock(ask.deadline, model.now)
+    steps = {
+        "max_denoising_steps": PASSES,
+        "stop": "settled",
+        "stability_threshold": PASSES,
+        "t_min": 1.0,
+        "t_max": 1.0,
+    }
+    sampling, cache = replace(ask.sampling, **steps), model.new_cache(len(prompt))
 
+    def writing(place: Branching) -> Writing:
+        sets = [model.token_set(_tokens_at(model, texts, place, i)) for i in range(length)]
+        fixed = np.arange(length) < len(place.prefix)
+        tokens = np.full(length, -1, np.int32)
+        tokens[fixed] = place.prefix
+        allowed = np.where(fixed, -1, np.arange(length)).astype(np.int32)
+        block = Block(tokens=tokens, fixed=fixed, allowed=allowed, token_sets=sets)
+        return Writing(model, prompt, Single(block), sampling, rng, cache, clock)
 
-def _predictions(
-    model: DiffusionModel, rows: list[Row], tokens: Sequence[int], sampling: Sampling, draw: np.random.Generator
-) -> list[Prediction]:
-    pending: Sequence[int] = tokens
-    for _ in range(PASSES):
-        size = len(rows[0].canvas)
-        rows = [replace(row, uniforms=draw.random(size, dtype=np.float32), pending=pending) for row in rows]
-        predictions = model.denoise(rows)
-        noise = [draw.integers(model.config.vocab_size, size=size) for _ in rows]
-        rows = [_next(*each, sampling) for each in zip(rows, predictions, noise, strict=True)]
-        pending = ()
-    return predictions
-
-
-def _next(row: Row, prediction: Prediction, noise: np.ndarray, sampling: Sampling) -> Row:
-    accepted = row.fixed | accept(prediction.entropy, sampling.entropy_bound)
-    canvas = np.where(row.fixed, row.canvas, renoise(prediction.sample, accepted, noise)).astype(np.int32)
-    return replace(row, canvas=canvas, self_conditioning=prediction.self_conditioning, hint=None)
+    return [writing(place) for place in places]

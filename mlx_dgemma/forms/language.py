@@ -1,133 +1,173 @@
 """Writing within a language: whatever the model predicts, the text that comes of it is one of the expression's.
 
 A pass predicts each position apart from the others, so its argmax need not be a text of the language, nor even be cut
-where the language is. What counts as this writing's draft is therefore the most probable text of the language, by
-those predictions (`Lattice.best`): each draft is valid, and the last is the answer. Between passes the skeleton is
-held where the draft has it: what is forced behind a token that the model is sure of is given to the next pass as
-fixed, at its place. So a string's end, once found, lays the skeleton behind it; as long as it moves, so does that. A
-model that has not become sure by half of its passes is helped: from then on what a draft repeats from its beginning
-counts as sure.
+where the language is. The draft is therefore the most probable text of the language, by those predictions
+(`Lattice.best`): each draft is valid, and the last is the answer. Between passes the skeleton is held where the draft
+has it: what is forced behind a token that the model is sure of is fixed for the next pass, at its place. So a string's
+end, once it is sure, lays the skeleton behind it; as long as it moves, so does that. A model that has not become sure
+by half of its passes is helped: from then on what a draft repeats from its beginning counts as sure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
 from ..errors import Mistake
-from ..seam.model import DiffusionModel, Prediction
-from ..tokens.tokenizer import Tokenizer
-from ..writing.blocks import Given, Open
-from ..writing.sampling import Sampling
-from ..writing.writing import Step, Writing, check_request
+from ..seam.model import DiffusionModel, Prediction, Text, TokenSet
+from ..seam.token_sets import LOGPROB_SET
+from ..writing.blocks import Block, Open
 from .automaton import compile
 from .expression import Expression
 from .lattice import BARRED, Lattice, Path, Vocabulary
 
-FEW = 1024  # sets of fewer ids have log-probabilities
 OVERRULED = 1.0  # nats of a position whose argmax cannot stand there: too many to be accepted, or to settle
 
 
-@lru_cache(maxsize=1)
-def _vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
-    """A second of work for a quarter of a million pieces, the same for every language."""
-    return Vocabulary(tokenizer, vocab_size)
-
-
 class Language:
-    """What a model may write, in its tokens. To be made once, for any number of texts."""
+    """What a model may write, in its tokens. Made once, for any number of texts."""
 
-    def __init__(self, model: DiffusionModel, tokenizer: Tokenizer, expression: Expression):
+    def __init__(self, model: DiffusionModel, vocabulary: Vocabulary, expression: Expression):
+        """`vocabulary` is the same for every language of a tokenizer, and a second of work."""
         self.model = model
-        vocabulary = _vocabulary(tokenizer, model.config.vocab_size)
-        self.lattice = Lattice(compile(expression), vocabulary, model.config)
-        self.ids: dict[int, np.ndarray] = {}  # of each token set
-        self._sets: dict[str, int] = {}
+        self.lattice = Lattice(compile(expression), vocabulary, model.facts)
+        self.sets: list[TokenSet] = []  # what `Block.allowed` points to
+        self._numbers: dict[str, int] = {}
         self._few: dict[int, np.ndarray | None] = {}
+        self._next: dict[int, TokenSet] = {}
 
-    def set_of(self, key: str, ids: Callable[[], np.ndarray]) -> int:
-        """The token set of `ids()`, made once."""
-        if key not in self._sets:
-            allowed = ids()
-            self._sets[key] = index = self.model.token_set(allowed.tolist())
-            self.ids[index] = allowed
-        return self._sets[key]
+    def _number(self, key: str, ids: Callable[[], np.ndarray]) -> int:
+        """Where the token set of `ids()`, made once, is in `sets`."""
+        if key not in self._numbers:
+            self._numbers[key] = len(self.sets)
+            self.sets.append(self.model.token_set(ids().tolist()))
+        return self._numbers[key]
 
     def anywhere(self) -> int:
-        return self.set_of("anywhere", lambda: self.lattice.somewhere(np.arange(self.lattice.end + 1)))
+        """The set of all that may stand somewhere."""
+        return self._number("anywhere", lambda: self.lattice.somewhere(np.arange(self.lattice.end + 1)))
 
     def slot(self, state: int) -> int:
-        """Of a slot that begins with `state`."""
-        return self.set_of(f"slot {state}", lambda: self.lattice.somewhere(self.lattice.slot(state)))
+        """The set of a slot that begins with `state`."""
+        return self._number(f"slot {state}", lambda: self.lattice.somewhere(self.lattice.slot(state)))
 
     def exactly(self, state: int, entry: int) -> int:
-        """Of one state; of its whole slot where they are too many to be told the log-probabilities of."""
+        """The set of one state; that of its whole slot where it is too large for log-probabilities."""
         if state not in self._few:
-            self._few[state] = self.lattice.allowed(state, FEW - 1)
+            self._few[state] = self.lattice.allowed(state, LOGPROB_SET - 1)
         few = self._few[state]
-        return self.slot(entry) if few is None else self.set_of(f"state {state}", lambda: few)
+        return self.slot(entry) if few is None else self._number(f"state {state}", lambda: few)
+
+    def following(self, state: int, room: int) -> TokenSet:
+        """What may come next so that the text can still be ended within `room` tokens."""
+        if room < self.lattice.ample:
+            return self.model.token_set(self.lattice.following(state, room).tolist())
+        if state not in self._next:
+            self._next[state] = self.model.token_set(self.lattice.following(state, room).tolist())
+        return self._next[state]
+
+    def check_room(self, tokens: int) -> None:
+        """Mistake where not even the shortest text fits into so many tokens."""
+        if self.lattice.left[0] > tokens:
+            raise Mistake(
+                f"the shortest text that fits takes {self.lattice.left[0]} tokens, and there is room for "
+                f"{tokens}: raise max_tokens, or ask for less"
+            )
+
+
+class TokenByToken:
+    """A text of the language that is written left to right: a `Form`."""
+
+    def __init__(self, language: Language, max_tokens: int):
+        language.check_room(max_tokens)
+        self.language, self.state, self.left = language, 0, max_tokens
+
+    def allowed(self) -> TokenSet:
+        return self.language.following(self.state, self.left)
+
+    def take(self, token: int) -> None:
+        self.state = self.language.lattice.walk(self.state, np.array([token]))
+        self.left -= 1
+
+    def ending(self) -> np.ndarray:
+        return self.language.lattice.ending(self.state)
 
 
 class Document(Open):
-    """The blocks of a text of the language, and what is held in them."""
+    """The blocks of a text of the language that is denoised."""
 
     def __init__(self, language: Language, room: int, max_tokens: int, canvas_length: int | str | None = None):
-        super().__init__(language.model.config, room, max_tokens, canvas_length)
+        super().__init__(language.model.facts, room, max_tokens, canvas_length)
         self.language, self.lattice, self.state = language, language.lattice, 0
         self.tokens_left = min(max_tokens, room // self.width() * self.width())
-        if self.lattice.left[0] > self.tokens_left:
-            raise Mistake(
-                f"the shortest text that fits takes {self.lattice.left[0]} tokens, and there is room for "
-                f"{self.tokens_left}: raise max_tokens, or ask for less"
-            )
+        self.path: Path | None = None  # the draft of the last pass
+        self.overruled = np.zeros(0, bool)  # [L]: where that is not the model's argmax
+        self.earlier: np.ndarray | None = None  # the draft before
+        language.check_room(self.tokens_left)
 
-    def first(self) -> Given:
-        length = self.width()
-        run = self.lattice.run(self.state, length)
-        known = np.arange(length) < len(run.tokens)
-        tokens, states = np.full(length, -1, np.int32), np.full(length + 1, -1)
-        tokens[known], states[: len(run.states)] = run.tokens, run.states
-        return self.given(Path(tokens, states), known, known)
+    def first(self) -> Block:
+        return self._block(np.zeros(0, np.int32), self.width())
 
-    def after(self, draft: np.ndarray) -> Given | str:
+    def _block(self, start: np.ndarray, length: int) -> Block:
+        """A canvas that begins with `start`, and with what is forced behind it."""
+        states = [self.state]
+        for token in start:
+            states.append(self.lattice.walk(states[-1], np.array([token])))
+        forced = self.lattice.run(states[-1], length - len(start))
+        known = np.arange(length) < len(start) + len(forced.tokens)
+        tokens, all_states = np.full(length, -1, np.int32), np.full(length + 1, -1)
+        tokens[known] = np.concatenate([start, forced.tokens])
+        all_states[: int(known.sum()) + 1] = [*states, *forced.states[1:]]
+        self.path, self.earlier = None, None
+        return self._given(Path(tokens, all_states), known, known)
+
+    def after(self, draft: np.ndarray) -> Block | str:
         self.state = self.lattice.walk(self.state, draft)
         self.tokens_left -= len(draft)
         return super().after(draft)
 
-    def best(self, prediction: Prediction, given: Given) -> Path:
-        says = [self._says(prediction, given, i) for i in range(len(given.tokens))]
-        return self.lattice.best(self.state, says, self.tokens_left)
+    def revise(self, prediction: Prediction, block: Block) -> Prediction:
+        """The most probable text of the language as the draft. A position that it overrules is not sure."""
+        candidates = [self._candidates(prediction, block, i) for i in range(len(block.tokens))]
+        self.earlier = None if self.path is None else self.path.tokens
+        self.path = self.lattice.best(self.state, candidates, self.tokens_left)
+        self.overruled = block.free & (prediction.argmax != self.path.tokens)
+        entropy = np.where(self.overruled, np.maximum(prediction.entropy, OVERRULED), prediction.entropy)
+        return replace(prediction, argmax=self.path.tokens, entropy=entropy.astype(np.float32))
 
-    def _says(self, prediction: Prediction, given: Given, i: int) -> tuple[np.ndarray, np.ndarray, float]:
-        """Ids, their log-probabilities, and one for every other."""
-        if given.fixed[i]:
-            return given.tokens[i : i + 1], np.zeros(1), BARRED
+    def _candidates(self, prediction: Prediction, block: Block, i: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """Token ids at position i, their log-probabilities, and one for every other id."""
+        if block.fixed[i]:
+            return block.tokens[i : i + 1], np.zeros(1), BARRED
         if i in prediction.allowed_logprobs:
-            return self.language.ids[int(given.allowed[i])], prediction.allowed_logprobs[i], BARRED
-        likeliest = np.exp(-float(prediction.entropy[i]))  # at least: entropy is the mean of -log p
-        drawn = float(prediction.confidence[i])
-        if prediction.sample[i] == prediction.argmax[i]:
-            likeliest = max(likeliest, drawn)
+            return self.language.sets[int(block.allowed[i])].ids, prediction.allowed_logprobs[i], BARRED
+        top, drawn = float(prediction.top[i]), float(prediction.confidence[i])
         ids = np.array([prediction.sample[i], prediction.argmax[i]])
         with np.errstate(divide="ignore"):
-            logprobs = np.log([min(drawn, likeliest), likeliest])
-        rest = max(1 - likeliest, 1e-9) / self.language.model.config.vocab_size
+            logprobs = np.log([min(drawn, top), top])
+        rest = max(1 - top, 1e-9) / self.facts.vocab_size
         return ids, logprobs, float(np.log(rest))
 
-    def held(self, path: Path, sure: np.ndarray, stable: int, overruled: np.ndarray) -> np.ndarray:
-        """[L] bool. What is forced, from the start and behind a token that the model is `sure` of, or that is one of
-        the first `stable`; and of those also what it is `overruled` in, or it would never settle."""
-        held, lies = np.zeros(len(path.tokens), bool), True
-        for i, forced in enumerate(self.lattice.forced[path.states[:-1]]):
-            held[i] = lies if forced else i < stable and overruled[i]
+    def narrow(self, block: Block, accepted: np.ndarray, late: bool) -> Block:
+        sure, stable = accepted & ~self.overruled, 0
+        # Early drafts of an unsure model agree by chance, and end their strings too soon.
+        if self.earlier is not None and late:
+            stable = int(np.argmax(np.append(self.earlier != self.path.tokens, True)))
+        return self._given(self.path, self._held(sure, stable), sure)
+
+    def _held(self, sure: np.ndarray, stable: int) -> np.ndarray:
+        """[L] bool: what is forced, from the start and behind a token that the model is `sure` of or that is one of the
+        first `stable`; of those also the overruled ones, or they would never settle."""
+        held, lies = np.zeros(len(self.path.tokens), bool), True
+        for i, forced in enumerate(self.lattice.forced[self.path.states[:-1]]):
+            held[i] = lies if forced else i < stable and self.overruled[i]
             lies = held[i] or sure[i] or i < stable
         return held
 
-    def given(self, path: Path, held: np.ndarray, sure: np.ndarray) -> Given:
+    def _given(self, path: Path, held: np.ndarray, sure: np.ndarray) -> Block:
         """`held` as fixed, and between them only what may stand there: exactly, as far as what is before is sure."""
         allowed = np.full(len(held), -1, np.int32)
         borders = [0, *np.flatnonzero(np.diff(held)) + 1, len(held)]
@@ -135,7 +175,8 @@ class Document(Open):
             if not held[start]:
                 closed = end < len(held) and not self.lattice.forced[path.states[start:end]].any()
                 allowed[start:end] = self._allowed(path.states[start:end], sure[start:end], closed)
-        return Given(tokens=np.where(held, path.tokens, -1), fixed=held, allowed=allowed)
+        tokens = np.where(held, path.tokens, -1)
+        return Block(tokens=tokens, fixed=held, allowed=allowed, token_sets=self.language.sets)
 
     def _allowed(self, states: np.ndarray, sure: np.ndarray, closed: bool) -> np.ndarray:
         entry = int(states[0])
@@ -148,53 +189,17 @@ class Document(Open):
                 break
         return allowed
 
+    def rewrite(self, block: Block, draft: np.ndarray, start: int, expected: int | None) -> Block:
+        kept = draft[:start]
+        if expected is not None:
+            state = int(self.lattice.moves(np.array([self.lattice.walk(self.state, kept)]), np.array([expected]))[0, 0])
+            if state >= 0 and self.lattice.left[state] <= self.tokens_left - start - 1:
+                kept = np.append(kept, np.int32(expected))
+        return replace(self._block(kept, len(draft)), before=Text(), keep=0)
 
-class Constrained(Writing):
-    """A text of a language. Its layout is a Document."""
+    def finish(self, draft: np.ndarray) -> np.ndarray:
+        return np.concatenate([draft, self.ending()]).astype(np.int32)
 
-    layout: Document
-
-    def _begin(self, given: Given) -> None:
-        super()._begin(given)
-        self.drafts: list[np.ndarray] = []
-
-    def row(self):
-        return replace(super().row(), hint=self._hint())  # what is fixed may have been noise in the last pass
-
-    def take(self, prediction: Prediction) -> Step:
-        path = self.layout.best(prediction, self.given)
-        overruled = self.free & (prediction.argmax != path.tokens)
-        entropy = np.where(overruled, np.maximum(prediction.entropy, OVERRULED), prediction.entropy).astype(np.float32)
-        step = super().take(replace(prediction, argmax=path.tokens, entropy=entropy))
-        if not step.final:
-            self._hold(path, step.accepted & ~overruled, overruled)
-        return step
-
-    def _hold(self, path: Path, sure: np.ndarray, overruled: np.ndarray) -> None:
-        stable = 0
-        # Early drafts of an unsure model agree by chance, and end their strings too soon.
-        if self.drafts and self.step > self.sampling.max_denoising_steps // 2:
-            stable = int(np.argmax(np.append(self.drafts[-1] != path.tokens, True)))
-        held = self.layout.held(path, sure, stable, overruled)
-        self.given, self.free = self.layout.given(path, held, sure), ~held
-        # What is stable is asked of the positions that are free, which now are others.
-        self.drafts.append(path.tokens)
-        self.settled.history = [draft[self.free] for draft in self.drafts]
-        self.canvas = np.where(held, path.tokens, self.canvas).astype(np.int32)
-
-
-def begin(
-    model: DiffusionModel,
-    tokens: Sequence[int],
-    *,
-    language: Language,
-    max_tokens: int = 2048,
-    sampling: Sampling,
-    seed: int = 0,
-    request: int = 0,
-) -> Constrained:
-    """A text of `language` in answer to `tokens`, not yet begun. Mistake where its shortest does not fit."""
-    room = model.config.max_position_embeddings - len(tokens)
-    check_request(model, tokens, max_tokens, sampling.canvas_length if isinstance(sampling.canvas_length, int) else 0)
-    layout = Document(language, room, max_tokens, sampling.canvas_length)
-    return Constrained(model, tokens, sampling=sampling, layout=layout, seed=seed, request=request)
+    def ending(self) -> np.ndarray:
+        """int32: the shortest way to end the text behind its finished blocks, the stop token included."""
+        return self.lattice.ending(self.state)

@@ -1,61 +1,150 @@
-"""The flags that commands share, and the model that they open."""
+"""The flags that commands share, and what they make of them: a model, and an `Ask`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
+from ..errors import Mistake
+from ..seam.model import Draw
+from ..writing.ask import MODES, Ask
+from ..writing.sampling import PRESETS, SAMPLERS, STOPS, Sampling
 from .command import at_least, waiting
 
 if TYPE_CHECKING:
     from ..seam.model import DiffusionModel
     from ..tokens.tokenizer import Tokenizer
-    from ..writing.sampling import Sampling
 
 REAL_MODEL = "mlx-community/diffusiongemma-26B-A4B-it-4bit"
+DENOISING, DRAWING = ({field.name for field in fields(kind)} for kind in (Sampling, Draw))
 
 
-def _canvas_length(text: str) -> int | str:
-    return text if text == "auto" else at_least(1)(text)
+@dataclass(frozen=True)
+class Preset:
+    """What `--preset` says: numbers of denoising, and of writing left to right."""
+
+    sampling: dict[str, float | str]
+    draw: dict[str, float | str]
 
 
-def add_shared(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+def preset(text: str) -> Preset:
+    """An argparse type: NAME, NAME=VALUE, or several of these with commas between them; later ones win."""
+    options: dict[str, float | str] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals and name in PRESETS:
+            options |= PRESETS[name]
+        elif equals and name in DENOISING | DRAWING:
+            options[name] = _number(value)
+        else:
+            known = f"{', '.join(PRESETS)}, or NAME=VALUE with one of {', '.join(sorted(DENOISING | DRAWING))}"
+            raise argparse.ArgumentTypeError(f"need {known}; got {part!r}")
+    chosen = [{name: options[name] for name in options.keys() & names} for names in (DENOISING, DRAWING)]
+    try:  # what is wrong is known before anything is loaded
+        Sampling(**chosen[0]), Draw(**chosen[1])
+    except Mistake as mistake:
+        raise argparse.ArgumentTypeError(str(mistake)) from None
+    if chosen[1] and not chosen[1].get("temp"):
+        raise argparse.ArgumentTypeError(f"{next(iter(chosen[1]))} is of tokens that are drawn: give temp=T, too")
+    return Preset(*chosen)
+
+
+def _number(text: str) -> float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def number(text: str) -> float:
+    """An argparse type."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"need a number, got {text!r}") from None
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("the model").add_argument
     add(
         "--model",
         metavar="FOLDER_OR_HUB_ID",
         help="a DiffusionGemma checkpoint; without it, a tiny one that comes along",
     )
-    add("--system", help="a system turn before all others")
-    add("--thinking", action="store_true", help="let the model think first; what it thinks goes to stderr")
-    add("--max-tokens", type=at_least(1), default=2048, metavar="N", help="cut the text here")
+    add("--backend", choices=["mlx", "torch"], help="default: torch where there is a CUDA device, else mlx")
+    add(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16", "fp8"],
+        help="of activations (default: the checkpoint's); fp8, on torch: of experts and linears too",
+    )
+
+
+def add_denoising(parser: argparse.ArgumentParser, *, modes: bool = True, verify: bool = True) -> None:
+    add = parser.add_argument_group("how to write it").add_argument
+    if modes:
+        add(
+            "--mode",
+            choices=MODES,
+            default="diffusion",
+            help="denoise, write left to right, or block by block what costs less",
+        )
+    add(
+        "--preset",
+        type=preset,
+        default=Preset({}, {}),
+        metavar="NAME[,OPTION=VALUE…]",
+        help=f"{', '.join(PRESETS)}; and single options: sampler={'|'.join(SAMPLERS)}, stop={'|'.join(STOPS)}, "
+        "canvas_length=N|auto, entropy_bound=NATS, …; left to right temp=T, top_p=P, top_k=K, min_p=P",
+    )
     add(
         "--max-denoising-steps",
         type=at_least(1),
         metavar="N",
         help="passes a canvas may take (default: the checkpoint's)",
     )
-    add(
-        "--canvas-length",
-        type=_canvas_length,
-        metavar="N",
-        help="tokens of a canvas, or auto: narrow where few are left to write (default: the checkpoint's)",
-    )
+    if verify:
+        add("--verify", action="store_true", help="check each block by the causal pass, write again what it doubts")
+        add("--deadline", type=number, metavar="SECONDS", help="end the text after that time, as it stands")
     add("--seed", type=at_least(0), default=0, metavar="N", help="of all random numbers: same seed, same answer")
-    add(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16", "fp8"],
-        help="of activations (default: the checkpoint's); fp8, on torch: of experts and linears too",
+
+
+def add_max_tokens(add) -> None:
+    add("--max-tokens", type=at_least(1), default=2048, metavar="N", help="cut the text here")
+
+
+def check_ask(options: argparse.Namespace) -> None:
+    """Mistake where flags contradict each other. Before anything is loaded."""
+    ask(options, Sampling())
+    mode, given = getattr(options, "mode", "diffusion"), options.preset
+    if given.draw and mode == "diffusion":
+        raise Mistake(
+            f"{next(iter(given.draw))} is of writing left to right (--mode ar or auto): while a canvas is denoised the "
+            "temperature falls from t_max to t_min"
+        )
+    if mode == "ar" and (given.sampling or options.max_denoising_steps):
+        name = next(iter(given.sampling), "--max-denoising-steps")
+        raise Mistake(f"{name} is of denoising: leave it out, or --mode ar")
+
+
+def ask(options: argparse.Namespace, sampling: Sampling) -> Ask:
+    """What the flags ask for, over the checkpoint's `sampling`."""
+    steps = {"max_denoising_steps": options.max_denoising_steps} if options.max_denoising_steps else {}
+    names = {field.name for field in fields(Ask)} & set(vars(options))
+    return Ask(
+        **{name: getattr(options, name) for name in names},
+        sampling=replace(sampling, **{**options.preset.sampling, **steps}),
+        draw=Draw(**options.preset.draw),
     )
-    add("--backend", choices=["mlx", "torch"], help="default: torch where there is a CUDA device, else mlx")
-    add("--tensor-parallel", type=at_least(1), metavar="N", help="GPUs to divide the model over; under torchrun")
 
 
 def opened(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, Tokenizer, Sampling]:
-    """What the flags of the command `name` ask for."""
-    from ..load import find, load
+    """The model that the flags of the command `name` name."""
+    from ..checkpoint.hub import find
+    from ..load import load
 
     if options.model is None:
         print(
@@ -65,15 +154,5 @@ def opened(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, Toke
         )
     folder = find(options.model)  # a download has a progress bar of its own
     with waiting("loading"):
-        model, tokenizer, sampling = load(folder, options.backend, options.dtype, options.tensor_parallel)
-    if options.backend == "torch":
-        _say_where(name)
-    asked = {name: getattr(options, name) for name in ("max_denoising_steps", "canvas_length")}
-    return model, tokenizer, replace(sampling, **{name: value for name, value in asked.items() if value is not None})
-
-
-def _say_where(name: str) -> None:
-    from ..torch_backend.device import no_gpu
-
-    if reason := no_gpu():
-        print(f"{name}: no CUDA device, so torch computes on the CPU: {reason}", file=sys.stderr)
+        model, tokenizer, sampling = load(folder, options.backend, options.dtype)
+    return model, tokenizer, sampling

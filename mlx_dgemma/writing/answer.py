@@ -1,4 +1,4 @@
-"""Steps -> text: the stop token, the length, the thinking channel, and the numbers of a run."""
+"""Steps -> text: the stop token, the length, the thinking channel, tool calls, and the numbers of a run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint.config import ModelConfig
-from ..errors import Mistake
-from ..seam.model import DiffusionModel
-from ..tokens.tokenizer import TextStream, Tokenizer
+from ..seam.model import DiffusionModel, Facts
+from ..tokens.messages import prompt_tokens
+from ..tokens.stream import TextStream
+from ..tokens.tokenizer import Tokenizer
 from ..tokens.tools import CallStream, ToolCall
-from .route import write
-from .sampling import Sampling
+from .ask import Ask
+from .diffuse import diffuse
 from .writing import Step
 
 
@@ -23,10 +23,10 @@ from .writing import Step
 class Answer:
     """One request's text as it grows. Time runs from when it is made."""
 
-    config: ModelConfig
+    facts: Facts
     tokenizer: Tokenizer
     max_tokens: int
-    tokens: list[int] = field(default_factory=list)  # kept, the stop token among them
+    tokens: list[int] = field(default_factory=list)  # up to the stop token, that included
     text: str = ""
     thinking: str = ""
     calls: list[ToolCall] = field(default_factory=list)  # of tools; no part of the text
@@ -37,7 +37,7 @@ class Answer:
     seconds_to_first_block: float | None = None
 
     def __post_init__(self) -> None:
-        self._began = time.perf_counter()
+        self._start = time.perf_counter()
         self._stream, self._calls = TextStream(self.tokenizer), CallStream(self.tokenizer)
         self._filled, self._block = 0, -1
 
@@ -69,23 +69,34 @@ class Answer:
 
     def add(self, step: Step) -> tuple[str, str]:
         """(thinking, text) that are new; both empty until a block is final."""
-        self.seconds = time.perf_counter() - self._began
+        self.seconds = time.perf_counter() - self._start
         self.notes += [step.note] if step.note else []
         if not step.final:
             return "", ""
-        if step.block == self._block:  # said in parts, as it is left to right
+        self._count(step)
+        stops = np.flatnonzero(np.isin(step.draft, self.facts.stop_ids))
+        content = step.draft[: stops[0] + 1] if len(stops) else step.draft
+        self._filled += int((content != self.facts.pad_id).sum())
+        kept = content[: self.max_tokens - len(self.tokens)].tolist()
+        self.finish_reason = "length" if step.reason and len(kept) < len(content) else step.reason
+        return self._decode(kept)
+
+    def finish(self, tokens: Sequence[int], reason: str) -> tuple[str, str]:
+        """End the text with `tokens`, for `reason`. -> as `add`."""
+        self.finish_reason = reason
+        return self._decode(list(tokens))
+
+    def _count(self, step: Step) -> None:
+        if step.block == self._block:  # a block in parts, as it is left to right
             self.steps_per_block.pop()
         self.steps_per_block.append(step.step + 1)
         self._block = step.block
         if self.seconds_to_first_block is None:
             self.seconds_to_first_block = self.seconds
-        stops = np.flatnonzero(np.isin(step.draft, self.config.stop_ids))
-        said = step.draft[: stops[0] + 1] if len(stops) else step.draft
-        self._filled += int((said != self.config.pad_id).sum())
-        kept = said[: self.max_tokens - len(self.tokens)].tolist()
-        self.tokens += kept
-        self.finish_reason = "length" if step.reason and len(kept) < len(said) else step.reason
-        plain, calls = self._calls.push(kept)
+
+    def _decode(self, tokens: list[int]) -> tuple[str, str]:
+        self.tokens += tokens
+        plain, calls = self._calls.push(tokens)
         self.calls += calls
         if self.finish_reason:
             plain += self._calls.finish()
@@ -105,39 +116,26 @@ class Piece:
     text: str  # empty until a block is done
     thinking: str
     step: Step
-    finish_reason: str | None  # of the last piece: "stop" or "length"
-
-
-def prompt_tokens(
-    tokenizer: Tokenizer, prompt: str | Sequence[dict], *, system: str | None = None, thinking: bool = False
-) -> list[int]:
-    """A question, or a conversation [{"role", "content"}, …], as the chat template writes it."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    if not messages or not str(messages[-1].get("content") or "").strip():
-        raise Mistake("the prompt is empty: say what you want")
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    return tokenizer.chat(messages, thinking=thinking)
+    finish_reason: str | None  # of the last piece: "stop", "length" or "deadline"
 
 
 def stream_generate(
     model: DiffusionModel,
     tokenizer: Tokenizer,
     prompt: str | Sequence[dict],
+    ask: Ask | None = None,
     *,
-    sampling: Sampling | None = None,
     thinking: bool = False,
-    **how: Any,
 ) -> Iterator[Piece]:
     """Answer a question, or a conversation [{"role", "content"}, …]: one Piece a pass; text comes as blocks finish.
-    `how` is of `router.write`: max_tokens, seed, mode ("diffusion", "ar" or "auto"), verify.
 
     >>> model, tokenizer, sampling = load()
-    >>> for piece in stream_generate(model, tokenizer, "Sort: Lima, Kyiv", sampling=sampling):
+    >>> for piece in stream_generate(model, tokenizer, "Sort: Lima, Kyiv", Ask(sampling=sampling)):
     ...     print(piece.text, end="")
     """
+    ask = ask or Ask()
     tokens = prompt_tokens(tokenizer, prompt, thinking=thinking)
-    answer = Answer(model.config, tokenizer, how.setdefault("max_tokens", 2048))
-    for step in write(model, tokens, sampling=sampling or Sampling(), **how):
+    answer = Answer(model.facts, tokenizer, ask.max_tokens)
+    for step in diffuse(model, tokens, ask):
         thought, text = answer.add(step)
         yield Piece(text=text, thinking=thought, step=step, finish_reason=answer.finish_reason)

@@ -1,29 +1,133 @@
-"""Many texts at once: the rows of a pass are canvases of different requests, each at its own block and step.
+"""Many texts at once: the rows of a pass are canvases of different texts, each at its own block and step.
 
-A request is admitted as soon as a place is free, at any pass, and leaves with its last one. Its prompt, and the blocks
-it commits, are encoded in passes that denoise the others' canvases.
+A text joins and leaves between any two passes. Long prompts are encoded in pieces between the passes of the others,
+and texts that are written left to right go along, a token a pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from ..seam.model import DiffusionModel
+from ..seam.model import DiffusionModel, Draw
+from .left_to_right import LeftToRight
+from .route import Route
 from .writing import Step, Writing
 
+PIECE = 512  # tokens of a prompt that are encoded between two passes
 
-def batch(model: DiffusionModel, writings: Iterable[Writing], size: int) -> Iterator[Step]:
-    """Steps of all of `writings`, at most `size` at a time, pass by pass; within a pass in the order of admission.
+InProgress = Writing | LeftToRight | Route
 
-    `writings` is asked for the next one only when there is room for it.
-    """
-    waiting, active = iter(writings), []
-    while True:
-        while len(active) < size and (new := next(waiting, None)) is not None:
-            active.append(new)
-        if not active:
-            return
-        predictions = model.denoise([writing.row() for writing in active])
-        for writing, prediction in zip(active, predictions, strict=True):
-            yield writing.take(prediction)
-        active = [writing for writing in active if not writing.done]
+
+@dataclass
+class Stream:
+    """A running `autoregress`, and the texts that it writes."""
+
+    texts: list[InProgress]
+    tokens: Iterator[list[int]]
+
+
+class Batch:
+    """Runs texts, `size` canvases in a call of the model."""
+
+    def __init__(self, model: DiffusionModel, size: int = 8):
+        self.model, self.size = model, size
+        self.texts: list[InProgress] = []
+        self._streams: dict[Draw, Stream] = {}
+
+    def add(self, text: InProgress) -> None:
+        """It takes part from the next step on."""
+        self.texts.append(text)
+
+    def cancel(self, text: InProgress) -> None:
+        """It takes part no more. Its cache holds what was encoded of it."""
+        self.texts.remove(text)
+        for draw, stream in list(self._streams.items()):
+            if text in stream.texts:
+                self._stop(draw)
+
+    def step(self) -> list[Step]:
+        """One pass over every text -> a step of each, in the order in which they were added. A text whose prompt is
+        still being read has none."""
+        reading = self._read()
+        ready = [text for text in self.texts if text not in reading]
+        steps = self._denoise([text for text in ready if not text.left_to_right])
+        steps |= self._autoregress([text for text in ready if text.left_to_right])
+        self.texts = [text for text in self.texts if not text.done]
+        for draw, stream in list(self._streams.items()):
+            if any(text.done for text in stream.texts):
+                self._stop(draw)
+        return [steps[text] for text in ready]
+
+    def close(self) -> None:
+        """Cancel every text."""
+        for text in list(self.texts):
+            self.cancel(text)
+
+    @property
+    def reading(self) -> list[InProgress]:
+        """The texts of whose prompt the next step encodes a piece."""
+        return [text for text in self.texts if len(text.pending) > PIECE]
+
+    def _read(self) -> list[InProgress]:
+        """Encode a piece of each long prompt -> the texts that had one. Texts that share a cache share their prompt."""
+        reading = self.reading
+        by_cache = {id(text.cache): text for text in reading}
+        if by_cache:
+            pieces = [text.pending[:PIECE] for text in by_cache.values()]
+            self.model.encode(pieces, [text.cache for text in by_cache.values()])
+        for text in reading:
+            text.pending = text.pending[PIECE:]
+        return reading
+
+    def _denoise(self, texts: list[InProgress]) -> dict[InProgress, Step]:
+        steps = {}
+        for first in range(0, len(texts), self.size):
+            together = texts[first : first + self.size]
+            timed = [text for text in together if isinstance(text, Route) and text.pace is None]
+            start = self.model.now() if timed else 0.0
+            predictions = self.model.denoise([text.row() for text in together])
+            seconds = (self.model.now() - start) / len(together) if timed else 0.0
+            for text in timed:
+                text.pass_seconds = seconds
+            steps |= {text: text.take(p) for text, p in zip(together, predictions, strict=True)}
+        return steps
+
+    def _autoregress(self, texts: list[InProgress]) -> dict[InProgress, Step]:
+        """One token of each. Texts go on in the same stream as long as they are the same ones."""
+        steps = {}
+        for draw in {text.draw: None for text in texts} | dict.fromkeys(self._streams):
+            together = [text for text in texts if text.draw == draw]
+            # What a form allows next depends on the token before: it is asked for one at a time.
+            held = any(text.form is not None for text in together)
+            stream = self._streams.get(draw)
+            if stream and (stream.texts != together or held):
+                self._stop(draw)
+            if not together:
+                continue
+            if draw not in self._streams:
+                continuations = [text.continuation() for text in together]
+                self._streams[draw] = Stream(together, self.model.autoregress(continuations, draw))
+            tokens = next(self._streams[draw].tokens)
+            if held:
+                self._stop(draw)
+            steps |= {text: text.take(token) for text, token in zip(together, tokens, strict=True)}
+        return steps
+
+    def _stop(self, draw: Draw) -> None:
+        self._streams.pop(draw).tokens.close()  # now the caches hold what was yielded
+
+
+def run(model: DiffusionModel, texts: Iterable[InProgress], size: int = 1) -> Iterator[Step]:
+    """The steps of `texts`, at most `size` of them at a time, pass by pass. The next text is asked for when there is
+    room for it."""
+    waiting, batch = iter(texts), Batch(model, size)
+    try:
+        while True:
+            while len(batch.texts) < size and (text := next(waiting, None)) is not None:
+                batch.add(text)
+            if not batch.texts:
+                return
+            yield from batch.step()
+    finally:
+        batch.close()

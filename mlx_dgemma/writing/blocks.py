@@ -1,62 +1,112 @@
-"""The blocks of a text, and what is known of each before its first pass."""
+"""The blocks of a text: which canvases there are, and what is given in each."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..checkpoint.config import ModelConfig
 from ..errors import Mistake
+from ..seam.model import Facts, Prediction, Text, TokenSet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """What is known of a block before its first pass. Arrays of its canvas's length."""
+class Block:
+    """A canvas before its first pass. Arrays are of its length."""
 
-    tokens: np.ndarray  # int32: where the canvas starts from, -1 for noise
-    fixed: np.ndarray | None = None  # bool: these tokens stay
-    hint: np.ndarray | None = None  # int32: what the first pass hears, -1 for nothing
-    allowed: np.ndarray | None = None  # int32: indices of token sets, -1 for all
-    before: Sequence[int] = ()  # known text between the last block and this one: encoded, not denoised
-    said: int | None = None  # how many tokens of the block before stand; 0: it is written again; None: all
-    encoded: bool = False  # and those are in the cache already
+    tokens: np.ndarray  # int32: what the canvas starts from, -1 for noise
+    fixed: np.ndarray | None = None  # bool: tokens that stay
+    hint: np.ndarray | None = None  # int32: a one-hot self-conditioning for the first pass, -1 for none
+    allowed: np.ndarray | None = None  # int32: indices into `token_sets`, -1 for all
+    token_sets: Sequence[TokenSet] = ()
+    max_steps: int | None = None  # passes it may take; None: as the sampling says
+    # How it follows the block before it.
+    before: Text = field(default_factory=Text)  # given text between the two: encoded, not denoised
+    keep: int | None = None  # tokens of the block before that stand; 0: this is the same block again; None: all
+    encoded: bool = False  # those tokens are in the cache already
     note: str | None = None  # why, for the user to know
 
-
-class Layout(Protocol):
-    """The blocks of a text."""
-
-    def first(self) -> Given: ...
-
-    def after(self, draft: np.ndarray) -> Given | str:
-        """The block that follows one that says `draft`, or why none does: "stop" (the text ends) or "length"."""
+    @property
+    def free(self) -> np.ndarray:
+        """[L] bool: the positions that are denoised."""
+        return np.ones(len(self.tokens), bool) if self.fixed is None else ~self.fixed
 
 
-class Open:
+class Layout(ABC):
+    """The blocks of one text, and what their drafts may be. It keeps the state of that text."""
+
+    @abstractmethod
+    def first(self) -> Block:
+        """The first block."""
+
+    @abstractmethod
+    def after(self, draft: np.ndarray) -> Block | str:
+        """The block behind one that ended as `draft`, or the reason why none follows: "stop" or "length"."""
+
+    def revise(self, prediction: Prediction, block: Block) -> Prediction:
+        """The prediction with the draft, as `argmax`, that this layout takes from it."""
+        return prediction
+
+    def narrow(self, block: Block, accepted: np.ndarray, late: bool) -> Block:
+        """The block for the next pass, which may fix more of it. `accepted` [L] bool is of the pass that was revised
+        last; `late`: more than half of the block's passes are over."""
+        return block
+
+    def rewrite(self, block: Block, draft: np.ndarray, start: int, expected: int | None) -> Block:
+        """The same block again: `draft` stands up to `start`, there stands `expected` if it may, the rest is noise."""
+        known, tokens = np.arange(len(draft)) < start, draft.copy()
+        if expected is not None and self._may_stand(block, start, expected):
+            tokens[start], known[start] = expected, True
+        known |= ~block.free
+        return replace(block, tokens=np.where(known, tokens, -1), fixed=known, hint=None, before=Text(), keep=0)
+
+    @staticmethod
+    def _may_stand(block: Block, position: int, token: int) -> bool:
+        which = -1 if block.allowed is None else int(block.allowed[position])
+        return which < 0 or bool((block.token_sets[which].ids == token).any())
+
+    def finish(self, draft: np.ndarray) -> np.ndarray:
+        """The draft of a block that ends the text too early, with what it takes to make that text a valid one."""
+        return draft
+
+
+class Open(Layout):
     """Nothing but noise, block after block, until a stop token or until canvases cover `max_tokens`."""
 
-    def __init__(self, config: ModelConfig, room: int, max_tokens: int, canvas_length: int | str | None = None):
-        if isinstance(canvas_length, int) and canvas_length > config.canvas_length:
-            raise Mistake(f"need canvas_length <= {config.canvas_length}, the model's, got {canvas_length}")
-        self.config, self.room, self.left = config, room, max_tokens
-        self.canvas_length = canvas_length
+    def __init__(self, facts: Facts, room: int, max_tokens: int, canvas_length: int | str | None = None):
+        """`room`: tokens of the context that are left."""
+        if isinstance(canvas_length, int) and canvas_length > facts.canvas_length:
+            raise Mistake(f"need canvas_length <= {facts.canvas_length}, the model's, got {canvas_length}")
+        self.facts, self.room, self.left, self.canvas_length = facts, room, max_tokens, canvas_length
 
     def width(self) -> int:
-        """Of the next canvas: as asked; "auto": the narrowest of a quarter, a half and the whole that covers what is
-        left; by default the whole, which is what the checkpoint was trained on."""
-        full = self.config.canvas_length
+        """Tokens of the next canvas: as asked; "auto": the narrowest of a quarter, a half and the whole that covers
+        what is left; by default the whole, which is what the checkpoint was trained on."""
+        full = self.facts.canvas_length
         if self.canvas_length != "auto":
             return int(self.canvas_length or full)
         return next((n for n in (full // 4, full // 2) if n >= self.left), full)
 
-    def first(self) -> Given:
-        return Given(tokens=np.full(self.width(), -1, np.int32))
+    def first(self) -> Block:
+        return Block(tokens=np.full(self.width(), -1, np.int32))
 
-    def after(self, draft: np.ndarray) -> Given | str:
+    def after(self, draft: np.ndarray) -> Block | str:
         self.left, self.room = self.left - len(draft), self.room - len(draft)
-        if np.isin(draft, self.config.stop_ids).any():
+        if np.isin(draft, self.facts.stop_ids).any():
             return "stop"
         return "length" if self.left <= 0 or self.room < self.width() else self.first()
+
+
+class Single(Layout):
+    """One block and no other."""
+
+    def __init__(self, block: Block):
+        self.block = block
+
+    def first(self) -> Block:
+        return self.block
+
+    def after(self, draft: np.ndarray) -> str:
+        return "stop"

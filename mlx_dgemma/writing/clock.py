@@ -1,21 +1,29 @@
-"""When a text has to be there."""
+"""The deadline of a text."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 
 
 class Clock:
-    """Of a text that must be there after `seconds`, counted from now; None: whenever it is."""
+    """A deadline `seconds` from now; None: no deadline. `now` is the model's, so that all ranks agree."""
 
-    def __init__(self, seconds: float | None):
-        self.seconds, self.began, self.longest = seconds, time.perf_counter(), 0.0
-        self.last = self.began
+    def __init__(self, seconds: float | None, now: Callable[[], float]):
+        self.seconds, self.now = seconds, now
+        if seconds is not None:
+            self.start = self.last = now()
+            self.longest = 0.0
 
     def over(self) -> bool:
-        """Told after each pass: would another one, as long as the longest but the first, end too late?"""
+        """True if another pass, as slow as the slowest so far (first excluded), would miss the deadline. Called after
+        each pass."""
         if self.seconds is None:
             return False
-        now = time.perf_counter()
-        self.longest, self.last = max(self.longest, now - self.last) if self.last > self.began else 0.0, now
-        return now + self.longest - self.began > self.seconds
+        now = self.now()
+        self.longest = max(self.longest, now - self.last) if self.last > self.start else 0.0
+        self.last = now
+        return now + self.longest - self.start > self.seconds
+
+    def passed(self) -> bool:
+        """True if the deadline is behind us."""
+        return self.seconds is not None and self.now() - self.start > self.seconds

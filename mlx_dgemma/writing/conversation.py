@@ -10,72 +10,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from ..errors import Mistake, NotFound
-from ..seam.model import Cache, DiffusionModel
+from ..seam.model import Cache, DiffusionModel, Text
 from ..tokens.tokenizer import Tokenizer
-from ..tokens.tools import ToolCall, response
-from . import left_to_right
+from ..tokens.tools import ToolCall, response_tokens
 from .answer import Answer, Piece
-from .route import Router
-from .sampling import Sampling
-from .writing import Step, begin, check_request, steps
+from .ask import Ask
+from .batch import Batch, InProgress
+from .diffuse import begin
+from .writing import check_room
 
-CHUNK = 512  # tokens encoded at a time: whoever reads may stop in between
 FILE = "conversation.json"
 SAVED = ("system", "thinking", "tools", "messages")
 
 
-def denoise(
-    model: DiffusionModel, tokens: Sequence[int], *, cache: Cache, max_tokens: int, sampling: Sampling, seed: int
-) -> Generator[Step, None, None]:
-    """Write behind `tokens`, of which `cache` holds the first `cache.length`, block by block."""
-    writing = begin(model, tokens, max_tokens=max_tokens, sampling=sampling, seed=seed)
-    writing.cache, writing.pending = cache, tokens[cache.length :]
-    return steps(model, writing)
-
-
-def tell(
-    model: DiffusionModel, tokens: Sequence[int], *, cache: Cache, max_tokens: int, sampling: Sampling, seed: int
-) -> Iterator[Step]:
-    """As `denoise`, left to right."""
-    telling = left_to_right.begin(model, tokens, max_tokens=max_tokens, sampling=sampling, seed=seed)
-    telling.cache, telling.pending = cache, tokens[cache.length :]
-    return left_to_right.batch(model, [telling])
-
-
-def route(
-    model: DiffusionModel, tokens: Sequence[int], *, cache: Cache, max_tokens: int, sampling: Sampling, seed: int
-) -> Iterator[Step]:
-    """As `denoise`, each block in the way that costs less."""
-    router = Router(model, tokens, max_tokens=max_tokens, sampling=sampling, seed=seed)
-    router.cache, router.pending = cache, tokens[cache.length :]
-    return router.steps()
-
-
-# How an answer is written. Once closed, the cache holds the first `cache.length` of `tokens` and of what final steps
-# drafted behind them; at the first final step, no more than a canvas of the latter.
-MODES = {"diffusion": denoise, "ar": tell, "auto": route}
-
-
 @dataclass
 class Conversation:
-    """`ask`, and `answer` what is told; or `say`, `read` and `write`, which may be left between any two passes."""
+    """`ask`, and `respond` to tool calls; or `say`, `read` and `write`, which may be left between any two passes."""
 
     model: DiffusionModel
     tokenizer: Tokenizer
-    sampling: Sampling = field(default_factory=Sampling)
+    how: Ask = field(default_factory=Ask)  # of every answer
     system: str | None = None
     thinking: bool = False
     tools: list[dict] | None = None  # that the model may call, as `Tokenizer.chat` takes them
-    max_tokens: int = 2048  # of an answer
-    seed: int = 0  # of each answer
-    mode: str = "diffusion"
 
     def __post_init__(self) -> None:
         self.reset()
@@ -86,15 +50,16 @@ class Conversation:
         self.answer: Answer | None = None  # the last one
         self.waiting: list[ToolCall] = []  # for their results, before the model goes on
         self.prompt: list[int] = []  # of the turn that is open, up to the model's part
-        self.said: list[int] = []  # the model's part of it so far, and what its tools said
+        self.written: list[int] = []  # the model's part of it so far, with the results of its tools
         self.cache: Cache | None = self.model.new_cache()
         self.before: Cache | None = None  # as it was at the end of `prompt`
         self.text: list[int] = []  # begins with what the cache holds
+        self._batch: Batch | None = None  # writes the answer, from its first piece of prompt on
 
     @property
     def tokens(self) -> list[int]:
         """All that the model goes on from."""
-        return self.prompt + self.said
+        return self.prompt + self.written
 
     @property
     def unread(self) -> int:
@@ -116,65 +81,69 @@ class Conversation:
             raise Mistake("the prompt is empty: say what you want")
         messages = [*self.messages, {"role": "user", "content": message}]
         prompt = self._render(messages, add_generation_prompt=True)
-        check_request(self.model, prompt, self.max_tokens)
+        check_room(self.model, len(prompt), self.model.facts.canvas_length)
         self.messages, self.prompt, self.answer = messages, prompt, None
         self._return_to(prompt)
 
     def respond(self, result: Any) -> None:
-        """What came of the first of the calls that are `waiting`: anything that JSON can hold."""
-        said = self.tokenizer.encode(response(self.waiting[0].name, result))
-        check_request(self.model, self.tokens + said, self.max_tokens)
-        self.said, self.answer = self.said + said, None
+        """The result of the first of the calls that are `waiting`: anything that JSON can hold."""
+        tokens = response_tokens(self.tokenizer, self.waiting[0].name, result)
+        check_room(self.model, len(self.tokens) + len(tokens), self.model.facts.canvas_length)
+        self.written, self.answer = self.written + tokens, None
         self.waiting.pop(0)
 
     def read(self) -> Iterator[int]:
         """Encode what the cache lacks, except what the first pass over a canvas takes along: tokens left, after each
         pass."""
-        tokens = self.tokens
-        while self.unread > CHUNK:
-            cache, self.cache = self._held(), None  # a pass that is broken off leaves a cache of no use
-            self.model.encode([tokens[cache.length : cache.length + CHUNK]], [cache])
-            self.cache, self.text = cache, tokens
+        while self._begin() in self._batch.reading:
+            cache, self.cache = self.cache, None  # a pass that is broken off leaves a cache of no use
+            self._batch.step()
+            self.cache, self.text = cache, self.tokens
             yield self.unread
 
     def write(self) -> Iterator[Piece]:
-        """The model's turn, or what follows in it: a Piece a pass. Left early, the finished blocks are what it said."""
-        self.answer = answer = Answer(self.model.config, self.tokenizer, self.max_tokens)
-        cache, self.text = self._held(), self.tokens
-        options = {"max_tokens": self.max_tokens, "sampling": self.sampling, "seed": self.seed}
-        passes = None
+        """The model's turn, or what follows in it: a Piece a pass. Left early, its finished blocks are kept."""
+        self.answer = answer = Answer(self.model.facts, self.tokenizer, self.how.max_tokens)
         try:
-            passes = MODES[self.mode](self.model, self.tokens, cache=cache, **options)
+            cache, self.text = self._begin().cache, self.tokens
             while answer.finish_reason is None:
                 self.cache = None
-                step = next(passes)
+                steps = self._batch.step()
                 self.cache = cache
-                thinking, text = answer.add(step)
-                self.text += step.draft.tolist() if step.final else []
-                if step.final and not step.reason:
-                    self._keep_before()
-                yield Piece(text=text, thinking=thinking, step=step, finish_reason=answer.finish_reason)
+                for step in steps:
+                    thinking, text = answer.add(step)
+                    self.text += step.draft.tolist() if step.final else []
+                    if step.final and not step.reason:
+                        self._keep_before()
+                    yield Piece(text=text, thinking=thinking, step=step, finish_reason=answer.finish_reason)
         finally:
-            if passes:
-                passes.close()  # then the cache holds what was yielded
             self._end()
+
+    def _begin(self) -> InProgress:
+        """The answer in progress, which the batch writes."""
+        if self._batch is None:
+            cache, batch = self._held(), Batch(self.model, 1)
+            batch.add(begin(self.model, Text(self.tokens[cache.length :]), self.how, cache=cache))
+            self._batch = batch
+        return self._batch.texts[0]
 
     def close(self) -> None:
         """The open turn is over, whatever it lacks; a question that nothing was said to is taken back."""
+        self._leave()
         if not self.prompt:
             return
-        if self.said or (self.answer and self.answer.steps_per_block):
-            content = self.tokenizer.decode(self.said, skip_special_tokens=False)
+        if self.written or (self.answer and self.answer.steps_per_block):
+            content = self.tokenizer.decode(self.written, skip_special_tokens=False)
             self.messages = [*self.messages, {"role": "assistant", "content": content}]
         else:
             self.messages = self.messages[:-1]
         self._return_to(self._render(self.messages, add_generation_prompt=False) if self.messages else [])
-        self.prompt, self.said, self.waiting, self.before = [], [], [], None
+        self.prompt, self.written, self.waiting, self.before = [], [], [], None
 
     def save(self, folder: str | Path) -> None:
         """The turns and the cache, in two files that never disagree, whenever the writing is broken off."""
         if self.waiting:
-            raise Mistake(f"the model waits for what {self.waiting[0].name} says: tell it, then save")
+            raise Mistake(f"the model waits for the result of {self.waiting[0].name}: give it, then save")
         self.close()
         folder, cache = Path(folder), self._held()
         digest = hashlib.sha256(json.dumps(self.text).encode()).hexdigest()
@@ -198,7 +167,7 @@ class Conversation:
         cache, path = self.model.new_cache(), Path(folder) / FILE
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
-            own, text, file = {key: saved[key] for key in SAVED}, saved["tokens"], path.parent / saved["cache"]
+            state, text, file = {key: saved[key] for key in SAVED}, saved["tokens"], path.parent / saved["cache"]
         except OSError as error:
             raise NotFound(f"{folder} holds no saved chat ({error.strerror}): need one that /save wrote") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -211,7 +180,7 @@ class Conversation:
             raise Mistake(f"{folder} is damaged: {len(text)} tokens, but a cache of {cache.length}")
         self.reset()
         self.cache, self.text = cache, text
-        vars(self).update(own)
+        vars(self).update(state)
 
     def _render(self, messages: list[dict], *, add_generation_prompt: bool) -> list[int]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -246,11 +215,18 @@ class Conversation:
             self.before = self.cache.copy()
             self.before.trim(self.cache.length - len(self.prompt))
 
+    def _leave(self) -> None:
+        """The batch writes no further; then the cache holds what was yielded."""
+        if self._batch:
+            self._batch.close()
+        self._batch = None
+
     def _end(self) -> None:
-        """Of a part of the model's turn."""
+        """A part of the model's turn is over."""
+        self._leave()
         answer = self.answer
-        said = answer.tokens
-        self.said = self.said + (said[:-1] if said and said[-1] in self.model.config.stop_ids else said)
+        stopped = answer.tokens and answer.tokens[-1] in self.model.facts.stop_ids
+        self.written = self.written + (answer.tokens[:-1] if stopped else answer.tokens)
         if answer.finish_reason == "stop" and answer.calls:
             self.waiting = list(answer.calls)
             self._keep_before()

@@ -1,87 +1,86 @@
-"""Left to right on the same weights: the causal pass and the tied head, one token a pass, each a `Step` of its own."""
+"""A text in progress that is written left to right on the same weights: the causal pass and the tied head, one token a
+pass, each a `Step`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from ..seam.model import Cache, DiffusionModel, Row
+from ..seam.model import Cache, Continuation, DiffusionModel, Draw, Text, TokenSet
 from .clock import Clock
-from .sampling import Sampling
-from .writing import Step, check_request
+from .writing import Step
 
 
-class Telling:
-    """One text being told: `row` is where it goes on, `take` what was said, until it is `done`.
+class Form(Protocol):
+    """What a text may be, token by token. It keeps the state of that text."""
+
+    def allowed(self) -> TokenSet:
+        """What the next token may be."""
+
+    def take(self, token: int) -> None:
+        """The token that was written."""
+
+    def ending(self) -> np.ndarray:
+        """int32: the shortest way to end the text from here, the stop token included."""
+
+
+@dataclass(eq=False)
+class LeftToRight:
+    """`continuation` is where the text goes on, `take` takes a token, until it is `done`.
 
     Its uniforms are the generator's next `limit` numbers, one a token: a seed means the same draws alone or in company.
     """
 
-    def __init__(
-        self,
-        model: DiffusionModel,
-        tokens: Sequence[int],
-        *,
-        limit: int,
-        sampling: Sampling,
-        seed: int | np.random.Generator = 0,
-        request: int = 0,
-        cache: Cache | None = None,
-    ):
-        """At most `limit` tokens, behind what `cache` holds, and then `tokens`."""
-        self.config, self.sampling, self.limit, self.request = model.config, sampling, limit, request
-        self.cache = model.new_cache(len(tokens) + limit) if cache is None else cache
-        self.pending: Sequence[int] = tokens
-        self.uniforms = np.random.default_rng(seed).random(limit, dtype=np.float32)
-        self.clock = Clock(sampling.deadline)
-        self.said, self.done = 0, False
+    model: DiffusionModel
+    pending: Text  # encoded before the first token, behind what `cache` holds
+    limit: int  # tokens at most
+    draw: Draw
+    rng: np.random.Generator
+    cache: Cache | None = None  # None: an empty one
+    clock: Clock | None = None  # None: no deadline
+    form: Form | None = None
+    request: int = 0
 
-    def row(self) -> Row:
-        pending, self.pending = self.pending, ()
-        nothing = np.zeros(0, np.int32)
-        return Row(nothing, self.cache, self.sampling.temp, self.uniforms[self.said :], pending=pending)
+    count: int = field(default=0, init=False)  # tokens written
+    done: bool = field(default=False, init=False)
+    uniforms: np.ndarray = field(init=False)  # [limit] float32
+
+    left_to_right = True
+
+    def __post_init__(self) -> None:
+        if self.cache is None:
+            self.cache = self.model.new_cache(len(self.pending) + self.limit)
+        self.uniforms = self.rng.random(self.limit, dtype=np.float32)
+
+    def continuation(self) -> Continuation:
+        """Where a stream of tokens goes on. What was pending is the stream's now."""
+        pending, self.pending = self.pending, Text()
+        if self.form is None:
+            return Continuation(self.cache, pending, self.uniforms[self.count :])
+        return Continuation(self.cache, pending, self.uniforms[self.count : self.count + 1], self.form.allowed())
 
     def take(self, token: int) -> Step:
-        block, step = divmod(self.said, self.config.canvas_length)
-        self.said += 1
-        reason = "stop" if token in self.config.stop_ids else "length" if self.said == self.limit else None
-        reason = reason or ("deadline" if self.clock.over() else None)
+        facts = self.model.facts
+        block, step = divmod(self.count, facts.canvas_length)
+        self.count += 1
+        if self.form is not None:
+            self.form.take(token)
+        reason = "stop" if token in facts.stop_ids else "length" if self.count == self.limit else None
+        tokens = np.array([token], np.int32)
+        if self.clock is not None and self.clock.over() and reason is None:
+            reason = "deadline"
+            tokens = tokens if self.form is None else np.append(tokens, self.form.ending()).astype(np.int32)
         self.done = reason is not None
-        said, sure = np.array([token], np.int32), np.ones(1, bool)
-        arrays = {"canvas": said, "draft": said.copy(), "accepted": sure, "entropy": np.zeros(1, np.float32)}
-        return Step(request=self.request, block=block, step=step, **arrays, final=True, reason=reason)
-
-
-def begin(
-    model: DiffusionModel,
-    tokens: Sequence[int],
-    *,
-    max_tokens: int = 2048,
-    sampling: Sampling,
-    seed: int = 0,
-    request: int = 0,
-) -> Telling:
-    """An answer to `tokens`, not yet begun. Mistake where there is no room for one."""
-    check_request(model, tokens, max_tokens, 1)
-    limit = min(max_tokens, model.config.max_position_embeddings - len(tokens))
-    return Telling(model, tokens, limit=limit, sampling=sampling, seed=seed, request=request)
-
-
-def batch(model: DiffusionModel, tellings: Iterable[Telling], size: int = 1) -> Iterator[Step]:
-    """Steps of all of `tellings`, at most `size` at a time, token by token. Their sampling must be the same."""
-    waiting, active = iter(tellings), []
-    while True:
-        while len(active) < size and (new := next(waiting, None)) is not None:
-            active.append(new)
-        if not active:
-            return
-        passes = model.autoregress([telling.row() for telling in active], active[0].sampling)
-        try:
-            # Where one leaves, the others go on in passes without it.
-            while not any(telling.done for telling in active):
-                for telling, token in zip(active, next(passes), strict=True):
-                    yield telling.take(token)
-        finally:
-            passes.close()
-        active = [telling for telling in active if not telling.done]
+        return Step(
+            request=self.request,
+            block=block,
+            step=step,
+            canvas=tokens[:1],
+            draft=tokens,
+            accepted=np.ones(1, bool),
+            entropy=np.zeros(1, np.float32),
+            final=True,
+            reason=reason,
+        )

@@ -1,80 +1,75 @@
-"""Check and repair: the causal pass that commits a block also scores every token of it, and what it doubts is written
+"""Check and repair: the causal pass that commits a block also scores every token of it, and unlikely tokens are written
 again.
 
-A canvas settles on tokens that suit each other; the causal pass tells how likely each is after those before it: another
-opinion of the same weights, for one head product. The first token that it doubts gives way to the one that it expects
-there, and what follows is denoised again behind that.
+A canvas settles on tokens that suit each other; the causal pass gives the probability of each after those before it:
+another opinion of the same weights, for one head product. The first unlikely token gives way to the one that the causal
+pass expects there, and what follows is denoised again behind that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..seam.model import DiffusionModel, NextToken, Prediction
-from . import writing as diffusion
-from .blocks import Given
+from ..seam.model import NextToken, Prediction, Text
+from .blocks import Block
 from .writing import Writing
 
-FLOOR = np.log(0.05)  # log-probability after what is before it, below which a token is doubtful
-UNSURE = 0.7  # nats of its own entropy from which it is: two that are equally likely
-TIMES = 3  # that a block is written again, at most; in half the passes, as much of it is known
+FLOOR = np.log(0.05)  # log-probability after what is before it, below which a token is unlikely
+UNSURE = 0.7  # nats of its own entropy above which it is: two that are equally likely
+TIMES = 3  # rewrites of a block at most; each in half the passes, because much of the block is known
 
 
-class Checked(Writing):
-    """A Writing whose block is committed when nothing in it is doubtful, or when it was written again `TIMES` times. An
-    answer that ends before it began is tried on half the canvas."""
+@dataclass(eq=False)
+class Verify:
+    """A `Check`. A block is committed when nothing in it is unlikely, or after `TIMES` rewrites. An answer that ends
+    before it began is tried again on half the canvas."""
 
-    def __init__(self, model: DiffusionModel, tokens: Sequence[int], **options: Any):
-        self.model, self.checks, self.repairs, self.times = model, 0, 0, 0
-        super().__init__(model, tokens, **options)
-        self.asked = self.sampling
+    checks: int = 0  # causal passes over a block
+    repairs: int = 0  # blocks that were written again
+    times: int = 0  # rewrites of the present block
+    encoded: bool = False
 
-    def _following(self, prediction: Prediction) -> Given | str:
-        draft = prediction.argmax
-        stops = np.flatnonzero(np.isin(draft, self.config.stop_ids))
-        said = draft[: stops[0] + 1] if len(stops) else draft
-        empty = self.block == 0 and len(stops) and stops[0] == 0 and self.free.all()
-        checked = self.times < TIMES and not empty
-        again = self._doubted(said, prediction) if checked else self._narrower(len(draft)) if empty else None
-        if again and self.times < TIMES:
-            self.times, self.repairs = self.times + 1, self.repairs + 1
-            passes = max(1, self.asked.max_denoising_steps // 2)
-            self.sampling = replace(self.asked, max_denoising_steps=passes)
-            return again
-        self.times, self.sampling, following = 0, self.asked, self.layout.after(draft)
-        # What was checked is in the cache already.
-        return replace(following, encoded=checked) if isinstance(following, Given) else following
-
-    def _narrower(self, width: int) -> Given | None:
-        if width < 2:
+    def review(self, writing: Writing, prediction: Prediction) -> Block | None:
+        draft, again = prediction.argmax, None
+        stops = np.flatnonzero(np.isin(draft, writing.model.facts.stop_ids))
+        content = draft[: stops[0] + 1] if len(stops) else draft
+        free = writing.given.free
+        empty = writing.block == 0 and len(stops) > 0 and stops[0] == 0 and bool(free.all())
+        self.encoded = self.times < TIMES and not empty
+        if self.encoded:
+            again = self._doubted(writing, content, prediction)
+        elif empty and self.times < TIMES and len(draft) >= 2:
+            again = _narrower(writing.given, len(draft) // 2)
+        if again is None:
+            self.times = 0
             return None
-        note = f"block 1: nothing was said; tried again on a canvas of {width // 2}"
-        return Given(tokens=np.full(width // 2, -1, np.int32), said=0, note=note)
+        self.times, self.repairs = self.times + 1, self.repairs + 1
+        return replace(again, max_steps=max(1, writing.sampling.max_denoising_steps // 2))
 
-    def _doubted(self, said: np.ndarray, prediction: Prediction) -> Given | None:
-        """What is to be written again, and then it is not in the cache; None: nothing, and all of it is."""
+    def _doubted(self, writing: Writing, content: np.ndarray, prediction: Prediction) -> Block | None:
+        """The block that is to be written again, and then it is not in the cache; None: nothing is, and it is there."""
         self.checks += 1
-        [score] = self.model.encode([said], [self.cache], score=True)
-        low = (score.logprob < FLOOR) | (prediction.entropy[: len(said)] > UNSURE)
-        doubtful = np.flatnonzero(low & self.free[: len(said)])
-        if not len(doubtful):
+        [score] = writing.model.encode([Text(content)], [writing.cache], score=True)
+        unlikely = (score.logprob < FLOOR) | (prediction.entropy[: len(content)] > UNSURE)
+        positions = np.flatnonzero(unlikely & writing.given.free[: len(content)])
+        if not len(positions):
             return None
-        self.cache.trim(len(said))
-        return self._again(prediction.argmax, int(doubtful[0]), len(doubtful), score)
-
-    def _again(self, draft: np.ndarray, first: int, count: int, score: NextToken) -> Given:
-        tokens, fixed = draft.copy(), np.arange(len(draft)) < first
-        if first > 0:
-            tokens[first], fixed[first] = score.argmax[first - 1], True
-        fixed |= ~self.free
-        note = f"block {self.block + 1}: {count} doubtful tokens; written again from token {first + 1} on"
-        return Given(tokens=np.where(fixed, tokens, -1), fixed=fixed, allowed=self.given.allowed, said=0, note=note)
+        writing.cache.trim(len(content))
+        first = int(positions[0])
+        again = writing.layout.rewrite(writing.given, prediction.argmax, first, _expected(score, first))
+        note = f"block {writing.block + 1}: {len(positions)} doubtful tokens; written again from token {first + 1} on"
+        return replace(again, note=note)
 
 
-def begin(model: DiffusionModel, tokens: Sequence[int], **options: Any) -> Checked:
-    """As `diffusion.begin`."""
-    return diffusion.begin(model, tokens, **options, kind=Checked)
+def _expected(score: NextToken, position: int) -> int | None:
+    """The likeliest token there by the causal pass; None at the start, which it was not asked about."""
+    return int(score.argmax[position - 1]) if position else None
+
+
+def _narrower(block: Block, width: int) -> Block:
+    note = f"block 1: nothing was said; tried again on a canvas of {width}"
+    fixed, allowed = (None if array is None else array[:width] for array in (block.fixed, block.allowed))
+    tokens = np.full(width, -1, np.int32)
+    return replace(block, tokens=tokens, fixed=fixed, hint=None, allowed=allowed, keep=0, note=note)

@@ -1,0 +1,52 @@
+"""The loop: prompt tokens in, one `Step` out after every pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ..seam.model import Cache, DiffusionModel, Text
+from .ask import Ask
+from .batch import InProgress, run
+from .blocks import Layout, Open
+from .clock import Clock
+from .left_to_right import Form, LeftToRight
+from .route import Route
+from .verify import Verify
+from .writing import Step, Writing, check_room
+
+
+def begin(
+    model: DiffusionModel,
+    text: Text,
+    ask: Ask,
+    *,
+    request: int = 0,
+    cache: Cache | None = None,
+    layout: Layout | None = None,
+    form: Form | None = None,
+) -> InProgress:
+    """An answer to `text`, not yet begun, behind what `cache` holds. `layout`: what is denoised, if it is not an open
+    text; `form`: what is written left to right. Mistake where there is no room for an answer."""
+    length = len(text) + (cache.length if cache else 0)
+    room = model.facts.max_position_embeddings - length
+    rng, clock = np.random.default_rng(ask.seed), Clock(ask.deadline, model.now)
+    if ask.mode == "ar":
+        check_room(model, length, 1)
+        limit = min(ask.max_tokens, room)
+        return LeftToRight(model, text, limit, ask.draw, rng, cache, clock, form, request)
+    if ask.mode == "auto":
+        check_room(model, length, model.facts.canvas_length)
+        return Route(model, text, ask.max_tokens, ask.sampling, ask.draw, rng, cache, clock, request)
+    if layout is None:
+        layout = Open(model.facts, room, ask.max_tokens, ask.sampling.canvas_length)
+        check_room(model, length, layout.width())
+    check = Verify() if ask.verify else None
+    return Writing(model, text, layout, ask.sampling, rng, cache, clock, check, request)
+
+
+def diffuse(model: DiffusionModel, tokens: Sequence[int], ask: Ask) -> Iterator[Step]:
+    """An answer to `tokens`, a batch of one: block after block until a stop token, or until whole canvases cover
+    `max_tokens`."""
+    yield from run(model, [begin(model, Text(tokens), ask)])
