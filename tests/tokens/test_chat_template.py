@@ -43,6 +43,24 @@ def test_chat_equals_transformers(folder, tokenizer, reference, messages, thinki
             assert tokenizer.chat(messages, **flags) == expected
 
 
+def test_tools_are_declared_as_in_the_reference(tmp_path, folder, reference):
+    """Tokens stand in the template's text and in its strings, in macros and behind escapes."""
+    template = (
+        '{% macro quoted(text) %}{{ "<|\\"|>" + text + \'<|"|>\' }}{% endmacro %}{{ bos_token }}'
+        "{% for t in tools or [] %}<|tool>{{ t.function.name }}{{ quoted(t.function.description) }}<tool|>{% endfor %}"
+        "{% for m in messages %}{% set role = {'assistant': 'model'}[m.role] or m.role %}{{- '<|turn>' + role + '\n' }}"
+        "{% for c in m.tool_calls or [] %}<|tool_call>call:{{ c.function.name }}{{ '{' }}{% for k, v in "
+        "c.function.arguments | dictsort %}{{ k }}:{{ quoted(v) if v is string else v }}{% endfor %}}<tool_call|>"
+        "{% endfor %}{{ m.content or '' | trim }}{{ '<turn|>\n' }}{% endfor %}"
+    )
+    folder = copy(folder, tmp_path, template=template)
+    tools = [{"type": "function", "function": {"name": "weather", "description": "of a <city>\n", "parameters": {}}}]
+    calls = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "O|slo>", "days": 2}}}]
+    messages = [{"role": "user", "content": "Cold?"}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    expected = reference(folder).apply_chat_template(messages, tools=tools, return_dict=False)
+    assert Tokenizer(folder).chat(messages, tools=tools, add_generation_prompt=False) == expected
+
+
 def test_a_template_has_the_helpers_of_transformers(tmp_path, reference):
     template = (
         "{% for m in messages %}\n  {% if loop.first %}\n{% continue %}\n  {% endif %}\n"
