@@ -9,10 +9,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from .parts import Parts
 from .tokenizer import Tokenizer
 
 CALL_OPEN, CALL_CLOSE = "<|tool_call>", "<tool_call|>"
@@ -62,21 +63,34 @@ class CallStream:
         return held
 
 
-def response(name: str, result: Any) -> str:
-    """The text that tells the model what `result`, of the kinds JSON has, came of a call of `name` (Gemma 4's chat
-    template: format_tool_response_block)."""
+def response_tokens(tokenizer: Tokenizer, name: str, result: Any) -> list[int]:
+    """Encodes for the model that a call of `name` gave `result`, of the kinds JSON has (Gemma 4's chat template:
+    format_tool_response_block).
+
+    The tags, and the quotes around strings, are control tokens. What a tool says is text, even where it spells one.
+    """
     body = result if isinstance(result, dict) else {"value": result}
-    return f"{RESPONSE_OPEN}response:{name}{_written(body)}{RESPONSE_CLOSE}"
+    open_, quote, close = map(tokenizer.split, (RESPONSE_OPEN, QUOTE, RESPONSE_CLOSE))
+    return tokenizer.encode_parts([*open_, f"response:{name}", *_written(body, quote), *close])
 
 
-def _written(value: Any) -> str:
+def _written(value: Any, quote: Parts) -> Iterator[str | int]:
     if isinstance(value, str):
-        return QUOTE + value + QUOTE
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
+        yield from [*quote, value, *quote]
+    elif isinstance(value, bool):
+        yield str(value).lower()
+    elif isinstance(value, dict):
         ordered = sorted(value.items(), key=lambda item: item[0].lower())  # jinja2: dictsort
-        return "{" + ",".join(f"{key}:{_written(own)}" for key, own in ordered) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_written, value)) + "]"
-    return str(value)
+        yield "{"
+        for i, (key, item) in enumerate(ordered):
+            yield f"{',' if i else ''}{key}:"
+            yield from _written(item, quote)
+        yield "}"
+    elif isinstance(value, list):
+        yield "["
+        for i, item in enumerate(value):
+            yield "," if i else ""
+            yield from _written(item, quote)
+        yield "]"
+    else:
+        yield str(value)
