@@ -10,7 +10,7 @@ by half of its passes is helped: from then on what a draft repeats from its begi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -19,7 +19,11 @@ import numpy as np
 from ..errors import Mistake
 from ..seam.model import DiffusionModel, Prediction, Text, TokenSet
 from ..seam.token_sets import LOGPROB_SET
+from ..writing.ask import Ask
+from ..writing.batch import InProgress
 from ..writing.blocks import Block, Open
+from ..writing.diffuse import begin
+from ..writing.writing import check_room
 from .automaton import compile
 from .expression import Expression
 from .lattice import BARRED, Lattice, Path, Vocabulary
@@ -69,7 +73,11 @@ class Language:
             self._next[state] = self.model.token_set(self.lattice.following(state, room).tolist())
         return self._next[state]
 
-    def check_room(self, tokens: int) -> None:
+    def ending(self, tokens: Sequence[int]) -> np.ndarray:
+        """int32: the shortest way to end a text that begins with `tokens`, with the stop token; empty if it has ended."""
+        return self.lattice.ending(self.lattice.walk(0, np.asarray(tokens, np.int64)))
+
+    def check_fits(self, tokens: int) -> None:
         """Mistake where not even the shortest text fits into so many tokens."""
         if self.lattice.left[0] > tokens:
             raise Mistake(
@@ -82,7 +90,7 @@ class TokenByToken:
     """A text of the language that is written left to right: a `Form`."""
 
     def __init__(self, language: Language, max_tokens: int):
-        language.check_room(max_tokens)
+        language.check_fits(max_tokens)
         self.language, self.state, self.left = language, 0, max_tokens
 
     def allowed(self) -> TokenSet:
@@ -106,7 +114,7 @@ class Document(Open):
         self.path: Path | None = None  # the draft of the last pass
         self.overruled = np.zeros(0, bool)  # [L]: where that is not the model's argmax
         self.earlier: np.ndarray | None = None  # the draft before
-        language.check_room(self.tokens_left)
+        language.check_fits(self.tokens_left)
 
     def first(self) -> Block:
         return self._block(np.zeros(0, np.int32), self.width())
@@ -198,8 +206,17 @@ class Document(Open):
         return replace(self._block(kept, len(draft)), before=Text(), keep=0)
 
     def finish(self, draft: np.ndarray) -> np.ndarray:
-        return np.concatenate([draft, self.ending()]).astype(np.int32)
+        return np.concatenate([draft, self.lattice.ending(self.state)]).astype(np.int32)
 
-    def ending(self) -> np.ndarray:
-        """int32: the shortest way to end the text behind its finished blocks, the stop token included."""
-        return self.lattice.ending(self.state)
+
+def begin_within(model: DiffusionModel, text: Text, ask: Ask, language: Language, *, request: int = 0) -> InProgress:
+    """A text of `language` in answer to `text`, not yet begun. Mistake where its shortest does not fit."""
+    room = model.facts.max_position_embeddings - len(text)
+    if ask.mode == "auto":
+        raise Mistake("a text with a form is denoised or written left to right: leave out mode 'auto'")
+    if ask.mode == "ar":
+        return begin(model, text, ask, request=request, form=TokenByToken(language, min(ask.max_tokens, room)))
+    width = ask.sampling.canvas_length
+    check_room(model, len(text), width if isinstance(width, int) else model.facts.canvas_length)
+    layout = Document(language, room, ask.max_tokens, width)
+    return begin(model, text, ask, request=request, layout=layout)

@@ -41,6 +41,22 @@ def at_least(smallest: int) -> Callable[[str], int]:
     return whole
 
 
+def read_text_argument(text: str) -> str:
+    """The text itself, or standard input for "-"."""
+    return as_text(sys.stdin.buffer.read(), "standard input") if text == "-" else text
+
+
+def as_text(data: bytes, name: str) -> str:
+    """Mistake where `data` is not UTF-8, or holds a zero byte."""
+    if (zero := data.find(b"\0")) >= 0:
+        raise Mistake(f"{name} is not text: byte 0x00 at offset {zero}; give a text in UTF-8")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        wrong = data[error.start]
+        raise Mistake(f"{name} is not UTF-8: byte 0x{wrong:02x} at offset {error.start}; convert it first") from None
+
+
 def to_stdout(text: str) -> None:
     print(text, end="", flush=True)
 

@@ -143,8 +143,7 @@ def ask(options: argparse.Namespace, sampling: Sampling) -> Ask:
 
 def opened(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, Tokenizer, Sampling]:
     """The model that the flags of the command `name` name."""
-    from ..checkpoint.hub import find
-    from ..load import load
+    from ..load import find, load
 
     if options.model is None:
         print(

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import Mistake, NotFound
 from ..seam.model import Cache, DiffusionModel, Text
+from ..tokens.messages import from_json, generated_text, to_json
 from ..tokens.tokenizer import Tokenizer
 from ..tokens.tools import ToolCall, response_tokens
 from .answer import Answer, Piece
@@ -27,7 +28,7 @@ from .diffuse import begin
 from .writing import check_room
 
 FILE = "conversation.json"
-SAVED = ("system", "thinking", "tools", "messages")
+SAVED = ("system", "thinking", "tools")
 
 
 @dataclass
@@ -133,7 +134,7 @@ class Conversation:
         if not self.prompt:
             return
         if self.written or (self.answer and self.answer.steps_per_block):
-            content = self.tokenizer.decode(self.written, skip_special_tokens=False)
+            content = generated_text(self.tokenizer, self.written)
             self.messages = [*self.messages, {"role": "assistant", "content": content}]
         else:
             self.messages = self.messages[:-1]
@@ -147,7 +148,7 @@ class Conversation:
         self.close()
         folder, cache = Path(folder), self._held()
         digest = hashlib.sha256(json.dumps(self.text).encode()).hexdigest()
-        saved = {key: getattr(self, key) for key in SAVED}
+        saved = {key: getattr(self, key) for key in SAVED} | {"messages": to_json(self.messages)}
         saved |= {"tokens": self.text, "cache": f"cache-{digest[:16]}.safetensors"}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -168,6 +169,7 @@ class Conversation:
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
             state, text, file = {key: saved[key] for key in SAVED}, saved["tokens"], path.parent / saved["cache"]
+            messages = from_json(self.tokenizer, saved["messages"])
         except OSError as error:
             raise NotFound(f"{folder} holds no saved chat ({error.strerror}): need one that /save wrote") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -180,7 +182,8 @@ class Conversation:
             raise Mistake(f"{folder} is damaged: {len(text)} tokens, but a cache of {cache.length}")
         self.reset()
         self.cache, self.text = cache, text
-        vars(self).update(state)
+        self.messages, self.system = messages, state["system"]
+        self.thinking, self.tools = state["thinking"], state["tools"]
 
     def _render(self, messages: list[dict], *, add_generation_prompt: bool) -> list[int]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import checkpoints
 
-from mlx_dgemma.writing.writing import diffuse
+from mlx_dgemma.writing.ask import Ask
+from mlx_dgemma.writing.diffuse import diffuse
 
 GOLDENS = [  # of random weights: seed of the weights and the run, how peaked, layout
     {"seed": 0, "peaked": 1.0, "layout": "hub"},
@@ -22,7 +23,7 @@ def whole_run(model, tokens, sampling, *, seed: int, max_tokens: int) -> dict:
     """`tokens` of every block (pads after a stop token, as the reference writes them), steps of each block, and tokens
     per forward: those that are no pad, over all passes."""
     committed, steps = [], []
-    for step in diffuse(model, tokens, max_tokens=max_tokens, sampling=sampling, seed=seed):
+    for step in diffuse(model, tokens, Ask(sampling=sampling, max_tokens=max_tokens, seed=seed)):
         if step.final:
             committed += step.draft.tolist()
             steps.append(step.step + 1)

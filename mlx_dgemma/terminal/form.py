@@ -1,0 +1,89 @@
+"""The flags for a text that has a form: --json-schema, --template, --choices."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import Mistake
+
+if TYPE_CHECKING:
+    from ..forms.expression import Expression
+    from ..forms.language import Language
+    from ..seam.model import DiffusionModel
+    from ..tokens.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Form:
+    flag: str  # that asks for it
+    expression: Expression | None = None  # of a schema or a template
+    template: str | None = None
+    choices: tuple[str, ...] = ()
+
+    def language(self, model: DiffusionModel, tokenizer: Tokenizer) -> Language:
+        from ..forms.language import Language
+        from ..forms.lattice import Vocabulary
+
+        return Language(model, Vocabulary(tokenizer, model.facts.vocab_size), self.expression)
+
+    def slots(self, text: str) -> dict[str, dict[str, str]]:
+        """For --json: a template's slots."""
+        if self.template is None:
+            return {}
+        from ..forms.template import filled
+
+        return {"slots": filled(self.template, text)}
+
+
+def add_form(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("a form that it must have").add_argument
+    add("--json-schema", metavar="FILE", help="write a JSON document that this schema allows, and nothing else")
+    add(
+        "--template",
+        metavar="TEXT",
+        help="fill in its slots: {name} a line, {name:text}, {name:integer}, {name:number}, {name:boolean}, {name:a|b}",
+    )
+    add("--choices", metavar="A,B,…", help="answer with one of these; with --json, how probable each is")
+
+
+def read_form(options: argparse.Namespace) -> Form | None:
+    """The form that is asked for. Mistake where there are several, or it cannot be held. Nothing is loaded for it."""
+    names = ("json_schema", "template", "choices")
+    flags = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
+    if not flags:
+        return None
+    if len(flags) > 1:
+        raise Mistake(f"{' and '.join(flags)} do not go together: choose one")
+    if options.thinking:
+        raise Mistake(f"--thinking does not go with {flags[0]}: the form begins with the first token of the text")
+    if options.mode == "auto":
+        raise Mistake(f"--mode auto does not go with {flags[0]}: leave it out, or give --mode ar")
+    if options.json_schema is not None:
+        return Form(flags[0], expression=_schema(options.json_schema))
+    if options.template is not None:
+        from ..forms.template import template
+
+        return Form(flags[0], expression=template(options.template), template=options.template)
+    return _choices(options, flags[0])
+
+
+def _schema(path: str) -> Expression:
+    from ..forms import schema
+
+    try:
+        return schema.language(schema.read(path))
+    except Mistake as mistake:
+        named = str(mistake).startswith(str(path))
+        raise mistake if named else Mistake(f"{path}: {mistake}") from None
+
+
+def _choices(options: argparse.Namespace, flag: str) -> Form:
+    from ..forms.choices import read
+
+    if wrong := [f"--{name}" for name in ("watch", "verify") if getattr(options, name, False)]:
+        raise Mistake(f"{wrong[0]} does not go with --choices, which writes nothing: leave it out")
+    if options.mode == "ar":
+        raise Mistake("--mode ar does not go with --choices, which denoises: leave it out")
+    return Form(flag, choices=tuple(read(options.choices)))
