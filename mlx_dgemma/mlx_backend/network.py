@@ -63,7 +63,8 @@ class MLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention with scale 1, which q_norm and k_norm contain. Full layers have no v_proj; values are their keys before k_norm and RoPE."""
+    """Attention with scale 1: q_norm and k_norm have it. Full layers have no v_proj; their values are the keys before
+    k_norm and RoPE."""
 
     def __init__(self, config: ModelConfig, layer: LayerConfig):
         super().__init__()
