@@ -245,7 +245,7 @@ class Network(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config, self.dtype = config, torch.float32
-        self.kinds = [parallel.own_heads(layer) for layer in config.layers]  # as the caches have them
+        self.kinds = [parallel.local_heads(layer) for layer in config.layers]  # as the caches have them
         self.model = Backbone(config)
 
     def join(self) -> None:
