@@ -104,7 +104,7 @@ class TorchCache:
         self.slot: int | None = None
         self.length = 0
         self.first = 0  # of the tokens that sliding layers still have
-        self.hidden: Tensor | None = None  # [n, D], the last hidden states of the last tokens; the head predicts by them
+        self.hidden: Tensor | None = None  # [n, D] of the last tokens: what the head predicts from
 
     def places(self, index: int, room: int) -> Tensor:
         """Places of the tokens that layer `index` retains, in a slot with `room`."""

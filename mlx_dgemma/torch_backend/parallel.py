@@ -87,8 +87,8 @@ def _company() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise Mistake(f"stopped, because another rank did: it says why ({reason})") from error
+        reason = str(error).partition(". ")[0]
+        raise Mistake(f"another rank stopped, its own message says why ({reason})") from error
 
 
 def sum_up(x: Tensor) -> Tensor:
