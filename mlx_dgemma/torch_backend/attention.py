@@ -1,7 +1,6 @@
-"""Attention, scale 1, of new tokens over a pool of caches, each query seeing one stretch of its cache and, a canvas,
-all of itself.
+"""Attention, scale 1, of new tokens over a pool of caches; a canvas also attends to all of itself.
 
-`lo` and `hi` say which tokens of the text a query sees: those at positions [lo, hi). That is all there is of masks:
+`lo` and `hi` are the tokens of the text that a query attends to: those at positions [lo, hi). There are no other masks:
 causal, causal in a window, and a canvas behind its text differ in nothing else. On a GPU a kernel goes by the lengths
 that are on the device; elsewhere keys are taken in blocks, with a running maximum.
 """
@@ -11,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import device
 
@@ -20,24 +19,34 @@ LOWEST = -1e30  # of a running maximum: finite, so that differences stay numbers
 
 
 @dataclass
-class Sight:
-    """What the queries of a block of N sequences see of layers of one kind."""
+class KeyRange:
+    """The keys that Q queries of each of N sequences attend to, in layers of one kind."""
 
     slot: Tensor  # [N] int32, of the pool
     lo: Tensor  # [N, Q] int32
     hi: Tensor  # [N, Q] int32
     width: int  # at least hi.max() - lo.min() of every sequence: known on the host, as shapes are
-    own: Tensor | None  # [N] int32: how many tokens of its own a canvas has; None: they are in the cache
+    canvas: Tensor | None  # [N] int32: tokens of the canvas; None: texts, whose keys are in the cache
 
 
-def attend(queries: Tensor, cache: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], sight: Sight) -> Tensor:
+def attend(queries: Tensor, cache: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], keys: KeyRange) -> Tensor:
     """[N, Q, H, D] -> [N, Q, H, D]. `cache` are the pool's keys and values [slots, room + 1, G, D], position p of a
-    text at p % room; `own` are a canvas's, [N, Q, G, D]. A query that sees nothing gets zeros."""
+    text at p % room; `new` are those of the queries' tokens, [N, Q, G, D], which only a canvas reads. A query without
+    keys gets zeros."""
     if device.by_kernel(queries):
         from .kernels import attend as kernel
 
-        return kernel(queries, cache, own, sight)
-    return _in_blocks(queries, cache, own, sight)
+        return kernel(queries, cache, new, keys)
+    return in_blocks(queries, cache, new, keys)
+
+
+class Attend(nn.Module):
+    """`attend` as a module, so that forward hooks can observe it."""
+
+    def forward(
+        self, queries: Tensor, cache: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], keys: KeyRange
+    ) -> Tensor:
+        return attend(queries, cache, new, keys)
 
 
 class _Softmax:
@@ -45,15 +54,15 @@ class _Softmax:
 
     def __init__(self, queries: Tensor, groups: int):
         self.shape = queries.shape
-        # Head h looks at key head h // (heads / groups).
+        # Head h reads key head h // (heads / groups).
         self.queries = queries.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4).float()  # [N, G, R, Q, D]
         self.top = queries.new_full((*self.queries.shape[:-1], 1), LOWEST, dtype=torch.float32)
         self.mass, self.out = torch.zeros_like(self.top), torch.zeros_like(self.queries)
 
-    def add(self, keys: Tensor, values: Tensor, seen: Tensor) -> None:
-        """keys, values [N, S, G, D]; seen [N, Q or 1, S] bool."""
+    def add(self, keys: Tensor, values: Tensor, visible: Tensor) -> None:
+        """keys, values [N, S, G, D]; visible [N, Q or 1, S] bool."""
         keys, values = (x.permute(0, 2, 1, 3)[:, :, None].float() for x in (keys, values))
-        scores = torch.where(seen[:, None, None], self.queries @ keys.transpose(-1, -2), 10 * LOWEST)
+        scores = torch.where(visible[:, None, None], self.queries @ keys.transpose(-1, -2), 10 * LOWEST)
         before, self.top = self.top, torch.maximum(self.top, scores.amax(dim=-1, keepdim=True))
         weights, fade = torch.exp(scores - self.top), torch.exp(before - self.top)
         self.mass = self.mass * fade + weights.sum(dim=-1, keepdim=True)
@@ -64,17 +73,18 @@ class _Softmax:
         return mean.permute(0, 3, 1, 2, 4).reshape(self.shape).to(dtype)
 
 
-def _in_blocks(queries: Tensor, cache: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], sight: Sight) -> Tensor:
-    keys, values = cache
-    room, softmax = keys.shape[1] - 1, _Softmax(queries, keys.shape[2])
+def in_blocks(queries: Tensor, cache: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], keys: KeyRange) -> Tensor:
+    """`attend` by plain operations, block by block of keys."""
+    cached_keys, cached_values = cache
+    room, softmax = cached_keys.shape[1] - 1, _Softmax(queries, cached_keys.shape[2])
     block = max(1, SCORES // (4 * queries.shape[:3].numel()))
-    start = sight.lo.amin(dim=1, keepdim=True)
-    for first in range(0, sight.width, block):
-        positions = start + torch.arange(first, min(first + block, sight.width), device=start.device)  # [N, S]
-        seen = (positions[:, None] >= sight.lo[..., None]) & (positions[:, None] < sight.hi[..., None])
-        place = (sight.slot[:, None], positions % room)
-        softmax.add(keys[place], values[place], seen)
-    if sight.own is not None:
+    start = keys.lo.amin(dim=1, keepdim=True)
+    for first in range(0, keys.width, block):
+        positions = start + torch.arange(first, min(first + block, keys.width), device=start.device)  # [N, S]
+        visible = (positions[:, None] >= keys.lo[..., None]) & (positions[:, None] < keys.hi[..., None])
+        place = (keys.slot[:, None], positions % room)
+        softmax.add(cached_keys[place], cached_values[place], visible)
+    if keys.canvas is not None:
         count = torch.arange(queries.shape[1], device=start.device)
-        softmax.add(*own, count[None, None] < sight.own[:, None, None])
+        softmax.add(*new, count[None, None] < keys.canvas[:, None, None])
     return softmax.mean(queries.dtype)

@@ -21,11 +21,12 @@ except ModuleNotFoundError as error:
 
 
 class _Stopped(BaseException):
-    """Whoever read the tokens wants no more."""
+    """Raised in the writer when the reader wants no more tokens."""
 
 
 class _Tokens:
-    """A streamer, as `generate` takes it: the prompt first, then token after token; and an end, or what went wrong."""
+    """A streamer, as `generate` takes it: it is put the prompt, then token after token. Queues tokens, and None or an
+    exception at the end."""
 
     def __init__(self) -> None:
         self.queue: queue.Queue[int | BaseException | None] = queue.Queue()
@@ -43,8 +44,8 @@ class _Tokens:
 
 
 class Baseline:
-    """A folder or a hub id, by transformers, with a static cache, compiled on CUDA, which is its fastest documented
-    way. Sampled as its generation_config.json says; greedily if that says nothing."""
+    """Runs a folder or a hub id by transformers, with a static cache, compiled on CUDA, which is its fastest documented
+    way. It samples as its generation_config.json says; greedily if that says nothing."""
 
     library = f"transformers {transformers.__version__}"
 
@@ -58,14 +59,14 @@ class Baseline:
             self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto").to(self.device).eval()
         except (ValueError, OSError) as error:
             raise Mistake(f"--ar-model {path}: transformers cannot load it: {error}") from error
-        generation = self.model.generation_config
-        names = ("do_sample", "temperature", "top_p", "top_k") if generation.do_sample else ("do_sample",)
-        self.settings: dict[str, Any] = {name: getattr(generation, name) or False for name in names}
+        generation = self.model.generation_config.to_dict()
+        names = ("do_sample", "temperature", "top_p", "top_k") if generation["do_sample"] else ("do_sample",)
+        self.settings: dict[str, Any] = {name: generation[name] or False for name in names}
         self.settings |= {"cache_implementation": "static", "compiled": self.device == "cuda"}
         self.bits = self._bits()
 
     def _bits(self) -> dict[str, float]:
-        """Bits a weight by class of weights."""
+        """Class of weights -> bits a weight."""
         nbytes: dict[str, int] = defaultdict(int)
         numbers: dict[str, int] = defaultdict(int)
         for name, tensor in self.model.named_parameters():
@@ -79,7 +80,7 @@ class Baseline:
         )
 
     def write(self, tokens: Sequence[int], max_tokens: int, seed: int) -> Iterator[int]:
-        """Tokens as they come, a stop token among them."""
+        """Yield tokens as they come, a stop token among them."""
         torch.manual_seed(seed)
         streamer = _Tokens()
 
@@ -109,5 +110,5 @@ class Baseline:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def peak_memory(self) -> int:
-        """Of the device; on a CPU of the process."""
+        """Peak bytes of the device; on a CPU of the process."""
         return peak(torch.device(self.device))

@@ -1,6 +1,6 @@
 """The encoded text of many sequences: slots of one pool, K and V of every layer.
 
-The pool has as many slots as caches were alive at once, and each has room for the longest text so far. Full layers keep
+The pool has as many slots as caches held text at once, and each has room for the longest text so far. Full layers keep
 everything; sliding layers the last `sliding_window - 1` tokens, which is what a canvas or a next token sees of them, a
 canvas more, so that a committed block can be taken back, and what one pass may write: rings, position p at p % room.
 Behind each slot's room is one place more, where padding is written to. Buffers stay where they are until the pool has
@@ -9,9 +9,10 @@ to grow, so that what was captured with their addresses stays good.
 
 from __future__ import annotations
 
+import gc
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,13 +21,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checkpoint.config import LayerConfig, ModelConfig
-from ..checkpoint.folder import gigabytes
+from ..checkpoint.memory import gigabytes
+from ..seam.shared import check_trim
 from . import device as devices
+from . import parallel
 
 LEAST = {"cpu": 64, "cuda": 4096}  # tokens of a slot's room, and of a context that passes are captured for
 
 
 class Pool:
+    """The K and V of all caches of one model.
+
+    Attributes:
+        layers: keys and values of each layer, [slots, room + 1, G, D].
+        moved: called before the buffers move.
+    """
+
     def __init__(
         self, config: ModelConfig, layers: list[LayerConfig], dtype: torch.dtype, device: torch.device, chunk: int
     ):
@@ -35,27 +45,31 @@ class Pool:
         self.ring = self.kept + max(chunk, config.canvas_length)
         self.slots = self.capacity = 0
         self.free: list[int] = []
-        self.caches: weakref.WeakSet[TorchCache] = weakref.WeakSet()
-        self.layers: list[tuple[Tensor, Tensor]] = []  # of each: keys and values [slots, room + 1, G, D]
-        self.moved: Callable[[], None] = lambda: None  # called before buffers are elsewhere
+        self.caches: weakref.WeakSet[TorchCache] = weakref.WeakSet()  # that have a slot
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        self.moved: Callable[[], None] = lambda: None
 
     def room(self, kind: LayerConfig, capacity: int) -> int:
         return min(capacity, self.ring) if kind.sliding else capacity
 
-    def take(self, owner: TorchCache) -> int:
-        """A slot, the owner's while it lives."""
-        if not self.free:
-            self._resize(max(1, 2 * self.slots), self.capacity)
-        slot = self.free.pop()
-        self.caches.add(owner)
-        weakref.finalize(owner, self.free.append, slot)
-        return slot
-
-    def require(self, tokens: int) -> None:
-        """Room for texts of so many tokens."""
-        if tokens > self.capacity:
-            room = max(tokens, self.capacity + self.capacity // 2, LEAST[self.device.type])
-            self._resize(self.slots, -(-room // 64) * 64)
+    def reserve(self, caches: Sequence[TorchCache], tokens: int) -> None:
+        """Give each of `caches` a slot, and all slots room for texts of so many tokens. The buffers move at most once,
+        and not while a slot is free."""
+        waiting = [cache for cache in dict.fromkeys(caches) if cache.slot is None]
+        if self.slots and len(waiting) > len(self.free):
+            gc.collect()  # a dropped cache may wait in a cycle, as after an exception
+        slots, capacity = self.slots, self.capacity
+        if len(waiting) > len(self.free):
+            slots += max(len(waiting) - len(self.free), slots // 4)
+        if tokens > capacity:
+            room = max(tokens, capacity + capacity // 2, LEAST[self.device.type])
+            capacity = -(-room // 64) * 64
+        if (slots, capacity) != (self.slots, self.capacity):
+            self._resize(slots, capacity)
+        for cache in waiting:
+            cache.slot = self.free.pop()
+            self.caches.add(cache)
+            weakref.finalize(cache, self.free.append, cache.slot)
 
     def nbytes(self, slots: int, capacity: int) -> int:
         per = (2 * k.num_key_value_heads * k.head_dim * (self.room(k, capacity) + 1) for k in self.kinds)
@@ -80,19 +94,20 @@ class Pool:
 
 
 class TorchCache:
-    """Implements `interface.Cache`."""
+    """Implements `seam.model.Cache`. It takes a slot of the pool when text is first written to it or a canvas first
+    stands behind it: a cache that is made and not used costs nothing."""
 
-    def __init__(self, pool: Pool, fingerprint: str, capacity: int = 0):
-        self.pool = pool
-        self.fingerprint = fingerprint  # of the model; a cache is only good for the weights that made it
+    def __init__(self, pool: Pool, fingerprint: Callable[[], str], capacity: int = 0):
+        """`fingerprint` of the model: a cache is only good for the weights that made it."""
+        self.pool, self.fingerprint = pool, fingerprint
+        self.capacity = capacity + pool.config.canvas_length  # tokens that room is asked for when it takes its slot
+        self.slot: int | None = None
         self.length = 0
         self.first = 0  # of the tokens that sliding layers still have
-        self.hidden: Tensor | None = None  # [n, D] of the last tokens: what the head says comes next
-        pool.require(capacity + pool.config.canvas_length)
-        self.slot = pool.take(self)
+        self.hidden: Tensor | None = None  # [n, D] of the last tokens: what the head predicts from
 
     def places(self, index: int, room: int) -> Tensor:
-        """Of the tokens that layer `index` retains, in a slot with `room`."""
+        """Places of the tokens that layer `index` retains, in a slot with `room`."""
         first = self.first if self.pool.kinds[index].sliding else 0
         return torch.arange(first, self.length, device=self.pool.device) % room
 
@@ -103,13 +118,13 @@ class TorchCache:
 
     @property
     def nbytes(self) -> int:
-        """Of the text; the slot has room for more."""
+        """Bytes of the text; the slot has room for more."""
         tokens = ((self.length - self.first if k.sliding else self.length, k) for k in self.pool.kinds)
         numbers = sum(2 * n * k.num_key_value_heads * k.head_dim for n, k in tokens)
         return numbers * self.pool.dtype.itemsize + (0 if self.hidden is None else self.hidden.nbytes)
 
     def advance(self, hidden: Tensor) -> None:
-        """After a pass wrote the tokens of `hidden` [n, D], their last hidden states."""
+        """Count in the tokens that a pass wrote; `hidden` [n, D] are their last hidden states."""
         self.length += len(hidden)
         self.first = max(self.first, self.length - self.pool.kept)
         hidden = hidden if self.hidden is None else torch.cat((self.hidden, hidden))
@@ -117,6 +132,10 @@ class TorchCache:
 
     def copy(self) -> TorchCache:
         fork = TorchCache(self.pool, self.fingerprint)
+        fork.capacity = self.capacity
+        if self.slot is None:
+            return fork
+        self.pool.reserve([fork], self.length)
         fork.length, fork.first, fork.hidden = self.length, self.first, self.hidden
         for index, buffers in enumerate(self.pool.layers):
             places = self.places(index, buffers[0].shape[1] - 1)
@@ -125,33 +144,29 @@ class TorchCache:
         return fork
 
     def trim(self, tokens: int) -> None:
-        if not 0 <= tokens <= self.length:
-            raise ValueError(f"cannot forget {tokens} of {self.length} tokens")
-        left, retained = self.length - tokens, self.length - self.first
-        needed = min(self.pool.config.sliding_window - 1, left)
-        if retained - tokens < needed:
-            raise ValueError(
-                f"cannot forget {tokens} tokens: the sliding layers keep {retained}, "
-                f"and a text of {left} needs {needed} of them; encode it anew"
-            )
-        self.length = left
+        check_trim(tokens, self.length, self.length - self.first, self.pool.config.sliding_window - 1)
+        self.length -= tokens
         if self.hidden is not None and tokens:
             self.hidden = self.hidden[:-tokens] if tokens < len(self.hidden) else None
 
     def save(self, path: str | Path) -> None:
-        path = Path(path)
+        path = parallel.file_of_rank(Path(path))
         part = path.with_name(f"{path.name}.{os.getpid()}.safetensors")
+        self.pool.reserve([self], self.length)
         arrays = {} if self.hidden is None else {"hidden": self.hidden.contiguous()}
         for index in range(len(self.pool.kinds)):
-            arrays |= {f"{index}.{kind}": own for kind, own in zip(("keys", "values"), self.text(index), strict=True)}
+            keys, values = self.text(index)
+            arrays |= {f"{index}.keys": keys, f"{index}.values": values}
+        about = {"length": str(self.length), "first": str(self.first), "model": self.fingerprint()}
         try:
-            save_file(arrays, part, {"length": str(self.length), "first": str(self.first), "model": self.fingerprint})
+            save_file(arrays, part, about)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
 
     def load(self, path: str | Path) -> None:
-        if not Path(path).exists():
+        path = parallel.file_of_rank(Path(path))
+        if not path.exists():
             raise FileNotFoundError(f"{path} is missing: no such saved cache")
         try:
             with safe_open(path, "pt", device=str(self.pool.device)) as file:
@@ -160,9 +175,9 @@ class TorchCache:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{path} is no saved cache, or damaged: {error}") from None
-        if model != self.fingerprint:
+        if model != self.fingerprint():
             raise ValueError(f"{path} was made by another model: its text must be encoded anew")
-        self.pool.require(length + self.pool.config.canvas_length)
+        self.pool.reserve([self], max(self.capacity, length + self.pool.config.canvas_length))
         self.length, self.first, self.hidden = length, first, arrays.get("hidden")
         for index, buffers in enumerate(self.pool.layers):
             for kind, buffer in zip(("keys", "values"), buffers, strict=True):

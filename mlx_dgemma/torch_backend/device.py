@@ -1,5 +1,4 @@
-"""Where the model runs: which device, by whose kernels, what it has free, and a line for the user where that is too
-little."""
+"""The device that the model runs on: its kernels, its free memory, and the message where that is too little."""
 
 from __future__ import annotations
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import memory
-from ..checkpoint.folder import gigabytes
 from ..errors import Mistake
 
 
@@ -20,7 +18,7 @@ def has_gpu() -> bool:
 
 
 def no_gpu() -> str | None:
-    """Why there is none, as far as torch knows."""
+    """Say why there is no GPU, as far as torch knows; None where there is one."""
     if has_gpu():
         return None
     if torch.version.cuda is None:
@@ -33,12 +31,13 @@ def the_device() -> torch.device:
 
 
 def by_kernel(x: Tensor) -> bool:
-    """Whether what is done with `x` is done by the kernels for a GPU."""
+    """Whether the kernels for a GPU are used on `x`."""
     return x.is_cuda
 
 
 def free(device: torch.device) -> int:
-    """Bytes that can be had now: on a GPU what the driver has, and what torch's allocator holds unused."""
+    """Bytes that can be allocated now: on a GPU those that the driver has, and those that torch's allocator holds
+    unused."""
     if device.type == "cpu":
         return memory.available()
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -46,7 +45,7 @@ def free(device: torch.device) -> int:
 
 
 def peak(device: torch.device) -> int:
-    """Bytes that torch held at most on a GPU; on a CPU, whose allocator does not count, that the process did."""
+    """Peak bytes: of torch's allocator on a GPU; of the process on a CPU, whose allocator does not count."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return memory.peak()
@@ -58,20 +57,20 @@ def _name(device: torch.device) -> str:
 
 @contextmanager
 def enough(device: torch.device, what: str) -> Iterator[None]:
-    """Mistake if the device's memory runs out inside."""
+    """Raise a Mistake that names `what` if the device's memory runs out inside."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
         raise Mistake(
             f"out of device memory for {what}: needs {asked[1] if asked else 'more'} at once, "
-            f"{gigabytes(free(device))} are free on {_name(device)}; take shorter texts, fewer at once, "
+            f"{memory.gigabytes(free(device))} are free on {_name(device)}; take shorter texts, fewer at once, "
             "or a checkpoint of fewer bits"
         ) from None
 
 
 def to_host(x: Tensor) -> Callable[[], Tensor]:
-    """Begin to copy `x` -> what waits for the copy, but for nothing that is launched after this."""
+    """Begin to copy `x` -> a function that waits for the copy, but for nothing that is launched after this."""
     if x.device.type != "cuda":
         return lambda: x
     host, event = x.to("cpu", non_blocking=True), torch.cuda.Event()  # into pinned memory

@@ -16,7 +16,8 @@ from . import formats
 
 
 def fused(function: Callable) -> Callable:
-    """Decides by its first argument. Compiled for all sizes at once: they change with the rows of a call."""
+    """Compile `function` where its first argument is on a GPU, for all sizes at once: they change with the rows of a
+    call."""
 
     @functools.cache
     def compiled() -> Callable:
@@ -36,16 +37,16 @@ def _rms(x: Tensor, eps: float) -> Tensor:
 
 @fused
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """In float32 inside."""
+    """RMSNorm, computed in float32."""
     normed = _rms(x, eps)
     return (normed if weight is None else normed * weight.float()).to(x.dtype)
 
 
 @fused
-def rotated_norm(x: Tensor, weight: Tensor, turn: Tensor, eps: float) -> Tensor:
-    """RMSNorm of heads x [T, H, D], then RoPE by `turn` [2, T, D / 2]: the cosines and the sines."""
+def rotated_norm(x: Tensor, weight: Tensor, rotation: Tensor, eps: float) -> Tensor:
+    """RMSNorm of heads x [T, H, D], then RoPE by `rotation` [2, T, D / 2]: the cosines and the sines."""
     low, high = (_rms(x, eps) * weight.float()).to(x.dtype).float().chunk(2, dim=-1)
-    cos, sin = turn[0, :, None], turn[1, :, None]
+    cos, sin = rotation[0, :, None], rotation[1, :, None]
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
 
 
@@ -58,7 +59,7 @@ def gated(gate_up: Tensor) -> Tensor:
 
 @fused
 def after_attention(x: Tensor, attended: Tensor, norms: tuple[Tensor, ...], router: Tensor, eps: float):
-    """The residual, and it normed for the dense MLP, for the experts and for the router."""
+    """Add `attended` to the residual -> the residual, and its norms for the dense MLP, the experts and the router."""
     post, dense, sparse = norms
     x = x + (_rms(attended, eps) * post.float()).to(x.dtype)
     normed = _rms(x, eps)
@@ -75,13 +76,13 @@ def route(chosen: Tensor, experts: Tensor, per_expert: Tensor) -> Tensor:
 
 @fused
 def spread(x: Tensor, order: Tensor, top_k: int) -> Tensor:
-    """The token of each pair of token and expert, in `order`."""
+    """Repeat the rows of x for each pair of token and expert, in `order`."""
     return x[order // top_k]
 
 
 @fused
 def gather(y: Tensor, back: Tensor, weights: Tensor) -> Tensor:
-    """What the experts of each token say, at `back` [T, K] of y, by their weights [T, K]. A weight of 0 hides even
+    """Sum the experts' outputs of each token, at `back` [T, K] of y, by their weights [T, K]. A weight of 0 hides even
     NaN."""
     weights = weights[..., None]
     return torch.where(weights != 0, y[back] * weights, 0).sum(dim=1).to(y.dtype)
@@ -89,7 +90,7 @@ def gather(y: Tensor, back: Tensor, weights: Tensor) -> Tensor:
 
 @fused
 def after_experts(x: Tensor, dense: Tensor, sparse: Tensor, norms: tuple[Tensor, ...], scalar: Tensor, eps: float):
-    """The residual after both feed-forward parts, times the layer's scalar [T, 1]."""
+    """Add both feed-forward parts to the residual, and scale it by the layer's scalar [T, 1]."""
     first, second, post = norms
     both = (_rms(dense, eps) * first.float()).to(x.dtype) + (_rms(sparse, eps) * second.float()).to(x.dtype)
     return (x + (_rms(both, eps) * post.float()).to(x.dtype)) * scalar

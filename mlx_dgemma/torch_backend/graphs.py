@@ -30,25 +30,25 @@ class Graphs:
         self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def clear(self) -> None:
-        """What they read or wrote has moved."""
+        """Drop all graphs, as the buffers that they read or write have moved."""
         self.captured.clear()
 
     def call(self, function: Callable[[Inputs], Any], inputs: Inputs) -> Any:
-        """`function(inputs)`, without a graph."""
+        """Return `function(inputs)`, computed without a graph."""
         return function({name: tensor.to(self.device) for name, tensor in inputs.items()})
 
     def run(self, key: Hashable, function: Callable[[Inputs], Any], inputs: Inputs) -> Any:
-        """`function(inputs)`, whose shapes and everything else it goes by are told by `key`. What it gives is good
-        until the next run with this key."""
+        """Return `function(inputs)`. `key` must tell apart all shapes, and all else that the function depends on. The
+        outputs are good until the next run with this key."""
         if self.pool is None:
             return self.call(function, inputs)
-        found = self.captured.get(key)
-        if found is None:
-            found = self.captured[key] = self._capture(function, inputs)
+        captured = self.captured.get(key)
+        if captured is None:
+            captured = self.captured[key] = self._capture(function, inputs)
         for name, tensor in inputs.items():
-            found.inputs[name].copy_(tensor, non_blocking=True)
-        found.graph.replay()
-        return found.outputs
+            captured.inputs[name].copy_(tensor, non_blocking=True)
+        captured.graph.replay()
+        return captured.outputs
 
     def _capture(self, function: Callable[[Inputs], Any], inputs: Inputs) -> Captured:
         inputs = {name: tensor.to(self.device, copy=True) for name, tensor in inputs.items()}

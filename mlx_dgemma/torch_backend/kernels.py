@@ -1,7 +1,7 @@
 """Triton kernels: products with weights that stay packed, expert by expert, and attention over the pool of caches.
 
-Both are what a GPU is short of at 256 tokens a pass: reading each weight once, at the bits it has, and looking at long
-texts with heads of 256 and 512. `TRITON_INTERPRET=1` runs them on a CPU, which is how they are tested without a GPU.
+At 256 tokens a pass both are bound by memory: each weight is read once, at the bits it has, and long texts are attended
+to with heads of 256 and 512. `TRITON_INTERPRET=1` runs them on a CPU, which is how they are tested without a GPU.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import Sight
+from .attention import KeyRange
 from .layers import Linear
 
 MODES = {"affine": 0, "mxfp4": 1, "nvfp4": 2, "mxfp8": 3}
@@ -103,10 +103,10 @@ def _tile(pid, ends, E: tl.constexpr, EXPERTS: tl.constexpr, ROWS: tl.constexpr)
     end = tl.load(ends + expert, mask=expert < E, other=0)
     start = tl.load(ends + expert - 1, mask=(expert > 0) & (expert < E), other=0)
     tiles = tl.where(expert < E, (end - start + ROWS - 1) // ROWS, 0)
-    own = tl.sum((tl.cumsum(tiles, 0) <= pid).to(tl.int32), 0)
-    before = tl.sum(tl.where(expert < own, tiles, 0), 0)
-    first = tl.sum(tl.where(expert == own, start, 0), 0) + (pid - before) * ROWS
-    return own, first + tl.arange(0, ROWS), tl.sum(tl.where(expert == own, end, 0), 0)
+    current = tl.sum((tl.cumsum(tiles, 0) <= pid).to(tl.int32), 0)
+    before = tl.sum(tl.where(expert < current, tiles, 0), 0)
+    first = tl.sum(tl.where(expert == current, start, 0), 0) + (pid - before) * ROWS
+    return current, first + tl.arange(0, ROWS), tl.sum(tl.where(expert == current, end, 0), 0)
 
 
 @triton.jit
@@ -137,7 +137,7 @@ def _product_kernel(
 
 
 def _shape(rows: int) -> dict[str, int]:
-    """Of the tiles, for so many rows an expert: few tiles a weight, since each unpacks it anew, and few idle rows."""
+    """Choose tiles for so many rows an expert: few tiles a weight, since each unpacks it anew, and few idle rows."""
     tall = min(64, max(16, triton.next_power_of_2(rows + rows // 2)))
     return {"ROWS": tall, "COLUMNS": 64, "num_warps": 4, "num_stages": 3 if tall == 64 else 4}
 
@@ -207,12 +207,12 @@ def mean(shares: Tensor, table: Linear) -> Tensor:
 
 
 @triton.jit
-def _add_keys(queries, keys, values, offset, real, seen, top, mass, out, DIM: tl.constexpr):
-    """One block of keys into the running softmax: offset [S] of their rows, real [S], seen [Q, S]."""
+def _add_keys(queries, keys, values, offset, real, visible, top, mass, out, DIM: tl.constexpr):
+    """One block of keys into the running softmax: offset [S] of their rows, real [S], visible [Q, S]."""
     d = tl.arange(0, DIM)
     k = tl.load(keys + offset[:, None] + d[None, :], mask=real[:, None], other=0)
     scores = tl.dot(queries, tl.trans(k), input_precision="ieee")
-    scores = tl.where(seen, scores, -1e31)
+    scores = tl.where(visible, scores, -1e31)
     now = tl.maximum(top, tl.max(scores, 1))
     weights, fade = tl.exp(scores - now[:, None]), tl.exp(top - now)
     v = tl.load(values + offset[:, None] + d[None, :], mask=real[:, None], other=0)
@@ -222,11 +222,11 @@ def _add_keys(queries, keys, values, offset, real, seen, top, mass, out, DIM: tl
 
 @triton.jit
 def _attention_kernel(
-    q, keys, values, own_keys, own_values, slot, lo, hi, own, out, top_out, mass_out, queries, room,
-    H: tl.constexpr, G: tl.constexpr, DIM: tl.constexpr, OWN: tl.constexpr, PARTS: tl.constexpr,
+    q, keys, values, canvas_keys, canvas_values, slot, lo, hi, canvas, out, top_out, mass_out, queries, room,
+    H: tl.constexpr, G: tl.constexpr, DIM: tl.constexpr, CANVAS: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """ROWS queries of one head over one part of what they see. Part 0 takes a canvas's own keys, too."""
+    """ROWS queries of one head over one part of their keys. Part 0 takes a canvas's keys, too."""
     n, h, part = tl.program_id(1) // H, tl.program_id(1) % H, tl.program_id(2)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     real, g, d, s = row < queries, h // (H // G), tl.arange(0, DIM), tl.arange(0, KEYS)
@@ -244,18 +244,18 @@ def _attention_kernel(
     base = tl.load(slot + n).to(tl.int64) * (room + 1)
     for start in range(begin, stop, KEYS):
         at = start + s
-        seen = (at[None, :] >= low[:, None]) & (at[None, :] < high[:, None]) & (at < stop)[None, :]
+        visible = (at[None, :] >= low[:, None]) & (at[None, :] < high[:, None]) & (at < stop)[None, :]
         offset = ((base + at % room) * G + g) * DIM
-        top, mass, total = _add_keys(query, keys, values, offset, at < stop, seen, top, mass, total, DIM)
-    if OWN:  # noqa: SIM102, only this is known when it is compiled
+        top, mass, total = _add_keys(query, keys, values, offset, at < stop, visible, top, mass, total, DIM)
+    if CANVAS:  # noqa: SIM102, only this is known when it is compiled
         if part == 0:
-            count = tl.load(own + n)
+            count = tl.load(canvas + n)
             for start in range(0, count, KEYS):
                 at = start + s
                 offset = ((n * queries + at).to(tl.int64) * G + g) * DIM
-                seen = (at < count)[None, :] & real[:, None]
+                visible = (at < count)[None, :] & real[:, None]
                 top, mass, total = _add_keys(
-                    query, own_keys, own_values, offset, at < count, seen, top, mass, total, DIM
+                    query, canvas_keys, canvas_values, offset, at < count, visible, top, mass, total, DIM
                 )
     mean = total / tl.maximum(mass, 1e-30)[:, None]
     if PARTS == 1:
@@ -270,19 +270,19 @@ def _attention_kernel(
 LONG = 4096  # tokens of context that one part of a split attention has, at least
 
 
-def attend(queries: Tensor, cache: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], sight: Sight) -> Tensor:
-    """As `attention.attend`. A long text is looked at in parts, so that few queries keep the whole GPU busy."""
+def attend(queries: Tensor, cache: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], keys: KeyRange) -> Tensor:
+    """`attention.attend` by a kernel. A long text is split into parts, so that few queries keep the whole GPU busy."""
     count, length, heads, dim = queries.shape
-    parts = max(1, min(8, sight.width // LONG))
+    parts = max(1, min(8, keys.width // LONG))
     # A block of queries, keys and values fits the 99 KB of shared memory that smaller GPUs have.
-    rows, keys, stages = 64 if dim <= 256 and count * length > 256 else 32, 32, 1 if dim > 256 else 2
+    rows, block, stages = 64 if dim <= 256 and count * length > 256 else 32, 32, 1 if dim > 256 else 2
     out = torch.empty_like(queries) if parts == 1 else queries.new_empty((parts, *queries.shape), dtype=torch.float32)
     top, mass = (queries.new_empty((parts, count, length, heads), dtype=torch.float32) for _ in range(2))
     grid = (triton.cdiv(length, rows), count * heads, parts)
     _attention_kernel[grid](
-        queries.contiguous(), *cache, *(x.contiguous() for x in own), sight.slot, sight.lo, sight.hi,
-        sight.slot if sight.own is None else sight.own, out, top, mass, length, cache[0].shape[1] - 1,
-        H=heads, G=cache[0].shape[2], DIM=dim, OWN=sight.own is not None, PARTS=parts, ROWS=rows, KEYS=keys,
+        queries.contiguous(), *cache, *(x.contiguous() for x in new), keys.slot, keys.lo, keys.hi,
+        keys.slot if keys.canvas is None else keys.canvas, out, top, mass, length, cache[0].shape[1] - 1,
+        H=heads, G=cache[0].shape[2], DIM=dim, CANVAS=keys.canvas is not None, PARTS=parts, ROWS=rows, KEYS=block,
         num_warps=8, num_stages=stages,
     )  # fmt: skip
     if parts == 1:

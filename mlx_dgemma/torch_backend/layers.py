@@ -1,4 +1,4 @@
-"""The three places where a weight is used: a product, a product per expert, an embedding; plain, quantized or FP8.
+"""The three uses of a weight: a product, a product per expert, an embedding; plain, quantized or FP8.
 
 Quantized weights stay packed: on a GPU the kernels unpack them in registers, on a CPU they are unpacked for each use.
 """
@@ -19,7 +19,7 @@ FEW = 16  # rows; BLAS sums fewer of them in another order
 
 @functools.cache
 def _has_grouped_mm() -> bool:
-    """torch's own kernels are for Hopper and Blackwell servers; elsewhere it asks the device for each size."""
+    """Whether torch has kernels of its own: on Hopper and Blackwell servers. Elsewhere it asks the device for sizes."""
     return torch.cuda.get_device_capability()[0] in (9, 10)
 
 
@@ -49,8 +49,8 @@ class Linear(nn.Module):
         )
 
     def to_fp8(self) -> None:
-        """In place, from floats: `weight` E4M3 and `fp8_scale` [..., out, 1] float32. One expert at a time: what it
-        takes on the way is four times as large."""
+        """Convert floats in place, to `weight` in E4M3 and `fp8_scale` [..., out, 1] float32. One expert at a time: on
+        the way it takes four times the memory."""
         weight = torch.empty_like(self.weight, dtype=formats.FP8)
         scale = torch.empty((*weight.shape[:-1], 1), device=weight.device)
         for place in range(len(weight)) if weight.ndim == 3 else [...]:
@@ -62,7 +62,7 @@ class Linear(nn.Module):
         return self.weight.dtype == formats.FP8
 
     def widen(self) -> None:
-        """To fields of 4 or 8 bits, for the kernels. The numbers stay the same."""
+        """Repack to fields of 4 or 8 bits, for the kernels. The numbers stay the same."""
         q = self.quantization
         if q is not None and q.bits in formats.WIDER:
             self.weight = formats.widen(self.weight, q.bits)
@@ -105,7 +105,7 @@ class SideBySide(nn.Module):
         alike = alike and all(linear.weight.dtype == first.weight.dtype for linear in linears)
         if alike:
             for name in arrays[0]:
-                setattr(first, name, torch.cat([own[name] for own in arrays]))
+                setattr(first, name, torch.cat([named[name] for named in arrays]))
         self.linears = nn.ModuleList([first] if alike else linears)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class ExpertLinear(Linear):
 
     def forward(self, x: Tensor, experts: Tensor, ends: Tensor) -> Tensor:
         """x [N, in], the expert of each row [N], ascending, and where each expert's rows end [E] int32 -> [N, out].
-        Rows behind the last end come out as anything."""
+        Rows behind the last end are undefined."""
         if not hasattr(self, "weight_scale_2"):
             return self._product(x, ends)
         # Before the factor a weight is up to 2688, and sums of them leave float16's range.
@@ -153,10 +153,10 @@ class ExpertLinear(Linear):
             x = (rounded.float() * scale).to(x.dtype)
         for expert, end in enumerate(ends.tolist()):
             if end > start:
-                own = x[start:end]
-                if end - start < FEW:  # so that a token hears the same in any company
-                    own = torch.cat((own, own.new_zeros((FEW - (end - start), own.shape[1]))))
-                y[start:end] = (own @ self.rows(expert, x.dtype).T)[: end - start]
+                rows = x[start:end]
+                if end - start < FEW:  # so that a row's numbers do not depend on its company
+                    rows = torch.cat((rows, rows.new_zeros((FEW - (end - start), rows.shape[1]))))
+                y[start:end] = (rows @ self.rows(expert, x.dtype).T)[: end - start]
             start = end
         return y
 
@@ -175,7 +175,7 @@ class Embedding(Linear):
         return self.scaled(self.rows(ids, dtype))
 
     def scaled(self, rows: Tensor) -> Tensor:
-        """By sqrt(D), which the reference rounds to the activations' dtype first."""
+        """Scale by sqrt(D), which the reference rounds to the activations' dtype first."""
         return rows * torch.full((), self.hidden_size**0.5, dtype=rows.dtype, device=rows.device)
 
     def mean(self, shares: Tensor) -> Tensor:

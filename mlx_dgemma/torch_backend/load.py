@@ -8,15 +8,15 @@ import torch
 
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.folder import Tensor
+from ..checkpoint.memory import check_memory
 from ..checkpoint.names import parameter_name
 from ..errors import Mistake
-from ..load import FP8, check_memory
 from . import device as devices
 from . import parallel
 from .layers import Linear
 from .model import TorchModel
 from .network import Network
-from .weights import declare, fingerprint, load_weights
+from .weights import DTYPES, FP8, declare, load_weights
 
 if devices.has_gpu():
     from . import kernels  # noqa: F401, so that a GPU without triton is told of before anything is read
@@ -32,22 +32,23 @@ def check_fp8(network: Network, device: torch.device, name: str) -> None:
 
 
 def _nbytes(config: ModelConfig, name: str, tensor: Tensor) -> int:
-    """Of this rank's share."""
-    held = parallel.share(config, parameter_name(name), tensor.shape)
-    parts = (len(range(size)[own]) for size, own in zip(tensor.shape, held, strict=True))
-    return tensor.nbytes * math.prod(parts) // max(1, math.prod(tensor.shape))
+    """Bytes of this rank's share."""
+    share = parallel.share(config, parameter_name(name), tensor.shape)
+    sizes = (len(range(size)[part]) for size, part in zip(tensor.shape, share, strict=True))
+    return tensor.nbytes * math.prod(sizes) // max(1, math.prod(tensor.shape))
 
 
 def load_torch(tensors: dict[str, Tensor], config: ModelConfig, dtype: str, name: str, ranks: int) -> TorchModel:
-    """ValueError names the tensor that is missing, left over, or of the wrong shape or dtype."""
+    """Load a checkpoint: `dtype` is one of DTYPES, `name` is for messages, `ranks` as many as torchrun started.
+    ValueError names the tensor that is missing, left over, or of the wrong shape or dtype."""
     parallel.join(ranks)
     device, fp8 = devices.the_device(), dtype == FP8
     network = declare(config, tensors)
     if fp8:
         check_fp8(network, device, name)
-    network.dtype = torch.bfloat16 if fp8 else getattr(torch, dtype)
+    network.dtype = DTYPES[dtype]
     needed = sum(_nbytes(config, path, tensor) for path, tensor in tensors.items())
     check_memory(needed // 2 if fp8 else needed, name, devices.free(device))
     with devices.enough(device, name):
         load_weights(network, config, tensors, device, fp8=fp8)
-    return TorchModel(network, config, device, fingerprint(network, config))
+    return TorchModel(network, config, device)

@@ -3,9 +3,9 @@
 Parameters carry the checkpoint's names. The encoder and the decoder share every weight but one scalar a layer, so there
 is one stack here. transformers' `modeling_diffusion_gemma.py` is the reference.
 
-A pass is about A texts of P tokens to be encoded and B canvases of L tokens that stand behind texts. Shapes are all it
-knows on the host; how many of the tokens are real, where they stand and whose cache they belong to are tensors on the
-device. So one pass is one CUDA graph, and serves whatever fits its shapes.
+A pass encodes A texts of P tokens and denoises B canvases of L tokens that stand behind texts. Only shapes are known on
+the host; how many of the tokens are real, where they stand and whose cache they belong to are tensors on the device. So
+one pass is one CUDA graph, and serves all calls of its shapes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from ..checkpoint.config import LayerConfig, ModelConfig
 from . import parallel
-from .attention import Sight, attend
+from .attention import Attend, KeyRange
 from .fused import after_attention, after_experts, gated, gather, rotated_norm, route, spread
 from .layers import Embedding, ExpertLinear, Linear, Norm, SideBySide
 
 
 @dataclass
 class Tokens:
-    """N sequences of Q tokens, padded: texts or canvases. None of these are known on the host but `context`."""
+    """N sequences of Q tokens, padded: texts or canvases. Only `causal` and `context` are known on the host."""
 
     ids: Tensor  # [N, Q] int64
     start: Tensor  # [N] int32: position of the first, which is how many tokens of text there are before
@@ -37,40 +37,40 @@ class Tokens:
     def positions(self) -> Tensor:
         return self.start[:, None] + torch.arange(self.ids.shape[1], dtype=torch.int32, device=self.ids.device)
 
-    def sight(self, window: int | None) -> Sight:
+    def keys(self, window: int | None) -> KeyRange:
         at, width = self.positions, self.context
         if self.causal:
             hi = torch.minimum(at + 1, (self.start + self.count)[:, None])
             lo = at + 1 - (window or 0)
-            seen = (window or 0) - 1 + self.ids.shape[1]
+            most = (window or 0) - 1 + self.ids.shape[1]
         else:  # the reference gives a canvas the last window - 1 tokens, and no window of its own
             hi = self.start[:, None].expand_as(at)
-            lo, seen = hi - (window or 1) + 1, (window or 0) - 1
+            lo, most = hi - (window or 1) + 1, (window or 0) - 1
         lo = torch.zeros_like(at) if window is None else lo.clamp(min=0).contiguous()
-        width = width if window is None else min(width, seen)
-        return Sight(self.slot, lo, hi.contiguous(), width, None if self.causal else self.count)
+        width = width if window is None else min(width, most)
+        return KeyRange(self.slot, lo, hi.contiguous(), width, None if self.causal else self.count)
 
     def places(self, room: int) -> tuple[Tensor, Tensor]:
-        """Where the pool keeps their K and V: slot and place [N, Q]. What is no token goes behind the room."""
+        """Slot and place [N, Q] at which the pool keeps their K and V. Padding goes behind the room."""
         at = self.positions
         real = torch.arange(at.shape[1], device=at.device) < self.count[:, None]
         return self.slot[:, None].expand_as(at).long(), torch.where(real, at % room, room).long()
 
 
-class Kind:
-    """What the layers of one kind share in a pass: rotations, and what is seen."""
+class SharedInputs:
+    """Rotations, visible keys and places in the cache, which all layers of one kind share in a pass."""
 
     def __init__(self, layer: LayerConfig, config: ModelConfig, blocks: list[Tokens], room: int):
         window = config.sliding_window if layer.sliding else None
-        self.sights = [block.sight(window) for block in blocks]
+        self.keys = [block.keys(window) for block in blocks]
         self.places = [block.places(room) if block.causal else None for block in blocks]
-        self.counts = [block.ids.shape for block in blocks]
+        self.shapes = [block.ids.shape for block in blocks]
         positions = torch.cat([block.positions.flatten() for block in blocks]).float()
         # Proportional RoPE: wavelengths as of the whole head, and pairs after the first `rotated` stand still.
         pairs = torch.arange(layer.head_dim // 2, device=positions.device)
         rates = torch.where(pairs < layer.rotated, 1 / layer.rope_theta ** (2 * pairs / layer.head_dim), 0.0)
         angles = positions[:, None] * rates
-        self.turn = torch.stack((angles.cos(), angles.sin()))
+        self.rotation = torch.stack((angles.cos(), angles.sin()))  # [2, T, head_dim / 2]
 
 
 class MLP(nn.Module):
@@ -81,7 +81,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.hidden_size, config.intermediate_size)
 
     def join(self) -> None:
-        """Once the weights are there."""
+        """Lay the loaded linears of one input side by side."""
         self.gate_up = SideBySide(self.gate_proj, self.up_proj)
         del self.gate_proj, self.up_proj
 
@@ -90,7 +90,8 @@ class MLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """Scale 1: q_norm and k_norm have it. Full layers have no v_proj; values are their keys before k_norm and RoPE."""
+    """Attention of scale 1, which q_norm and k_norm contain. Full layers have no v_proj; their values are their keys
+    before k_norm and RoPE."""
 
     def __init__(self, config: ModelConfig, layer: LayerConfig):
         super().__init__()
@@ -103,31 +104,33 @@ class Attention(nn.Module):
         self.q_norm = Norm(dim, config.rms_norm_eps)
         self.k_norm = Norm(dim, config.rms_norm_eps)
         self.v_norm = Norm(dim, config.rms_norm_eps, scaled=False)
+        self.attend = Attend()
 
     def join(self) -> None:
-        """Once the weights are there."""
-        self.qkv = SideBySide(*(one for one in (self.q_proj, self.k_proj, self.v_proj) if one is not None))
+        """Lay the loaded linears of one input side by side."""
+        linears = [self.q_proj, self.k_proj] + ([] if self.v_proj is None else [self.v_proj])
+        self.qkv = SideBySide(*linears)
         del self.q_proj, self.k_proj, self.v_proj
 
-    def forward(self, x: Tensor, kind: Kind, cache: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, shared: SharedInputs, cache: tuple[Tensor, Tensor]) -> Tensor:
         # [T, H, D] each; where there is no v_proj the last two are the same.
         raw = [part.unflatten(-1, (-1, self.dim)) for part in self.qkv(x).split(self.qkv.sizes, dim=-1)]
-        queries = rotated_norm(raw[0], self.q_norm.weight, kind.turn, self.q_norm.eps)
-        keys = rotated_norm(raw[1], self.k_norm.weight, kind.turn, self.k_norm.eps)
+        queries = rotated_norm(raw[0], self.q_norm.weight, shared.rotation, self.q_norm.eps)
+        keys = rotated_norm(raw[1], self.k_norm.weight, shared.rotation, self.k_norm.eps)
         values = self.v_norm(raw[-1])
         outputs, first = [], 0
-        for shape, sight, places in zip(kind.counts, kind.sights, kind.places, strict=True):
+        for shape, visible, places in zip(shared.shapes, shared.keys, shared.places, strict=True):
             q, k, v = (a[first : first + shape.numel()].unflatten(0, shape) for a in (queries, keys, values))
-            if places is not None:  # of texts, which come first: a canvas of the same pass sees them
+            if places is not None:  # a text, which comes first: a canvas of the same pass attends to it
                 cache[0][places], cache[1][places] = k, v
-            outputs.append(attend(q, cache, (k, v), sight).flatten(0, 1).flatten(1))
+            outputs.append(self.attend(q, cache, (k, v), visible).flatten(0, 1).flatten(1))
             first += shape.numel()
         output = self.o_proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
         return parallel.sum_up(output) if self.divided else output
 
 
 class Router(nn.Module):
-    """Which experts a token goes to, from the residual as it stands: its own norm, not the layer's."""
+    """Choose the experts of each token, from the residual under a norm of its own, not the layer's."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -146,7 +149,7 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """Of `num_experts` those that are this rank's."""
+    """This rank's share of the `num_experts` experts."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -157,14 +160,14 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """[T, D], [T, K], [T, K] -> [T, D]. Pairs of token and expert are sorted, so that an expert is read once."""
         here = self.gate_up_proj.weight.shape[0]
-        if parallel.ranks() > 1:  # what is another rank's goes behind, and counts nothing
+        if parallel.ranks() > 1:  # pairs of another rank's experts are sorted to the end, with weight 0
             experts = experts - parallel.rank() * here
-            mine = (experts >= 0) & (experts < here)
-            experts, weights = torch.where(mine, experts, here), torch.where(mine, weights, 0)
-        own, order = experts.flatten().sort(stable=True)
-        ends = torch.searchsorted(own, torch.arange(here, device=x.device), right=True, out_int32=True)
-        y = self.gate_up_proj(spread(x, order, experts.shape[1]), own, ends)
-        y = self.down_proj(gated(y), own, ends)
+            local = (experts >= 0) & (experts < here)
+            experts, weights = torch.where(local, experts, here), torch.where(local, weights, 0)
+        ascending, order = experts.flatten().sort(stable=True)
+        ends = torch.searchsorted(ascending, torch.arange(here, device=x.device), right=True, out_int32=True)
+        y = self.gate_up_proj(spread(x, order, experts.shape[1]), ascending, ends)
+        y = self.down_proj(gated(y), ascending, ends)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
         return gather(y, back.view(experts.shape), weights)
 
@@ -183,8 +186,8 @@ class Layer(nn.Module):
         for name in norms.split():
             setattr(self, name, Norm(config.hidden_size, config.rms_norm_eps))
 
-    def forward(self, x: Tensor, kind: Kind, cache: tuple[Tensor, Tensor], scalar: Tensor) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(x), kind, cache)
+    def forward(self, x: Tensor, shared: SharedInputs, cache: tuple[Tensor, Tensor], scalar: Tensor) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(x), shared, cache)
         norms = (self.post_attention_layernorm, self.pre_feedforward_layernorm, self.pre_feedforward_layernorm_2)
         weights = tuple(norm.weight for norm in norms)
         x, dense, sparse, routed = after_attention(x, attended, weights, self.router.scale, self.eps)
@@ -195,7 +198,7 @@ class Layer(nn.Module):
 
 
 class SelfConditioning(MLP):
-    """What the last pass believed, added to the canvas's embeddings; the norm behind it works on the first pass too."""
+    """Adds the last pass's mean embeddings, through an MLP, to the canvas's embeddings, and norms the sum."""
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
@@ -203,7 +206,7 @@ class SelfConditioning(MLP):
         self.post_norm = Norm(config.hidden_size, config.rms_norm_eps, scaled=False)
 
     def forward(self, embeddings: Tensor, soft: Tensor) -> Tensor:
-        """[T, D] each; zeros where nothing is known, of which nothing becomes of anything."""
+        """[T, D] each. `soft` is zero where unknown; the MLP maps zero to zero."""
         return self.post_norm(embeddings + super().forward(self.pre_norm(soft)))
 
 
@@ -245,11 +248,11 @@ class Network(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config, self.dtype = config, torch.float32
-        self.kinds = [parallel.own_heads(layer) for layer in config.layers]  # as the caches have them
+        self.kinds = [parallel.local_heads(layer) for layer in config.layers]  # of the caches
         self.model = Backbone(config)
 
     def join(self) -> None:
-        """Once the weights are there: those that are used side by side."""
+        """Lay loaded linears of one input side by side, in all layers."""
         for module in list(self.modules()):
             if isinstance(module, Attention | MLP):
                 module.join()
@@ -258,29 +261,33 @@ class Network(nn.Module):
     def table(self) -> Embedding:
         return self.model.decoder.embed_tokens
 
-    def forward(self, blocks: list[Tokens], told: tuple[Tensor, Tensor] | None, caches: list) -> Tensor:
-        """-> [T, D], last hidden states normed for the head, of all tokens one after another; texts come first.
+    def forward(
+        self,
+        blocks: list[Tokens],
+        conditioning: tuple[Tensor, Tensor] | None,
+        caches: list[tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """Return the last hidden states [T, D], normed for the head, of all tokens one after another, texts first.
 
         Args:
-            told: what the canvases hear of their last pass: mean embeddings [B * L, D], and token ids [B * L] that
-                stand instead, -1 for none.
-            caches: of each layer the pool's keys and values. Texts are written there; their owners' lengths are the
-                caller's.
+            conditioning: self-conditioning of the canvases: mean embeddings [B * L, D], and token ids [B * L] that
+                replace them, -1 for none.
+            caches: the pool's keys and values of each layer. Texts are written there; the caller counts them into the
+                caches' lengths.
         """
         decoder, scalars = self.model.decoder, self.model.encoder.language_model.layers
         parts = [self.table.lookup(block.ids.flatten(), self.dtype) for block in blocks]
-        if told is not None:
-            soft, certain = told
+        if conditioning is not None:
+            soft, certain = conditioning
             known = self.table.lookup(certain.clamp(min=0), self.dtype)
             parts[-1] = decoder.self_conditioning(parts[-1], torch.where(certain[:, None] >= 0, known, soft))
         x = torch.cat(parts)
         text = torch.cat([torch.full((part.shape[0], 1), block.causal, device=x.device)
                           for part, block in zip(parts, blocks, strict=True)])  # fmt: skip
-        kinds: dict[LayerConfig, Kind] = {}
+        shared: dict[LayerConfig, SharedInputs] = {}
         for index, (layer, cache) in enumerate(zip(decoder.layers, caches, strict=True)):
-            kind = kinds.get(layer.kind)
-            if kind is None:
-                kind = kinds[layer.kind] = Kind(layer.kind, self.config, blocks, cache[0].shape[1] - 1)
+            if layer.kind not in shared:
+                shared[layer.kind] = SharedInputs(layer.kind, self.config, blocks, cache[0].shape[1] - 1)
             scalar = torch.where(text, scalars[index].layer_scalar, layer.layer_scalar)
-            x = layer(x, kind, cache, scalar)
+            x = layer(x, shared[layer.kind], cache, scalar)
         return decoder.norm(x)

@@ -1,15 +1,23 @@
 """One model on several GPUs: each rank has its share of the experts and of the heads, and sums up with the others.
 
-All that is not divided every rank computes alike; what the loop above decides by, rank 0 says, so the ranks cannot
-drift apart. Every rank runs the same command; rank 0 alone is heard.
+Every rank runs the same command, and computes alike what is not divided. What the loop above decides by, its numbers
+and its clock, is rank 0's on every rank, so that they cannot part. Rank 0 alone prints; another rank prints only why it
+failed.
 """
 
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
 
 import torch
 import torch.distributed as dist
@@ -44,22 +52,72 @@ def join(count: int) -> None:
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if devices else "gloo")
     atexit.register(dist.destroy_process_group)
-    if rank():
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    _name_failures(rank())
+
+
+class _Failures(io.TextIOBase):
+    """A stderr that lets through only what is printed while a Mistake is handled, each line after the rank's number."""
+
+    def __init__(self, stream: TextIO, number: int):
+        self.stream, self.number = stream, number
+
+    def write(self, text: str) -> int:
+        if isinstance(sys.exception(), Mistake):
+            self.stream.write(f"rank {self.number}: {text}" if text.strip() else text)
+        return len(text)
+
+
+def _name_failures(number: int) -> None:
+    """Print an unforeseen error of this rank after its number; silence a rank that is not the first otherwise."""
+    stderr = sys.stderr
+
+    def report(kind: type[BaseException], error: BaseException, trace: object) -> None:
+        stderr.write(f"rank {number}: {''.join(traceback.format_exception(error))}")
+        stderr.flush()
+        atexit.unregister(dist.destroy_process_group)  # which may wait for the others, and they for this one
+
+    sys.excepthook = report
+    if number:
+        sys.stdout, sys.stderr = open(os.devnull, "w"), _Failures(stderr, number)  # noqa: SIM115
+
+
+@contextmanager
+def _company() -> Iterator[None]:
+    """Mistake if another rank is gone, which the others notice when they wait for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition(". ")[0]
+        raise Mistake(f"another rank stopped, its own message says why ({reason})") from error
 
 
 def sum_up(x: Tensor) -> Tensor:
-    """Over all ranks, in place."""
+    """Sum over all ranks, in place."""
     if ranks() > 1:
-        dist.all_reduce(x)
+        with _company():
+            dist.all_reduce(x)
     return x
 
 
 def from_first(x: Tensor) -> Tensor:
-    """Rank 0's, in place."""
+    """Replace `x` by rank 0's, in place."""
     if ranks() > 1:
-        dist.broadcast(x, 0)
+        with _company():
+            dist.broadcast(x, 0)
     return x
+
+
+def now(device: torch.device) -> float:
+    """Seconds on rank 0's clock. All ranks must ask together."""
+    seconds = time.perf_counter()
+    if ranks() == 1:
+        return seconds
+    return from_first(torch.tensor(seconds, dtype=torch.float64, device=device)).item()
+
+
+def file_of_rank(path: Path) -> Path:
+    """Where this rank keeps its share of what is saved as `path`: rank 0 there, the others beside it."""
+    return path.with_name(f"{path.name}.rank{rank()}") if rank() else path
 
 
 def divides(layer: LayerConfig) -> bool:
@@ -67,13 +125,14 @@ def divides(layer: LayerConfig) -> bool:
     return layer.num_key_value_heads % ranks() == 0
 
 
-def own_heads(layer: LayerConfig) -> LayerConfig:
+def local_heads(layer: LayerConfig) -> LayerConfig:
+    """`layer` with the key-value heads that this rank has."""
     heads = layer.num_key_value_heads
     return replace(layer, num_key_value_heads=heads // ranks() if divides(layer) else heads)
 
 
 def share(config: ModelConfig, path: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """Which part of a parameter this rank holds: experts whole, heads whole."""
+    """Return the part of a parameter that this rank holds: experts whole, heads whole."""
     everything = (slice(None),) * len(shape)
     if ranks() == 1:
         return everything
@@ -90,5 +149,5 @@ def share(config: ModelConfig, path: str, shape: tuple[int, ...]) -> tuple[slice
 def _part(path: str, size: int) -> slice:
     if size % ranks():
         raise Mistake(f"--tensor-parallel {ranks()} does not divide the {size} of {path}")
-    own = size // ranks()
-    return slice(rank() * own, (rank() + 1) * own)
+    part = size // ranks()
+    return slice(rank() * part, (rank() + 1) * part)

@@ -1,4 +1,4 @@
-"""The shapes of a pass. As given on a CPU; on a GPU of the few that are captured as graphs."""
+"""The shapes of a pass: as they come on a CPU; on a GPU rounded up to the few that are captured as graphs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..seam.model import Row
+from ..seam.model import Row, Text
 from .cache import TorchCache
 from .graphs import Inputs
 from .network import Tokens
 from .vocabulary import conditioning_of
 
-Text = tuple[np.ndarray, TorchCache]
+Pending = tuple[Text, TorchCache]  # tokens, and the cache that they are to be encoded into
 
 
 def power_of_two(n: int) -> int:
@@ -31,9 +31,9 @@ class Shapes:
     context: int  # tokens of text that any of them sees, at most
 
     @classmethod
-    def of(cls, texts: Sequence[Text], rows: Sequence[Row], rounded: Sequence[int] | None, least: int) -> Shapes:
-        """`rounded`: the lengths that texts may be padded to, ascending; None: everything as it is. `least`: of a
-        rounded context."""
+    def of(cls, texts: Sequence[Pending], rows: Sequence[Row], rounded: Sequence[int] | None, least: int) -> Shapes:
+        """`rounded`: the lengths that texts may be padded to, ascending; None: nothing is padded. `least`: tokens of a
+        rounded context, at least."""
         lengths = {id(cache): cache.length + len(text) for text, cache in texts}
         seen = max([*lengths.values(), *(row.cache.length for row in rows)])
         text = max((len(text) for text, _ in texts), default=0)
@@ -44,17 +44,17 @@ class Shapes:
         many = [power_of_two(n) for n in (len(texts), len(rows), canvas, max(seen, least))]
         return cls(many[0], text, *many[1:])
 
-    def inputs(self, texts: Sequence[Text], rows: Sequence[Row], hidden_size: int, like: torch.Tensor) -> Inputs:
-        """What `blocks` and `Network.forward` read. Padding is token 0 of no text; canvases of padding see themselves.
-        Soft embeddings are of the dtype and device of `like`."""
-        found: Inputs = {}
+    def inputs(self, texts: Sequence[Pending], rows: Sequence[Row], hidden_size: int, like: torch.Tensor) -> Inputs:
+        """Make the tensors that `blocks` and `Network.forward` read. Padding is token 0 of no text; canvases of padding
+        see themselves. Soft embeddings have the dtype and device of `like`."""
+        inputs: Inputs = {}
         if self.texts:
             ids = np.zeros((self.texts, self.text), np.int64)
             where = np.zeros((3, self.texts), np.int32)
             for i, (text, cache) in enumerate(texts):
-                ids[i, : len(text)] = text
+                ids[i, : len(text)] = text.tokens
                 where[:, i] = cache.length, len(text), cache.slot
-            found |= {"text ids": torch.from_numpy(ids), "text where": torch.from_numpy(where)}
+            inputs |= {"text ids": torch.from_numpy(ids), "text where": torch.from_numpy(where)}
         if self.canvases:
             lengths = {id(cache): cache.length + len(text) for text, cache in texts}
             ids = np.zeros((self.canvases, self.canvas), np.int64)
@@ -62,16 +62,16 @@ class Shapes:
             where = np.tile(np.array([[0], [self.canvas], [0]], np.int32), (1, self.canvases))
             soft = like.new_zeros((self.canvases, self.canvas, hidden_size))
             for i, row in enumerate(rows):
-                length, told = len(row.canvas), conditioning_of(row)
+                length, conditioning = len(row.canvas), conditioning_of(row)
                 ids[i, :length] = row.canvas
                 where[:, i] = lengths.get(id(row.cache), row.cache.length), length, row.cache.slot
-                if told.soft is not None:
-                    soft[i, :length] = told.soft
-                if told.certain is not None:
-                    certain[i, :length] = told.certain
-            found |= {"canvas ids": torch.from_numpy(ids), "canvas where": torch.from_numpy(where)}
-            found |= {"soft": soft.flatten(0, 1), "certain": torch.from_numpy(certain.ravel())}
-        return found
+                if conditioning.soft is not None:
+                    soft[i, :length] = conditioning.soft
+                if conditioning.certain is not None:
+                    certain[i, :length] = conditioning.certain
+            inputs |= {"canvas ids": torch.from_numpy(ids), "canvas where": torch.from_numpy(where)}
+            inputs |= {"soft": soft.flatten(0, 1), "certain": torch.from_numpy(certain.ravel())}
+        return inputs
 
     def blocks(self, inputs: Inputs) -> list[Tokens]:
         return [

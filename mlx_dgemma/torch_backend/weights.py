@@ -21,9 +21,18 @@ from . import parallel
 from .layers import Embedding, ExpertLinear, Linear
 from .network import Network
 
+FP8 = "fp8"  # weights in E4M3, activations in bfloat16
+DTYPES = {  # the names that --dtype has -> of activations, and of weights that are neither quantized nor FP8
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    FP8: torch.bfloat16,
+}
+WORDS = 1 << 22  # of 32 bits, that are summed at a time
+
 
 def declare(config: ModelConfig, tensors: Mapping[str, Stored]) -> Network:
-    """The network without its numbers: layers with scales in the checkpoint are quantized ones, as the config says of
+    """Make the network without its numbers. Layers with scales in the checkpoint are quantized, as the config says for
     their path."""
     with torch.device("meta"):
         network = Network(config)
@@ -47,7 +56,7 @@ def match(network: Network, tensors: Mapping[str, Stored]) -> dict[str, tuple[st
 
 
 def place(network: Network, path: str, array: Tensor, dtype: torch.dtype, device: torch.device) -> None:
-    """`array` at `path`: floats cast to `dtype`, but global scales."""
+    """Set the parameter at `path`. Floats are cast to `dtype`, but global scales are not."""
     module, _, name = path.rpartition(".")
     if array.is_floating_point() and name != GLOBAL_SCALE:
         array = array.to(dtype)
@@ -56,17 +65,16 @@ def place(network: Network, path: str, array: Tensor, dtype: torch.dtype, device
     setattr(network.get_submodule(module), name, array.to(device))
 
 
-def finish(network: Network) -> Network:
-    """Once the weights are there: as the passes want them."""
+def finish(network: Network) -> None:
+    """Bring loaded weights into the form that passes read: fields of 4 or 8 bits on a GPU, linears side by side."""
     for module in network.modules():
         if isinstance(module, Linear) and module.weight.is_cuda:
             module.widen()
     network.join()
-    return network
 
 
 def to_fp8(network: Network, path: str) -> None:
-    """The weight at `path`, if it is one of those that FP8 is for: experts and linears."""
+    """Convert the weight at `path`, if it is one of those that FP8 is for: experts and linears."""
     module, _, name = path.rpartition(".")
     owner = network.get_submodule(module)
     if name == "weight" and isinstance(owner, Linear) and not isinstance(owner, Embedding) and "router" not in path:
@@ -89,18 +97,35 @@ def load_weights(
     finish(network)
 
 
+def checksum(array: Tensor) -> Tensor:
+    """Sum of all 32-bit words of `array`, each times 2 * place + 1, modulo 2^64 -> [] int64, on its device.
+
+    Words are below 2^32 and places below 2^31, so a changed word, and two words that change places, change the sum."""
+    octets = array.contiguous().flatten().view(torch.uint8)
+    total = torch.zeros((), dtype=torch.int64, device=array.device)
+    for place, part in enumerate(octets.split(4 * WORDS)):
+        words = torch.nn.functional.pad(part, (0, -len(part) % 4)).view(torch.int32)
+        first = place * WORDS
+        factors = torch.arange(2 * first + 1, 2 * (first + len(words)), 2, device=array.device)
+        total += (words * factors).sum()
+    return total
+
+
 def fingerprint(network: Network, config: ModelConfig) -> str:
-    """Tells apart models whose caches must not be mixed, from the config and the small weights of every layer."""
-    about = {**asdict(config), "cached": str(network.dtype), "rank": (parallel.rank(), parallel.ranks())}
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
-    for path, array in network.named_buffers():
-        if array.numel() <= 4096 and not path.endswith(("scales", "biases", "fp8_scale")):
-            digest.update(path.encode() + array.float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    """Tell models apart whose caches must not be mixed: by config, dtype, rank, and every number of every tensor."""
+    tensors = dict(network.named_buffers())
+    about = {
+        "config": asdict(config),
+        "dtype": str(network.dtype),
+        "rank": (parallel.rank(), parallel.ranks()),
+        "tensors": [(path, str(array.dtype), tuple(array.shape)) for path, array in tensors.items()],
+        "checksums": torch.stack([checksum(array) for array in tensors.values()]).tolist(),
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def first_damaged(network: Network) -> str:
-    """For a message: the first weight that is not finite."""
+    """Say which weight is the first that is not finite."""
     for path, array in network.named_buffers():
         if array.is_floating_point() and not torch.isfinite(array.float()).all():
             return f"weight {path} holds NaN or Inf; fetch or convert the checkpoint again"

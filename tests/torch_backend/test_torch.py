@@ -19,10 +19,9 @@ from test_load import quantized, says, tensors, write
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.load import choose_backend, load, load_model
-from mlx_dgemma.seam.model import Row
-from mlx_dgemma.torch_backend import attention, shapes
+from mlx_dgemma.seam.model import Continuation, Draw, Row, Text
+from mlx_dgemma.torch_backend import attention, shapes, weights
 from mlx_dgemma.torch_backend import device as devices
-from mlx_dgemma.writing.sampling import Sampling
 
 
 def made(folder, dtype: str = "float32", **shape):
@@ -33,7 +32,7 @@ def made(folder, dtype: str = "float32", **shape):
 
 def logits(model, canvas=None) -> np.ndarray:
     canvas = np.arange(model.config.canvas_length) % 90 if canvas is None else canvas
-    row = Row(canvas, model.new_cache(), 1.0, np.zeros(len(canvas), np.float32), pending=np.arange(40))
+    row = Row(canvas, model.new_cache(), 1.0, np.zeros(len(canvas), np.float32), Text(np.arange(40)))
     return model.logits(row)
 
 
@@ -92,10 +91,11 @@ def test_the_pool_grows_and_moves_what_it_holds(tmp_path):
     tokens = np.random.default_rng(0).integers(96, size=300)
     caches = [model.new_cache() for _ in range(3)]
     for piece in np.split(tokens, 10):
-        model.encode([piece] * 3, caches)
-    assert model.pool.slots == 4 and model.pool.capacity >= 300
+        model.encode([Text(piece)] * 3, caches)
+    assert model.pool.slots == 3 and model.pool.capacity >= 300
     whole = model.new_cache(300)
-    model.encode([tokens], [whole])
+    model.encode([Text(tokens)], [whole])
+    assert model.pool.slots == 4
     row = Row(np.arange(16), whole, 1.0, np.zeros(16, np.float32))
     expected = model.logits(row)
     for cache in caches:
@@ -114,11 +114,11 @@ def test_few_shapes_serve_all_requests(tmp_path):
     for request in range(6):
         rows = []
         for i in range(request % 3 + 1):
-            pending = np.arange(5 + 7 * request + i)
+            pending = Text(np.arange(5 + 7 * request + i))
             rows.append(Row(np.arange(16), model.new_cache(), 0.7, np.zeros(16, np.float32), pending))
         for _ in range(3):
             model.denoise(rows)
-            rows = [dataclasses.replace(row, pending=()) for row in rows]
+            rows = [dataclasses.replace(row, pending=Text()) for row in rows]
     passes = {key[1] for key in seen if key[0] == "pass" and key[1].canvases}
     assert {one.canvases for one in passes} == {1, 2, 4}
     assert {one.text for one in passes} == {0, 16}
@@ -132,8 +132,8 @@ def test_one_synchronisation_a_step(tmp_path, monkeypatch):
     for name in ("item", "tolist", "__bool__", "__int__", "__float__", "nonzero"):
         if name != "tolist":  # the experts' loop on a CPU reads their ends
             monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("waits for the device"))
-    sets = np.full(16, model.token_set([4, 5, 6]), np.int32)
-    row = Row(np.arange(16), model.new_cache(), 0.7, np.zeros(16, np.float32), np.arange(9), allowed=sets)
+    row = Row(np.arange(16), model.new_cache(), 0.7, np.zeros(16, np.float32), Text(np.arange(9)))
+    row.allowed, row.token_sets = np.zeros(16, np.int32), [model.token_set([4, 5, 6])]
     model.denoise([row])
     assert len(count) == 1
 
@@ -154,8 +154,8 @@ def test_chains_can_be_compiled():
         (fused.gather, (x.view(12, 16), torch.arange(12).flip(0).view(6, 2), y[:, :2])),
         (fused.after_experts, (x, y, y + 1, (w, w, w), x[:, :1], 1e-6)),
         (fused.to_fp8, (x,)),
-        (sweep.look_at_slices, (x.view(6, 4, 8), y[:, 0].abs(), None, 30.0)),
-        (sweep.shares, (x, y[:, 0].abs(), x > 0, y[:, 1], 30.0)),
+        (sweep.reduce_slices, (x.view(6, 4, 8), y[:, 0].abs(), None, 30.0)),
+        (sweep.probabilities, (x, y[:, 0].abs(), x > 0, y[:, 1], 30.0)),
     ]
     for function, arguments in cases:
         # What a GPU's compiler is given: one graph for all sizes. That it is traced is seen without compiling it.
@@ -167,8 +167,8 @@ def test_chains_can_be_compiled():
 
 def test_autoregression_at_the_end_of_the_context(tmp_path):
     model = made(tmp_path, max_position_embeddings=44)
-    row = Row(np.arange(16), model.new_cache(), 1.0, np.zeros(16, np.float32), pending=np.arange(40))
-    assert len(list(model.autoregress([row], Sampling()))) == 4
+    text = Continuation(model.new_cache(), Text(np.arange(40)), np.zeros(16, np.float32))
+    assert len(list(model.autoregress([text], Draw()))) == 4
 
 
 def test_powers_of_two():
@@ -197,6 +197,76 @@ def test_too_little_memory(monkeypatch, tmp_path):
     says(write(tmp_path), "too little memory", "needs", "free", backend="torch")
 
 
+def test_a_cache_that_takes_the_place_of_another(tmp_path):
+    """The pool has no second slot, and nothing that was captured with its addresses is dropped."""
+    model = made(tmp_path)
+    row = Row(np.arange(16), model.new_cache(), 1.0, np.zeros(16, np.float32), Text(np.arange(9)))
+    model.denoise([row])
+    moves: list[None] = []
+    model.pool.moved = lambda: moves.append(None)
+    for _ in range(3):
+        unused = [model.new_cache(), model.new_cache().copy()]  # as a writing that is given another one
+        row = dataclasses.replace(row, cache=model.new_cache())
+        row.cycle = row  # what held the last one is only found by the collector
+        model.denoise([row])
+        assert all(cache.slot is None for cache in unused)
+    assert model.pool.slots == 1 and not moves
+    fork = row.cache.copy()
+    assert model.pool.slots == 2 and len(moves) == 1 and fork.length == 9
+
+
+def test_rows_that_start_together_take_as_many_slots(tmp_path):
+    model = made(tmp_path)
+    rows = [Row(np.arange(16), model.new_cache(), 1.0, np.zeros(16, np.float32)) for _ in range(5)]
+    moves: list[None] = []
+    model.pool.moved = lambda: moves.append(None)
+    model.together = True
+    model.denoise([*rows, rows[0]])
+    assert model.pool.slots == 5 and len(moves) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.int32, torch.float8_e4m3fn])
+def test_a_checksum_sees_every_number_and_its_place(dtype, monkeypatch):
+    monkeypatch.setattr(weights, "WORDS", 8)  # several parts
+    numbers = torch.arange(103).to(torch.uint8).view(torch.uint8).to(dtype)
+    before = weights.checksum(numbers)
+    changed, swapped = set(), set()
+    for place in range(len(numbers)):
+        other = numbers.clone().view(torch.uint8)
+        other[place * numbers.element_size()] ^= 1
+        changed.add(weights.checksum(other.view(dtype)).item())
+        pair = [place, (place + 50) % len(numbers)]
+        other = numbers.clone()
+        other[pair] = numbers[pair[::-1]]
+        swapped.add(weights.checksum(other).item())
+        assert torch.equal(other, numbers) == (weights.checksum(other) == before).item()
+    assert before.item() not in changed and len(changed) == len(numbers)
+    assert weights.checksum(numbers.view(-1, 1)) == before
+
+
+def test_a_saved_cache_belongs_to_weights_and_dtype(tmp_path):
+    """One weight of any tensor, two that change places, or another dtype: another model."""
+    model, path = made(tmp_path / "model"), tmp_path / "text.cache"
+    cache = model.new_cache()
+    model.encode([Text(np.arange(9))], [cache])
+    cache.save(path)
+    model.new_cache().load(path)
+    for dtype in ("bfloat16", "float16"):
+        with pytest.raises(ValueError, match="another model"):
+            made(tmp_path / "model", dtype).new_cache().load(path)
+    network = model.network
+    for array in network.buffers():
+        before, numbers = array.clone(), array.view(-1)
+        numbers[-1] *= 1.001  # one weight
+        assert weights.fingerprint(network, model.config) != cache.fingerprint()
+        array.copy_(before)
+        if numbers[0] != numbers[-1]:
+            numbers[[0, -1]] = numbers[[-1, 0]]  # two that change places
+            assert weights.fingerprint(network, model.config) != cache.fingerprint()
+            array.copy_(before)
+    assert weights.fingerprint(network, model.config) == cache.fingerprint()
+
+
 def test_out_of_device_memory(monkeypatch, tmp_path):
     model, zeros = made(tmp_path), torch.zeros
 
@@ -207,7 +277,7 @@ def test_out_of_device_memory(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torch, "zeros", full)
     with pytest.raises(Mistake, match=r"1 caches of 128 tokens .* needs 20\.00 GiB at once, .* are free on the CPU"):
-        model.new_cache(100)
+        model.encode([Text([1])], [model.new_cache(100)])
 
 
 def test_keys_in_blocks(tmp_path, monkeypatch):

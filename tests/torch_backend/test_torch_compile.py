@@ -46,11 +46,11 @@ for name, (mode, bits, group, weight, scale) in FORMATS.items():
 pointers = {"shares": "*bf16", "weight": "*u8", "scales": "*bf16", "biases": "*bf16", "y": "*fp32"}
 constants = {"D": 2816, "MODE": 0, "BITS": 8, "GROUP": 64, "ROWS": 64, "COLUMNS": 64, "DEPTH": 64}
 found["mean"] = shared(kernels._mean_kernel, pointers, ["T", "V", "PART"], constants, num_warps=4, num_stages=3)
-pointers = dict.fromkeys(("q", "keys", "values", "own_keys", "own_values", "out"), "*bf16")
-pointers |= dict.fromkeys(("slot", "lo", "hi", "own"), "*i32") | dict.fromkeys(("top_out", "mass_out"), "*fp32")
+pointers = dict.fromkeys(("q", "keys", "values", "canvas_keys", "canvas_values", "out"), "*bf16")
+pointers |= dict.fromkeys(("slot", "lo", "hi", "canvas"), "*i32") | dict.fromkeys(("top_out", "mass_out"), "*fp32")
 for dim, groups, rows, stages in ((256, 8, 32, 2), (256, 8, 64, 2), (512, 2, 32, 1)):
     for parts in (1, 8):
-        constants = {"H": 16, "G": groups, "DIM": dim, "OWN": True, "PARTS": parts, "ROWS": rows, "KEYS": 32}
+        constants = {"H": 16, "G": groups, "DIM": dim, "CANVAS": True, "PARTS": parts, "ROWS": rows, "KEYS": 32}
         kinds = {**pointers, "out": "*bf16" if parts == 1 else "*fp32"}
         options = {"num_warps": 8, "num_stages": stages}
         name = f"attention, heads of {dim}, {rows} queries, {parts} parts"

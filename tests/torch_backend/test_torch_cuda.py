@@ -13,7 +13,7 @@ import torch
 from test_load import quantized, write
 
 from mlx_dgemma.load import load
-from mlx_dgemma.seam.model import Row
+from mlx_dgemma.seam.model import Row, Text
 from mlx_dgemma.torch_backend import device as devices
 from mlx_dgemma.writing.writing import diffuse
 
@@ -35,7 +35,7 @@ def rows(model, count: int) -> list[Row]:
     rng, found = np.random.default_rng(0), []
     for i in range(count):
         canvas, uniforms = rng.integers(256, size=16), rng.random(16, dtype=np.float32)
-        found.append(Row(canvas, model.new_cache(), 0.7, uniforms, pending=rng.integers(256, size=9 + 30 * i)))
+        found.append(Row(canvas, model.new_cache(), 0.7, uniforms, Text(rng.integers(256, size=9 + 30 * i))))
     return found
 
 
@@ -50,10 +50,9 @@ def test_logits_of_two_steps(tmp_path, dtype, kind, monkeypatch):
     logits = []
     for model in both(folder, dtype, monkeypatch):
         first = rows(model, 3)
-        told = model.denoise(first)
         second = [
-            dataclasses.replace(row, pending=(), self_conditioning=one.self_conditioning)
-            for row, one in zip(first, told, strict=True)
+            dataclasses.replace(row, pending=Text(), self_conditioning=last.self_conditioning)
+            for row, last in zip(first, model.denoise(first), strict=True)
         ]
         for _ in range(2):  # captured, and replayed
             model.denoise(second)

@@ -19,7 +19,7 @@ from test_load import quantized, write
 
 from mlx_dgemma.checkpoint.config import Quantization
 from mlx_dgemma.load import load
-from mlx_dgemma.seam.model import Row
+from mlx_dgemma.seam.model import Row, Text
 from mlx_dgemma.torch_backend import attention, device, kernels
 from mlx_dgemma.torch_backend.layers import ExpertLinear, Linear
 
@@ -99,12 +99,12 @@ def test_attention_over_the_pool(case, dim, parts, monkeypatch):
     cache = tuple(torch.randn((4, room + 1, groups, dim), generator=generator) for _ in range(2))
     lo, hi, width = seen(case, count, queries)
     number = {"dtype": torch.int32, "device": DEVICE}
-    own = torch.tensor([20, 7, 20], **number) if case == "canvas" else None
+    canvas = torch.tensor([20, 7, 20], **number) if case == "canvas" else None
     slot = torch.tensor([2, 0, 3], **number)
-    sight = attention.Sight(slot, torch.tensor(lo, **number), torch.tensor(hi, **number), width, own)
+    keys = attention.KeyRange(slot, torch.tensor(lo, **number), torch.tensor(hi, **number), width, canvas)
     q, k, v, *cache = (x.to(DEVICE) for x in (q, k, v, *cache))
-    expected = attention._in_blocks(q, tuple(cache), (k, v), sight)
-    assert (kernels.attend(q, tuple(cache), (k, v), sight) - expected).abs().max() < 1e-4
+    expected = attention.in_blocks(q, tuple(cache), (k, v), keys)
+    assert (kernels.attend(q, tuple(cache), (k, v), keys) - expected).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("mode", ["plain", "affine", "nvfp4"])
@@ -115,18 +115,21 @@ def test_a_whole_model_by_the_kernels(tmp_path, mode, monkeypatch):
     groups = {"affine": {"group_size": 32, "bits": 4}, "nvfp4": {"group_size": 16, "bits": 4}}
     folder = write(tmp_path) if mode == "plain" else quantized(tmp_path, default={**groups[mode], "mode": mode})[0]
     model, _, _ = load(folder, "torch", "float32")
-    rng, found = np.random.default_rng(0), {}
+    rng, found, pool = np.random.default_rng(0), {}, model.graphs.pool
     texts, canvases = [rng.integers(256, size=n) for n in (40, 3)], rng.integers(256, size=(2, 16))
     uniforms = rng.random((2, 16), dtype=np.float32)
     for by_kernel in (False, True):
         monkeypatch.setattr(device, "by_kernel", lambda x, on=by_kernel: on)
         model.together = by_kernel
+        monkeypatch.setattr(model.graphs, "pool", pool if by_kernel else None)  # the loop over experts is no graph
         if by_kernel:
             for layer in model.network.modules():
                 if isinstance(layer, Linear):
                     layer.widen()
-        rows = [Row(c, model.new_cache(), 0.7, u, t) for c, u, t in zip(canvases, uniforms, texts, strict=True)]
-        told = model.denoise(rows)
-        rows = [replace(r, pending=(), self_conditioning=t.self_conditioning) for r, t in zip(rows, told, strict=True)]
+        rows = [Row(c, model.new_cache(), 0.7, u, Text(t)) for c, u, t in zip(canvases, uniforms, texts, strict=True)]
+        conditioning = [prediction.self_conditioning for prediction in model.denoise(rows)]
+        rows = [
+            replace(row, pending=Text(), self_conditioning=last) for row, last in zip(rows, conditioning, strict=True)
+        ]
         found[by_kernel] = np.stack([model.logits(row) for row in rows])
     assert np.abs(found[True] - found[False]).max() < 1e-3

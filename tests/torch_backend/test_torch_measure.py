@@ -13,27 +13,29 @@ import torch
 from test_convert import published
 
 from mlx_dgemma.checkpoint.config import parse_config
-from mlx_dgemma.convert.recipes import mlx_community, quantization
+from mlx_dgemma.convert.recipes import mlx_community, plain, quantization
 from mlx_dgemma.errors import Mistake
-from mlx_dgemma.seam.model import Row
+from mlx_dgemma.seam.model import Row, Text
 from mlx_dgemma.torch_backend import dummy, measure
 from mlx_dgemma.torch_backend.cache import Pool
 from mlx_dgemma.torch_backend.layers import Linear
 from mlx_dgemma.torch_backend.network import Network
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 64, "moe_intermediate_size": 64, "vocab_size": 256, "head_dim": 32}
+PRECISIONS = {name: (name, plain) for name in ("float32", "bfloat16", "fp8")}
+PRECISIONS["4bit"] = ("bfloat16", mlx_community(quantization(bits=4)))  # as `convert -q` stores it
 PARTS = ["linears", "experts", "attention", "self-conditioning", "head and draw", "rest"]
 
 
-@pytest.mark.parametrize("precision", dummy.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("together", [False, True])
 def test_a_random_model_and_the_parts_of_its_step(precision, together):
-    model = dummy.dummy_torch(parse_config(checkpoints.config(**SHAPE)), precision, peaked=3.0)
+    model = dummy.dummy_torch(parse_config(checkpoints.config(**SHAPE)), *PRECISIONS[precision], peaked=3.0)
     model.together = together
     rows = []
     for seed in range(2):
         rng, cache = np.random.default_rng(seed), model.new_cache()
-        model.encode([rng.integers(256, size=30)], [cache])
+        model.encode([Text(rng.integers(256, size=30))], [cache])
         rows.append(Row(rng.integers(256, size=16), cache, 0.7, rng.random(16, dtype=np.float32)))
     before = model.denoise(rows)
     found = measure.step_parts(model, rows, repeat=2)
@@ -44,12 +46,12 @@ def test_a_random_model_and_the_parts_of_its_step(precision, together):
 
 def test_bits_by_class():
     config = parse_config(checkpoints.config(**SHAPE))
-    held = {p: measure.weight_bytes(dummy.dummy_torch(config, p)) for p in dummy.PRECISIONS}
+    held = {name: measure.weight_bytes(dummy.dummy_torch(config, *made)) for name, made in PRECISIONS.items()}
     for name, bits in {"experts": 4.5, "attention": 8.5, "dense MLP": 8.5, "embedding": 8.5}.items():
         assert held["4bit"][name] / held["float32"][name] == pytest.approx(bits / 32, rel=0.02)
     assert held["fp8"]["experts"] / held["float32"]["experts"] == pytest.approx(1 / 4, rel=0.1)
-    with pytest.raises(Mistake, match="need one of float32, bf16, fp8, 4bit"):
-        dummy.dummy_torch(config, "2bit")
+    with pytest.raises(Mistake, match=r"'2bit' is not one .* need one of float32, bfloat16, float16, fp8"):
+        dummy.dummy_torch(config, "2bit", plain)
 
 
 def test_the_device_and_its_ceilings():

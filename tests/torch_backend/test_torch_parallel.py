@@ -44,8 +44,8 @@ def test_two_ranks_write_what_one_writes(prompt):
 CHECK = """
 import json, sys
 import numpy as np
-from mlx_dgemma.config import parse_config
-from mlx_dgemma.interface import Row
+from mlx_dgemma.checkpoint.config import parse_config
+from mlx_dgemma.seam.model import Row, Text
 from mlx_dgemma.load import load_model
 from mlx_dgemma.torch_backend import parallel
 from pathlib import Path
@@ -55,9 +55,9 @@ config = parse_config(json.loads((folder / "config.json").read_text()))
 model = load_model(folder, config, "torch", kind, int(sys.argv[3]))
 cache = model.new_cache()
 rng = np.random.default_rng(0)
-row = Row(rng.integers(96, size=16), cache, 0.7, rng.random(16, dtype=np.float32), rng.integers(96, size=40))
+row = Row(rng.integers(96, size=16), cache, 0.7, rng.random(16, dtype=np.float32), Text(rng.integers(96, size=40)))
 row.self_conditioning = model.denoise([row])[0].self_conditioning
-row.pending = ()
+row.pending = Text()
 np.save(sys.argv[4] + f".{parallel.rank()}", model.logits(row))
 """
 
@@ -78,6 +78,86 @@ def test_logits_of_two_ranks(tmp_path, kv_heads, kind):
     assert np.abs(ranks[0] - ranks[1]).max() < 1e-5
     # In E4M3 an activation is rounded by the largest of its row, and o_proj's rows are divided.
     assert np.abs(ranks[0] - alone).max() < {"float32": 1e-4, "fp8": 2.0}[kind]
+
+
+DECIDE = """
+import json, random, sys, time
+import numpy as np
+from mlx_dgemma.load import load
+from mlx_dgemma.seam.model import Row, Text
+from mlx_dgemma.torch_backend import parallel
+
+model, _, _ = load(backend="torch", dtype="float32", tensor_parallel=2)
+clock, rank = time.perf_counter, parallel.rank()
+parallel.time.perf_counter = lambda: clock() + 1000 * rank
+random.seed(rank)
+
+
+def late(function):
+    return lambda *arguments: (time.sleep(0.1 * random.random()), function(*arguments))[1]
+
+
+now, denoise = late(model.now), late(model.denoise)
+rng = np.random.default_rng(0)
+row = Row(rng.integers(96, size=64), model.new_cache(), 0.7, np.zeros(64, np.float32), Text(np.arange(5, 45)))
+seconds = [now()]
+while seconds[-1] < seconds[0] + 1:
+    row.canvas = denoise([row])[0].sample
+    row.pending = Text()
+    seconds.append(now())
+cache = row.cache
+cache.save(sys.argv[1] + ".cache")
+model.new_cache().load(sys.argv[1] + ".cache")
+json.dump([seconds, row.canvas.tolist()], open(f"{sys.argv[1]}.{rank}", "w"))
+"""
+
+
+def test_time_is_that_of_rank_0(tmp_path):
+    """Ranks that are late at random, and whose clocks differ, stop at the same step; each saves and loads its share."""
+    (tmp_path / "decide.py").write_text(DECIDE)
+    run = torchrun(str(tmp_path / "decide.py"), str(tmp_path / "said"))
+    assert run.returncode == 0, run.stderr
+    zero, one = (json.loads((tmp_path / f"said.{rank}").read_text()) for rank in range(2))
+    assert zero == one and len(zero[0]) > 3 and all(np.diff(zero[0]) > 0)
+
+
+FAIL = """
+import sys, time
+from mlx_dgemma.errors import Mistake
+from mlx_dgemma.load import load
+from mlx_dgemma.terminal.command import run
+from mlx_dgemma.torch_backend import parallel
+
+
+def command():
+    model, _, _ = load(backend="torch", dtype="float32", tensor_parallel=2)
+    print("loading took a while", file=sys.stderr, flush=True)
+    for step in range(100):
+        model.now()
+        if step == 3 and parallel.rank() == int(sys.argv[1]):
+            raise {"Mistake": Mistake, "KeyError": KeyError}[sys.argv[2]]("the file is\\n empty")
+    print("an answer")
+
+
+sys.exit(run("name", command))
+"""
+
+
+@pytest.mark.parametrize("kind", ["Mistake", "KeyError"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_fails_says_so(tmp_path, rank, kind):
+    """And the others end, with nothing printed."""
+    (tmp_path / "fail.py").write_text(FAIL)
+    run = torchrun(str(tmp_path / "fail.py"), str(rank), kind)
+    assert run.returncode == 1 and run.stdout == ""
+    lines = run.stderr.splitlines()
+    assert lines.count("loading took a while") == 1
+    number = f"rank {rank}: "
+    if kind == "KeyError":
+        assert f"{number}Traceback (most recent call last):" in lines and r"KeyError: 'the file is\n empty'" in lines
+    else:
+        assert f"{number if rank else ''}name: the file is empty" in lines
+        assert run.stderr.count("Traceback") == 1  # torchrun's
 
 
 @pytest.mark.parametrize("bits", [None, 4])
