@@ -54,7 +54,9 @@ class Tokenizer:
         self.vocab_size: int = self._backend.get_vocab_size()
         self.is_byte_level: bool = isinstance(self._backend.decoder, tokenizers.decoders.ByteLevel)
         self.has_chat_template: bool = template is not None
-        self._template = ChatTemplate(template, self._folder, self.special_tokens, self.split) if template else None
+        self._template = None
+        if template is not None:
+            self._template = ChatTemplate(template, self._folder, self.special_tokens, self.split)
 
     def token_id(self, token: str) -> int | None:
         """Returns the id of one token by its exact text, None where the vocabulary lacks it."""
