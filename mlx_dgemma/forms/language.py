@@ -24,7 +24,7 @@ from ..tokens.tokenizer import Tokenizer
 from ..writing.blocks import Given, Open
 from ..writing.sampling import Sampling
 from ..writing.writing import Step, Writing, check_request
-from .automaton import compile
+from .construction import build_automaton
 from .expression import Expression
 from .lattice import BARRED, Lattice, Path, Vocabulary
 
@@ -44,7 +44,7 @@ class Language:
     def __init__(self, model: DiffusionModel, tokenizer: Tokenizer, expression: Expression):
         self.model = model
         vocabulary = _vocabulary(tokenizer, model.config.vocab_size)
-        self.lattice = Lattice(compile(expression), vocabulary, model.config)
+        self.lattice = Lattice(build_automaton(expression), vocabulary, model.config)
         self.ids: dict[int, np.ndarray] = {}  # of each token set
         self._sets: dict[str, int] = {}
         self._few: dict[int, np.ndarray | None] = {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Mistake, NotFound
-from .automaton import compile
+from .construction import build_automaton
 from .expression import (
     ANY,
     Both,
@@ -227,7 +227,7 @@ class _Reader:
             try:
                 found = escaped(pattern(schema["pattern"]))
                 content = Both(found, content) if "minLength" in schema or "maxLength" in schema else found
-                compile(content)  # whether there is any such text
+                build_automaton(content)  # whether there is any such text
             except Mistake as mistake:
                 raise refuse(str(mistake), "pattern") from None
         return series('"', content, '"')
