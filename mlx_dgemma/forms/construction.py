@@ -154,8 +154,8 @@ class _Graph:
     def bytes(self, product: Sequence[tuple[int, int]], start: int, end: int | None = None) -> int:
         """Lay out one byte after another, each in its range -> where they end, which is `end` if given."""
         for low, high in product:
-            node, target = self._after(start), self.node()
-            self.arcs[node].append((low, high, target))
+            node = self._after(start) if self.arcs[start] or self.free[start] else start
+            self.arcs[node].append((low, high, target := self.node()))
             start = target
         if end is None:
             return start
