@@ -11,8 +11,9 @@ import numpy as np
 from ..errors import Mistake
 
 MOST_STATES = 30_000  # a table of 30 MB
-MOST_WORK = 2_000_000  # arcs looked at, in about a second
+MOST_WORK = 2_000_000  # arcs looked at: about a second of a slow processor
 MOST_REFINEMENT = 200_000  # of them, to minimise one part
+FEWEST_ROUNDS = 8  # of refinement: a part that affords fewer is hardly ever done
 
 Row = list[tuple[int, int, int]]  # a state's moves, (first byte, last byte, next state): in order, no byte twice
 
@@ -141,7 +142,8 @@ def minimised(automaton: Automaton, budget: Budget) -> Automaton:
     """The smallest automaton of the same texts: Moore's refinement. The same one where that would take long."""
     rows, classes = automaton.rows, automaton.accepting.tolist()
     count, arcs = len(set(classes)), sum(map(len, rows)) + len(rows)
-    for _ in range(MOST_REFINEMENT // arcs):
+    rounds = MOST_REFINEMENT // arcs
+    for _ in range(rounds if rounds >= FEWEST_ROUNDS else 0):
         budget.spend(arcs)
         numbers: dict[tuple, int] = {}
         merged = [joined((low, high, classes[target]) for low, high, target in row) for row in rows]

@@ -51,10 +51,43 @@ def build_automaton(expression: Expression, *, reach: int | None = None, budget:
     """
     if isinstance(expression, Automaton):
         return expression
-    automaton = _Builder(expression, reach, budget or Budget()).automaton(expression)
+    budget = budget or Budget()
+    automaton = minimised(_Builder(expression, reach, budget).automaton(expression), budget)
     if not automaton.accepting.any():
         raise Mistake("nothing fits it")
     return automaton
+
+
+class Sizes:
+    """Estimates how many nodes each part of an expression takes, before anything is laid out."""
+
+    def __init__(self, reach: int | None = None):
+        self.reach = reach
+        self._known: dict[int, tuple[Expression, int]] = {}  # by id; the expression is kept, or its id were used again
+
+    def of(self, expression: Expression) -> int:
+        if id(expression) not in self._known:
+            self._known[id(expression)] = expression, self._estimate(expression)
+        return self._known[id(expression)][1]
+
+    def _estimate(self, expression: Expression) -> int:
+        match expression:
+            case Text(text):
+                return len(text)
+            case Automaton():
+                return expression.size
+            case Repeat(what):
+                least, most = counts(expression, self.reach)
+                return self.of(what) * max(least, most or 0, 1)
+            case Joined(parts, _, between):
+                return sum(map(self.of, parts)) + len(parts) * self.of(between)
+        return sum(map(self.of, children(expression))) or 1
+
+
+def counts(repeat: Repeat, reach: int | None) -> tuple[int, int | None]:
+    """How often, at least and at most, in a text of at most `reach` bytes."""
+    beyond = reach is not None and repeat.most is not None and repeat.most >= reach
+    return repeat.least, None if beyond else repeat.most
 
 
 class _Builder:
@@ -80,11 +113,6 @@ class _Builder:
         if id(expression) not in self.parts:
             self.parts[id(expression)] = minimised(self.automaton(expression), self.budget)
         return self.parts[id(expression)]
-
-    def counts(self, repeat: Repeat) -> tuple[int, int | None]:
-        """How often, at least and at most; no more matters than there are bytes."""
-        within = repeat.most is None or self.reach is None or repeat.most < self.reach
-        return repeat.least, repeat.most if within else None
 
 
 @lru_cache(maxsize=256)
@@ -167,7 +195,7 @@ class _Graph:
         return node
 
     def _repeat(self, repeat: Repeat, start: int) -> int:
-        least, most = self.builder.counts(repeat)
+        least, most = counts(repeat, self.builder.reach)
         what = repeat.what if max(least, most or 0) < 2 else self.builder.part(repeat.what)
         for _ in range(least):
             start = self.add(what, start)

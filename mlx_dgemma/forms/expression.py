@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from .automaton import Automaton
@@ -58,7 +58,7 @@ class Both:
     other: Expression
 
 
-Expression = "Chars | Text | Series | Either | Repeat | Joined | Both | Automaton"  # the last: built already
+Expression: TypeAlias = "Chars | Text | Series | Either | Repeat | Joined | Both | Automaton"  # the last: built already
 ANY = Chars(((0, LAST),))
 
 
