@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import Mistake
 
 MOST_STATES = 30_000  # a table of 30 MB
-MOST_WORK = 2_000_000  # arcs looked at: about a second of a slow processor
+MOST_WORK = 1_200_000  # arcs looked at: about a second of a slow processor
 MOST_REFINEMENT = 200_000  # of them, to minimise one part
 FEWEST_ROUNDS = 8  # of refinement: a part that affords fewer is hardly ever done
 
@@ -41,6 +41,11 @@ class Automaton:
     def size(self) -> int:
         """Number of states."""
         return len(self.rows)
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """The accepting states."""
+        return np.flatnonzero(self.accepting).tolist()
 
     @cached_property
     def table(self) -> np.ndarray:
@@ -90,7 +95,7 @@ def intersection(one: Automaton, other: Automaton, budget: Budget) -> Automaton:
         if len(order) > MOST_STATES:
             raise Mistake(too_large())
         row = []
-        budget.spend(len(one.rows[a]) + len(other.rows[b]))
+        budget.spend(2 * (len(one.rows[a]) + len(other.rows[b])))
         for low, high, pair in _overlapping(one.rows[a], other.rows[b]):
             if pair not in numbers:
                 numbers[pair] = len(order)

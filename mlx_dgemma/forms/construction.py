@@ -8,7 +8,7 @@ is made deterministic and minimal first, and copied from then on.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, reduce
 
@@ -16,7 +16,7 @@ from ..errors import Mistake
 from .automaton import MOST_STATES, Automaton, Budget, Row, intersection, joined, minimised, too_large, trimmed
 from .expression import LAST, Both, Chars, Either, Expression, Joined, Ranges, Repeat, Series, Text, children
 
-MOST_NODES = 10 * MOST_STATES
+MOST_NODES = 5 * MOST_STATES
 
 
 def utf8(low: int, high: int) -> Iterator[tuple[tuple[int, int], ...]]:
@@ -145,15 +145,14 @@ class _Graph:
 
     def __init__(self, builder: _Builder):
         self.builder, self.budget = builder, builder.budget
-        self.arcs: list[Row] = []
-        self.free: list[list[int]] = []
+        self.arcs: list[Row | tuple[()]] = []
+        self.free: dict[int, list[int]] = defaultdict(list)
         self.closures: dict[int, list[int]] = {}
 
     def node(self) -> int:
         if len(self.arcs) >= MOST_NODES:
             raise Mistake(too_large())
-        self.arcs.append([])
-        self.free.append([])
+        self.arcs.append(())
         return len(self.arcs) - 1
 
     def add(self, expression: Expression, start: int, inside: bool = False) -> int:
@@ -182,8 +181,8 @@ class _Graph:
     def bytes(self, product: Sequence[tuple[int, int]], start: int, end: int | None = None) -> int:
         """Lay out one byte after another, each in its range -> where they end, which is `end` if given."""
         for low, high in product:
-            node = self._after(start) if self.arcs[start] or self.free[start] else start
-            self.arcs[node].append((low, high, target := self.node()))
+            node = self._after(start) if self.arcs[start] or start in self.free else start
+            self.arcs[node] = [(low, high, target := self.node())]
             start = target
         if end is None:
             return start
@@ -229,27 +228,27 @@ class _Graph:
         return written
 
     def _embed(self, automaton: Automaton, start: int) -> int:
-        base, end = len(self.arcs), self.node()
-        base += 1
+        end = self.node()
+        base = end + 1
         if base + automaton.size > MOST_NODES:
             raise Mistake(too_large())
         self.arcs += [[(low, high, target + base) for low, high, target in row] for row in automaton.rows]
-        self.free += [[end] if accepts else [] for accepts in automaton.accepting.tolist()]
         self.free[start].append(base)
-        self.budget.spend(automaton.size)
+        for state in automaton.ends:
+            self.free[base + state].append(end)
         return end
 
     def _closure(self, node: int) -> list[int]:
-        """What is reached from `node` for nothing, and matters: has arcs, or is an end."""
+        """The nodes reached from `node` for nothing that have arcs, or are an end."""
         if node not in self.closures:
             seen, waiting = {node}, [node]
             while waiting:
-                for target in self.free[waiting.pop()]:
+                for target in self.free.get(waiting.pop(), ()):
                     if target not in seen:
                         seen.add(target)
                         waiting.append(target)
             self.budget.spend(len(seen))
-            self.closures[node] = [target for target in seen if self.arcs[target] or not self.free[target]]
+            self.closures[node] = [target for target in seen if self.arcs[target] or target not in self.free]
         return self.closures[node]
 
     def deterministic(self, end: int) -> Automaton:
@@ -288,14 +287,15 @@ class _Graph:
         for low, high, target in arcs:
             opening[low].append(target)
             closing[high + 1].append(target)
-        active: Counter[int] = Counter()
+        active: dict[int, int] = {}  # the nodes led to from here on, each with the number of its arcs
         first = 0
         for border in sorted(opening.keys() | closing.keys()):
             if active:
                 self.budget.spend(len(active))
                 yield first, border - 1, frozenset(active)
-            active.update(opening[border])
-            for target in closing[border]:
+            for target in opening.get(border, ()):
+                active[target] = active.get(target, 0) + 1
+            for target in closing.get(border, ()):
                 active[target] -= 1
                 if not active[target]:
                     del active[target]
