@@ -210,22 +210,20 @@ class _Graph:
         return end
 
     def _join(self, joined: Joined, start: int) -> int:
-        empty: int | None = start  # where nothing is written yet; None once something must have been
-        written = self.node()
-        for part, needed in zip(joined.parts, joined.needed, strict=True):
-            begin, after = self.node(), self.node()
-            self.free[self.add(joined.between, written)].append(begin)
-            if empty is not None:
-                self.free[empty].append(begin)
-            self.free[self.add(part, begin)].append(after)
-            if needed:
-                empty = None
-            else:
-                self.free[written].append(after)
-            written = after
-        if empty is not None:
-            self.free[empty].append(written)
-        return written
+        end, last = self.node(), max((i for i, needed in enumerate(joined.needed) if needed), default=0)
+        first, further = start, self.node()  # before each part, where nothing is written yet, and behind `between`
+        for i, (part, needed) in enumerate(zip(joined.parts, joined.needed, strict=True)):
+            begin, before = self.node(), (first, further)
+            first, further = self.node(), self.node()
+            for node, skipped in zip(before, (first, further), strict=True):
+                self.free[node] += [begin] if needed else [begin, skipped]
+            written = self.add(part, begin)
+            if i < len(joined.parts) - 1:
+                self.free[self.add(joined.between, written)].append(further)
+            if i >= last:
+                self.free[written].append(end)
+        self.free[first].append(end)
+        return end
 
     def _embed(self, automaton: Automaton, start: int) -> int:
         end = self.node()
