@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from .automaton import Automaton
 
 LAST = 0x10FFFF
 Ranges = tuple[tuple[int, int], ...]
@@ -54,8 +58,22 @@ class Both:
     other: Expression
 
 
-Expression = Chars | Text | Series | Either | Repeat | Joined | Both
+Expression: TypeAlias = "Chars | Text | Series | Either | Repeat | Joined | Both | Automaton"  # the last: built already
 ANY = Chars(((0, LAST),))
+
+
+def children(expression: Expression) -> tuple[Expression, ...]:
+    """The expressions that this one is put together from."""
+    match expression:
+        case Series(parts) | Either(parts):
+            return parts
+        case Repeat(what):
+            return (what,)
+        case Joined(parts, _, between):
+            return (*parts, between)
+        case Both(one, other):
+            return one, other
+    return ()
 
 
 def series(*parts: Expression | str) -> Expression:

@@ -1,4 +1,4 @@
-"""Writing within a language: whatever the model predicts, the text that comes of it is one of the expression's.
+"""Writing within a language: whatever the model predicts, the text that comes of it is one of the automaton's.
 
 A pass predicts each position apart from the others, so its argmax need not be a text of the language, nor even be cut
 where the language is. The draft is therefore the most probable text of the language, by those predictions
@@ -24,8 +24,7 @@ from ..writing.batch import InProgress
 from ..writing.blocks import Block, Open
 from ..writing.diffuse import begin
 from ..writing.writing import check_room
-from .automaton import compile
-from .expression import Expression
+from .automaton import Automaton
 from .lattice import BARRED, Lattice, Path, Vocabulary
 
 OVERRULED = 1.0  # nats of a position whose argmax cannot stand there: too many to be accepted, or to settle
@@ -34,14 +33,14 @@ OVERRULED = 1.0  # nats of a position whose argmax cannot stand there: too many 
 class Language:
     """What a model may write, in its tokens. Made once, for any number of texts."""
 
-    def __init__(self, model: DiffusionModel, vocabulary: Vocabulary, expression: Expression):
+    def __init__(self, model: DiffusionModel, vocabulary: Vocabulary, automaton: Automaton):
         """`vocabulary` is the same for every language of a tokenizer, and a second of work."""
         self.model = model
-        self.lattice = Lattice(compile(expression), vocabulary, model.facts)
+        self.lattice = Lattice(automaton, vocabulary, model.facts)
         self.sets: list[TokenSet] = []  # what `Block.allowed` points to
         self._numbers: dict[str, int] = {}
-        self._few: dict[int, np.ndarray | None] = {}
-        self._next: dict[int, TokenSet] = {}
+        self._exact: dict[int, np.ndarray | None] = {}  # by state
+        self._next: dict[int, tuple[TokenSet, int]] = {}  # by state, with the room that it takes
 
     def _number(self, key: str, ids: Callable[[], np.ndarray]) -> int:
         """Where the token set of `ids()`, made once, is in `sets`."""
@@ -60,18 +59,21 @@ class Language:
 
     def exactly(self, state: int, entry: int) -> int:
         """The set of one state; that of its whole slot where it is too large for log-probabilities."""
-        if state not in self._few:
-            self._few[state] = self.lattice.allowed(state, LOGPROB_SET - 1)
-        few = self._few[state]
-        return self.slot(entry) if few is None else self._number(f"state {state}", lambda: few)
+        if state not in self._exact:
+            self._exact[state] = self.lattice.allowed(state, LOGPROB_SET - 1)
+        ids = self._exact[state]
+        return self.slot(entry) if ids is None else self._number(f"state {state}", lambda: ids)
 
     def following(self, state: int, room: int) -> TokenSet:
         """What may come next so that the text can still be ended within `room` tokens."""
-        if room < self.lattice.ample:
-            return self.model.token_set(self.lattice.following(state, room).tolist())
-        if state not in self._next:
-            self._next[state] = self.model.token_set(self.lattice.following(state, room).tolist())
-        return self._next[state]
+        known, ample = self._next.get(state, (None, 0))
+        if known is not None and room >= ample:
+            return known
+        ids, ample = self.lattice.following(state, room)
+        allowed = self.model.token_set(ids.tolist())
+        if room >= ample:
+            self._next[state] = allowed, ample
+        return allowed
 
     def ending(self, tokens: Sequence[int]) -> np.ndarray:
         """int32: the shortest way to end a text that begins with `tokens`, with the stop token; empty if it has ended."""

@@ -1,20 +1,22 @@
-"""An automaton over bytes, read in tokens: what may stand where, how far the end is, and the best way through a canvas.
+"""An automaton over bytes, read in tokens: which may come where, how far the end is, the best way through a canvas.
 
-A state here is one between two tokens. Where only one text can follow, only the token is allowed with which the
+A state here lies between two tokens. Where only one text can follow, only the token is allowed with which the
 tokenizer begins it, so that a model sees what it was trained on; elsewhere all tokens are, those that cross from one
-part of the text into the next included. Behind the text stand a stop token and the filler that a canvas ends with.
-Nothing is made for all states and all tokens: with lengths to count there are thousands of the ones, and a quarter of
-a million of the others.
+part of the text into the next included. Behind the text come a stop token and the filler that a canvas ends with.
+Nothing is computed for all pairs of a state and a token: where lengths are counted there are thousands of states, and
+a vocabulary has a quarter of a million tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
-from ..checkpoint.config import ModelConfig
+from ..seam.model import Facts
 from ..tokens.tokenizer import Tokenizer
 from .automaton import Automaton
 
@@ -24,7 +26,7 @@ FAR = np.iinfo(np.int32).max
 
 
 class Vocabulary:
-    """What each token writes, in bytes; b"" for special ones, and for all but one of those that write the same."""
+    """The bytes that each token writes; b"" for special tokens, and for all but one of those that write the same."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int):
         self.encode = tokenizer.encode
@@ -34,98 +36,114 @@ class Vocabulary:
         self.longest = int(self.lengths.max())
         joined = b"".join(text.ljust(self.longest, b"\0") for text in self.spelt)
         self.bytes = np.frombuffer(joined, np.uint8).reshape(vocab_size, self.longest)
-        # By first byte, the long ones first.
-        order = np.argsort(-self.lengths, kind="stable")
-        order = order[self.lengths[order] > 0]
-        self.by_first = [order[self.bytes[order, 0] == byte] for byte in range(256)]
+        # Those that write something, the long ones first, so that the tokens of more than n bytes are a slice.
+        self.order = np.argsort(-self.lengths, kind="stable")[: np.count_nonzero(self.lengths)]
+        self.first = self.bytes[self.order, 0]
+        self._starts: dict[bytes, list[tuple[int, int]]] = {}
 
-    def beginning(self, follow: np.ndarray) -> np.ndarray:
-        """The tokens that begin with one of these bytes, the long ones first."""
-        tokens = np.concatenate([self.by_first[byte] for byte in follow] or [np.zeros(0, int)])
-        return tokens[np.argsort(-self.lengths[tokens], kind="stable")]
+    def beginning(self, bytes_: np.ndarray) -> np.ndarray:
+        """[256] bool -> the tokens that begin with one of these bytes, the long ones first."""
+        return self.order[bytes_[self.first]]
+
+    def longer(self, tokens: np.ndarray) -> list[int]:
+        """How many of `tokens`, the long ones first, write more than 0, 1, 2, … bytes."""
+        return np.searchsorted(-self.lengths[tokens], -np.arange(self.longest)).tolist()
+
+    def starts(self, text: bytes) -> list[tuple[int, int]]:
+        """The tokens with which `text` can begin: (number of bytes, token) each."""
+        if text not in self._starts:
+            lengths = range(1, min(len(text), self.longest) + 1)
+            self._starts[text] = [(n, self.token[text[:n]]) for n in lengths if text[:n] in self.token]
+        return self._starts[text]
 
 
 @dataclass(frozen=True)
 class Path:
+    """Tokens, and the states that they lead through."""
+
     tokens: np.ndarray  # [L] int32
-    states: np.ndarray  # [L + 1]: before and after each of them
+    states: np.ndarray  # [L + 1]: before and after each token
+
+
+class Following(NamedTuple):
+    """The tokens that may come next."""
+
+    ids: np.ndarray  # [n] int64, sorted
+    ample: int  # room in tokens from which on these are all that may ever come here: less would leave some out
 
 
 class Lattice:
-    """States are the automaton's, and one more, `end`, behind the stop token."""
+    """The ways through an automaton in tokens. The states are the automaton's and one more, `end`, behind the stop
+    token.
 
-    def __init__(self, automaton: Automaton, vocabulary: Vocabulary, config: ModelConfig):
+    `left` [states] is the number of tokens, the stop token included, of the shortest way to the end that is known: the
+    text of the fewest bytes, in the fewest tokens. `out` [states, 2] is that way's next token, and the state behind
+    it. `forced` [states] says where one text must follow, and `written` [states] which token begins it (else -1).
+    """
+
+    def __init__(self, automaton: Automaton, vocabulary: Vocabulary, facts: Facts):
         self.vocabulary, self.automaton = vocabulary, automaton
-        self.end = len(automaton.accepting)
-        self.table = np.concatenate([automaton.table, np.full((1, 256), -1, np.int32)])
+        self.end = automaton.size
+        self.table = np.concatenate([automaton.table, np.full((1, 256), -1, np.int32)])  # -1 leads to -1
         self.accepting = np.append(automaton.accepting, False)
-        self.stops = np.unique(config.stop_ids)
-        self.filler = np.unique([*config.stop_ids, config.pad_id])
+        self.stops = np.unique(facts.stop_ids)
+        self.filler = np.unique([*facts.stop_ids, facts.pad_id])
         self.ending = np.zeros((len(vocabulary.spelt), 2), bool)  # by token: ends a text, may stand behind it
         self.ending[self.stops, 0] = self.ending[self.filler, 1] = True
-        self.written = np.full(self.end + 1, -1)  # the token of a text that is forced, -1 where there is a choice
-        for state in np.flatnonzero(automaton.only >= 0).tolist():
-            self.written[state] = self._written(state)
+        self.written = self._forced_tokens()
         self.forced = self.written >= 0
-        self._find_ways_out()
+        self.left, self.out = self._ways_out()
 
-    def _written(self, state: int) -> int:
-        """The token with which the tokenizer begins the one text that can follow.
+    def _forced_tokens(self) -> np.ndarray:
+        """[states] the token with which the tokenizer begins the one text that can follow, -1 where there are more.
 
         A space before a choice is left to it: in most vocabularies it belongs to the word behind.
         """
-        only, text = self.automaton.only, bytearray()
-        while only[state] >= 0 and len(text) < AHEAD:
-            text.append(only[state])
-            state = self.table[state, only[state]]
-        ends = len(text) == AHEAD or (self.accepting[state] and (self.table[state] < 0).all())
-        known = bytes(text) if ends else bytes(text).rstrip(b" ")
+        only = self.automaton.only.tolist()
+        final = [not row for row in self.automaton.rows]
+        texts, ends = [b""] * self.end, list(range(self.end))  # the bytes that must follow, the state behind them
+        tokens: dict[tuple[bytes, bool], int] = {}
+        written = np.full(self.end + 1, -1)
+        for state in self.automaton.nearest[0]:
+            if only[state] < 0:
+                continue
+            target = self.automaton.rows[state][0][2]  # nearer to the end, so it has been here before
+            text = texts[state] = bytes([only[state]]) + texts[target][: AHEAD - 1]
+            ends[state] = ends[target]
+            key = text, len(text) == AHEAD or final[ends[state]]
+            if key not in tokens:
+                tokens[key] = self._first_token(*key)
+            written[state] = tokens[key]
+        return written
+
+    def _first_token(self, text: bytes, whole: bool) -> int:
+        """The tokenizer's first token of `text`, which no choice follows where it is `whole`; -1 for none."""
+        known = text if whole else text.rstrip(b" ")
         if known and 0x80 <= known[0] < 0xC0:  # inside a character, which is being written byte by byte
             return self.vocabulary.token.get(known[:1], -1)
         tokens = self.vocabulary.encode(known.decode("utf-8", "ignore"))
         spelt = self.vocabulary.spelt[tokens[0]] if tokens else b""
         return tokens[0] if spelt and known.startswith(spelt) else -1
 
-    def _find_ways_out(self) -> None:
-        """`left` [states]: tokens to the end, the stop token among them, over the text of the fewest bytes; and with
-        which token that way begins, and where it leads."""
-        byte, order = self._shortest_texts()
-        self.left = np.full(self.end + 1, FAR)
-        self.left[self.end] = 0
-        self.out = np.zeros((self.end + 1, 2), np.int64)  # token, state
-        self.out[self.end] = self.filler[0], self.end
+    def _ways_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """`left` and `out`."""
+        order, byte = self.automaton.nearest
+        rows, written, longest = self.automaton.rows, self.written.tolist(), self.vocabulary.longest
+        texts, targets = [b""] * self.end, [self.end] * self.end  # the shortest text, the state behind its first byte
+        left, out = [FAR] * self.end + [0], [(0, 0)] * self.end + [(int(self.filler[0]), self.end)]
         for state in order:
-            options = [(1, int(self.stops[0]), self.end)] if byte[state] < 0 else self._along(state, byte)
-            for left, *out in options:
-                if left < self.left[state]:
-                    self.left[state], self.out[state] = left, out
-
-    def _along(self, state: int, byte: np.ndarray) -> list[tuple[int, int, int]]:
-        """(tokens to the end, token, state) for each token that begins the shortest text."""
-        only, text, found = int(self.written[state]), b"", []
-        while byte[state] >= 0 and len(text) < self.vocabulary.longest:
-            text += bytes([byte[state]])
-            state = int(self.table[state, byte[state]])
-            token = self.vocabulary.token.get(text)
-            if token is not None and only in (-1, token) and self.left[state] < FAR:
-                found.append((int(self.left[state]) + 1, token, state))
-        return found
-
-    def _shortest_texts(self) -> tuple[np.ndarray, list[int]]:
-        """[states] the next byte on the shortest way to an accepting one, -1 in those; the states, nearest first."""
-        sources, bytes_ = np.nonzero(self.table >= 0)
-        targets = self.table[sources, bytes_]
-        byte, order = np.full(self.end + 1, -1), np.flatnonzero(self.accepting).tolist()
-        seen, near = self.accepting.copy(), self.accepting
-        while True:
-            new = near[targets] & ~seen[sources]
-            if not new.any():
-                return byte, order
-            found, first = np.unique(sources[new], return_index=True)
-            byte[found] = bytes_[new][first]
-            near = np.zeros(self.end + 1, bool)
-            near[found] = seen[found] = True
-            order += found.tolist()
+            if byte[state] < 0:
+                left[state], out[state] = 1, (int(self.stops[0]), self.end)
+                continue
+            target = next(target for low, high, target in rows[state] if low <= byte[state] <= high)
+            texts[state], targets[state] = bytes([byte[state]]) + texts[target][: longest - 1], target
+            at, behind = 0, state
+            for length, token in self.vocabulary.starts(texts[state]):
+                while at < length:
+                    at, behind = at + 1, targets[behind]
+                if written[state] in (-1, token) and left[behind] + 1 < left[state]:
+                    left[state], out[state] = left[behind] + 1, (token, behind)
+        return np.array(left), np.array(out)
 
     def moves(self, states: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """[states, ids]: where each token leads from each state, -1 for nowhere."""
@@ -148,30 +166,61 @@ class Lattice:
             return self.written[state : state + 1]
         if state == self.end:
             return self.filler
-        follow = np.flatnonzero(self.table[state] >= 0)
-        tokens = self.vocabulary.beginning(follow)
-        if len(tokens) > 50 * most:
+        if np.count_nonzero(self.table[state, self.vocabulary.first] >= 0) > 50 * most:
             return None
-        tokens = tokens[self.moves(np.array([state]), tokens)[0] >= 0] if len(tokens) else tokens
+        tokens, _ = self._tokens(state)
         tokens = np.union1d(tokens, self.stops) if self.accepting[state] else np.sort(tokens)
         return tokens if len(tokens) <= most else None
 
+    def following(self, state: int, room: int) -> Following:
+        """The ids of all tokens that may come next if the text is to end within `room` tokens, the stop token
+        included. At least one where `left[state] <= room`."""
+        if self.forced[state] or state == self.end:
+            ids = self.written[state : state + 1] if self.forced[state] else self.filler
+            return Following(ids if self.left[state] <= room else ids[:0], int(self.left[state]))
+        tokens, targets = self._tokens(state)
+        left = self.left[targets] + 1
+        if self.accepting[state]:
+            tokens, left = np.append(tokens, self.stops), np.append(left, np.ones(len(self.stops), int))
+        return Following(np.sort(tokens[left <= room]), int(left.max(initial=0)))
+
+    def ending(self, state: int) -> np.ndarray:
+        """[left[state]] int32: the tokens of the shortest way to the end, the stop token last."""
+        tokens = []
+        while state != self.end:
+            token, state = self.out[state].tolist()
+            tokens.append(token)
+        return np.array(tokens, np.int32)
+
+    def _tokens(self, state: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens whose bytes may follow, and the state behind each."""
+        tokens = self.vocabulary.beginning(self.table[state] >= 0)
+        text, targets = self.vocabulary.bytes, np.full(len(tokens), state)
+        for place, long in enumerate(self.vocabulary.longer(tokens)):
+            targets[:long] = self.table[targets[:long], text[tokens[:long], place]]
+        alive = targets >= 0
+        return tokens[alive], targets[alive]
+
     def somewhere(self, states: np.ndarray) -> np.ndarray:
         """The ids that may stand in some of `states`, with a few that may not: judged by each two bytes in a row."""
-        table = self.table[states]
-        pairs = np.zeros((256, 256), bool)
-        for byte in np.flatnonzero((table >= 0).any(0)):
-            targets = np.unique(table[:, byte])
-            pairs[byte] = (self.table[targets[targets >= 0]] >= 0).any(0)
-        tokens = self.vocabulary.beginning(np.flatnonzero((table >= 0).any(0)))
-        for place in range(1, self.vocabulary.longest):
-            long = int(np.searchsorted(-self.vocabulary.lengths[tokens], -place))  # the first so many go on
-            text = self.vocabulary.bytes[tokens[:long]]
-            keep = np.ones(len(tokens), bool)
-            keep[:long] = pairs[text[:, place - 1], text[:, place]]
-            tokens = tokens[keep]
+        rows = [self.automaton.rows[state] for state in states.tolist() if state != self.end]
+        first, pairs = np.zeros(256, bool), np.zeros((256, 256), bool)
+        for low, high, after in {(low, high, self._moves[target]) for row in rows for low, high, target in row}:
+            first[low : high + 1] = True
+            for low_after, high_after in after:
+                pairs[low : high + 1, low_after : high_after + 1] = True
+        tokens = self.vocabulary.beginning(first)
+        text, keep = self.vocabulary.bytes, np.ones(len(tokens), bool)
+        for place, long in enumerate(self.vocabulary.longer(tokens)[1:], start=1):
+            keep[:long] &= pairs[text[tokens[:long], place - 1], text[tokens[:long], place]]
+        tokens = tokens[keep]
         ends = self.accepting[states].any() or (states == self.end).any()
         return np.union1d(tokens, self.filler) if ends else np.sort(tokens)
+
+    @cached_property
+    def _moves(self) -> list[tuple[tuple[int, int], ...]]:
+        """The ranges of bytes that may follow in each state of the automaton."""
+        return [tuple((low, high) for low, high, _ in row) for row in self.automaton.rows]
 
     def slot(self, state: int) -> np.ndarray:
         """The states that are reached from `state` up to the next choice behind something forced."""

@@ -1,94 +1,243 @@
-"""A schema's `pattern` -> an expression for texts in which it is found.
+"""A schema's `pattern` -> the expression of the texts in which it is found.
 
-Read by Python's own parser, because `jsonschema` looks for it with `re.search`. Classes such as \\w are taken to be
-ASCII, and a dot to be no line end of any kind, so that whatever reads the pattern another way finds it as well.
+Patterns are regular expressions of ECMA-262, as JSON Schema says, without what no finite automaton can hold.
+`jsonschema` looks for them with Python's `re` instead. Where the two dialects differ, the expression has only texts in
+which both find the pattern: a class such as \\w has ASCII characters alone, a dot is no line end of any kind, and $ is
+the very end. Where they disagree more than that (\\A, [], a++) the pattern is refused. Python cannot read (?<name>…),
+\\p{L}, \\u{1F600} and [\\w-.] at all: these are ECMA-262's alone.
 """
 
 from __future__ import annotations
 
 import re
-import re._constants as op  # what sre_parse was until 3.11; `re` has no public way to its tree
-import re._parser
+import unicodedata
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from typing import TypeAlias
 
 from ..errors import Mistake
-from .expression import ANY, Chars, Either, Expression, Ranges, Repeat, overlap, series, without
+from .automaton import Budget
+from .expression import ANY, LAST, Chars, Either, Expression, Ranges, Repeat, overlap, series, without
 
+LONGEST = 10_000  # characters of a pattern
 ASCII: Ranges = ((0, 127),)
+AGREED: Ranges = ((0, 27), (32, 127))  # ASCII but 28 to 31, which are spaces to Python alone
+DIGIT: Ranges = ((48, 57),)
+SPACE: Ranges = ((9, 13), (32, 32))
 WORD: Ranges = ((48, 57), (65, 90), (95, 95), (97, 122))
 LINE_ENDS: Ranges = ((10, 10), (13, 13), (0x2028, 0x2029))
-CATEGORIES = {
-    op.CATEGORY_DIGIT: ((48, 57),),
-    op.CATEGORY_SPACE: ((9, 13), (32, 32)),
-    op.CATEGORY_WORD: WORD,
-    op.CATEGORY_NOT_DIGIT: overlap(without(((48, 57),)), ASCII),
-    op.CATEGORY_NOT_SPACE: overlap(without(((9, 13), (28, 32))), ASCII),  # Python counts 28 to 31 as spaces
-    op.CATEGORY_NOT_WORD: overlap(without(WORD), ASCII),
+CLASSES = {"d": DIGIT, "s": SPACE, "w": WORD}
+CLASSES |= {name.upper(): overlap(without(ranges), AGREED) for name, ranges in CLASSES.items()}
+CONTROLS = {"0": "\0", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+
+GROUP = re.compile(r"\((?:\?:|\?P?<[a-z_$][\w$]*>)?(?!\?)", re.ASCII | re.IGNORECASE)
+QUANTIFIER = re.compile(r"([*+?])|\{(\d+)(,?)(\d*)\}", re.ASCII)
+CODE = re.compile(r"x([\da-f]{2})|u([\da-f]{4})|u\{0*([\da-f]{1,6})\}", re.IGNORECASE)
+LOW_SURROGATE = re.compile(r"\\u(d[c-f][\da-f]{2})", re.IGNORECASE)
+PROPERTY = re.compile(r"[pP]\{(?:(?:gc|General_Category)=)?(\w+)\}", re.ASCII)
+REFUSED = {  # what begins so -> why
+    r"\(\?<?[=!]": "a look-around cannot be held",
+    r"\(\?(?!:|P?<)": "flags and Python's own groups cannot be held",
+    r"\\[bB]": "a word boundary cannot be held",
+    r"\\(?:[1-9]|k)": "a reference to a group cannot be held",
+    r"\[\^?\]": "Python reads an empty class otherwise",
+    r"\{,\d*\}": "Python reads it otherwise: begin it with {0,",
+    r"[*+?]|\{\d+,?\d*\}": "there is nothing that it could repeat",
 }
 
 
+@dataclass(frozen=True)
+class Anchor:
+    sign: str  # ^ or $
+
+
+@dataclass(frozen=True)
+class Group:
+    branches: tuple[tuple[Node, ...], ...]
+
+    @property
+    def anchored(self) -> bool:
+        nodes = (node for branch in self.branches for node in branch)
+        return any(isinstance(node, Anchor) or (isinstance(node, Group) and node.anchored) for node in nodes)
+
+
+Node: TypeAlias = "Expression | Anchor | Group"
+
+
 def pattern(text: str) -> Expression:
-    """Mistake that names what cannot be held."""
+    """Mistake that names what cannot be held, or is no pattern."""
+    if len(text) > LONGEST:
+        raise Mistake(f"a pattern has {LONGEST} characters at most, got {len(text)}")
+    reader = _Reader(text)
+    group = reader.group()
+    if reader.rest:
+        raise reader.mistake("a bracket is closed that was not opened")
     try:
-        tree = re._parser.parse(text)
-    except re.error as error:
-        raise Mistake(f"{text!r} is no pattern that Python reads: {error}") from None
-    if tree.state.flags & ~re.UNICODE:
-        raise Mistake(f"{text!r}: flags cannot be held")
-    return _found(list(tree))
+        return _searched((group,), False, False, Budget(LONGEST))
+    except Mistake as mistake:
+        raise Mistake(f"{text!r}: {mistake}") from None
 
 
-def _found(tree: list) -> Expression:
-    """Texts with `tree` in them: at their beginning or end where it says so."""
-    for place in (0, -1):  # ^a|b$ says so in each of its branches
-        if tree and tree[place][0] in (op.BRANCH, op.SUBPATTERN) and _anchors(tree[place]):
-            before, after = ([], tree[1:]) if place == 0 else (tree[:-1], [])
-            return Either(tuple(_found([*before, *branch, *after]) for branch in _branches(tree[place])))
-    begins, ends = (op.AT, op.AT_BEGINNING) in tree[:1], (op.AT, op.AT_END) in tree[-1:]
-    inside = tree[begins : len(tree) - ends]
+def _searched(nodes: tuple[Node, ...], begins: bool, ends: bool, budget: Budget) -> Expression:
+    """The texts in which `nodes` are found: at the beginning or the end, where that is so or an anchor says it."""
+    budget.spend(len(nodes) + 1)
+    while nodes and nodes[0] == Anchor("^"):
+        begins, nodes = True, nodes[1:]
+    while nodes and nodes[-1] == Anchor("$"):
+        ends, nodes = True, nodes[:-1]
+    for place in (0, len(nodes) - 1):  # ^a|b$ has anchors in its branches
+        if nodes and isinstance(group := nodes[place], Group) and group.anchored:
+            ways = ((*nodes[:place], *branch, *nodes[place + 1 :]) for branch in group.branches)
+            return Either(tuple(_searched(way, begins, ends, budget) for way in ways))
     anything = Repeat(ANY)
-    return series(*[] if begins else [anything], *map(_expression, inside), *[] if ends else [anything])
+    return series(*[] if begins else [anything], *map(_expression, nodes), *[] if ends else [anything])
 
 
-def _branches(node: tuple) -> list:
-    kind, value = node
-    return [list(branch) for branch in value[1]] if kind is op.BRANCH else [list(value[3])]
+def _expression(node: Node) -> Expression:
+    if isinstance(node, Anchor):
+        raise Mistake(f"{node.sign} can be held only where the whole text begins or ends")
+    if isinstance(node, Group):
+        return Either(tuple(series(*map(_expression, branch)) for branch in node.branches))
+    return node
 
 
-def _anchors(node: tuple) -> bool:
-    kind, _ = node
-    if kind in (op.BRANCH, op.SUBPATTERN):
-        return any(_anchors(inner) for branch in _branches(node) for inner in branch)
-    return kind is op.AT
+class _Reader:
+    """Reads a pattern from left to right."""
+
+    def __init__(self, text: str):
+        self.text, self.at = text, 0
+
+    @property
+    def rest(self) -> str:
+        """The next character, "" at the end."""
+        return self.text[self.at : self.at + 1]
+
+    def mistake(self, why: str) -> Mistake:
+        return Mistake(f"{self.text!r}: {why}, at {self.text[self.at : self.at + 8]!r}")
+
+    def take(self, what: str | re.Pattern) -> re.Match | None:
+        """Goes past what comes next, if it is this."""
+        found = re.compile(what).match(self.text, self.at)
+        self.at = found.end() if found else self.at
+        return found
+
+    def group(self) -> Group:
+        branches = [self.branch()]
+        while self.take(r"\|"):
+            branches.append(self.branch())
+        return Group(tuple(branches))
+
+    def branch(self) -> tuple[Node, ...]:
+        nodes = []
+        while self.rest not in ("", "|", ")"):
+            for begin, why in REFUSED.items():
+                if re.compile(begin).match(self.text, self.at):
+                    raise self.mistake(why)
+            sign = self.take(r"[\^$]")
+            nodes.append(Anchor(sign[0]) if sign else self.repeated(self.atom()))
+        return tuple(nodes)
+
+    def repeated(self, atom: Node) -> Node:
+        quantifier = self.take(QUANTIFIER)
+        if not quantifier:
+            return atom
+        sign, least, comma, most = quantifier.groups()
+        self.take(r"\?")  # the shortest or the longest match: the same texts
+        if max(map(len, (least or "", most or ""))) > 9:
+            raise self.mistake("a number of repetitions is too large")
+        if sign:
+            low, high = {"*": (0, None), "+": (1, None), "?": (0, 1)}[sign]
+        else:
+            low = int(least)
+            high = int(most) if most else None if comma else low
+        if high is not None and high < low:
+            raise self.mistake(f"no text is repeated at least {low} and at most {high} times")
+        return Repeat(_expression(atom), low, high)
+
+    def atom(self) -> Node:
+        if self.take(GROUP):
+            group = self.group()
+            if not self.take(r"\)"):
+                raise self.mistake("a bracket is not closed")
+            return group
+        if self.take(r"\."):
+            return Chars(without(LINE_ENDS))
+        return Chars(self.class_() if self.rest == "[" else self.character()[0])
+
+    def character(self) -> tuple[Ranges, str]:
+        """A character as it is or behind a backslash -> its ranges, and the name of its class if that is what it is."""
+        self.at += 1
+        if self.text[self.at - 1] != "\\":
+            return _single(self.text[self.at - 1]), ""
+        if code := self.take(CODE):
+            return self.coded(int(next(filter(None, code.groups())), 16)), ""
+        if name := self.take(PROPERTY):
+            ranges = _property(name[1]) if name[0][0] == "p" else without(_property(name[1]))
+            return ranges, "p"
+        if control := self.take(r"c[a-zA-Z]"):
+            return _single(chr(ord(control[0][1]) % 32)), ""
+        if (control := self.take(r"[fnrtv]|0(?!\d)")) or (control := self.take(r"[^\da-zA-Z]")):
+            return _single(CONTROLS.get(control[0], control[0])), ""
+        if name := self.take(r"[dswDSW]"):
+            return CLASSES[name[0]], name[0]
+        self.at -= 1
+        raise self.mistake("this escape means nothing to ECMA-262, or something else to Python")
+
+    def coded(self, code: int) -> Ranges:
+        """The character of a code, or of a pair of surrogates."""
+        if 0xD800 <= code < 0xDC00 and (low := self.take(LOW_SURROGATE)):
+            code = 0x10000 + ((code - 0xD800) << 10) + int(low[1], 16) - 0xDC00
+        if code > LAST:
+            raise self.mistake(f"there is no character {code:x}")
+        return ((code, code),)
+
+    def class_(self) -> Ranges:
+        negated, names, ranges = self.take(r"\[\^?")[0] == "[^", set(), []
+        while not self.take(r"\]"):
+            if not self.rest:
+                raise self.mistake("a class of characters is not closed")
+            low, name = self.class_character()
+            names.add(name)
+            if self.take(r"-(?!\])") and self.rest:
+                high, other = self.class_character()
+                names.add(other)
+                ranges += self.range(low, high) if not (name or other) else [*low, *_single("-"), *high]
+            else:
+                ranges += low
+        if any({name, name.upper()} <= names for name in "dsw"):  # [\s\S]
+            ranges = ANY.ranges
+        outside = overlap(without(tuple(ranges)), AGREED if names & CLASSES.keys() else ANY.ranges)
+        return outside if negated else tuple(ranges)
+
+    def class_character(self) -> tuple[Ranges, str]:
+        return (_single("\b"), "") if self.take(r"\\b") else self.character()
+
+    def range(self, low: Ranges, high: Ranges) -> Ranges:
+        if low[0][0] > high[0][0]:
+            raise self.mistake("a range of characters is the wrong way round")
+        return ((low[0][0], high[0][0]),)
 
 
-def _expression(node: tuple) -> Expression:
-    kind, value = node
-    if kind is op.LITERAL:
-        return Chars(((value, value),))
-    if kind is op.NOT_LITERAL:
-        return Chars(without(((value, value),)))
-    if kind is op.ANY:
-        return Chars(without(LINE_ENDS))
-    if kind is op.IN:
-        return Chars(_class(value))
-    if kind in (op.BRANCH, op.SUBPATTERN) and not (kind is op.SUBPATTERN and (value[1] or value[2])):
-        return Either(tuple(series(*map(_expression, branch)) for branch in _branches(node)))
-    if kind in (op.MAX_REPEAT, op.MIN_REPEAT):
-        least, most, what = value
-        return Repeat(series(*map(_expression, what)), least, None if most is op.MAXREPEAT else most)
-    raise Mistake(f"{str(kind).lower()} cannot be held in a pattern")
+def _single(character: str) -> Ranges:
+    return ((ord(character), ord(character)),)
 
 
-def _class(items: list) -> Ranges:
-    found: list[tuple[int, int]] = []
-    for kind, value in items:
-        if kind is op.LITERAL:
-            found.append((value, value))
-        elif kind is op.RANGE:
-            found.append(value)
-        elif kind is op.CATEGORY:
-            found += CATEGORIES[value]
-    if items[0][0] is not op.NEGATE:
-        return tuple(found)
-    outside = without(tuple(found))
-    return overlap(outside, ASCII) if any(kind is op.CATEGORY for kind, _ in items) else outside
+def _property(name: str) -> Ranges:
+    """The characters of a general category ("Lu"), or of all that begin so ("L")."""
+    if name == "Any":
+        return ANY.ranges
+    found = [ranges for category, ranges in _categories().items() if category.startswith(name)]
+    if not found:
+        raise Mistake(f"\\p{{{name}}} cannot be held: only general categories can, such as \\p{{L}} or \\p{{Lu}}")
+    return tuple(sorted(each for ranges in found for each in ranges))
+
+
+@cache
+def _categories() -> dict[str, list[tuple[int, int]]]:
+    """The ranges of each of Unicode's general categories."""
+    ranges: dict[str, list[tuple[int, int]]] = {}
+    for category, run in groupby(range(LAST + 1), key=lambda code: unicodedata.category(chr(code))):
+        codes = list(run)
+        ranges.setdefault(category, []).append((codes[0], codes[-1]))
+    return ranges

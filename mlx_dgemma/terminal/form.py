@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import Mistake
 
 if TYPE_CHECKING:
-    from ..forms.expression import Expression
+    from ..forms.automaton import Automaton
     from ..forms.language import Language
     from ..seam.model import DiffusionModel
     from ..tokens.tokenizer import Tokenizer
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Form:
     flag: str  # that asks for it
-    expression: Expression | None = None  # of a schema or a template
+    automaton: Automaton | None = None  # of a schema or a template
     template: str | None = None
     choices: tuple[str, ...] = ()
 
@@ -26,7 +26,7 @@ class Form:
         from ..forms.language import Language
         from ..forms.lattice import Vocabulary
 
-        return Language(model, Vocabulary(tokenizer, model.facts.vocab_size), self.expression)
+        return Language(model, Vocabulary(tokenizer, model.facts.vocab_size), self.automaton)
 
     def slots(self, text: str) -> dict[str, dict[str, str]]:
         """For --json: a template's slots."""
@@ -61,15 +61,16 @@ def read_form(options: argparse.Namespace) -> Form | None:
     if options.mode == "auto":
         raise Mistake(f"--mode auto does not go with {flags[0]}: leave it out, or give --mode ar")
     if options.json_schema is not None:
-        return Form(flags[0], expression=_schema(options.json_schema))
+        return Form(flags[0], automaton=_schema(options.json_schema))
     if options.template is not None:
+        from ..forms.construction import build_automaton
         from ..forms.template import template
 
-        return Form(flags[0], expression=template(options.template), template=options.template)
+        return Form(flags[0], automaton=build_automaton(template(options.template)), template=options.template)
     return _choices(options, flags[0])
 
 
-def _schema(path: str) -> Expression:
+def _schema(path: str) -> Automaton:
     from ..forms import schema
 
     try:

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from mlx_dgemma.errors import Mistake
-from mlx_dgemma.forms.automaton import compile, utf8
+from mlx_dgemma.forms.construction import build_automaton, utf8
 from mlx_dgemma.forms.expression import ANY, Both, Chars, Joined, Repeat, Text, either, optional, series, without
 from mlx_dgemma.forms.pattern import pattern
 
@@ -25,7 +25,7 @@ CASES = [
 
 @pytest.mark.parametrize(("expression", "same"), CASES)
 def test_matches_what_re_matches(expression, same):
-    automaton, draw, matched = compile(expression), random.Random(0), 0
+    automaton, draw, matched = build_automaton(expression), random.Random(0), 0
     for _ in range(4000):
         text = "".join(draw.choice("aabb,é🙂") for _ in range(draw.randint(0, 6)))
         found = re.fullmatch(same, text) is not None
@@ -35,7 +35,7 @@ def test_matches_what_re_matches(expression, same):
 
 
 def test_every_character_is_one_way_of_bytes_and_nothing_else_is_a_character():
-    automaton = compile(ANY)
+    automaton = build_automaton(ANY)
     for code in (0, 0x7F, 0x80, 0x7FF, 0x800, 0xD7FF, 0xE000, 0xFFFF, 0x10000, 0x10FFFF):
         assert automaton.matches(chr(code).encode())
     for wrong in (b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\x80", b"\xe2\x82", b"\xff"):
@@ -44,7 +44,7 @@ def test_every_character_is_one_way_of_bytes_and_nothing_else_is_a_character():
 
 
 def test_what_only_one_byte_can_follow_is_known():
-    automaton = compile(series("ab", either("c", "d")))
+    automaton = build_automaton(series("ab", either("c", "d")))
     assert [chr(byte) if byte >= 0 else None for byte in automaton.only] == ["a", "b", None, None]
 
 
@@ -54,7 +54,7 @@ def test_what_only_one_byte_can_follow_is_known():
 )
 def test_too_large_or_empty(expression, words):
     with pytest.raises(Mistake, match=words):
-        compile(expression)
+        build_automaton(expression)
 
 
 PATTERNS = ["^a|b$", "^(a|b)$", "^a$|^b$", "x", "^\\w+@\\w+\\.com$", "[^\\d]", "^[^a-c]*$", "a{2,3}?", "(?:ab)+$"]
@@ -63,7 +63,7 @@ PATTERNS += ["^$", "."]
 
 @pytest.mark.parametrize("text", PATTERNS)
 def test_a_pattern_is_found_where_re_finds_it(text):
-    automaton, draw = compile(pattern(text)), random.Random(text)
+    automaton, draw = build_automaton(pattern(text)), random.Random(text)
     for _ in range(2000):
         tried = "".join(draw.choice("abx@.com1 \u0661é\n") for _ in range(draw.randint(0, 7)))
         if automaton.matches(tried.encode()):

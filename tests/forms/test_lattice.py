@@ -10,7 +10,7 @@ import checkpoints
 import numpy as np
 import pytest
 
-from mlx_dgemma.forms.automaton import compile
+from mlx_dgemma.forms.construction import build_automaton
 from mlx_dgemma.forms.expression import ANY, Repeat, between, either, series
 from mlx_dgemma.forms.lattice import Lattice, Vocabulary
 from mlx_dgemma.tokens.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ class Few:
 
 
 def lattice(expression):
-    return Lattice(compile(expression), Vocabulary(Few(), len(PIECES)), CONFIG)
+    return Lattice(build_automaton(expression), Vocabulary(Few(), len(PIECES)), CONFIG)
 
 
 def texts(made, length: int, room: int):
@@ -81,7 +81,7 @@ def test_forced_text_is_as_the_tokenizer_writes_it(folder):
     tokenizer = Tokenizer(FOLDERS[folder])
     config = SimpleNamespace(stop_ids=(1,), pad_id=0)
     text = '{"name": "Größe", "tags": ["a", "b"]}'
-    made = Lattice(compile(series(text)), Vocabulary(tokenizer, tokenizer.vocab_size), config)
+    made = Lattice(build_automaton(series(text)), Vocabulary(tokenizer, tokenizer.vocab_size), config)
     run = made.run(0, 200)
     assert tokenizer.decode(run.tokens.tolist()) == text
     assert run.tokens.tolist() == tokenizer.encode(text) and made.left[0] == len(run.tokens) + 1
@@ -90,7 +90,7 @@ def test_forced_text_is_as_the_tokenizer_writes_it(folder):
 def test_a_space_before_a_choice_goes_with_either():
     tokenizer = Tokenizer(FOLDERS["bpe"])
     made = Lattice(
-        compile(series('"ok": ', either("true", "false"))),
+        build_automaton(series('"ok": ', either("true", "false"))),
         Vocabulary(tokenizer, tokenizer.vocab_size),
         SimpleNamespace(stop_ids=(1,), pad_id=0),
     )

@@ -14,7 +14,7 @@ import schema_rates
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.forms import language as constrained
 from mlx_dgemma.forms import schema
-from mlx_dgemma.forms.automaton import compile
+from mlx_dgemma.forms.construction import build_automaton
 from mlx_dgemma.forms.numeral import number
 
 NESTED = {
@@ -43,13 +43,13 @@ DOCUMENTS = [
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_holds_what_is_valid(document):
-    automaton = compile(schema.language(NESTED))
+    automaton = build_automaton(schema.language(NESTED))
     valid = jsonschema.Draft202012Validator(NESTED).is_valid(document)
     assert automaton.matches(json.dumps(document).encode()) == valid
 
 
 def test_strings_are_any_text_and_escaped():
-    automaton = compile(schema.language({"type": "string", "maxLength": 12}))
+    automaton = build_automaton(schema.language({"type": "string", "maxLength": 12}))
     for text in ("", 'a "b"', "\\", "\n\t\x00", "Größe 🧑‍🚀 天空", "/" * 12):
         assert automaton.matches(json.dumps(text, ensure_ascii=False).encode()), text
     for wrong in ('"', '"a"b"', '"\n"', '"\\"', '"' + "é" * 13 + '"'):
@@ -63,7 +63,7 @@ def test_numbers_between_bounds(whole):
         low = draw.choice([None, (Fraction(draw.randint(-900, 90)), True), (Fraction(draw.uniform(-9, 9)), False)])
         above = (low[0] if low else 0) + Fraction(draw.uniform(1.5, 900))
         high = draw.choice([None, (above, draw.random() < 0.5)])
-        automaton, inside = compile(number(low, high, whole=whole)), 0
+        automaton, inside = build_automaton(number(low, high, whole=whole)), 0
         for _ in range(400):
             text = draw.choice([str(draw.randint(-999, 999)), f"{draw.uniform(-15, 15):.{draw.randint(1, 6)}f}"])
             value = Fraction(json.loads(text))
@@ -77,9 +77,9 @@ def test_numbers_between_bounds(whole):
 
 
 def test_a_bound_left_out_is_so_for_what_the_text_is_read_as():
-    automaton = compile(number((Fraction(0.1), True), (Fraction(1e-7) + Fraction(0.1), False), whole=False))
+    automaton = build_automaton(number((Fraction(0.1), True), (Fraction(1e-7) + Fraction(0.1), False), whole=False))
     assert automaton.matches(b"0.1000001") and not automaton.matches(b"0.1000000")
-    compile(number((Fraction(10**20), True), None, whole=False))  # doubles are far apart there
+    build_automaton(number((Fraction(10**20), True), None, whole=False))  # doubles are far apart there
 
 
 LOOP = {"$ref": "#/$defs/n", "$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}

@@ -11,7 +11,7 @@ import schema_rates
 from mlx_dgemma import load
 from mlx_dgemma.benchmark import tasks
 from mlx_dgemma.errors import Mistake
-from mlx_dgemma.forms.automaton import compile
+from mlx_dgemma.forms.construction import build_automaton
 from mlx_dgemma.forms.choices import branchings, probabilities, read
 from mlx_dgemma.forms.template import filled, template
 from mlx_dgemma.writing.answer import prompt_tokens
@@ -20,7 +20,7 @@ LETTER = "Dear {name},\nyou are {age:integer} {{years}} {old:old|young}.\n{body:
 
 
 def test_slots_take_what_they_say():
-    automaton = compile(template(LETTER))
+    automaton = build_automaton(template(LETTER))
     assert automaton.matches("Dear Zoë B.,\nyou are 31 {years} young.\na\nb".encode())
     for wrong in ("Dear \n,\nyou are 31 {years} old.\nx", "Dear A,\nyou are 3x {years} old.\nx", LETTER):
         assert not automaton.matches(wrong.encode())
