@@ -88,8 +88,8 @@ class Lattice:
         self.accepting = np.append(automaton.accepting, False)
         self.stops = np.unique(facts.stop_ids)
         self.filler = np.unique([*facts.stop_ids, facts.pad_id])
-        self.ending = np.zeros((len(vocabulary.spelt), 2), bool)  # by token: ends a text, may stand behind it
-        self.ending[self.stops, 0] = self.ending[self.filler, 1] = True
+        self.closing = np.zeros((len(vocabulary.spelt), 2), bool)  # by token: ends a text, may stand behind it
+        self.closing[self.stops, 0] = self.closing[self.filler, 1] = True
         self.written = self._forced_tokens()
         self.forced = self.written >= 0
         self.left, self.out = self._ways_out()
@@ -155,7 +155,7 @@ class Lattice:
             targets[row, column] = self.table[targets[row, column], text[column, place]]
         forced = self.forced[states]
         targets[forced] = np.where(self.written[states[forced], None] == ids, targets[forced], -1)
-        stop, filler = self.ending[ids].T
+        stop, filler = self.closing[ids].T
         targets[self.accepting[states][:, None] & stop] = self.end
         targets[(states == self.end)[:, None] & filler] = self.end
         return targets
