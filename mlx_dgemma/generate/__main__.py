@@ -11,10 +11,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
 from ..fill import inplace
 from ..forms import structured
-from ..load import gigabytes
 from ..terminal import sampling_options
 from ..terminal.command import Parser, at_least, progress, run, to_stderr, to_stdout, waiting
 from ..terminal.options import add_shared, opened

@@ -55,7 +55,8 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
 
 def opened(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, Tokenizer, Sampling]:
     """What the flags of the command `name` ask for."""
-    from ..load import find, load
+    from ..checkpoint.hub import find
+    from ..load import load, why_no_gpu
 
     if options.model is None:
         print(
@@ -66,14 +67,7 @@ def opened(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, Toke
     folder = find(options.model)  # a download has a progress bar of its own
     with waiting("loading"):
         model, tokenizer, sampling = load(folder, options.backend, options.dtype, options.tensor_parallel)
-    if options.backend == "torch":
-        _say_where(name)
+    if reason := why_no_gpu(options.backend):
+        print(f"{name}: no CUDA device, so torch computes on the CPU: {reason}", file=sys.stderr)
     asked = {name: getattr(options, name) for name in ("max_denoising_steps", "canvas_length")}
     return model, tokenizer, replace(sampling, **{name: value for name, value in asked.items() if value is not None})
-
-
-def _say_where(name: str) -> None:
-    from ..torch_backend.device import no_gpu
-
-    if reason := no_gpu():
-        print(f"{name}: no CUDA device, so torch computes on the CPU: {reason}", file=sys.stderr)
