@@ -134,7 +134,7 @@ def _print_table(plan: Plan, errors: Errors | None, file: TextIO) -> None:
 
 
 def _plan_before_fetching(options: argparse.Namespace, request: Request, destination: Path) -> Plan | None:
-    """Plan from a repository's headers, so that a mistake is known before 50 GB are fetched. None: nothing is fetched."""
+    """Plan from a repository's headers, so that a mistake is known before 50 GB are fetched. None: all is here."""
     from ..checkpoint.hub import cached, is_hub_id, outline
     from .destination import check_room_to_fetch
     from .plan import plan

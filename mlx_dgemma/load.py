@@ -1,6 +1,6 @@
-"""A checkpoint and a backend -> (model, tokenizer, sampling). This module chooses the backend, and it alone imports one.
+"""A checkpoint and a backend -> (model, tokenizer, sampling). The only module that imports backends.
 
-Frameworks are imported when a backend is used.
+A framework is imported when its backend is used.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def load_model(
 
 
 def choose_backend() -> str:
-    """Return "torch" where there is a CUDA device and no Metal, or no MLX; otherwise "mlx". torch takes seconds to import,
-    so it is asked only where the system shows an NVIDIA driver."""
+    """Return "torch" where there is a CUDA device and no Metal, or no MLX; otherwise "mlx". torch takes seconds to
+    import, so it is asked only where the system shows an NVIDIA driver."""
     if not _is_installed("mlx"):
         return "torch" if _is_installed("torch") else "mlx"
     driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")

@@ -72,9 +72,7 @@ class ModelConfig:
     stop_ids: tuple[int, ...]
     pad_id: int
     quantization: Quantization | None = None  # of layers with scales that `quantized_paths` does not name
-    quantized_paths: Mapping[str, Quantization | None] | None = (
-        None  # path of a layer -> its entry; None: not quantized
-    )
+    quantized_paths: Mapping[str, Quantization | None] | None = None  # layer -> its entry; None: not quantized
 
     @property
     def facts(self) -> Facts:

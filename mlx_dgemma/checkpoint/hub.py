@@ -27,7 +27,7 @@ def is_hub_id(path: str | Path) -> bool:
 
 
 def find(path: str | Path | None, *, to_load: bool = True) -> Path:
-    """Return the folder of a checkpoint: a folder as it is, a hub id's snapshot (see `fetch`), None: the embedded model.
+    """Return a checkpoint's folder: a folder as it is, a hub id's snapshot (see `fetch`), or the embedded model's.
 
     Raises:
         Mistake: `path` is neither, or it cannot be fetched.

@@ -19,7 +19,7 @@ FLOATS = tuple(folder.FLOATS.values())  # in the words of safetensors
 def stored_quantization(
     linears: Collection[str], config: ModelConfig, tensors: Mapping[str, Tensor]
 ) -> dict[str, Quantization]:
-    """Return how each quantized layer is stored: those of `linears` that have scales, as the config says for their path.
+    """Return how each quantized layer is stored: those of `linears` that have scales, as the config says.
 
     Raises:
         Mistake: config.json names a layer that has no scales, or does not name one that has.

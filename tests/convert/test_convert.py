@@ -146,16 +146,8 @@ def test_shards(tmp_path):
 )  # fmt: skip
 def test_sizes_of_the_published_model(tmp_path, capsys, flags, expected):
     """As mlx-community's; planned, no weight is read. Of the published tensors, vision is not here: 1.146 GB."""
-    argv = [
-        "--hf-path",
-        checkpoints.published(tmp_path),
-        "--mlx-path",
-        tmp_path / "made",
-        "--dry-run",
-        "--json",
-        *flags,
-    ]
-    code, out, _ = conversions.run(capsys, *argv)
+    argv = ["--hf-path", checkpoints.published(tmp_path), "--mlx-path", tmp_path / "made", "--dry-run", "--json"]
+    code, out, _ = conversions.run(capsys, *argv, *flags)
     told = json.loads(out)
     assert code == 0 and not (tmp_path / "made").exists()
     assert abs((told["bytes"] + 1_145_577_216) / 1e9 / expected - 1) < 1e-3
