@@ -5,8 +5,8 @@
     python tests/measure/memory_rates.py long [--tokens 100000]
     python tests/measure/memory_rates.py long --backend torch --tokens 261888 --head-dim 16
 
-`step`: a denoise step, vocabulary 262,144, canvas 256, self-conditioned. `long`: a long prompt, one sliding and one full
-layer, one head. `grown` is of the process (Linux counts its peak), `allocated` of MLX's allocator.
+`step`: a denoise step, vocabulary 262,144, canvas 256, self-conditioned. `long`: a long prompt, one sliding and one
+full layer, one head. `grown` is of the process (Linux counts its peak), `allocated` of MLX's allocator.
 """
 
 from __future__ import annotations
