@@ -1,47 +1,64 @@
-"""A checkpoint on the hub before it is fetched: what can be planned from its headers."""
+"""The hub as a converter sees it: where a source came from, the hashes of its files, and the upload of a result."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from ..checkpoint.folder import INDEX
-from ..errors import NotFound
-from ..load import hub_errors
+from ..errors import Mistake
 
-CONFIGS = ["config.json", "generation_config.json", INDEX]
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-@contextmanager
-def outline(hub_id: str) -> Iterator[Path]:
-    """A folder like the repository's, whose weights are holes. Some kilobytes are fetched for each shard."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import NotASafetensorsRepoError
-
-    with TemporaryDirectory() as folder:
-        try:
-            with hub_errors(hub_id):
-                fetched = Path(snapshot_download(hub_id, allow_patterns=CONFIGS))
-                found = HfApi().get_safetensors_metadata(hub_id)
-        except NotASafetensorsRepoError:
-            raise NotFound(f"{hub_id} has no weights: need model.safetensors, or shards and {INDEX}") from None
-        for name in CONFIGS:
-            if (fetched / name).is_file():
-                shutil.copy(fetched / name, folder)
-        for name, file in found.files_metadata.items():
-            _write_holes(Path(folder) / name, file.tensors)
-        yield Path(folder)
+def snapshot(folder: Path) -> tuple[str, str] | None:
+    """Return (hub id, revision) of a folder in the hub's cache, None for any other folder."""
+    parts = folder.absolute().parts
+    if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith("models--"):
+        return None
+    return parts[-3].removeprefix("models--").replace("--", "/"), parts[-1]
 
 
-def _write_holes(path: Path, tensors: dict) -> None:
-    table = {
-        name: {"dtype": t.dtype, "shape": t.shape, "data_offsets": list(t.data_offsets)} for name, t in tensors.items()
-    }
-    header = json.dumps(table).encode()
-    with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + max((t.data_offsets[1] for t in tensors.values()), default=0))
+def expected_sha256(file: Path) -> str | None:
+    """Return the hash that the hub gave for a file: the blob's name in its cache, or the note beside a --local-dir."""
+    blob = file.resolve()
+    if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
+        return blob.name
+    note = file.parent / ".cache" / "huggingface" / "download" / f"{file.name}.metadata"
+    lines = note.read_text().split() if note.is_file() else []
+    return lines[1] if len(lines) > 1 and _SHA256.fullmatch(lines[1]) else None
+
+
+def check_repository(name: str) -> None:
+    """Raise Mistake unless `name` can be a repository and the user is logged in: asked before an hour's work."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        HfApi().whoami()
+    except HFValidationError as error:
+        raise Mistake(f"--upload-repo {name}: no name of a repository ({error})") from None
+    except (LocalTokenNotFoundError, HfHubHTTPError) as error:
+        raise Mistake(f"--upload-repo {name} needs a login that may write: set HF_TOKEN ({_line(error)})") from None
+    except OSError as error:
+        raise Mistake(f"--upload-repo {name}: the hub cannot be reached ({_line(error)})") from None
+
+
+def upload(folder: Path, name: str) -> str:
+    """Send the folder to the repository, made if need be, and return its address. Mistake says how to do it later."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        HfApi().create_repo(name, repo_type="model", exist_ok=True)
+        HfApi().upload_folder(repo_id=name, folder_path=folder, repo_type="model")
+    except (HTTPError, OSError) as error:
+        raise Mistake(
+            f"{folder} is whole, but could not be sent to {name} ({_line(error)}); later: hf upload {name} {folder}"
+        ) from error
+    return f"https://huggingface.co/{name}"
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,7 +1,7 @@
-"""How far a conversion is, on disk: what a killed run left is gone on with, not begun again.
+"""How far a conversion has come, on disk: the same command goes on where a killed run ended.
 
-One JSON object a line, in `journal.jsonl` of the unfinished folder: first which plan it is of, then how many rows of
-which tensor are written, with what checksum. A line is written when what it tells of is on the disk.
+`journal.jsonl` in the unfinished folder has one JSON object a line: first the plan's fingerprint, then how many rows of
+which tensor are written, with what checksum. A line is written once what it describes is on the disk.
 """
 
 from __future__ import annotations
@@ -9,43 +9,43 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import Mistake
 
 NAME = "journal.jsonl"
+Errors = dict[int, tuple[float, float]]  # job -> sums of squares over sampled rows: of the difference, of the weights
 
 
 @dataclass
 class Progress:
-    """Of one job."""
+    """How far one job has come."""
 
-    rows: int = 0
-    sums: list[int] = field(default_factory=list)  # CRC-32 of what was written of each output
-    error: tuple[float, float] = (0.0, 0.0)  # of the rows looked at: squared, of the difference and of the weights
+    rows: int = 0  # written
+    sums: list[int] = field(default_factory=list)  # CRC-32 of what is written of each output
+    error: tuple[float, float] = (0.0, 0.0)  # see `Errors`
 
 
 class Journal:
-    """Use with `with`: holds the folder against a second run, and lets go of it however the first one ends."""
+    """A context manager that locks the folder against a second run, and releases it however the first one ends."""
 
-    def __init__(self, folder: Path, fingerprint: str, made: str):
+    def __init__(self, folder: Path, fingerprint: str, command: str):
         self.path = folder / NAME
-        self.head = {"fingerprint": fingerprint, "made": made}
+        self.head = {"fingerprint": fingerprint, "made": command}
         self.jobs: dict[int, Progress] = {}
-        self.hashed: set[str] = set()  # source files whose SHA-256 is as the hub says
-        self._pending: dict[int, Progress] = {}
+        self.hashed: set[str] = set()  # names of source files whose SHA-256 was right
+        self._pending: set[int] = set()
 
     def __enter__(self) -> Journal:
         self.file: BinaryIO = self.path.open("a+b")
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self._read()
+        except BlockingIOError:
             self.file.close()
             raise Mistake(f"{self.path.parent} is being written by another conversion; wait for it") from None
-        try:
-            self._read()
         except BaseException:
             self.file.close()
             raise
@@ -57,7 +57,7 @@ class Journal:
     def _read(self) -> None:
         self.file.seek(0)
         *lines, torn = self.file.read().split(b"\n")
-        if torn:  # killed while it was written
+        if torn:  # the run was killed while it wrote this line
             self.file.truncate(sum(len(line) + 1 for line in lines))
         if not lines:
             self._append(self.head)
@@ -83,28 +83,27 @@ class Journal:
         os.fsync(self.file.fileno())
 
     @property
-    def errors(self) -> dict[int, tuple[float, float]]:
-        """By job."""
+    def errors(self) -> Errors:
         return {job: progress.error for job, progress in self.jobs.items()}
 
     def note(self, job: int, progress: Progress) -> None:
-        """To be told of in the next line."""
-        self.jobs[job] = self._pending[job] = progress
+        """Remember progress whose bytes are not on the disk yet."""
+        self.jobs[job] = progress
+        self._pending.add(job)
 
     def commit(self) -> None:
-        """What was noted is on the disk."""
+        """Write what was noted: its bytes are on the disk now."""
         if self._pending:
-            self._append(
-                *({"job": job, "rows": p.rows, "sums": p.sums, "error": p.error} for job, p in self._pending.items())
-            )
+            self._append(*({"job": job, **asdict(self.jobs[job])} for job in sorted(self._pending)))
             self._pending.clear()
 
     def add_hashed(self, file: Path) -> None:
+        """Write that the file's SHA-256 was right."""
         self.hashed.add(file.name)
         self._append({"hashed": file.name})
 
-    def again(self, jobs: list[int]) -> None:
-        """What was written of these cannot be trusted."""
+    def forget(self, jobs: list[int]) -> None:
+        """Write that these jobs must be done again: what is on the disk is not what was written."""
         for job in jobs:
             self.jobs.pop(job, None)
         self._append({"again": jobs})

@@ -5,43 +5,54 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
-from ..checkpoint.config import DEFAULT_ROPE, ModelConfig, Quantization, parse_config
-from ..checkpoint.folder import ITEM
-from ..checkpoint.names import GLOBAL_SCALE, is_vision, published_name, weight_class
+from ..checkpoint.config import ModelConfig, Quantization, Recipe, parse_config
+from ..checkpoint.folder import FLOATS, ITEM
+from ..checkpoint.names import GLOBAL_SCALE, is_vision, published_name
 from ..errors import Mistake
-from ..mlx_backend.layers import Linear
-from ..mlx_backend.network import Network
-from .inventory import read_source
-from .recipes import Recipe, entries
-from .source import FLOATS, Factors, Packed, Weight, nbytes, row_count
+from .config import hub_config
+from .inventory import Source, read_source
+from .recipes import entries
+from .source import Factors, Packed, Weight, nbytes, row_count
 
-SHARD = 5_000_000_000  # bytes a file of weights may have
+SHARD = 5_000_000_000  # bytes that a file of weights may have
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asks for. Without `recipe` every layer stays as it is."""
+
+    recipe: Callable[[list[str]], Recipe] | None = None  # from the paths of all layers that can be quantized
+    default: Quantization | None = None  # of layers that config.json does not name; None: the source's
+    dequantize: bool = False
+    dtype: str | None = None  # None: the checkpoint's
+    text_only: bool = False
+    shard_bytes: int = SHARD
 
 
 @dataclass(frozen=True)
 class Output:
+    """A tensor to be written."""
+
     name: str
-    dtype: str  # in safetensors' words
+    dtype: str  # safetensors' name
     shape: tuple[int, ...]
     nbytes: int
 
 
 @dataclass(frozen=True)
 class Job:
-    """One parameter of the source, and what is made of it: itself, or weight, scales and biases."""
+    """A parameter of the source and its outputs: one tensor, or weight, scales and biases."""
 
     path: str
     weight: Weight
-    dtype: str | None  # that its floats are cast to, in MLX's words; None: every byte is kept
+    dtype: str | None  # that floats are cast to, MLX's name; None: every byte is kept
     quantization: Quantization | None
     outputs: tuple[Output, ...]
 
@@ -52,6 +63,11 @@ class Job:
     @property
     def source_bytes(self) -> int:
         return nbytes(self.weight)
+
+    @property
+    def weights(self) -> int:
+        """Numbers in it; factors are not counted."""
+        return 0 if isinstance(self.weight, Factors) else math.prod(self.weight.shape)
 
     @property
     def rows(self) -> int:
@@ -66,9 +82,9 @@ class Job:
 class Plan:
     source: Path
     config: dict[str, Any]  # config.json, to be written
-    model: ModelConfig  # what it says
+    model: ModelConfig  # the same, parsed
     shards: tuple[tuple[Job, ...], ...]
-    undivided: tuple[str, ...]  # a line for each layer that the recipe wanted quantized and that stays as it is
+    indivisible: tuple[str, ...]  # a line for each layer that the recipe would quantize and whose rows do not allow it
     dropped: tuple[str, ...]  # the source's tensors that nothing is made of
     metadata: Mapping[str, str]  # of every file
 
@@ -96,7 +112,7 @@ class Plan:
 
     @property
     def parameters(self) -> int:
-        return sum(math.prod(job.weight.shape) for job in self.jobs if not isinstance(job.weight, Factors))
+        return sum(job.weights for job in self.jobs)
 
     @property
     def bits_per_weight(self) -> float:
@@ -108,94 +124,97 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Another one: the files that are there already were made from other weights, or otherwise."""
+        """Changes with everything that the bytes of the output depend on."""
         outputs = [[asdict(output) for job in shard for output in job.outputs] for shard in self.shards]
-        sources = [(file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in self.sources]
-        told = [self.config, outputs, sources, dict(self.metadata), mx.__version__]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        stats = [(file.name, file.stat()) for file in self.sources]
+        sources = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        parts = [self.config, outputs, sources, dict(self.metadata), mx.__version__]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def hub_config(stored: Mapping[str, Any], config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """config.json in the hub's layout, whichever one `stored` has; `config` is what `stored` says.
+def plan(folder: Path, request: Request) -> Plan:
+    """Plan a conversion. Mistake: the source is no whole DiffusionGemma checkpoint, or the request does not fit it."""
+    source = read_source(folder, request.text_only)
+    dtype = request.dtype or source.model.dtype
+    if dtype not in FLOATS:
+        raise Mistake(f"config.json: dtype {dtype} is not one we write; give --dtype, one of {', '.join(FLOATS)}")
+    layers, indivisible = _layers(source, request)
+    jobs = [
+        job
+        for path, weight in source.weights.items()
+        for job in _jobs(path, weight, layers.get(path.removesuffix(".weight")), dtype)
+    ]
+    if request.dequantize:
+        jobs = [_published(job) for job in jobs]
+    # The source is read from front to back.
+    jobs.sort(key=lambda job: (job.weight.parts[0].tensor.file, job.weight.parts[0].tensor.start, job.path))
+    config = hub_config(source.config, source.model, dtype)
+    if request.text_only:
+        config["vision_config"] = None
+    if any(layers.values()):
+        default = request.default or source.model.quantization or next(filter(None, layers.values()))
+        config["quantization"] = config["quantization_config"] = entries(default, layers)
+    metadata = {"format": "pt" if request.dequantize else "mlx"}
+    shards = _shards(jobs, request.shard_bytes)
+    return Plan(folder, config, parse_config(config), shards, indivisible, source.dropped, metadata)
 
-    Mistake names a layer whose heads that layout cannot express: it knows one kind for all sliding layers and one
-    for all full layers.
-    """
-    text = {k: v for k, v in stored["text_config"].items() if k not in ("per_layer_config", "torch_dtype")}
-    full = next(layer for layer in config.layers if not layer.sliding)  # there is one: the last layer is full
-    sliding = next((layer for layer in config.layers if layer.sliding), full)
-    ropes = text.get("rope_parameters") or {}
-    text |= {
-        "head_dim": sliding.head_dim,
-        "num_key_value_heads": sliding.num_key_value_heads,
-        "global_head_dim": full.head_dim,
-        "num_global_key_value_heads": full.num_key_value_heads,
-        "layer_types": ["sliding_attention" if layer.sliding else "full_attention" for layer in config.layers],
-        "rope_parameters": {kind: ropes.get(kind) or default for kind, default in DEFAULT_ROPE.items()},
-        "final_logit_softcapping": config.final_logit_softcapping,
-        "dtype": dtype,
-    }
-    dropped = ("torch_dtype", "_name_or_path", "quantization", "quantization_config")
-    result = {k: v for k, v in stored.items() if k not in dropped} | {
-        "canvas_length": config.canvas_length,
-        "eos_token_id": stored.get("eos_token_id") or list(config.stop_ids),
-        "tie_word_embeddings": True,
-        "dtype": dtype,
-        "text_config": text,
-    }
-    vision = stored.get("vision_config") or {}
-    rope = vision.get("rope_parameters") or {}
-    if rope.get("rope_type") == "axial":  # transformers 5.23's name for it, as which it also reads the hub's
-        result["vision_config"] = {**vision, "rope_parameters": {**rope, "rope_type": "default"}}
-    for index, (ours, theirs) in enumerate(zip(config.layers, parse_config(result).layers, strict=True)):
-        if ours != theirs:
-            raise Mistake(
-                f"config.json: layer {index} has {ours.num_key_value_heads} key-value heads of {ours.head_dim}, others "
-                f"of its kind not ({theirs.num_key_value_heads} of {theirs.head_dim}); the hub's layout cannot say it"
+
+def _layers(source: Source, request: Request) -> tuple[dict[str, Quantization | None], tuple[str, ...]]:
+    """Return how each layer is to be stored, by path, and a line for each whose rows no group divides."""
+    if request.dequantize:
+        return dict.fromkeys(source.widths), ()
+    if not request.recipe:
+        return {path: source.weights[f"{path}.weight"].quantization for path in source.widths}, ()
+    recipe, layers, indivisible = request.recipe(list(source.widths)), {}, []
+    for path, width in source.widths.items():
+        layers[path] = quantization = recipe(path)
+        if quantization and width % quantization.group_size:
+            layers[path] = None
+            indivisible.append(
+                f"{path} stays unquantized: groups of {quantization.group_size} do not divide its rows of {width}"
             )
-    return result
-
-
-def _layers(config: ModelConfig) -> dict[str, int]:
-    """Path of every layer that can be quantized -> the width of its rows."""
-    network = Network(config)  # whose arrays are lazy: shapes, no memory
-    modules = dict(network.named_modules())
-    paths = (path.removesuffix(".weight") for path, _ in tree_flatten(network.parameters()))
-    return {path: modules[path].weight.shape[-1] for path in paths if isinstance(modules.get(path), Linear)}
-
-
-def _outputs(path: str, weight: Weight, quantization: Quantization | None, dtype: str) -> tuple[Output, ...]:
-    def output(name: str, kind: str, width: int) -> Output:
-        own = (*weight.shape[:-1], width)
-        return Output(name, kind, own, math.prod(own) * ITEM[kind])
-
-    if quantization is None:
-        return (Output(path, FLOATS[dtype], weight.shape, math.prod(weight.shape) * ITEM[FLOATS[dtype]]),)
-    layer, width = path.removesuffix(".weight"), weight.shape[-1]
-    affine, groups = quantization.mode == "affine", width // quantization.group_size
-    kind = FLOATS[dtype] if affine else "U8"
-    packed = output(path, "U32", width * quantization.bits // 32)
-    scales, biases = output(f"{layer}.scales", kind, groups), output(f"{layer}.biases", kind, groups)
-    return (packed, scales, biases) if affine else (packed, scales)
+    return layers, tuple(indivisible)
 
 
 def _jobs(path: str, weight: Weight, quantization: Quantization | None, dtype: str) -> list[Job]:
     if is_vision(path):
-        t = weight.stored.tensor
-        return [Job(path, weight, None, None, (Output(path, t.dtype, t.shape, t.nbytes),))]
-    made = [Job(path, weight, dtype, quantization, _outputs(path, weight, quantization, dtype))]
-    kept = isinstance(weight, Packed) and weight.quantization == quantization
-    if kept and weight.blocks[0].factor:
+        tensor = weight.stored.tensor
+        return [Job(path, weight, None, None, (Output(path, tensor.dtype, tensor.shape, tensor.nbytes),))]
+    jobs = [Job(path, weight, dtype, quantization, _outputs(path, weight.shape, quantization, dtype))]
+    if isinstance(weight, Packed) and weight.quantization == quantization and weight.blocks[0].factor:
         count, out = weight.shape[:2]
-        # One a row where gate and up have their own, else one an expert.
-        each = sum(math.prod(block.factor.tensor.shape) for block in weight.blocks)
-        factors = Factors(weight, (count,) if each == count else (count, out))
+        stored = sum(math.prod(block.factor.tensor.shape) for block in weight.blocks)
+        # A factor a row where gate and up differ, otherwise a factor an expert.
+        factors = Factors(weight, (count,) if stored == count else (count, out))
         name = f"{path.removesuffix('.weight')}.{GLOBAL_SCALE}"
-        made.append(Job(name, factors, "float32", None, _outputs(name, factors, None, "float32")))
-    return made
+        jobs.append(Job(name, factors, "float32", None, (_output(name, "F32", factors.shape),)))
+    return jobs
+
+
+def _outputs(path: str, shape: tuple[int, ...], quantization: Quantization | None, dtype: str) -> tuple[Output, ...]:
+    """Return the tensors that a parameter is stored as: itself, or what `mx.quantize` makes of it."""
+    if quantization is None:
+        return (_output(path, FLOATS[dtype], shape),)
+    *outer, width = shape
+    layer, affine = path.removesuffix(".weight"), quantization.mode == "affine"
+    kind, groups = FLOATS[dtype] if affine else "U8", (*outer, width // quantization.group_size)
+    weight = _output(path, "U32", (*outer, width * quantization.bits // 32))
+    scales, biases = _output(f"{layer}.scales", kind, groups), _output(f"{layer}.biases", kind, groups)
+    return (weight, scales, biases) if affine else (weight, scales)
+
+
+def _output(name: str, dtype: str, shape: tuple[int, ...]) -> Output:
+    return Output(name, dtype, shape, math.prod(shape) * ITEM[dtype])
+
+
+def _published(job: Job) -> Job:
+    """Return the job under the published names."""
+    outputs = tuple(replace(output, name=published_name(output.name)) for output in job.outputs)
+    return replace(job, path=published_name(job.path), outputs=outputs)
 
 
 def _shards(jobs: list[Job], limit: int) -> tuple[tuple[Job, ...], ...]:
+    """Divide the jobs into files of at most `limit` bytes."""
     shards: list[list[Job]] = [[]]
     size = 0
     for job in jobs:
@@ -205,69 +224,3 @@ def _shards(jobs: list[Job], limit: int) -> tuple[tuple[Job, ...], ...]:
         shards[-1].append(job)
         size += job.nbytes
     return tuple(map(tuple, shards))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What is asked for. No `recipe`: every layer stays as it is; no `default`: nothing is quantized anew."""
-
-    recipe: Callable[[list[str]], Recipe] | None = None
-    default: Quantization | None = None  # of layers that config.json does not name
-    dequantize: bool = False
-    dtype: str | None = None  # None: the checkpoint's
-    text_only: bool = False
-    shard_bytes: int = SHARD
-
-
-def plan(folder: Path, wish: Wish) -> Plan:
-    """Mistake: the source is not a whole DiffusionGemma checkpoint, or what is wished cannot be made of it."""
-    stored, config, weights, dropped = read_source(folder, wish.text_only)
-    dtype = wish.dtype or config.dtype
-    if dtype not in FLOATS:
-        raise Mistake(f"config.json: dtype {dtype} is not one we write; give --dtype, one of {', '.join(FLOATS)}")
-    widths, undivided = _layers(config), []
-    layers = {path: weights[f"{path}.weight"].quantization for path in widths}
-    if wish.dequantize:
-        layers = dict.fromkeys(layers)
-    elif wish.recipe:
-        recipe = wish.recipe(list(widths))
-        for path, width in widths.items():
-            wanted = recipe(path)
-            if wanted and width % wanted.group_size:
-                undivided.append(
-                    f"{path} stays unquantized: groups of {wanted.group_size} do not divide its rows of {width}"
-                )
-                wanted = None
-            layers[path] = wanted
-    jobs = [
-        job
-        for path, weight in weights.items()
-        for job in _jobs(path, weight, layers.get(path.removesuffix(".weight")), dtype)
-    ]
-    if wish.dequantize:
-        jobs = [_published(job) for job in jobs]
-    # The disk is read from front to back.
-    jobs.sort(key=lambda job: (job.weight.parts[0].tensor.file, job.weight.parts[0].tensor.start, job.path))
-    written = hub_config(stored, config, dtype)
-    if wish.text_only:
-        written["vision_config"] = None
-    default = wish.default or config.quantization or next(filter(None, layers.values()), None)
-    if any(layers.values()):
-        written["quantization"] = written["quantization_config"] = entries(default, layers)
-    metadata = {"format": "pt" if wish.dequantize else "mlx"}
-    shards = _shards(jobs, wish.shard_bytes)
-    return Plan(folder, written, parse_config(written), shards, tuple(undivided), tuple(dropped), metadata)
-
-
-def _published(job: Job) -> Job:
-    name = published_name(job.path)
-    outputs = tuple(Output(published_name(o.name), o.dtype, o.shape, o.nbytes) for o in job.outputs)
-    return Job(name, job.weight, job.dtype, job.quantization, outputs)
-
-
-def classes(plan: Plan) -> dict[str, list[tuple[int, Job]]]:
-    """Class of weights -> its jobs, with their numbers."""
-    found: dict[str, list[tuple[int, Job]]] = defaultdict(list)
-    for index, job in enumerate(plan.jobs):
-        found[weight_class(job.path)].append((index, job))
-    return found

@@ -1,22 +1,21 @@
-"""How each layer is stored: functions from its path (`model.decoder.layers.0.mlp.up_proj`) to a Quantization or None.
+"""Recipes: how each layer is to be stored, by its path (`model.decoder.layers.0.mlp.up_proj`).
 
-A recipe sees names only. Whether a group divides a layer's rows is for `plan` to find out.
+A recipe sees names only; `plan` checks whether a group divides a layer's rows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.config import Quantization
+from ..checkpoint.config import Quantization, Recipe
 from ..errors import Mistake, NotFound
 
-Recipe = Callable[[str], Quantization | None]
-BITS = (2, 3, 4, 5, 6, 8)  # of affine
+BITS = (2, 3, 4, 5, 6, 8)  # that affine can have
 MODES = {  # mode -> groups it can have, bits it can have; the first of each is the default
     "affine": ((64, 32), (4, 2, 3, 5, 6, 8)),
     "mxfp4": ((32,), (4,)),
@@ -25,13 +24,13 @@ MODES = {  # mode -> groups it can have, bits it can have; the first of each is 
 }
 NAMED = ("mlx-community", "uniform", "precise")
 EIGHT = Quantization(bits=8, group_size=64)
-_OFTEN_READ = (".embed_tokens", ".mlp.gate_proj", ".mlp.up_proj", ".mlp.down_proj")
+_READ_BY_EVERY_TOKEN = (".embed_tokens", ".mlp.gate_proj", ".mlp.up_proj", ".mlp.down_proj")
 
 
 def quantization(
     mode: str | None = None, bits: int | None = None, group_size: int | None = None, where: str = ""
 ) -> Quantization:
-    """Mistake if `mode` has no such groups or bits. `where` goes before each flag's name in the message."""
+    """Fill in a mode's defaults. Mistake if it has no such groups or bits; `where` precedes the flag in the message."""
     mode = mode or "affine"
     if mode not in MODES:
         raise Mistake(f"{where}--q-mode: need one of {', '.join(MODES)}, got {mode!r}")
@@ -42,34 +41,35 @@ def quantization(
             f"{where}--q-group-size 128: rows of 704 (experts) and 2112 (dense MLP) are not multiples of 128; "
             "take 64 or 32"
         )
-    for flag, given, known in (("--q-group-size", group_size, groups), ("--q-bits", bits, widths)):
-        if given not in known:
+    for flag, value, known in (("--q-group-size", group_size, groups), ("--q-bits", bits, widths)):
+        if value not in known:
             known = ", ".join(map(str, sorted(known)))
-            raise Mistake(f"{where}{flag} {given}: --q-mode {mode} needs {known}")
+            raise Mistake(f"{where}{flag} {value}: --q-mode {mode} needs {known}")
     return Quantization(mode=mode, bits=bits, group_size=group_size)
 
 
 def plain(path: str) -> None:
-    """No layer is quantized."""
+    """Quantize no layer."""
 
 
 def mlx_community(default: Quantization) -> Recipe:
-    """As mlx-community's conversions: `default` for experts and self-conditioning, 8 bits in groups of 64 for what
-    every token reads, whatever the mode (mlx-vlm 0.7.10: `quant_predicate` of diffusion_gemma)."""
+    """Store as mlx-community's conversions do: `default` for experts and self-conditioning, 8 bits in groups of 64 for
+    what every token reads, whatever the mode (mlx-vlm 0.7.10: `quant_predicate` of diffusion_gemma)."""
 
     def recipe(path: str) -> Quantization:
-        often_read = path.endswith(_OFTEN_READ) or ".self_attn." in path or ".router." in path
-        return EIGHT if often_read else default
+        always_read = path.endswith(_READ_BY_EVERY_TOKEN) or ".self_attn." in path or ".router." in path
+        return EIGHT if always_read else default
 
     return recipe
 
 
 def uniform(default: Quantization) -> Recipe:
+    """Store every layer alike."""
     return lambda path: default
 
 
 def precise(default: Quantization) -> Recipe:
-    """Experts alone: what all else costs in memory, it saves in steps."""
+    """Quantize experts alone: the other layers cost memory, and save denoising steps."""
     return lambda path: default if ".experts." in path else None
 
 
@@ -85,7 +85,7 @@ def _entry(pattern: str, value: Any, file: Path) -> Quantization | None:
 
 
 def from_file(file: Path, default: Quantization, paths: Iterable[str]) -> Recipe:
-    """A JSON object of shell patterns of paths; the first that matches decides, `default` where none does.
+    """Read a JSON object of shell patterns. The first pattern that matches a path decides, `default` if none does.
 
     Raises:
         Mistake: it is no such file, or a pattern matches none of `paths`.
@@ -106,18 +106,17 @@ def from_file(file: Path, default: Quantization, paths: Iterable[str]) -> Recipe
             raise Mistake(f"{file}: pattern {pattern!r} matches no layer; they are named like {paths[0]}")
 
     def recipe(path: str) -> Quantization | None:
-        return next((q for pattern, q in patterns.items() if fnmatchcase(path, pattern)), default)
+        return next((entry for pattern, entry in patterns.items() if fnmatchcase(path, pattern)), default)
 
     return recipe
 
 
 def choose(name: str, default: Quantization, paths: Iterable[str]) -> Recipe:
-    """A recipe by name, or from a file."""
+    """Return the recipe of that name, or from that file."""
     named = dict(zip(NAMED, (mlx_community, uniform, precise), strict=True))
     return named[name](default) if name in named else from_file(Path(name).expanduser(), default, paths)
 
 
 def entries(default: Quantization, layers: Mapping[str, Quantization | None]) -> dict[str, Any]:
-    """`quantization` of config.json: the default, and every layer that is stored otherwise; False is not quantized."""
-    own = {path: asdict(q) if q else False for path, q in layers.items() if q != default}
-    return {**asdict(default), **own}
+    """Return `quantization` of config.json: the default, and each layer that differs; False is not quantized."""
+    return {**asdict(default), **{path: asdict(q) if q else False for path, q in layers.items() if q != default}}

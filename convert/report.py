@@ -3,114 +3,75 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.names import CLASSES
-from ..load import gigabytes
-from .plan import Job, Plan, classes
-from .source import FLOATS, Factors
+from ..checkpoint.folder import FLOATS
+from ..checkpoint.memory import gigabytes
+from ..checkpoint.names import CLASSES, weight_class
+from .journal import Errors
+from .plan import Job, Plan
 
-CONTEXT = 8192  # tokens of text that the memory is told for
+CONTEXT = 8192  # tokens of text that the memory is stated for
 MACS = (8, 16, 18, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)  # GiB that they were sold with
 
 
 @dataclass(frozen=True)
 class Line:
+    """A class of weights."""
+
     name: str
     tensors: int
     weights: int
-    stored: str  # as what; several, if several
+    stored: str  # how its layers are stored; several ways are divided by slashes
     bits_per_weight: float
     nbytes: int
-    relative_error: float | None  # of what is rounded, sampled; 0 where nothing is; None before it is known
+    relative_error: float | None  # sampled, of what is rounded; 0 if nothing is; None before it is known
+
+
+def lines(plan: Plan, errors: Errors | None) -> list[Line]:
+    """Return the table's lines; without `errors` the weights have not been read."""
+    classes: dict[str, list[tuple[int, Job]]] = defaultdict(list)
+    for index, job in enumerate(plan.jobs):
+        classes[weight_class(job.path)].append((index, job))
+    return [_line(name, dict(classes[name]), errors) for name in CLASSES if name in classes]
+
+
+def _line(name: str, jobs: dict[int, Job], errors: Errors | None) -> Line:
+    weights, size = sum(job.weights for job in jobs.values()), sum(job.nbytes for job in jobs.values())
+    matrices = {_stored(job) for job in jobs.values() if len(job.weight.shape) > 1 and job.weights}
+    error = None
+    if errors is not None:
+        difference, total = map(sum, zip(*(errors[index] for index in jobs), strict=True))
+        error = math.sqrt(difference / total) if total else 0.0
+    stored = " / ".join(sorted(matrices or {_stored(job) for job in jobs.values()}))
+    tensors = sum(len(job.outputs) for job in jobs.values())
+    return Line(name, tensors, weights, stored, 8 * size / weights, size, error)
 
 
 def _stored(job: Job) -> str:
-    q = job.quantization
+    q, dtype = job.quantization, job.outputs[0].dtype
     if q is None:
-        return {v: k for k, v in FLOATS.items()}.get(job.outputs[0].dtype, job.outputs[0].dtype)
-    kind = f"{q.bits}-bit" if q.mode == "affine" else q.mode
-    return f"{kind}, groups of {q.group_size}"
+        return next((name for name, stored in FLOATS.items() if stored == dtype), dtype)
+    return f"{f'{q.bits}-bit' if q.mode == 'affine' else q.mode}, groups of {q.group_size}"
 
 
-def lines(plan: Plan, errors: dict[int, tuple[float, float]] | None) -> list[Line]:
-    """`errors` by job, squared: of the difference and of the weights."""
-    found = classes(plan)
-    table = []
-    for name in CLASSES:
-        jobs = [job for _, job in found.get(name, ())]
-        if not jobs:
-            continue
-        weights = sum(math.prod(job.weight.shape) for job in jobs if not isinstance(job.weight, Factors))
-        size = sum(job.nbytes for job in jobs)
-        large = {_stored(job) for job in jobs if len(job.weight.shape) > 1 and not isinstance(job.weight, Factors)}
-        error = None
-        if errors is not None:
-            difference, whole = (sum(errors[i][k] for i, _ in found[name]) for k in (0, 1))
-            error = math.sqrt(difference / whole) if whole else 0.0
-        kinds = " / ".join(sorted(large or {_stored(job) for job in jobs}))
-        table.append(Line(name, sum(len(job.outputs) for job in jobs), weights, kinds, 8 * size / weights, size, error))
-    return table
-
-
-def working_bytes(config: ModelConfig) -> int:
-    """Beside the weights: K and V of CONTEXT tokens in 16 bits, and four tables of a canvas over the vocabulary."""
-    kept = [min(CONTEXT, config.sliding_window) if layer.sliding else CONTEXT for layer in config.layers]
-    cache = sum(
-        2 * 2 * tokens * layer.head_dim * layer.num_key_value_heads
-        for tokens, layer in zip(kept, config.layers, strict=True)
-    )
-    return cache + 4 * 4 * config.canvas_length * config.vocab_size
-
-
-def macs(needed: int) -> list[int]:
-    """Whose GPU may use that much: macOS gives it two thirds of up to 32 GiB, three quarters of more."""
-    return [size for size in MACS if size * 2**30 * (2 / 3 if size <= 32 else 3 / 4) >= needed]
-
-
-def as_json(plan: Plan, errors: dict[int, tuple[float, float]] | None) -> dict[str, Any]:
-    needed = plan.text_bytes + working_bytes(plan.model)
-    return {
-        "bytes": plan.nbytes,
-        "text_bytes": plan.text_bytes,
-        "source_bytes": plan.source_bytes,
-        "bits_per_weight": plan.bits_per_weight,
-        "parameters": plan.parameters,
-        "files": plan.files,
-        "classes": [asdict(line) for line in lines(plan, errors)],
-        "memory_bytes": needed,
-        "macs": macs(needed),
-        "unquantized": list(plan.undivided),
-        "dropped": list(plan.dropped),
-    }
-
-
-def _error(value: float | None) -> str:
-    return "" if value is None else "exact" if value == 0 else f"{value:.2g}"
-
-
-def rows(plan: Plan, errors: dict[int, tuple[float, float]] | None) -> tuple[list[str], list[list[str]]]:
-    """The table in words: its head, and a row for each class."""
+def rows(plan: Plan, errors: Errors | None) -> tuple[list[str], list[list[str]]]:
+    """Return the table in words: its head, and a row for each class and the total."""
     head = ["class", "tensors", "weights", "stored as", "bits a weight", "size", "relative error"]
+    table = lines(plan, errors)
+    total = sum(line.tensors for line in table)
+    table.append(Line("total", total, plan.parameters, "", plan.bits_per_weight, plan.nbytes, None))
     body = [
         [
             line.name, str(line.tensors), _count(line.weights), line.stored, f"{line.bits_per_weight:.2f}",
             _size(line.nbytes), _error(line.relative_error),
         ]
-        for line in lines(plan, errors)
+        for line in table
     ]  # fmt: skip
-    total = sum(len(job.outputs) for job in plan.jobs)
-    size = _size(plan.nbytes)
-    body.append(["total", str(total), _count(plan.parameters), "", f"{plan.bits_per_weight:.2f}", size, ""])
-    if errors is None:
-        head, body = head[:-1], [row[:-1] for row in body]
-    return head, body
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"
+    return (head, body) if errors is not None else (head[:-1], [row[:-1] for row in body])
 
 
 def _count(weights: int) -> str:
@@ -120,19 +81,63 @@ def _count(weights: int) -> str:
     return str(weights)
 
 
-def fits(plan: Plan) -> str:
-    """In a sentence."""
-    needed = plan.text_bytes + working_bytes(plan.model)
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else "exact" if value == 0 else f"{value:.2g}"
+
+
+def working_bytes(config: ModelConfig) -> int:
+    """Return the memory beside the weights: K and V of CONTEXT tokens in 16 bits, four float32 tables of logits."""
+    cache = sum(
+        2 * 2 * (min(CONTEXT, config.sliding_window) if layer.sliding else CONTEXT)
+        * layer.head_dim * layer.num_key_value_heads
+        for layer in config.layers
+    )  # fmt: skip
+    return cache + 4 * 4 * config.canvas_length * config.vocab_size
+
+
+def memory(plan: Plan) -> int:
+    """Return the bytes that the model needs."""
+    return plan.text_bytes + working_bytes(plan.model)
+
+
+def macs(needed: int) -> list[int]:
+    """Return the sizes of Macs whose GPU may use that much: two thirds of up to 32 GiB, three quarters of more."""
+    return [size for size in MACS if size * 2**30 * (2 / 3 if size <= 32 else 3 / 4) >= needed]
+
+
+def memory_line(plan: Plan) -> str:
+    """Return the memory and the Macs that have it, as the end of a sentence."""
+    needed = memory(plan)
     fitting = macs(needed)
     which = f"a Mac with {fitting[0]} GB or more" if fitting else "no Mac that is sold"
-    tokens = f"{CONTEXT:,} tokens of text"
-    return f"needs {gigabytes(needed)} of memory ({gigabytes(plan.text_bytes)} of weights, {tokens}): {which}"
+    parts = f"{gigabytes(plan.text_bytes)} of weights, {CONTEXT:,} tokens of text"
+    return f"needs {gigabytes(needed)} of memory ({parts}): {which}"
 
 
-def dropped(plan: Plan) -> list[str]:
-    """A line for each kind of tensor that nothing is made of, numbers in its name as a star."""
-    kinds: dict[str, int] = {}
-    for name in plan.dropped:
-        kind = ".".join("*" if part.isdigit() else part for part in name.split("."))
-        kinds[kind] = kinds.get(kind, 0) + 1
-    return [f"dropped: {kind} ({count} of them)" if count > 1 else f"dropped: {kind}" for kind, count in kinds.items()]
+def notes(plan: Plan) -> list[str]:
+    """Return a line for each layer that stays unquantized, and for each kind of dropped tensor (* for numbers)."""
+    names = (name.split(".") for name in plan.dropped)
+    kinds = Counter(".".join("*" if part.isdigit() else part for part in parts) for parts in names)
+    many = {kind: f" ({count} of them)" if count > 1 else "" for kind, count in kinds.items()}
+    return [*plan.indivisible, *(f"dropped: {kind}{count}" for kind, count in many.items())]
+
+
+def as_json(plan: Plan, errors: Errors | None) -> dict[str, Any]:
+    """Return the report as numbers; sizes are bytes."""
+    return {
+        "bytes": plan.nbytes,
+        "text_bytes": plan.text_bytes,
+        "source_bytes": plan.source_bytes,
+        "bits_per_weight": plan.bits_per_weight,
+        "parameters": plan.parameters,
+        "files": plan.files,
+        "classes": [asdict(line) for line in lines(plan, errors)],
+        "memory_bytes": memory(plan),
+        "macs": macs(memory(plan)),
+        "unquantized": list(plan.indivisible),
+        "dropped": list(plan.dropped),
+    }

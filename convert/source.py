@@ -1,14 +1,13 @@
-"""What a checkpoint holds of each parameter, and some rows of it when they are asked for.
+"""How a checkpoint stores a weight, and how rows of it are read.
 
-Three kinds: plain; in the groups of `mx.quantize`; NVIDIA's experts, one by one, whose FP4 values and E4M3 scales are
-what MLX calls nvfp4, times one float32 for each expert and projection.
+There are three kinds: plain; in the groups of `mx.quantize`; and NVIDIA's experts, stored singly, whose FP4 values and
+E4M3 scales are what MLX calls nvfp4, times a float32 for each expert and projection.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,12 +20,14 @@ from ..checkpoint.config import Quantization
 from ..checkpoint.folder import Tensor
 from ..errors import Mistake
 
-FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # ours and MLX's word -> safetensors'
 NVFP4 = Quantization(bits=4, group_size=16, mode="nvfp4")
-_NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32}  # all others: bytes
+# As NumPy reads them, bfloat16 as its bits; every other dtype is read as bytes.
+_NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32}
+# The type of a float's bits, the mask that removes its sign, and the smallest pattern that is Inf or NaN.
+_BITS = {"F32": (np.uint32, 0x7FFFFFFF, 0x7F800000), "F16": (np.uint16, 0x7FFF, 0x7C00)}
+_BITS["BF16"] = (np.uint16, 0x7FFF, 0x7F80)
 _NAN_SCALES = {"mxfp4": (255,), "mxfp8": (255,), "nvfp4": (127, 255)}  # codes of E8M0 and E4M3
-Raw = dict[str, np.ndarray]  # rows of a weight, as they were read: weight, scales, biases, factors
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+Raw = dict[str, np.ndarray]  # rows of a weight as they are stored: weight, scales, biases, factors
 
 
 @dataclass(frozen=True)
@@ -42,55 +43,48 @@ class Stored:
 
 
 def row_count(shape: tuple[int, ...]) -> int:
-    """Of anything seen as a matrix; groups never cross a row."""
+    """Return the rows of a tensor seen as a matrix. Groups never cross a row."""
     return math.prod(shape[:-1])
 
 
-def expected_sha256(file: Path) -> str | None:
-    """What the hub says of a file it fetched: the blob's name in its cache, or the note beside a --local-dir."""
-    blob = file.resolve()
-    if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
-        return blob.name
-    note = file.parent / ".cache" / "huggingface" / "download" / f"{file.name}.metadata"
-    lines = note.read_text().split() if note.is_file() else []
-    return lines[1] if len(lines) > 1 and _SHA256.fullmatch(lines[1]) else None
-
-
 class _Digest:
-    """SHA-256 of a file, of which pieces are handed in as they are read for another reason.
+    """SHA-256 of a file, computed from the pieces that are read for the conversion.
 
-    Read in order, a file is read once. What was left out, or is handed in early, is read again here.
+    A file that is read in order is read once. What was skipped is read here.
     """
 
     def __init__(self, file: Path):
         self.file = file
         self.hash = hashlib.sha256()
         self.position = 0
-        self.size = file.stat().st_size
 
-    def feed(self, start: int, raw: np.ndarray | None) -> None:
+    def feed(self, start: int, raw: np.ndarray) -> None:
+        """Add the bytes from `start` on."""
+        self.read_until(start)
+        if start == self.position:
+            self.hash.update(raw)
+            self.position += raw.nbytes
+
+    def read_until(self, end: int) -> None:
         with self.file.open("rb") as file:
             file.seek(self.position)
-            while self.position < start:
-                piece = file.read(min(1 << 24, start - self.position))
+            while self.position < end:
+                piece = file.read(min(1 << 24, end - self.position))
                 if not piece:
                     raise Mistake(f"{self.file} became shorter while it was read; fetch it again")
                 self.hash.update(piece)
                 self.position += len(piece)
-        if raw is not None and start == self.position:
-            self.hash.update(raw)
-            self.position += raw.nbytes
 
 
 class Reader:
-    """Bytes of tensors; `expected` says which files are to be hashed on the way."""
+    """Reads tensors, and hashes the files of `expected` (file -> SHA-256) on the way."""
 
     def __init__(self, expected: Mapping[Path, str]):
         self.expected = dict(expected)
         self._digests = {file: _Digest(file) for file in expected}
 
     def bytes(self, stored: Stored, first: int, last: int) -> np.ndarray:
-        """Bytes [first, last) of the tensor."""
+        """Return bytes [first, last) of the tensor."""
         file, start = stored.tensor.file, stored.tensor.start + first
         raw = np.fromfile(file, np.uint8, last - first, offset=start)
         if raw.size < last - first:
@@ -99,41 +93,44 @@ class Reader:
             self._digests[file].feed(start, raw)
         return raw
 
-    def finish(self, file: Path) -> None:
-        """Every tensor that is wanted from `file` was read. Mistake if its hash is not what the hub says."""
-        digest = self._digests.pop(file)
-        digest.feed(digest.size, None)
-        found = digest.hash.hexdigest()
-        if found != self.expected.pop(file):
-            raise Mistake(f"{file}: its SHA-256 is {found}, and not what the hub says; delete it and fetch again")
-
     def rows(self, stored: Stored, first: int, last: int) -> np.ndarray:
-        """[n, width]; bfloat16 as uint16. Mistake names a tensor with NaN or Inf."""
+        """Return rows [n, width], bfloat16 as uint16. Mistake names a tensor with NaN or Inf."""
         tensor = stored.tensor
-        each = tensor.nbytes // row_count(tensor.shape)
-        raw = self.bytes(stored, first * each, last * each)
+        row_bytes = tensor.nbytes // row_count(tensor.shape)
+        raw = self.bytes(stored, first * row_bytes, last * row_bytes)
         array = raw.view(_NUMPY.get(tensor.dtype, np.uint8)).reshape(last - first, -1)
-        if not _finite(array, tensor.dtype):
+        if not _is_finite(array, tensor.dtype):
             raise Mistake(f"{stored.where} holds NaN or Inf; fetch it again")
         return array
 
+    def finish(self, file: Path) -> None:
+        """Hash the rest of a file. Mistake if the hash is not the expected one."""
+        digest = self._digests.pop(file)
+        digest.read_until(file.stat().st_size)
+        actual = digest.hash.hexdigest()
+        if actual != self.expected.pop(file):
+            raise Mistake(f"{file}: its SHA-256 is {actual}, and not what the hub says; delete it and fetch again")
 
-def _finite(array: np.ndarray, dtype: str) -> bool:
-    """Looks at exponents: MLX's isfinite on the CPU takes longer than its quantize."""
-    if dtype not in ("F32", "BF16", "F16"):
+
+def _is_finite(array: np.ndarray, dtype: str) -> bool:
+    """Compare bit patterns: MLX's isfinite takes longer on a CPU than its quantize."""
+    if dtype not in _BITS:
         return True
-    code, largest = (np.uint32, 0x7F800000) if dtype == "F32" else (np.uint16, 0x7F80 if dtype == "BF16" else 0x7C00)
-    bits, unsigned = array.view(code).ravel(), code(0x7FFFFFFF if dtype == "F32" else 0x7FFF)
+    unsigned, mask, infinity = _BITS[dtype]
+    bits, mask = array.view(unsigned).ravel(), unsigned(mask)
     # In parts that stay in the processor's cache.
-    return all((bits[i : i + 65536] & unsigned).max() < largest for i in range(0, bits.size, 65536))
+    return all((bits[i : i + 65536] & mask).max() < infinity for i in range(0, bits.size, 65536))
 
 
 def to_mlx(array: np.ndarray, dtype: str) -> mx.array:
+    """Return the array in MLX; `dtype` is the tensor's in the file."""
     return mx.array(array).view(mx.bfloat16) if dtype == "BF16" else mx.array(array)
 
 
 @dataclass(frozen=True)
 class Plain:
+    """A weight that is not quantized."""
+
     stored: Stored
 
     quantization = None
@@ -150,7 +147,7 @@ class Plain:
         return {"weight": reader.rows(self.stored, first, last)}
 
     def floats(self, raw: Raw, dtype: str) -> mx.array:
-        """As they are stored."""
+        """Return the rows as they are stored; `dtype` is not used."""
         return to_mlx(raw["weight"], self.stored.tensor.dtype)
 
 
@@ -162,21 +159,23 @@ class Block:
     weight: Stored
     scales: Stored
     biases: Stored | None = None
-    factor: Stored | None = None  # float32 [], [experts] or [experts, rows of one]
+    factor: Stored | None = None  # float32 [], [experts] or [experts, rows of an expert]
 
     @property
     def parts(self) -> tuple[Stored, ...]:
-        return tuple(p for p in (self.weight, self.scales, self.biases, self.factor) if p is not None)
+        return tuple(part for part in (self.weight, self.scales, self.biases, self.factor) if part is not None)
 
     def factors(self, reader: Reader) -> np.ndarray:
-        """One a row."""
+        """Return the factor of each row, [rows]."""
         values = reader.rows(self.factor, 0, row_count(self.factor.tensor.shape)).ravel()
         return np.repeat(values.astype(np.float32), self.rows // values.size)
 
 
 @dataclass(frozen=True)
 class Packed:
-    shape: tuple[int, ...]  # unpacked
+    """A weight in the groups of `mx.quantize`."""
+
+    shape: tuple[int, ...]  # of the unpacked weight
     quantization: Quantization
     blocks: tuple[Block, ...]
 
@@ -184,8 +183,8 @@ class Packed:
     def parts(self) -> tuple[Stored, ...]:
         return tuple(part for block in self.blocks for part in block.parts)
 
-    def _cover(self, first: int, last: int) -> Iterator[tuple[Block, int, int]]:
-        """The blocks that hold rows [first, last), and which of their own rows those are."""
+    def _covering(self, first: int, last: int) -> Iterator[tuple[Block, int, int]]:
+        """Yield the blocks that hold rows [first, last) of the layer, and the rows to read from each."""
         start = 0
         for block in self.blocks:
             stop = start + block.rows
@@ -194,52 +193,52 @@ class Packed:
             start = stop
 
     def read(self, reader: Reader, first: int, last: int) -> Raw:
-        found: dict[str, list[np.ndarray]] = defaultdict(list)
+        """Read rows [first, last). Mistake names a tensor with NaN among its scales or its values."""
+        raw: dict[str, list[np.ndarray]] = defaultdict(list)
         mode = self.quantization.mode
-        for block, start, stop in self._cover(first, last):
-            found["weight"].append(reader.rows(block.weight, start, stop).view(np.uint32))
-            scales = reader.rows(block.scales, start, stop)
-            if mode in _NAN_SCALES and np.isin(scales, _NAN_SCALES[mode]).any():
+        for block, start, stop in self._covering(first, last):
+            weight, scales = reader.rows(block.weight, start, stop), reader.rows(block.scales, start, stop)
+            if np.isin(scales, _NAN_SCALES.get(mode, ())).any():
                 raise Mistake(f"{block.scales.where} holds NaN; fetch it again")
-            found["scales"].append(scales)
+            if mode == "mxfp8" and (weight.view(np.uint8) & 0x7F == 0x7F).any():
+                raise Mistake(f"{block.weight.where} holds NaN; fetch it again")
+            raw["weight"].append(weight.view(np.uint32))
+            raw["scales"].append(scales)
             if block.biases:
-                found["biases"].append(reader.rows(block.biases, start, stop))
+                raw["biases"].append(reader.rows(block.biases, start, stop))
             if block.factor:
-                found["factors"].append(block.factors(reader)[start:stop])
-        if mode == "mxfp8" and any((w.view(np.uint8) & 0x7F == 0x7F).any() for w in found["weight"]):
-            raise Mistake(f"{self.blocks[0].weight.where} holds NaN; fetch it again")
-        return {kind: np.concatenate(parts) for kind, parts in found.items()}
+                raw["factors"].append(block.factors(reader)[start:stop])
+        return {kind: np.concatenate(parts) for kind, parts in raw.items()}
 
     def packed(self, raw: Raw) -> list[mx.array]:
-        """Weight, scales and, of affine, biases, as `mx.dequantize` takes them."""
+        """Return weight, scales and, of affine, biases, as `mx.dequantize` takes them."""
         dtype = self.blocks[0].scales.tensor.dtype
-        rest = [to_mlx(raw[kind], dtype) for kind in ("scales", "biases") if kind in raw]
-        return [mx.array(raw["weight"]), *rest]
+        return [mx.array(raw["weight"]), *(to_mlx(raw[kind], dtype) for kind in ("scales", "biases") if kind in raw)]
 
     def floats(self, raw: Raw, dtype: str) -> mx.array:
-        """Dequantized as a network of `dtype` does it."""
-        q, (weight, *rest) = self.quantization, self.packed(raw)
+        """Dequantize the rows as a network of `dtype` does it."""
+        q, (weight, *groups) = self.quantization, self.packed(raw)
         if q.mode == "affine":
-            rest = [array.astype(getattr(mx, dtype)) for array in rest]
-        made = mx.dequantize(weight, *rest, group_size=q.group_size, bits=q.bits, mode=q.mode)
-        return made.astype(mx.float32) * mx.array(raw["factors"])[:, None] if "factors" in raw else made
+            groups = [array.astype(getattr(mx, dtype)) for array in groups]
+        rows = mx.dequantize(weight, *groups, group_size=q.group_size, bits=q.bits, mode=q.mode)
+        return rows.astype(mx.float32) * mx.array(raw["factors"])[:, None] if "factors" in raw else rows
 
 
 @dataclass(frozen=True)
 class Factors:
-    """The global scales of a Packed that is kept as it is, as a parameter of its own: [experts], or a number a row."""
+    """The global scales of `packed`, which is kept as it is: a parameter of its own, [experts] or [experts, rows]."""
 
-    of: Packed
+    packed: Packed
     shape: tuple[int, ...]
 
     quantization = None
 
     @property
     def parts(self) -> tuple[Stored, ...]:
-        return tuple(block.factor for block in self.of.blocks)
+        return tuple(block.factor for block in self.packed.blocks)
 
     def read(self, reader: Reader, first: int, last: int) -> Raw:
-        rows = np.concatenate([block.factors(reader) for block in self.of.blocks])
+        rows = np.concatenate([block.factors(reader) for block in self.packed.blocks])
         count = math.prod(self.shape)
         return {"weight": rows[:: rows.size // count].reshape(row_count(self.shape), -1)[first:last]}
 
@@ -251,5 +250,5 @@ Weight = Plain | Packed | Factors
 
 
 def nbytes(weight: Weight) -> int:
-    """Of all its tensors."""
+    """Return the bytes of all tensors that store a weight."""
     return sum(part.tensor.nbytes for part in weight.parts)

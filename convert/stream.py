@@ -1,5 +1,7 @@
-"""A plan carried out: tensors read in pieces, quantized, written to their places, and read again to see that they are
-there. Nothing larger than a piece is in memory."""
+"""A plan carried out: tensors are read in pieces, quantized, written to their places, and read again as a check.
+
+Nothing larger than a piece is in memory.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,58 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint.folder import INDEX, ITEM
+from ..checkpoint.folder import FLOATS, INDEX, ITEM, file_start
 from ..errors import Mistake
+from .hub import expected_sha256
 from .journal import Journal, Progress
 from .plan import Job, Plan
-from .source import FLOATS, Packed, Plain, Raw, Reader, expected_sha256
+from .source import Packed, Plain, Raw, Reader
 
-PIECE = 64_000_000  # bytes of a source tensor that are in memory at a time, if a row has no more
+PIECE = 64_000_000  # bytes of a source tensor that are in memory at a time, unless a row has more
 COMMIT = 256_000_000  # bytes of the source after which the journal is brought up to date
-SAMPLE = 32  # of so many rows, one is looked at for the relative error
+SAMPLE = 32  # the relative error is that of every 32nd row
+
+
+def convert_rows(job: Job, raw: Raw) -> tuple[list[np.ndarray], tuple[float, float]]:
+    """Return rows of every output, made from the same rows of the source, and their error as `Errors` has it."""
+    weight, q = job.weight, job.quantization
+    exact = (0.0, 0.0)
+    if isinstance(weight, Plain) and (job.dtype is None or weight.stored.tensor.dtype not in FLOATS.values()):
+        return [raw["weight"]], exact
+    if isinstance(weight, Packed) and weight.quantization == q:
+        return _keep_packed(job, weight.packed(raw)), exact
+    floats = weight.floats(raw, job.dtype if q is None else "float32")
+    array = _cast(job, floats)
+    if q is None:
+        mx.eval(array)
+        rounded = array.dtype != floats.dtype and array.dtype != mx.float32
+        return [_numpy(array)], _error(floats[::SAMPLE], array[::SAMPLE]) if rounded else exact
+    groups = {"group_size": q.group_size, "bits": q.bits, "mode": q.mode}
+    arrays = mx.quantize(array, **groups)
+    mx.eval(arrays)  # for each piece, so that no graph holds more than one
+    restored = mx.dequantize(*(part[::SAMPLE] for part in arrays), **groups)
+    return [_numpy(part) for part in arrays], _error(floats[::SAMPLE], restored)
+
+
+def _keep_packed(job: Job, arrays: list[mx.array]) -> list[np.ndarray]:
+    """Keep packed values; affine scales and biases take the job's dtype."""
+    weight, *groups = arrays
+    if job.quantization.mode == "affine":
+        groups = [_cast(job, array) for array in groups]
+    mx.eval(groups)
+    return [_numpy(array) for array in (weight, *groups)]
+
+
+def _cast(job: Job, array: mx.array) -> mx.array:
+    cast = array.astype(getattr(mx, job.dtype))
+    if cast.dtype == mx.float16 and array.dtype != mx.float16 and not mx.isfinite(cast).all().item():
+        raise Mistake(f"{job.where} has values too large for float16; try --dtype bfloat16")
+    return cast
 
 
 def _numpy(array: mx.array) -> np.ndarray:
@@ -35,95 +75,30 @@ def _error(before: mx.array, after: mx.array) -> tuple[float, float]:
     return mx.square(before - after).sum().item(), mx.square(before).sum().item()
 
 
-def _as_it_is(job: Job, raw: Raw) -> list[np.ndarray]:
-    """Packed values are not touched; scales and biases in the dtype that is wanted."""
-    weight, *rest = job.weight.packed(raw)
-    if job.quantization.mode == "affine":
-        rest = [_cast(job, array) for array in rest]
-    mx.eval(rest)
-    return [_numpy(array) for array in (weight, *rest)]
+@dataclass(frozen=True)
+class _Layout:
+    """A shard before it is written."""
+
+    start: bytes  # header
+    places: dict[str, int]  # output -> byte of the file where it begins
+    nbytes: int  # of the whole file
 
 
-def _cast(job: Job, array: mx.array) -> mx.array:
-    cast = array.astype(getattr(mx, job.dtype))
-    if cast.dtype == mx.float16 and array.dtype != mx.float16 and not mx.isfinite(cast).all().item():
-        raise Mistake(f"{job.where} has values too large for float16; try --dtype bfloat16")
-    return cast
-
-
-def make(job: Job, raw: Raw) -> tuple[list[np.ndarray], tuple[float, float]]:
-    """Some rows of the source -> the same rows of every output, and their error."""
-    weight, q = job.weight, job.quantization
-    exact = (0.0, 0.0)
-    if isinstance(weight, Plain) and (job.dtype is None or weight.stored.tensor.dtype not in FLOATS.values()):
-        return [raw["weight"]], exact
-    if isinstance(weight, Packed) and weight.quantization == q:
-        return _as_it_is(job, raw), exact
-    floats = weight.floats(raw, job.dtype if q is None else "float32")
-    array = _cast(job, floats)
-    if q is None:
-        mx.eval(array)
-        changed = array.dtype != floats.dtype and array.dtype != mx.float32
-        return [_numpy(array)], _error(floats[::SAMPLE], array[::SAMPLE]) if changed else exact
-    groups = {"group_size": q.group_size, "bits": q.bits, "mode": q.mode}
-    arrays = mx.quantize(array, **groups)
-    mx.eval(arrays)  # per piece, so that no graph holds more than one
-    restored = mx.dequantize(*(part[::SAMPLE] for part in arrays), **groups)
-    return [_numpy(part) for part in arrays], _error(floats[::SAMPLE], restored)
-
-
-def _header(jobs: tuple[Job, ...], metadata: dict[str, str]) -> tuple[bytes, dict[str, int], int]:
-    """The start of a safetensors file, where in the file each tensor's bytes begin, and where the file ends."""
-    outputs = [output for job in jobs for output in job.outputs]
-    outputs.sort(key=lambda o: (-ITEM.get(o.dtype, 0), o.name))  # wide ones first: every tensor is aligned
-    table: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
+def _layout(plan: Plan, number: int) -> _Layout:
+    outputs = [output for job in plan.shards[number] for output in job.outputs]
+    outputs.sort(key=lambda output: (-ITEM.get(output.dtype, 0), output.name))  # wide ones first: all are aligned
+    table, end = {}, 0
     for output in outputs:
-        offsets = [end, end := end + output.nbytes]
-        table[output.name] = {"dtype": output.dtype, "shape": output.shape, "data_offsets": offsets}
-    text = json.dumps(table).encode()
-    text += b" " * (-len(text) % 8)
-    start = 8 + len(text)
-    places = {o.name: start + table[o.name]["data_offsets"][0] for o in outputs}
-    return len(text).to_bytes(8, "little") + text, places, start + end
-
-
-class _Shard:
-    """One file being written, as far as the journal says."""
-
-    def __init__(self, folder: Path, plan: Plan, number: int):
-        header, self.places, end = _header(plan.shards[number], dict(plan.metadata))
-        self.number = number
-        self.file = os.open(folder / plan.files[number], os.O_RDWR | os.O_CREAT, 0o666)
-        os.ftruncate(self.file, end)
-        self._write(header, 0)
-
-    def _write(self, data: bytes | memoryview, place: int) -> None:
-        view = memoryview(data).cast("B")
-        while len(view):  # a disk that is nearly full takes less than is given
-            written = os.pwrite(self.file, view, place)
-            view, place = view[written:], place + written
-
-    def put(self, piece: _Piece, arrays: list[np.ndarray], error: tuple[float, float], journal: Journal) -> None:
-        before, sums = journal.jobs.get(piece.index, Progress()), []
-        for output, array, so_far in zip(piece.job.outputs, arrays, before.sums or [0] * len(arrays), strict=True):
-            data = memoryview(np.ascontiguousarray(array)).cast("B")
-            self._write(data, self.places[output.name] + piece.first * (output.nbytes // piece.job.rows))
-            sums.append(zlib.crc32(data, so_far))
-        total = before.error[0] + error[0], before.error[1] + error[1]
-        journal.note(piece.index, Progress(piece.last, sums, total))
-
-    def sync(self) -> None:
-        os.fsync(self.file)
-
-    def close(self) -> None:
-        if self.file is not None:
-            os.close(self.file)
-        self.file = None
+        table[output.name] = output.dtype, output.shape, (end, end := end + output.nbytes)
+    start = file_start(table, plan.metadata)
+    places = {name: len(start) + offsets[0] for name, (_, _, offsets) in table.items()}
+    return _Layout(start, places, len(start) + end)
 
 
 @dataclass(frozen=True)
 class _Piece:
+    """Rows [first, last) of a job."""
+
     shard: int
     index: int  # of the job in the plan
     job: Job
@@ -131,13 +106,12 @@ class _Piece:
     last: int
 
     @property
-    def nbytes(self) -> int:
-        """Of the source."""
+    def source_bytes(self) -> int:
         return (self.last - self.first) * (self.job.source_bytes // self.job.rows)
 
 
-def _left(plan: Plan, journal: Journal) -> Iterator[_Piece]:
-    """What is still to be done."""
+def _remaining(plan: Plan, journal: Journal) -> Iterator[_Piece]:
+    """Yield the pieces that the journal does not have, in order."""
     index = 0
     for number, jobs in enumerate(plan.shards):
         for job in jobs:
@@ -148,107 +122,133 @@ def _left(plan: Plan, journal: Journal) -> Iterator[_Piece]:
             index += 1
 
 
-def _ahead(pieces: Iterator[_Piece], reader: Reader, thread: Executor) -> Iterator[tuple[_Piece, Raw]]:
-    """Pieces with what was read of them: while one is worked on, `thread` reads the next."""
-    before: tuple[_Piece, Future] | None = None
+def _prefetch(pieces: Iterator[_Piece], reader: Reader, thread: Executor) -> Iterator[tuple[_Piece, Raw]]:
+    """Yield pieces with their rows. While a piece is worked on, `thread` reads the next."""
+    previous: tuple[_Piece, Future] | None = None
     for piece in pieces:
         reading = thread.submit(piece.job.weight.read, reader, piece.first, piece.last)
-        if before:
-            yield before[0], before[1].result()
-        before = piece, reading
-    if before:
-        yield before[0], before[1].result()
+        if previous:
+            yield previous[0], previous[1].result()
+        previous = piece, reading
+    if previous:
+        yield previous[0], previous[1].result()
+
+
+class _Shard:
+    """A file that is being written."""
+
+    def __init__(self, folder: Path, plan: Plan, number: int, journal: Journal):
+        layout = _layout(plan, number)
+        self.number, self.places, self.journal = number, layout.places, journal
+        self.uncommitted = 0  # bytes of the source
+        self.file = os.open(folder / plan.files[number], os.O_RDWR | os.O_CREAT, 0o666)
+        os.ftruncate(self.file, layout.nbytes)
+        self._write(layout.start, 0)
+
+    def _write(self, data: bytes | memoryview, place: int) -> None:
+        view = memoryview(data).cast("B")
+        while len(view):  # a disk that is nearly full takes less than it is given
+            written = os.pwrite(self.file, view, place)
+            view, place = view[written:], place + written
+
+    def put(self, piece: _Piece, arrays: list[np.ndarray], error: tuple[float, float]) -> None:
+        """Write the rows of every output to their places."""
+        before, sums = self.journal.jobs.get(piece.index, Progress()), []
+        for output, array, checksum in zip(piece.job.outputs, arrays, before.sums or [0] * len(arrays), strict=True):
+            data = memoryview(np.ascontiguousarray(array)).cast("B")
+            self._write(data, self.places[output.name] + piece.first * (output.nbytes // piece.job.rows))
+            sums.append(zlib.crc32(data, checksum))
+        total = before.error[0] + error[0], before.error[1] + error[1]
+        self.journal.note(piece.index, Progress(piece.last, sums, total))
+        self.uncommitted += piece.source_bytes
+        if self.uncommitted >= COMMIT:
+            self.commit()
+
+    def commit(self) -> None:
+        """Bring the journal up to date."""
+        os.fsync(self.file)
+        self.journal.commit()
+        self.uncommitted = 0
+
+    def close(self) -> None:
+        os.close(self.file)
 
 
 def write(plan: Plan, folder: Path, journal: Journal) -> Iterator[int]:
-    """The weights. Bytes of the source, each time some were worked off; what an earlier run did comes first."""
+    """Write the weights. Yields bytes of the source: first what an earlier run did, then each piece."""
     reader = Reader({f: sha for f in plan.sources if f.name not in journal.hashed and (sha := expected_sha256(f))})
-    last_use = {part.tensor.file: index for index, job in enumerate(plan.jobs) for part in job.weight.parts}
-    shard, uncommitted = None, 0
-    yield plan.source_bytes - sum(piece.nbytes for piece in _left(plan, journal))
+    last_job = {part.tensor.file: index for index, job in enumerate(plan.jobs) for part in job.weight.parts}
+    shard = None
+    yield plan.source_bytes - sum(piece.source_bytes for piece in _remaining(plan, journal))
     with ThreadPoolExecutor(1) as thread:
         try:
-            for piece, raw in _ahead(_left(plan, journal), reader, thread):
+            for piece, raw in _prefetch(_remaining(plan, journal), reader, thread):
                 if shard is None or shard.number != piece.shard:
-                    _settle(shard, journal)
-                    shard = _Shard(folder, plan, piece.shard)
-                arrays, error = make(piece.job, raw)
-                shard.put(piece, arrays, error, journal)
-                uncommitted += piece.nbytes
-                if uncommitted >= COMMIT:
-                    shard.sync()
-                    journal.commit()
-                    uncommitted = 0
-                yield piece.nbytes
+                    if shard:
+                        shard.commit()
+                        shard.close()
+                    shard = _Shard(folder, plan, piece.shard, journal)
+                shard.put(piece, *convert_rows(piece.job, raw))
+                yield piece.source_bytes
                 if piece.last == piece.job.rows:
                     mx.clear_cache()  # the next tensor's pieces have other sizes
-                    for file in [f for f in reader.expected if last_use[f] == piece.index]:
+                    for file in [file for file in reader.expected if last_job[file] == piece.index]:
                         thread.submit(reader.finish, file).result()
                         journal.add_hashed(file)
-            _settle(shard, journal)
+            if shard:
+                shard.commit()
         finally:
             if shard:
                 shard.close()
-        for file in list(reader.expected):
-            reader.finish(file)
-            journal.add_hashed(file)
-
-
-def _settle(shard: _Shard | None, journal: Journal) -> None:
-    """A file is done with, for now."""
-    if shard:
-        shard.sync()
-        journal.commit()
-        shard.close()
+    for file in list(reader.expected):  # the tensors of these were written by an earlier run
+        reader.finish(file)
+        journal.add_hashed(file)
 
 
 def verify(plan: Plan, folder: Path, journal: Journal) -> Iterator[int]:
-    """Read what was written, from the disk where the system allows. Yields bytes.
+    """Read what was written, from the disk where the system allows it. Yields bytes.
 
-    Mistake names a file that is not as it was written; the journal then forgets it, so that it is made again.
+    Raises:
+        Mistake: a file is not as it was written. The journal then forgets its jobs, so that they are done again.
     """
-    start = 0
-    for name, jobs in zip(plan.files, plan.shards, strict=True):
-        header, places, end = _header(jobs, dict(plan.metadata))
-        numbers = list(range(start, start := start + len(jobs)))
-        path = folder / name
+    first = 0
+    for number, jobs in enumerate(plan.shards):
+        indices = list(range(first, first := first + len(jobs)))
+        path, layout = folder / plan.files[number], _layout(plan, number)
         if not path.is_file():
-            journal.again(numbers)
+            journal.forget(indices)
             raise Mistake(f"{path} was taken away while it was made; the same command makes it again")
         with path.open("rb") as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            whole = path.stat().st_size == end and file.read(len(header)) == header
-            for number, job in zip(numbers, jobs, strict=True):
-                for output, expected in zip(job.outputs, journal.jobs[number].sums, strict=True):
-                    whole = whole and _checksum(file, places[output.name], output.nbytes) == expected
+            intact = path.stat().st_size == layout.nbytes and file.read(len(layout.start)) == layout.start
+            for index, job in zip(indices, jobs, strict=True):
+                for output, expected in zip(job.outputs, journal.jobs[index].sums, strict=True):
+                    intact = intact and _checksum(file, layout.places[output.name], output.nbytes) == expected
                 yield job.nbytes
-        if not whole:
-            journal.again(numbers)
+        if not intact:
+            journal.forget(indices)
             raise Mistake(
                 f"{path} does not hold what was written to it: is the disk sound? The same command makes it again"
             )
 
 
-def _checksum(file, place: int, size: int) -> int:
-    found, end = 0, place + size
+def _checksum(file: BinaryIO, place: int, size: int) -> int:
+    """Return the CRC-32 of `size` bytes from `place` on; -1 if the file ends before."""
+    checksum, end = 0, place + size
     file.seek(place)
     while place < end:
         piece = file.read(min(1 << 24, end - place))
         if not piece:
             return -1
-        found, place = zlib.crc32(piece, found), place + len(piece)
-    return found
+        checksum, place = zlib.crc32(piece, checksum), place + len(piece)
+    return checksum
 
 
 def write_configs(plan: Plan, folder: Path) -> None:
-    """Last of all: without a config.json no program takes the folder for a model."""
-    weight_map = {
-        output.name: name
-        for name, jobs in zip(plan.files, plan.shards, strict=True)
-        for job in jobs
-        for output in job.outputs
-    }
+    """Write the index and, last of all, config.json: without it no program takes the folder for a model."""
+    files = zip(plan.files, plan.shards, strict=True)
+    weight_map = {output.name: name for name, jobs in files for job in jobs for output in job.outputs}
     totals = {"total_size": plan.nbytes, "total_parameters": plan.parameters}
     index = {"metadata": totals, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=4) + "\n")

@@ -1,67 +1,123 @@
-"""Imports go one way: commands -> load, abilities -> diffusion -> sampling, interface; frameworks stay put."""
+"""Imports go down, frameworks stay in their rooms, nothing runs in a circle, and files and functions stay small.
+
+A room is a folder of the package, or a module beside the folders; `fill/__main__.py` is a command in the room that it
+serves. Imports inside functions and those for type checkers count, too.
+"""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
+import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mlx_dgemma"
-FILES = sorted(PACKAGE.rglob("*.py")) + sorted(PACKAGE.parent.glob("convert/*.py"))
-CORE = {  # module -> what of ours it may import
-    "mistake": set(),
-    "interface": {"config", "sampling"},
-    "sampling": {"mistake"},
-    "config": {"mistake", "sampling"},
-    "checkpoint": {"mistake"},
-    "tokenizer": {"checkpoint", "mistake"},
-    "layout": {"config", "mistake"},
-    "clock": set(),
-    "diffusion": {"clock", "interface", "layout", "mistake", "sampling"},
+COMMANDS = ("generate", "chat", "convert", "selfcheck", "benchmark")
+FLOORS = (  # a room imports those on floors below its own
+    ("errors",),
+    ("seam",),
+    ("checkpoint",),
+    ("tokens",),
+    ("writing",),
+    ("fill", "forms"),
+    ("load",),
+    ("__init__",),
+    ("terminal",),
+    ("generate", "chat", "batch", "fill.__main__", "edit", "server", "train", "benchmark", "selfcheck", "convert"),
+)
+BACKENDS = {"mlx_backend": {"seam", "checkpoint", "errors"}, "torch_backend": {"seam", "checkpoint", "errors"}}
+ALLOWED = {room: {below for floor in FLOORS[:i] for below in floor} for i, rooms in enumerate(FLOORS) for room in rooms}
+ALLOWED |= BACKENDS
+ALLOWED["load"] |= set(BACKENDS)
+ALLOWED["selfcheck"] |= {"mlx_backend"}  # compares MLX's devices with each other
+ALLOWED["convert"] |= {"mlx_backend"}  # the network knows the shapes of its parameters
+ALLOWED["train"] |= {"mlx_backend"}
+ALLOWED["benchmark"] |= {"convert"}  # recipes
+ALLOWED["load"] -= {"fill", "forms"}
+FRAMEWORKS = {
+    "mlx": {"mlx_backend", "convert", "selfcheck", "train"},
+    "mlx_lm": {"mlx_backend"},
+    "torch": {"torch_backend"},
+    "triton": {"torch_backend"},
+    "transformers": {"torch_backend"},
 }
-FRAMEWORKS = {"mlx": {"mlx_backend", "convert"}, "torch": {"torch_backend"}, "transformers": {"torch_backend"}}
-FRAMEWORKS["mlx_lm"] = {"mlx_backend"}
+FILES = sorted(file for folder in (PACKAGE, *PACKAGE.iterdir()) if folder.is_dir() for file in folder.glob("*.py"))
+# `python -m` of a command, as one line of Python.
+HELP = "import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('mlx_dgemma.{}', run_name='__main__')"
 
 
-def imports(path: Path) -> set[str]:
-    """Dotted names, those of our own package with a leading dot."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def name_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).as_posix()
+
+
+def room(file: Path) -> str:
+    if file.parent == PACKAGE:
+        return file.stem
+    return "fill.__main__" if name_of(file) == "fill/__main__.py" else file.parent.name
+
+
+@cache
+def imports(file: Path) -> tuple[frozenset[str], frozenset[Path]]:
+    """-> top-level packages of others, and our own files."""
+    others, ours = set(), set()
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            others |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            others.add(node.module.split(".")[0])
         elif isinstance(node, ast.ImportFrom):
-            found.add("." * node.level + (node.module or ""))
-    return found
+            base = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for alias in node.names:
+                candidates = (base / f"{alias.name}.py", base / alias.name / "__init__.py")
+                candidates += (base.with_suffix(".py"), base / "__init__.py")
+                ours.add(next(path for path in candidates if path.is_file()))
+    return frozenset(others), frozenset(ours)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE.parent)))
-def test_frameworks_stay_in_their_place(path):
-    for name in imports(path):
-        root = name.split(".")[0]
-        if root in FRAMEWORKS and "selfcheck" not in path.name:  # it compares MLX's devices with each other
-            assert path.parent.name in FRAMEWORKS[root], f"{path.name} imports {name}"
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_imports_go_down(file):
+    others, ours = imports(file)
+    rooms = {room(other) for other in ours} - {room(file)}
+    wrong = sorted(rooms - ALLOWED[room(file)])
+    assert not wrong, f"{room(file)} must not import {wrong}"
+    assert "mlx_dgemma" not in others, "imports of our own are relative"
+    for framework in others & set(FRAMEWORKS):
+        assert room(file) in FRAMEWORKS[framework], f"{framework} is imported in {room(file)}"
 
 
-@pytest.mark.parametrize("module", CORE)
-def test_the_core_imports_downwards(module):
-    ours = {name[1:].split(".")[0] for name in imports(PACKAGE / f"{module}.py") if name.startswith(".")}
-    assert ours <= CORE[module]
+@pytest.mark.parametrize("name", [name_of, room], ids=["files", "rooms"])
+def test_no_circle(name):
+    graph: dict[str, set[str]] = {}
+    for file in FILES:
+        graph.setdefault(name(file), set()).update(name(other) for other in imports(file)[1])
+    try:
+        graphlib.TopologicalSorter({node: others - {node} for node, others in graph.items()}).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(reversed(error.args[1])), pytrace=False)
+
+
+def test_every_command_is_listed():
+    assert {file.parent.name for file in FILES if file.name == "__main__.py"} == set(COMMANDS)
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    scripts = {f"mlx_dgemma.{name}": f"mlx_dgemma.{name}.__main__:main" for name in COMMANDS}
+    assert project["project"]["scripts"] == scripts
+    packages = {f"mlx_dgemma.{file.parent.name}" for file in FILES if file.parent != PACKAGE}
+    assert set(project["tool"]["setuptools"]["packages"]) == {"mlx_dgemma", *packages}
 
 
 @pytest.mark.parametrize(
     "code",
     [
         "import mlx_dgemma",
-        "import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('mlx_dgemma.generate', run_name='__main__')",
-        "import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('mlx_dgemma.chat', run_name='__main__')",
-        "import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('mlx_dgemma.convert', run_name='__main__')",
-        "import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('mlx_dgemma.selfcheck', run_name='__main__')",
-        "import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('mlx_dgemma.benchmark', run_name='__main__')",
+        *(HELP.format(command) for command in COMMANDS),
         "from mlx_dgemma.benchmark.__main__ import main; main(['predict', '--device', 'h200', '--json'])",
     ],
+    ids=["import", *COMMANDS, "predict"],
 )
 def test_nothing_heavy_for_help_or_import(code):
     check = f"import sys\ntry:\n    exec({code!r})\nexcept SystemExit as end:\n    assert not end.code\n"
@@ -69,10 +125,10 @@ def test_nothing_heavy_for_help_or_import(code):
     subprocess.run([sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_files_and_functions_stay_small():
-    for path in FILES:
-        text = path.read_text()
-        assert len(text.splitlines()) < 400, path
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name}"
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_files_and_functions_stay_small(file):
+    text = file.read_text()
+    assert len(text.splitlines()) < 400
+    functions = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
+    assert not {name: length for name, length in lengths.items() if length > 50}

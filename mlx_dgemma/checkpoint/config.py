@@ -1,13 +1,13 @@
-"""config.json and generation_config.json, in both published layouts -> ModelConfig, Sampling.
+"""config.json, in both published layouts -> ModelConfig.
 
 The hub's layout names the full layers' heads `global_head_dim` and `num_global_key_value_heads`; transformers 5.23
-writes `per_layer_config` instead. What we do not support is an error that names it: there is one model to serve, and
-a setting that is read past would be a wrong answer.
+writes `per_layer_config` instead. A setting that is not supported is a Mistake that names it: read past, it would be a
+wrong answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,13 @@ from ..errors import Mistake
 from ..seam.model import Facts
 
 MODEL_TYPE = "diffusion_gemma"
+DTYPES = ("float32", "bfloat16", "float16")  # of activations, and of weights that are not quantized
+FP8 = "fp8"  # torch only: weights in E4M3, activations in bfloat16
 MODES = {"affine", "mxfp4", "nvfp4", "mxfp8"}
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_attention_heads", "num_experts",
+    "top_k_experts", "sliding_window", "max_position_embeddings",
+)  # fmt: skip
 DEFAULT_ROPE = {  # transformers: DiffusionGemmaTextConfig
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
     "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
@@ -24,6 +30,8 @@ DEFAULT_ROPE = {  # transformers: DiffusionGemmaTextConfig
 
 @dataclass(frozen=True, kw_only=True)
 class LayerConfig:
+    """One layer's attention."""
+
     sliding: bool
     head_dim: int
     num_key_value_heads: int
@@ -33,15 +41,20 @@ class LayerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """How one module's weight is stored, in the words of `mlx.core.quantize`."""
+    """How a layer's weight is stored, in the words of `mlx.core.quantize`."""
 
     bits: int
     group_size: int
     mode: str = "affine"
 
 
+Recipe = Callable[[str], Quantization | None]  # path of a layer -> how it is to be stored; None: not quantized
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
+    """The text model's sizes, as transformers names them, and how its weights are stored."""
+
     vocab_size: int
     canvas_length: int
     hidden_size: int
@@ -55,14 +68,15 @@ class ModelConfig:
     final_logit_softcapping: float
     max_position_embeddings: int
     layers: tuple[LayerConfig, ...]
-    dtype: str  # of the activations, and of weights that are not quantized
+    dtype: str  # one of DTYPES
     stop_ids: tuple[int, ...]
     pad_id: int
-    quantization: Quantization | None = None  # of modules with scales that have no entry of their own
-    quantized_paths: Mapping[str, Quantization | None] | None = None  # module path -> its own; None: not quantized
+    quantization: Quantization | None = None  # of layers with scales that `quantized_paths` does not name
+    quantized_paths: Mapping[str, Quantization | None] | None = None  # layer -> its entry; None: not quantized
 
     @property
     def facts(self) -> Facts:
+        """The part that the loop above the seam knows."""
         return Facts(
             vocab_size=self.vocab_size,
             canvas_length=self.canvas_length,
@@ -73,6 +87,7 @@ class ModelConfig:
 
 
 def _take(values: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+    """Return the positive number `values[name]`, or `default`. Mistake if there is neither, or it is something else."""
     value = values.get(name)
     if value is None:
         value = default
@@ -84,7 +99,7 @@ def _take(values: Mapping[str, Any], name: str, kind: type | tuple[type, ...], d
 
 
 def _check_supported(config: Mapping[str, Any], text: Mapping[str, Any]) -> None:
-    """Settings that would change what is computed, and that no published checkpoint has otherwise."""
+    """Raise Mistake at a setting that would change what is computed and that no published checkpoint has."""
     expected = {
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
@@ -100,7 +115,7 @@ def _check_supported(config: Mapping[str, Any], text: Mapping[str, Any]) -> None
 
 
 def _rotated(kind: str, head_dim: int, rope: Mapping[str, Any]) -> int:
-    """Pairs that rotate (transformers: `_compute_proportional_rope_parameters`)."""
+    """Return how many pairs of a head rotate (transformers: `_compute_proportional_rope_parameters`)."""
     rope_type = rope.get("rope_type", "default")
     factor = rope.get("partial_rotary_factor", 1.0)
     unsupported = {k: v for k, v in rope.items() if k not in ("rope_type", "rope_theta", "partial_rotary_factor")}
@@ -109,25 +124,32 @@ def _rotated(kind: str, head_dim: int, rope: Mapping[str, Any]) -> int:
     return int(factor * head_dim // 2)
 
 
-def _layers(text: Mapping[str, Any]) -> tuple[LayerConfig, ...]:
+def _layer_types(text: Mapping[str, Any]) -> list[str]:
     count = _take(text, "num_hidden_layers", int)
-    types = list(
-        text.get("layer_types") or ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(count)]
-    )
+    types = text.get("layer_types") or ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(count)]
     if len(types) != count or not set(types) <= set(DEFAULT_ROPE):
         raise Mistake(f"config.json: layer_types must be {count} of {sorted(DEFAULT_ROPE)}, got {types}")
-    types[-1] = "full_attention"  # as transformers forces it
-    heads = _take(text, "num_key_value_heads", int)
-    full = {"head_dim": text.get("global_head_dim") or 512}
-    full["num_key_value_heads"] = text.get("num_global_key_value_heads") or heads
+    return [*types[:-1], "full_attention"]  # transformers forces the last
+
+
+def _heads(text: Mapping[str, Any], types: list[str]) -> Mapping[str, Mapping[str, int]]:
+    """Return the heads of layers that differ from `text`, by the layer's number as a string, from either layout."""
     overrides = text.get("per_layer_config")
     if overrides is None:
-        overrides = {str(i): full for i, kind in enumerate(types) if kind == "full_attention"}
+        full = {"head_dim": text.get("global_head_dim") or 512}
+        if heads := text.get("num_global_key_value_heads"):
+            full["num_key_value_heads"] = heads
+        return {str(i): full for i, kind in enumerate(types) if kind == "full_attention"}
     for index, entry in overrides.items():
         known = isinstance(entry, Mapping) and set(entry) <= {"head_dim", "num_key_value_heads"}
-        if not (known and str(index).isdigit() and int(index) < count):
+        if not (known and str(index).isdigit() and int(index) < len(types)):
             raise Mistake(f"config.json: per_layer_config[{index!r}] = {entry!r} is not supported")
-    ropes = text.get("rope_parameters") or DEFAULT_ROPE
+    return overrides
+
+
+def _layers(text: Mapping[str, Any]) -> tuple[LayerConfig, ...]:
+    types = _layer_types(text)
+    overrides, ropes = _heads(text, types), text.get("rope_parameters") or DEFAULT_ROPE
     layers = []
     for index, kind in enumerate(types):
         entry = {**text, **overrides.get(str(index), {})}
@@ -149,13 +171,15 @@ def _quantization_entry(path: str, entry: Any) -> Quantization | None:
         return None
     if not isinstance(entry, Mapping) or "group_size" not in entry or "bits" not in entry:
         raise Mistake(f"config.json: quantization of {path} needs group_size and bits, got {entry!r}")
-    found = Quantization(bits=entry["bits"], group_size=entry["group_size"], mode=entry.get("mode", "affine"))
-    if found.mode not in MODES or not all(isinstance(n, int) and n > 0 for n in (found.bits, found.group_size)):
-        raise Mistake(f"config.json: quantization of {path} is not one we know: {entry!r}")
-    return found
+    quantization = Quantization(bits=entry["bits"], group_size=entry["group_size"], mode=entry.get("mode", "affine"))
+    numbers = (quantization.bits, quantization.group_size)
+    if quantization.mode not in MODES or not all(isinstance(n, int) and n > 0 for n in numbers):
+        raise Mistake(f"config.json: quantization of {path} is not supported: {entry!r}")
+    return quantization
 
 
 def _quantization(config: Mapping[str, Any]) -> tuple[Quantization | None, dict[str, Quantization | None]]:
+    """Return the entry of the whole model, and those of single layers by path."""
     stored = config.get("quantization") or config.get("quantization_config")
     if stored is None:
         return None, {}
@@ -165,54 +189,18 @@ def _quantization(config: Mapping[str, Any]) -> tuple[Quantization | None, dict[
             f"config.json: weights quantized by {stored['quant_method']!r} cannot be loaded; "
             f"convert {first} with `python -m mlx_dgemma.convert`"
         )
-    default = _quantization_entry(
-        "the whole model", {k: v for k, v in stored.items() if not isinstance(v, dict | bool)}
-    )
-    paths = {path: entry for path, entry in stored.items() if isinstance(entry, dict | bool) and entry is not True}
-    return default, {path: _quantization_entry(path, entry) for path, entry in paths.items()}
+    whole = {name: value for name, value in stored.items() if not isinstance(value, dict | bool)}
+    layers = {path: value for path, value in stored.items() if isinstance(value, dict) or value is False}
+    default = _quantization_entry("the whole model", whole)
+    return default, {path: _quantization_entry(path, entry) for path, entry in layers.items()}
 
 
 def _ids(value: Any) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, list | tuple) else () if value is None else (int(value),)
 
 
-def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
-    """From the two files, parsed. ValueError names what is missing, wrong or not supported."""
-    found = config.get("model_type") if isinstance(config, Mapping) else None
-    if found != MODEL_TYPE:
-        raise Mistake(
-            f"config.json: need model_type {MODEL_TYPE!r}, got {found!r}: this program runs DiffusionGemma only"
-        )
-    text = config.get("text_config")
-    if not isinstance(text, Mapping):
-        raise Mistake("config.json: text_config is missing")
-    _check_supported(config, text)
-    generation = generation or config.get("generation_config") or {}
-    stop_ids = (
-        _ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id")) or _ids(text.get("eos_token_id"))
-    )
-    sizes = [
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "moe_intermediate_size",
-        "num_attention_heads",
-        "num_experts",
-    ]
-    sizes += ["top_k_experts", "sliding_window", "max_position_embeddings"]
-    default, paths = _quantization(config)
-    model = ModelConfig(
-        **{name: _take(text, name, int) for name in sizes},
-        canvas_length=_take(config, "canvas_length", int, 256),
-        rms_norm_eps=_take(text, "rms_norm_eps", float, 1e-6),
-        final_logit_softcapping=float(_take(text, "final_logit_softcapping", (int, float), 30.0)),
-        layers=_layers(text),
-        dtype=str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "bfloat16"),
-        stop_ids=stop_ids,
-        pad_id=int(generation.get("pad_token_id") or text.get("pad_token_id") or 0),
-        quantization=default,
-        quantized_paths=paths,
-    )
+def _check_sizes(model: ModelConfig) -> None:
+    """Raise Mistake at sizes that do not go together."""
     if model.top_k_experts > model.num_experts:
         raise Mistake(f"config.json: top_k_experts = {model.top_k_experts} of num_experts = {model.num_experts}")
     for layer in model.layers:
@@ -221,4 +209,32 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
                 f"config.json: {layer.num_key_value_heads} key-value heads do not divide "
                 f"{model.num_attention_heads} heads"
             )
+
+
+def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
+    """Read the two files' contents. Mistake names what is missing, wrong or not supported."""
+    model_type = config.get("model_type") if isinstance(config, Mapping) else None
+    if model_type != MODEL_TYPE:
+        raise Mistake(
+            f"config.json: need model_type {MODEL_TYPE!r}, got {model_type!r}: this program runs DiffusionGemma only"
+        )
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        raise Mistake("config.json: text_config is missing")
+    _check_supported(config, text)
+    generation = generation or config.get("generation_config") or {}
+    default, paths = _quantization(config)
+    model = ModelConfig(
+        **{name: _take(text, name, int) for name in SIZES},
+        canvas_length=_take(config, "canvas_length", int, 256),
+        rms_norm_eps=_take(text, "rms_norm_eps", float, 1e-6),
+        final_logit_softcapping=float(_take(text, "final_logit_softcapping", (int, float), 30.0)),
+        layers=_layers(text),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "bfloat16"),
+        stop_ids=next(filter(None, (_ids(values.get("eos_token_id")) for values in (generation, config, text))), ()),
+        pad_id=int(generation.get("pad_token_id") or text.get("pad_token_id") or 0),
+        quantization=default,
+        quantized_paths=paths,
+    )
+    _check_sizes(model)
     return model

@@ -1,6 +1,6 @@
-"""A checkpoint's folder: its JSON files, and where each tensor lies. Reads headers, never a weight.
+"""A checkpoint's folder: its JSON files, and where each tensor lies. It reads headers, never a weight.
 
-safetensors: eight bytes of header length, a JSON header, then the tensors' bytes.
+A safetensors file is eight bytes of header length, a JSON header, then the tensors' bytes.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import Mistake, NotFound
 
+FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # MLX's and torch's name -> safetensors'
 INDEX = "model.safetensors.index.json"
 ITEM = {"F64": 8, "I64": 8, "F32": 4, "U32": 4, "I32": 4, "BF16": 2, "F16": 2, "U8": 1, "I8": 1, "F8_E4M3": 1}  # bytes
 _MAX_HEADER = 100_000_000  # bytes, the format's own limit
@@ -21,19 +23,17 @@ _MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
 @dataclass(frozen=True)
 class Tensor:
+    """Where a tensor lies."""
+
     file: Path
-    dtype: str  # in safetensors' words: F32, BF16, U32 …
+    dtype: str  # safetensors' name: F32, BF16, U32 …
     shape: tuple[int, ...]
-    start: int  # of its bytes in the file
+    start: int  # byte of the file where it begins
     nbytes: int
 
 
-def gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
 def read_json(path: Path) -> Any:
-    """FileNotFoundError without the file, ValueError if it is not JSON; both name it."""
+    """Parse a JSON file. NotFound if it is missing, Mistake if it is not JSON; both name it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -43,7 +43,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file. ValueError if the file is damaged or shorter than it says."""
+    """Return the tensors of one safetensors file by name. Mistake if it is damaged or shorter than its header says."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -63,22 +63,47 @@ def read_header(path: Path) -> dict[str, Tensor]:
             tensors[name] = Tensor(path, entry["dtype"], tuple(entry["shape"]), 8 + length + first, last - first)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Mistake(f"{path} has a damaged header: {error}") from None
-    for name, tensor in tensors.items():
+    _check_places(path, tensors, 8 + length, size)
+    return tensors
+
+
+def _check_places(path: Path, tensors: Mapping[str, Tensor], position: int, size: int) -> None:
+    """Raise Mistake unless the tensors fill a file of `size` bytes from `position` to its end, without a gap."""
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].nbytes)):
         needed = math.prod(tensor.shape) * ITEM.get(tensor.dtype, 0)
         if needed not in (0, tensor.nbytes):
             raise Mistake(
                 f"{path}: tensor {name} has {tensor.nbytes} bytes, its shape {list(tensor.shape)} needs {needed}"
             )
-        if tensor.start + tensor.nbytes > size:
+        if tensor.start != position:
+            raise Mistake(f"{path} has a damaged header: tensor {name} is at {tensor.start}, need {position}")
+        position += tensor.nbytes
+        if position > size:
             raise Mistake(
-                f"{path} is truncated: tensor {name} ends at byte {tensor.start + tensor.nbytes}, the file has {size}; "
-                "fetch it again"
+                f"{path} is truncated: tensor {name} ends at byte {position}, the file has {size}; fetch it again"
             )
-    return tensors
+    if position != size:
+        raise Mistake(f"{path} has {size} bytes, its header tells of {position}; fetch it again")
+
+
+def file_start(
+    tensors: Mapping[str, tuple[str, Sequence[int], Sequence[int]]], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Write what precedes the tensors' bytes in a safetensors file.
+
+    Args:
+        tensors: name -> dtype in safetensors' words, shape, and (first, last) byte, counted from the end of the header.
+    """
+    table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    for name, (dtype, shape, offsets) in tensors.items():
+        table[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+    text = json.dumps(table).encode()
+    text += b" " * (-len(text) % 8)  # the tensors are aligned
+    return struct.pack("<Q", len(text)) + text
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of the checkpoint, vision included, by name. Errors name the tensor and the file."""
+    """Return every tensor of a checkpoint, vision included, by name. Errors name the tensor and the file."""
     index = folder / INDEX
     if index.exists():
         weight_map = read_json(index).get("weight_map", {})
@@ -104,7 +129,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """config.json and, where there is one, generation_config.json."""
+    """Return config.json and, if there is one, generation_config.json, parsed."""
     config = read_json(folder / "config.json")
     generation = folder / "generation_config.json"
     if not isinstance(config, dict):

@@ -1,4 +1,4 @@
-"""Memory of this process: what it may take, and what it has taken. Bytes."""
+"""Memory of this process: what it may take, what it has taken, and whether a checkpoint fits. All sizes are bytes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ import sys
 
 from ..errors import Mistake
 
+PUBLISHED = {  # hub id -> memory that the text model takes: README's table of sizes
+    "mlx-community/diffusiongemma-26B-A4B-it-4bit": 15.4e9,
+    "mlx-community/diffusiongemma-26B-A4B-it-8bit": 26.8e9,
+    "google/diffusiongemma-26B-A4B-it": 50.5e9,
+}
+
 
 def gigabytes(size: float) -> str:
+    """Format a size for a message: "15.4 GB", or "2.1 MB" below 100 MB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def available() -> int:
-    """What a new process's weights may take: what the system has free or can free, less than any limit set on us."""
+    """Return what the weights of a new process may take: what is free or can be freed, within this process's limit."""
     import psutil
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -21,13 +28,17 @@ def available() -> int:
     return free if limit == resource.RLIM_INFINITY else min(free, limit)
 
 
-def check_memory(needed: int, what: str, free: int | None = None) -> None:
-    """Mistake unless `needed` bytes are free (`free`, or what a process may take)."""
-    free = available() if free is None else free
-    if needed > free:
-        raise Mistake(f"too little memory for {what}: needs {gigabytes(needed)}, {gigabytes(free)} are free")
-
-
 def peak() -> int:
-    """What the process has held at most, all its allocators together."""
+    """Return the most that the process has held at a time, all its allocators together."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def check_memory(needed: int, what: str, free: int | None = None) -> None:
+    """Raise Mistake if `needed` is more than `free` (default: `available()`), and name a published checkpoint that
+    would fit. `what` names the checkpoint in the message."""
+    free = available() if free is None else free
+    if needed <= free:
+        return
+    fitting = [name for name, size in PUBLISHED.items() if size <= free and size < needed]
+    advice = f"{fitting[-1]} would fit" if fitting else "no published checkpoint would fit: close other programs"
+    raise Mistake(f"too little memory for {what}: needs {gigabytes(needed)}, {gigabytes(free)} are free; {advice}")

@@ -1,6 +1,6 @@
-"""A checkpoint's tensors against a network's parameters: none missing, none left over, none of another shape.
+"""A checkpoint's tensors matched with a network's parameters: none missing, none left over, none of another shape.
 
-Both backends' networks carry the checkpoint's names, so this knows no framework.
+The networks of both backends carry the checkpoint's names, so this knows no framework.
 """
 
 from __future__ import annotations
@@ -8,58 +8,65 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from ..errors import Mistake
+from . import folder
 from .config import ModelConfig, Quantization
 from .folder import Tensor
 from .names import parameter_name, published_name
 
-FLOATS = ("F32", "BF16", "F16")  # in the words of safetensors
+FLOATS = tuple(folder.FLOATS.values())  # in the words of safetensors
 
 
 def stored_quantization(
     linears: Collection[str], config: ModelConfig, tensors: Mapping[str, Tensor]
 ) -> dict[str, Quantization]:
-    """Of `linears`, those that have scales in the checkpoint -> how they are stored, as the config says of their
-    path."""
-    named = {path: q for path, q in (config.quantized_paths or {}).items() if q is not None}
+    """Return how each quantized layer is stored: those of `linears` that have scales, as the config says.
+
+    Raises:
+        Mistake: config.json names a layer that has no scales, or does not name one that has.
+    """
+    named = config.quantized_paths or {}
     for path, quantization in named.items():
-        if path in linears and f"{path}.scales" not in tensors:
+        if quantization and path in linears and f"{path}.scales" not in tensors:
             raise Mistake(
                 f"tensor {path}.scales is missing: config.json says that {path} is quantized ({quantization})"
             )
-    found = {}
+    stored = {}
     for path in linears:
         scales = tensors.get(f"{path}.scales")
         if scales is None:
             continue
-        quantization = (config.quantized_paths or {}).get(path, config.quantization)
+        quantization = named.get(path, config.quantization)
         if quantization is None:
             raise Mistake(f"tensor {path}.scales in {scales.file.name}: config.json has no quantization for {path}")
-        found[path] = quantization
-    return found
+        stored[path] = quantization
+    return stored
 
 
 def match(
     expected: Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]], tensors: Mapping[str, Tensor]
 ) -> dict[str, tuple[str, Tensor]]:
-    """Parameter path -> the checkpoint's name for it, and where it lies: one to one. Mistake names tensor and file.
+    """Map each parameter's path to the checkpoint's name for it and to its tensor, one to one.
 
     Args:
-        expected: path -> shape, and the dtypes that it may have in the file.
+        expected: path -> shape, and the dtypes that the tensor may have in the file.
+
+    Raises:
+        Mistake: a tensor is missing, left over, or of another shape or dtype; the message names it and its file.
     """
-    found: dict[str, tuple[str, Tensor]] = {}
+    matched: dict[str, tuple[str, Tensor]] = {}
     for name, tensor in tensors.items():
         path, where = parameter_name(name), f"tensor {name} in {tensor.file.name}"
-        if path in found:
-            raise Mistake(f"{where} and {found[path][0]} are the same parameter")
+        if path in matched:
+            raise Mistake(f"{where} and {matched[path][0]} are the same parameter")
         if path not in expected:
             raise Mistake(f"{where} is not part of this model")
-        shape, kinds = expected[path]
+        shape, dtypes = expected[path]
         if tensor.shape != shape:
             raise Mistake(f"{where} has shape {list(tensor.shape)}, need {list(shape)}")
-        if tensor.dtype not in kinds:
-            raise Mistake(f"{where} has dtype {tensor.dtype}, need {', '.join(kinds)}")
-        found[path] = (name, tensor)
+        if tensor.dtype not in dtypes:
+            raise Mistake(f"{where} has dtype {tensor.dtype}, need {', '.join(dtypes)}")
+        matched[path] = (name, tensor)
     for path in expected:
-        if path not in found:
+        if path not in matched:
             raise Mistake(f"tensor {published_name(path)} is missing from the checkpoint")
-    return found
+    return matched

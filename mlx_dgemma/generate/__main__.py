@@ -171,7 +171,7 @@ class Writer:
 
 
 def summary(numbers: dict) -> str:
-    from ..checkpoint.folder import gigabytes
+    from ..checkpoint.memory import gigabytes
 
     if not numbers["blocks"]:
         return "interrupted before the first block was done"

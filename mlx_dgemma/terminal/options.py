@@ -143,7 +143,8 @@ def ask(options: argparse.Namespace, sampling: Sampling) -> Ask:
 
 def opened(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, Tokenizer, Sampling]:
     """The model that the flags of the command `name` name."""
-    from ..load import find, load
+    from ..checkpoint.hub import find
+    from ..load import load, why_no_gpu
 
     if options.model is None:
         print(
@@ -154,4 +155,6 @@ def opened(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, Toke
     folder = find(options.model)  # a download has a progress bar of its own
     with waiting("loading"):
         model, tokenizer, sampling = load(folder, options.backend, options.dtype)
+    if reason := why_no_gpu(options.backend):
+        print(f"{name}: no CUDA device, so torch computes on the CPU: {reason}", file=sys.stderr)
     return model, tokenizer, sampling

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ..checkpoint.config import ModelConfig
+from ..checkpoint.config import FP8, ModelConfig
 from ..checkpoint.folder import Tensor
 from ..checkpoint.memory import check_memory
 from ..checkpoint.names import parameter_name
@@ -16,7 +16,7 @@ from . import parallel
 from .layers import Linear
 from .model import TorchModel
 from .network import Network
-from .weights import DTYPES, FP8, declare, load_weights
+from .weights import DTYPES, declare, load_weights
 
 if devices.has_gpu():
     from . import kernels  # noqa: F401, so that a GPU without triton is told of before anything is read
@@ -38,10 +38,10 @@ def _nbytes(config: ModelConfig, name: str, tensor: Tensor) -> int:
     return tensor.nbytes * math.prod(sizes) // max(1, math.prod(tensor.shape))
 
 
-def load_torch(tensors: dict[str, Tensor], config: ModelConfig, dtype: str, name: str, ranks: int) -> TorchModel:
+def load_torch(tensors: dict[str, Tensor], config: ModelConfig, dtype: str, name: str) -> TorchModel:
     """Load a checkpoint: `dtype` is one of DTYPES, `name` is for messages, `ranks` as many as torchrun started.
     ValueError names the tensor that is missing, left over, or of the wrong shape or dtype."""
-    parallel.join(ranks)
+    parallel.join()
     device, fp8 = devices.the_device(), dtype == FP8
     network = declare(config, tensors)
     if fp8:

@@ -35,19 +35,14 @@ def rank() -> int:
     return dist.get_rank() if ranks() > 1 else 0
 
 
-def join(count: int) -> None:
+def join() -> None:
     """Meet the other ranks, which torchrun started."""
-    started = int(os.environ.get("WORLD_SIZE", 1))
-    if started != count:
-        raise Mistake(
-            f"--tensor-parallel {count} needs as many processes, there are {started}: "
-            f"torchrun --nproc-per-node {count} -m mlx_dgemma.generate --tensor-parallel {count} …"
-        )
+    count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1 or ranks() > 1:
         return
     devices, local = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
     if 0 < devices <= local:
-        raise Mistake(f"--tensor-parallel {count} needs a GPU for each rank, this machine has {devices}")
+        raise Mistake(f"{count} ranks need a GPU each, this machine has {devices}: torchrun --nproc-per-node {devices}")
     if devices:
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if devices else "gloo")
@@ -148,6 +143,6 @@ def share(config: ModelConfig, path: str, shape: tuple[int, ...]) -> tuple[slice
 
 def _part(path: str, size: int) -> slice:
     if size % ranks():
-        raise Mistake(f"--tensor-parallel {ranks()} does not divide the {size} of {path}")
+        raise Mistake(f"{ranks()} ranks do not divide the {size} of {path}: start another number of them")
     part = size // ranks()
     return slice(rank() * part, (rank() + 1) * part)

@@ -10,59 +10,17 @@ import checkpoints
 import mlx.core as mx
 import numpy as np
 import pytest
+from conversions import logits
+from folders import edit, quantized, says, shard, tensors, write
 
 from mlx_dgemma.checkpoint import memory
+from mlx_dgemma.checkpoint.hub import find
+from mlx_dgemma.checkpoint.memory import check_memory
 from mlx_dgemma.errors import Mistake
-from mlx_dgemma.load import check_memory, find, load
-from mlx_dgemma.seam.model import Row
+from mlx_dgemma.load import load
+from mlx_dgemma.seam.model import Row, Text
 
 GATE_UP = "model.decoder.layers.1.experts.gate_up_proj"
-
-
-def write(folder, tensors=None, generation=None, **config):
-    config = checkpoints.config(**{"vocab_size": 288, **config})
-    checkpoints.write(folder, config, tensors or checkpoints.weights(config), generation)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(checkpoints.TINY / name, folder)
-    return folder
-
-
-def tensors(**config):
-    return checkpoints.weights(checkpoints.config(**{"vocab_size": 288, **config}))
-
-
-def edit(folder, name: str, **changes):
-    path = folder / name
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def shard(folder):
-    """Two shards and an index, as large checkpoints have."""
-    arrays = mx.load(str(folder / "model.safetensors"))
-    names = sorted(arrays)
-    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-    for file, own in parts.items():
-        mx.save_safetensors(str(folder / file), {name: arrays[name] for name in own})
-    (folder / "model.safetensors").unlink()
-    index = {"metadata": {}, "weight_map": {name: file for file, own in parts.items() for name in own}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
-
-
-def says(folder, *words: str, **options) -> str:
-    with pytest.raises(Mistake) as caught:
-        load(folder, **options)
-    message = str(caught.value)
-    assert "\n" not in message.strip()
-    for word in words:
-        assert word in message, message
-    return message
-
-
-def logits(model):
-    canvas = np.arange(model.config.canvas_length, dtype=np.int32)
-    uniforms = np.zeros(len(canvas), np.float32)
-    return model.logits(Row(canvas, model.new_cache(), 1.0, uniforms, pending=[3, 4, 5]))
 
 
 def test_shards_and_vision_tensors_make_no_difference(tmp_path):
@@ -85,39 +43,13 @@ def test_dtypes(tmp_path, dtype):
     model, _, _ = load(write(tmp_path), dtype=dtype)
     canvas = np.arange(16, dtype=np.int32)
     cache = model.new_cache()
-    [found] = model.denoise([Row(canvas, cache, 1.0, np.zeros(16, np.float32), pending=[3, 4])])
+    [found] = model.denoise([Row(canvas, cache, 1.0, np.zeros(16, np.float32), pending=Text([3, 4]))])
     assert np.isfinite(found.entropy).all()
     assert cache.layers[0].keys.dtype == getattr(mx, dtype)
     exact = logits(load(tmp_path, dtype="float32")[0])
     # The median: where two experts score alike, a rounding may send a token elsewhere.
     assert np.median(np.abs(logits(model) - exact)) < {"float32": 1e-6, "bfloat16": 0.05, "float16": 0.01}[dtype]
     says(tmp_path, "float64", "float32, bfloat16, float16", dtype="float64")
-
-
-def quantized(folder, *, default=None, **paths):
-    """An MLX folder as mlx-community's are: triples beside plain tensors, and the groups in config.json."""
-    shape = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64}
-    write(folder, **shape)
-    arrays, named = {}, {}
-    default = default or {"group_size": 32, "bits": 4, "mode": "affine"}
-    for name, array in mx.load(str(folder / "model.safetensors")).items():
-        path = name.removesuffix(".weight")
-        wide = array.ndim >= 2 and array.shape[-1] % 32 == 0
-        if not wide or "norm" in name:
-            arrays[name] = array
-            continue
-        own = {"group_size": 64, "bits": 8, "mode": "affine"} if ".self_attn." in name or "embed" in name else default
-        if own is not default:
-            named[path] = {"group_size": 64, "bits": 8}
-        packed = mx.quantize(array, **own)
-        for kind, part in zip(("weight", "scales", "biases"), packed, strict=False):
-            arrays[f"{path}.{kind}"] = part
-        arrays.setdefault("plain", {})[name] = mx.dequantize(*packed, **own).astype(mx.float32)
-    plain = arrays.pop("plain")
-    mx.save_safetensors(str(folder / "model.safetensors"), arrays, {"format": "mlx"})
-    both = {**default, **named, **paths}
-    edit(folder, "config.json", quantization=both, quantization_config=both)
-    return folder, plain, shape
 
 
 @pytest.mark.parametrize(
@@ -206,7 +138,7 @@ def test_weights_with_nan_stop_the_first_pass_and_name_a_tensor(tmp_path):
     changed = tensors()
     changed["model.decoder.layers.2.mlp.up_proj.weight"][3, 4] = np.nan
     model, _, _ = load(write(tmp_path, changed))
-    row = Row(np.arange(16, dtype=np.int32), model.new_cache(), 1.0, np.zeros(16, np.float32), pending=[3])
+    row = Row(np.arange(16, dtype=np.int32), model.new_cache(), 1.0, np.zeros(16, np.float32), pending=Text([3]))
     with pytest.raises(Mistake, match=r"not finite.*layers\.2\.mlp\.up_proj\.weight"):
         model.denoise([row])
 

@@ -1,8 +1,9 @@
-"""What a pass takes above weights and K/V. The same at full size: README's log, and `tests/memory.py`."""
+"""What a pass takes above weights and K/V. The same at full size: README's log, and `measure/memory_rates.py`."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ pytestmark = pytest.mark.skipif(
 
 def measured(*arguments: str) -> dict[str, int]:
     command = [sys.executable, str(Path(__file__).parents[1] / "measure" / "memory_rates.py"), *arguments]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
 
 
 def test_a_step_over_the_real_vocabulary():

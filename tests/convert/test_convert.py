@@ -9,15 +9,14 @@ import sys
 import checkpoints
 import conversions
 import mlx.core as mx
-import numpy as np
 import pytest
 from conversions import arrays, check, converted, parsed, source
 
 from mlx_dgemma.checkpoint.config import DEFAULT_ROPE, Quantization, parse_config
 from mlx_dgemma.checkpoint.folder import read_tensors
-from mlx_dgemma.convert import plan as planning
 from mlx_dgemma.convert import recipes, stream
 from mlx_dgemma.convert.__main__ import convert, parser
+from mlx_dgemma.convert.config import hub_config
 
 EIGHT = {"bits": 8, "group_size": 64, "mode": "affine"}
 MODES = [("affine", bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64)]
@@ -136,26 +135,6 @@ def test_shards(tmp_path):
     check(made, original, mx.float32, quantized=False)
 
 
-def published(folder):
-    """A file with holes, of the names and shapes that the text part of the published checkpoint has."""
-    config = checkpoints.config(
-        vocab_size=262144, hidden_size=2816, intermediate_size=2112, moe_intermediate_size=704, num_attention_heads=16,
-        num_key_value_heads=8, head_dim=256, num_experts=128, top_k_experts=8, canvas_length=256, sliding_window=1024,
-        layer_types=(["sliding_attention"] * 5 + ["full_attention"]) * 5,
-        full={"head_dim": 512, "num_key_value_heads": 2},
-    )  # fmt: skip
-    config["dtype"] = "bfloat16"
-    (folder / "config.json").write_text(json.dumps(config))
-    table, end = {}, 0
-    for name, shape in checkpoints.shapes(config).items():
-        table[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end := end + 2 * int(np.prod(shape))]}
-    header = json.dumps(table).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + end)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
@@ -167,8 +146,8 @@ def published(folder):
 )  # fmt: skip
 def test_sizes_of_the_published_model(tmp_path, capsys, flags, expected):
     """As mlx-community's; planned, no weight is read. Of the published tensors, vision is not here: 1.146 GB."""
-    argv = ["--hf-path", published(tmp_path), "--mlx-path", tmp_path / "made", "--dry-run", "--json", *flags]
-    code, out, _ = conversions.run(capsys, *argv)
+    argv = ["--hf-path", checkpoints.published(tmp_path), "--mlx-path", tmp_path / "made", "--dry-run", "--json"]
+    code, out, _ = conversions.run(capsys, *argv, *flags)
     told = json.loads(out)
     assert code == 0 and not (tmp_path / "made").exists()
     assert abs((told["bytes"] + 1_145_577_216) / 1e9 / expected - 1) < 1e-3
@@ -183,7 +162,7 @@ def test_hub_layout_says_what_the_source_leaves_to_defaults():
     del stored["eos_token_id"], stored["canvas_length"]
     stored |= {"torch_dtype": "float32", "vision_config": None}
     stored["text_config"]["eos_token_id"] = 7
-    written = planning.hub_config(stored, parse_config(stored), "bfloat16")
+    written = hub_config(stored, parse_config(stored), "bfloat16")
     assert written["text_config"]["rope_parameters"] == DEFAULT_ROPE
     assert written["text_config"]["final_logit_softcapping"] == 30.0
     assert (written["eos_token_id"], written["canvas_length"]) == ([7], 256)

@@ -1,6 +1,6 @@
 """Folders of mlx-vlm's load here, ours load there, and both give the same logits.
 
-    MLX_VLM_PYTHON=/path/to/python python -m pytest tests/test_convert_mlx_vlm.py
+    MLX_VLM_PYTHON=/path/to/python python -m pytest tests/convert/test_convert_mlx_vlm.py
 
 where that python has mlx-vlm (0.7.10 was the one at hand), in an environment of its own.
 """
@@ -14,8 +14,7 @@ from pathlib import Path
 import checkpoints
 import numpy as np
 import pytest
-from conversions import converted, loaded, logits
-from test_convert_sources import modelopt
+from conversions import converted, loaded, logits, modelopt
 
 PYTHON = os.environ.get("MLX_VLM_PYTHON")
 pytestmark = pytest.mark.skipif(not PYTHON, reason="MLX_VLM_PYTHON does not name a python that has mlx-vlm")

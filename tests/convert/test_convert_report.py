@@ -12,7 +12,6 @@ import huggingface_hub
 import pytest
 from conversions import check, converted, fails, mx, run, source
 from huggingface_hub.errors import LocalTokenNotFoundError, NotASafetensorsRepoError
-from test_convert import published
 
 from mlx_dgemma.checkpoint.folder import read_header, read_tensors
 from mlx_dgemma.convert import report
@@ -20,7 +19,7 @@ from mlx_dgemma.convert import report
 
 def test_dry_run(tmp_path, capsys):
     """The table goes to stdout; no weight is read, for there is none."""
-    code, out, lines = run(capsys, "--hf-path", published(tmp_path), "-q", "--dry-run", "--text-only")
+    code, out, lines = run(capsys, "--hf-path", checkpoints.published(tmp_path), "-q", "--dry-run", "--text-only")
     assert (code, lines) == (0, []) and sorted(p.name for p in tmp_path.iterdir()) == [
         "config.json",
         "model.safetensors",

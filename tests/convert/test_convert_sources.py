@@ -9,14 +9,24 @@ import conversions
 import mlx.core as mx
 import numpy as np
 import pytest
-import safetensors.numpy
-from conversions import WIDE, arrays, check, contents, converted, fails, loaded, logits, parsed, run, same, source
+from conversions import (
+    WIDE,
+    arrays,
+    check,
+    contents,
+    converted,
+    fails,
+    loaded,
+    logits,
+    modelopt,
+    parsed,
+    run,
+    same,
+    source,
+)  # fmt: skip
 
 from mlx_dgemma.checkpoint.names import parameter_name
 from mlx_dgemma.convert import stream
-
-FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
-FP4 = np.concatenate([FP4, -FP4])
 
 
 def dequantized(folder, dtype):
@@ -119,51 +129,6 @@ def test_scales_that_are_not_finite(tmp_path, capsys):
         changed[1, 2, 0] = code
         mx.save_safetensors(str(small / "model.safetensors"), damaged | {name: mx.array(changed)})
         fails(capsys, tmp_path, ["--hf-path", small, "--mlx-path", tmp_path / "made"], name, "NaN")
-
-
-def e4m3(codes):
-    """float32 of 8-bit floats with 4 bits of exponent and 3 of fraction, written out."""
-    sign, exponent, fraction = codes >> 7, (codes >> 3) & 15, codes & 7
-    value = np.where(exponent == 0, fraction / 8 * 2.0**-6, (1 + fraction / 8) * 2.0 ** (exponent.astype(int) - 7))
-    return np.where(sign == 1, -value, value).astype(np.float32)
-
-
-def modelopt(folder, *, leave_out=None, layout="hub", dtype="float32"):
-    """NVIDIA's layout: experts one by one. -> path -> the float32 weights that they stand for."""
-    config = checkpoints.config(layout=layout, **WIDE) | {"dtype": dtype}
-    config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["*self_attn*"]}
-    plain, r, tensors, exact = checkpoints.weights(config), np.random.default_rng(5), {}, {}
-    for name, array in plain.items():
-        if ".experts." not in name:
-            tensors[name] = exact[name] = array
-            continue
-        experts, projections = name.rsplit(".", 1)[0], ("gate", "up") if "gate_up" in name else ("down",)
-        exact[name] = np.empty_like(array)
-        for expert in range(array.shape[0]):
-            for part, projection in enumerate(projections):
-                rows = array.shape[1] // len(projections)
-                codes = r.integers(0, 16, (rows, array.shape[2]), dtype=np.uint8)
-                scales = r.integers(0x20, 0x60, (rows, array.shape[2] // 16), dtype=np.uint8)
-                scales[0, 0], scales[1, 0] = 0, 3  # zero, and less than normal
-                whole = np.float32(r.uniform(0.5, 2) / 400)
-                prefix = f"{experts}.{expert}.{projection}_proj"
-                tensors[f"{prefix}.weight"] = codes[:, ::2] | codes[:, 1::2] << 4
-                tensors[f"{prefix}.weight_scale"] = scales
-                tensors[f"{prefix}.weight_scale_2"] = np.array(whole)
-                tensors[f"{prefix}.input_scale"] = np.array(0.01, np.float32)
-                values = FP4[codes] * np.repeat(e4m3(scales), 16, axis=1) * whole
-                exact[name][expert, part * rows : (part + 1) * rows] = values
-    tensors = {name: array for name, array in tensors.items() if not leave_out or leave_out not in name}
-    checkpoints.write(folder, config, {})
-    data = safetensors.numpy.save(tensors, metadata={"format": "pt"})
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    for name in header:
-        if name.endswith(".weight_scale"):
-            header[name]["dtype"] = "F8_E4M3"
-    text = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
-    return exact
 
 
 @pytest.mark.parametrize("layout", ["hub", "transformers"])

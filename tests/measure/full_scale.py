@@ -1,6 +1,6 @@
 """The converter at the published checkpoint's size, on files with holes: memory, speed, and values compared.
 
-    python tests/full_scale.py FOLDER [flags of mlx_dgemma.convert, -q if none]
+    PYTHONPATH=.:tests/support python tests/measure/full_scale.py FOLDER [flags of mlx_dgemma.convert, -q if none]
 
 Makes FOLDER/source (no disk is used: 1,047 tensors of the published names and shapes, zeros but for random values in
 some), converts it to FOLDER/made in a process of its own, whose anonymous memory is looked at every 50 ms, compares

@@ -1,10 +1,12 @@
 """What a pass takes above weights and K/V, in a process of its own: prints one JSON object, bytes.
 
-    python tests/memory.py step [--hidden 704]          a denoise step, vocabulary 262,144, canvas 256, self-conditioned
-    python tests/memory.py long [--tokens 100000]       a long prompt: one sliding and one full layer, one head
-    python tests/memory.py long --backend torch --tokens 261888 --head-dim 16
+    export PYTHONPATH=.:tests/support
+    python tests/measure/memory_rates.py step [--hidden 704]
+    python tests/measure/memory_rates.py long [--tokens 100000]
+    python tests/measure/memory_rates.py long --backend torch --tokens 261888 --head-dim 16
 
-`grown` is of the process (Linux counts its peak), `allocated` of MLX's allocator.
+`step`: a denoise step, vocabulary 262,144, canvas 256, self-conditioned. `long`: a long prompt, one sliding and one
+full layer, one head. `grown` is of the process (Linux counts its peak), `allocated` of MLX's allocator.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dgemma.checkpoint.config import parse_config
-from mlx_dgemma.mlx_backend.dummy import dummy_mlx
-from mlx_dgemma.seam.model import Row
+from mlx_dgemma.convert.recipes import plain
+from mlx_dgemma.load import dummy
+from mlx_dgemma.seam.model import Row, Text
 
 
 def peak_of_process() -> int:
@@ -44,9 +47,9 @@ def row(cache, vocabulary: int, **changes) -> Row:
 def step(options: argparse.Namespace) -> dict[str, int]:
     shape = {"vocab_size": 262144, "hidden_size": options.hidden, "sliding_window": 1024}
     config = parse_config(checkpoints.config(canvas_length=256, **shape), checkpoints.generation_config())
-    model = dummy_mlx(config, "float32", peaked=options.peaked)
+    model = dummy(config, "mlx", "float32", plain, peaked=options.peaked)
     cache = model.new_cache()
-    model.encode([np.arange(512)], [cache])
+    model.encode([Text(np.arange(512))], [cache])
 
     def two_steps() -> None:
         [first] = model.denoise([row(cache, 262144)])
@@ -55,24 +58,17 @@ def step(options: argparse.Namespace) -> dict[str, int]:
     return measured(two_steps)  # both: what the first has given back would not be seen to grow
 
 
-def dummy_torch(config, precision: str):
-    from mlx_dgemma.torch_backend import dummy
-
-    return dummy.dummy_torch(config, precision)
-
-
 def long(options: argparse.Namespace) -> dict[str, int]:
     heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": options.head_dim}
     full = {"head_dim": 2 * options.head_dim, "num_key_value_heads": 1}
     layers = ["sliding_attention", "full_attention"]
     shape = {**heads, "full": full, "layer_types": layers, "sliding_window": 1024, "max_position_embeddings": 262144}
     config = parse_config(checkpoints.config(canvas_length=256, **shape), checkpoints.generation_config())
-    model = (dummy_mlx if options.backend == "mlx" else dummy_torch)(config, "float32")
-    model.denoise([row(model.new_cache(), 96, pending=np.arange(90))])
+    model = dummy(config, options.backend, "float32", plain)
+    model.denoise([row(model.new_cache(), 96, pending=Text(np.arange(90)))])
     cache = model.new_cache(options.tokens)
-    tokens = np.random.default_rng(0).integers(96, size=options.tokens)
-    found = measured(lambda: model.denoise([row(cache, 96, pending=tokens)]))
-    return {**found, "kv": cache.nbytes}
+    tokens = Text(np.random.default_rng(0).integers(96, size=options.tokens))
+    return {**measured(lambda: model.denoise([row(cache, 96, pending=tokens)])), "kv": cache.nbytes}
 
 
 def main() -> None:

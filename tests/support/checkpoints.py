@@ -137,3 +137,23 @@ def write(folder: Path, config: dict, tensors: dict[str, np.ndarray], generation
     (folder / "generation_config.json").write_text(json.dumps(generation or generation_config()))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def published(folder):
+    """A folder with a file of holes, of the names and shapes that the text part of the published checkpoint has."""
+    published_config = config(
+        vocab_size=262144, hidden_size=2816, intermediate_size=2112, moe_intermediate_size=704, num_attention_heads=16,
+        num_key_value_heads=8, head_dim=256, num_experts=128, top_k_experts=8, canvas_length=256, sliding_window=1024,
+        layer_types=(["sliding_attention"] * 5 + ["full_attention"]) * 5,
+        full={"head_dim": 512, "num_key_value_heads": 2},
+    )  # fmt: skip
+    published_config["dtype"] = "bfloat16"
+    (folder / "config.json").write_text(json.dumps(published_config))
+    table, end = {}, 0
+    for name, shape in shapes(published_config).items():
+        table[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end := end + 2 * int(np.prod(shape))]}
+    header = json.dumps(table).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
+    return folder

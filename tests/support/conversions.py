@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
 import checkpoints
 import mlx.core as mx
 import numpy as np
+import safetensors.numpy
 
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.checkpoint.folder import read_configs
 from mlx_dgemma.checkpoint.names import is_vision, parameter_name
 from mlx_dgemma.convert.__main__ import main
 from mlx_dgemma.load import load_model
+from mlx_dgemma.seam.model import Row, Text
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 64}  # groups of 64 divide every row
 VISION = "model.encoder.vision_tower."
+FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+FP4 = np.concatenate([FP4, -FP4])
 EXPERTS, SCALE = "model.decoder.layers.2.experts.down_proj", "model.decoder.layers.1.router.scale"
 
 
@@ -31,6 +37,51 @@ def source(folder, *, layout="hub", tensors=None, without=(), dtype=None, **shap
         cast = {name: array.astype(getattr(mx, dtype)) for name, array in arrays(folder).items()}
         mx.save_safetensors(str(folder / "model.safetensors"), cast, metadata={"format": "pt"})
     return folder
+
+
+def e4m3(codes):
+    """float32 of 8-bit floats with 4 bits of exponent and 3 of fraction, written out."""
+    sign, exponent, fraction = codes >> 7, (codes >> 3) & 15, codes & 7
+    value = np.where(exponent == 0, fraction / 8 * 2.0**-6, (1 + fraction / 8) * 2.0 ** (exponent.astype(int) - 7))
+    return np.where(sign == 1, -value, value).astype(np.float32)
+
+
+def modelopt(folder, *, leave_out=None, layout="hub", dtype="float32"):
+    """NVIDIA's layout: experts one by one. -> path -> the float32 weights that they stand for."""
+    config = checkpoints.config(layout=layout, **WIDE) | {"dtype": dtype}
+    config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["*self_attn*"]}
+    plain, r, tensors, exact = checkpoints.weights(config), np.random.default_rng(5), {}, {}
+    for name, array in plain.items():
+        if ".experts." not in name:
+            tensors[name] = exact[name] = array
+            continue
+        experts, projections = name.rsplit(".", 1)[0], ("gate", "up") if "gate_up" in name else ("down",)
+        exact[name] = np.empty_like(array)
+        for expert in range(array.shape[0]):
+            for part, projection in enumerate(projections):
+                rows = array.shape[1] // len(projections)
+                codes = r.integers(0, 16, (rows, array.shape[2]), dtype=np.uint8)
+                scales = r.integers(0x20, 0x60, (rows, array.shape[2] // 16), dtype=np.uint8)
+                scales[0, 0], scales[1, 0] = 0, 3  # zero, and less than normal
+                whole = np.float32(r.uniform(0.5, 2) / 400)
+                prefix = f"{experts}.{expert}.{projection}_proj"
+                tensors[f"{prefix}.weight"] = codes[:, ::2] | codes[:, 1::2] << 4
+                tensors[f"{prefix}.weight_scale"] = scales
+                tensors[f"{prefix}.weight_scale_2"] = np.array(whole)
+                tensors[f"{prefix}.input_scale"] = np.array(0.01, np.float32)
+                values = FP4[codes] * np.repeat(e4m3(scales), 16, axis=1) * whole
+                exact[name][expert, part * rows : (part + 1) * rows] = values
+    tensors = {name: array for name, array in tensors.items() if not leave_out or leave_out not in name}
+    checkpoints.write(folder, config, {})
+    data = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    for name in header:
+        if name.endswith(".weight_scale"):
+            header[name]["dtype"] = "F8_E4M3"
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    return exact
 
 
 def arrays(folder):
@@ -76,10 +127,8 @@ def check(folder, original, dtype, *, quantized):
 
 
 def logits(model):
-    from mlx_dgemma.seam.model import Row
-
     canvas = np.arange(model.config.canvas_length, dtype=np.int32)
-    return model.logits(Row(canvas, model.new_cache(), 1.0, np.zeros(len(canvas), np.float32), pending=[3, 4, 5]))
+    return model.logits(Row(canvas, model.new_cache(), 1.0, np.zeros(len(canvas), np.float32), pending=Text([3, 4, 5])))
 
 
 def run(capsys, *argv):

@@ -14,7 +14,7 @@ pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.
 pytest.importorskip("transformers", reason="the reference")
 import reference
 import torch
-from test_load import quantized, says, tensors, write
+from folders import quantized, says, tensors, write
 
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.errors import Mistake

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
 import torch
-from test_load import quantized, write
+from folders import quantized, write
 
 from mlx_dgemma.load import load
 from mlx_dgemma.seam.model import Row, Text

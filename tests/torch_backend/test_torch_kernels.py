@@ -15,7 +15,7 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 pytest.importorskip("triton", reason="torch has it on Linux with CUDA; elsewhere: pip install triton")
 
-from test_load import quantized, write
+from folders import quantized, write
 
 from mlx_dgemma.checkpoint.config import Quantization
 from mlx_dgemma.load import load

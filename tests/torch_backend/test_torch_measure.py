@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
 import torch
-from test_convert import published
+from checkpoints import published
 
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.convert.recipes import mlx_community, plain, quantization

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
 import torch
-from test_convert import published
+from checkpoints import published
 
 from mlx_dgemma.checkpoint.config import Quantization, parse_config
 from mlx_dgemma.torch_backend import formats, parallel

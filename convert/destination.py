@@ -1,0 +1,120 @@
+"""The folder that a conversion makes. It is written as NAME.part, which is renamed once it is whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..checkpoint import memory
+from ..checkpoint.hub import cache_folder
+from ..checkpoint.memory import gigabytes
+from ..errors import Mistake, NotFound
+from . import card, stream
+from .journal import NAME as JOURNAL
+from .journal import Errors, Journal
+from .plan import Plan
+
+# What goes along from the source as it is.
+COPIED = (
+    "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.*",
+    "generation_config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
+    "LICENSE*", "NOTICE*",
+)  # fmt: skip
+MEMORY = 1_000_000_000  # bytes that a conversion takes at most
+Show = Callable[[Iterator[int], int, str], None]  # runs through steps in bytes, of so many, and names what is done
+
+
+def unfinished(destination: Path) -> Path:
+    """Return the folder's name while it is written."""
+    return destination.with_name(destination.name + ".part")
+
+
+def check(destination: Path) -> None:
+    """Raise Mistake unless the folder can be made, or a run was killed just before it ended."""
+    if os.path.lexists(destination) and not (destination / JOURNAL).is_file():
+        raise Mistake(f"{destination} exists: need a new folder for --mlx-path")
+    parent = destination.parent
+    if not parent.is_dir():
+        raise NotFound(f"{parent} is no folder: make it first, {destination.name} is to be in it")
+    if not os.access(parent, os.W_OK):
+        raise Mistake(f"{parent} cannot be written to: no permission")
+
+
+def check_room_to_fetch(plan: Plan, destination: Path) -> None:
+    """Raise Mistake unless the disk has room for the output and, if the hub's cache is on it, for the source."""
+    shared = cache_folder().stat().st_dev == destination.parent.stat().st_dev
+    what = "to fetch and to convert it" if shared else "to convert it"
+    _check_disk(destination, plan.nbytes + shared * plan.source_bytes, what)
+
+
+def _check_disk(destination: Path, needed: int, what: str = "") -> None:
+    free = shutil.disk_usage(destination.parent).free
+    if needed > free:
+        needs = " ".join(filter(None, ("needs", gigabytes(needed), what)))
+        raise Mistake(f"too little disk for {destination}: {needs}, {gigabytes(free)} are free")
+
+
+def _check_room(plan: Plan, copied: list[Path], part: Path, destination: Path) -> None:
+    """Raise Mistake unless there is room for what is left to write, and memory for a piece of it."""
+    written = sum(file.stat().st_blocks * 512 for file in part.glob("*")) if part.is_dir() else 0
+    needed = plan.nbytes + sum(file.stat().st_size for file in copied) + 1_000_000 * (len(plan.shards) + 1)
+    _check_disk(destination, needed - written)
+    if (free := memory.available()) < min(MEMORY, 2 * plan.source_bytes):
+        raise Mistake(f"too little memory: needs {gigabytes(MEMORY)}, {gigabytes(free)} are free")
+
+
+def make(plan: Plan, command: str, destination: Path, show: Show) -> Errors:
+    """Make the folder, or go on where a run ended, and return the errors of its weights.
+
+    Raises:
+        Mistake: the source is wrong, and nothing is kept; or there is too little room, and the same command goes on.
+    """
+    part = unfinished(destination)
+    if destination.is_dir():  # a run was killed between the last two lines of this function
+        with Journal(destination, plan.fingerprint, command) as journal:
+            os.unlink(destination / JOURNAL)
+            return journal.errors
+    copied = sorted({file for pattern in COPIED for file in plan.source.glob(pattern) if file.is_file()})
+    _check_room(plan, copied, part, destination)
+    with _opened(part), Journal(part, plan.fingerprint, command) as journal:
+        try:
+            show(stream.write(plan, part, journal), plan.source_bytes, "converting")
+        except Mistake:  # the source is wrong, so its conversion is worth nothing
+            shutil.rmtree(part)
+            raise
+        show(stream.verify(plan, part, journal), plan.nbytes, "verifying")
+        for file in copied:
+            shutil.copyfile(file, part / file.name)
+        card.write(plan, journal.errors, command, part)
+        stream.write_configs(plan, part)
+        for file in part.iterdir():
+            _sync(file)
+        part.rename(destination)
+        os.unlink(destination / JOURNAL)
+    return journal.errors
+
+
+@contextmanager
+def _opened(part: Path) -> Iterator[None]:
+    """Make the folder if need be. A full disk leaves it, and the message says that the same command goes on."""
+    if part.is_dir() and any(part.iterdir()) and not (part / JOURNAL).is_file():
+        raise Mistake(f"{part} exists, and no conversion left it; remove it")
+    part.mkdir(exist_ok=True)
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, Mistake) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise Mistake(
+            f"{part}: {os.strerror(error.errno)}; make room and give the same command again, it goes on from there"
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    os.fsync(file)
+    os.close(file)

@@ -1,0 +1,140 @@
+"""Hub ids: finding a repository in the local cache, fetching it, and reading its headers before it is fetched."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ..errors import Mistake, NotFound
+from .folder import INDEX, file_start, read_configs, read_tensors
+from .memory import check_memory, gigabytes
+
+TINY = Path(__file__).parents[1] / "tiny"
+CONFIGS = ["config.json", "generation_config.json", INDEX]
+# The files of a repository that are fetched: no code, no pickles.
+FILES = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model", "LICENSE*"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_hub_id(path: str | Path) -> bool:
+    """Return whether `path` is no folder and is written like OWNER/NAME."""
+    folder = Path(path).expanduser()
+    return not folder.exists() and bool(_HUB_ID.fullmatch(str(path))) and not folder.parent.is_dir()
+
+
+def find(path: str | Path | None, *, to_load: bool = True) -> Path:
+    """Return a checkpoint's folder: a folder as it is, a hub id's snapshot (see `fetch`), or the embedded model's.
+
+    Raises:
+        Mistake: `path` is neither, or it cannot be fetched.
+    """
+    if path is None:
+        return TINY
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise Mistake(f"{path} is a file: need the folder of a checkpoint, or a hub id")
+    if is_hub_id(path):
+        return fetch(str(path), to_load=to_load)
+    raise NotFound(f"{path}: no such folder, and no hub id either (those look like google/diffusiongemma-26B-A4B-it)")
+
+
+def cached(hub_id: str) -> Path | None:
+    """Return the folder of a repository in the local cache, or None if it is not there or not whole."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=FILES, local_files_only=True))
+        read_configs(folder), read_tensors(folder)
+        return folder
+    except (LocalEntryNotFoundError, NotFound):
+        return None
+
+
+def fetch(hub_id: str, *, to_load: bool) -> Path:
+    """Return the folder of a repository: from the cache if it is whole there, otherwise downloaded (with HF_TOKEN).
+
+    Raises:
+        NotFound: it is not cached and cannot be fetched; the message says why.
+        Mistake: it would not fit on the disk or, with `to_load`, into memory.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    if folder := cached(hub_id):
+        return folder
+    with hub_errors(hub_id):
+        siblings = HfApi().model_info(hub_id, files_metadata=True).siblings or []
+        size = sum(file.size or 0 for file in siblings if _is_weights(file.rfilename))
+        if to_load:
+            check_memory(size, hub_id)
+        cache = cache_folder()
+        free = shutil.disk_usage(cache).free
+        if size > free:
+            raise Mistake(
+                f"too little disk for {hub_id}: needs {gigabytes(size)}, {gigabytes(free)} are free in {cache}"
+            )
+        return Path(snapshot_download(hub_id, allow_patterns=FILES, ignore_patterns=["*/*"]))
+
+
+def cache_folder() -> Path:
+    """Return the hub's local cache or, before it is made, the nearest folder above it."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    return next(folder for folder in (cache, *cache.parents) if folder.exists())
+
+
+@contextmanager
+def outline(hub_id: str) -> Iterator[Path]:
+    """Make a temporary folder like the repository's, whose weights are holes. It fetches the JSON files and some
+    kilobytes of each shard."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import NotASafetensorsRepoError
+
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        try:
+            with hub_errors(hub_id):
+                fetched = Path(snapshot_download(hub_id, allow_patterns=CONFIGS))
+                shards = HfApi().get_safetensors_metadata(hub_id).files_metadata
+        except NotASafetensorsRepoError:
+            raise NotFound(f"{hub_id} has no weights: need model.safetensors, or shards and {INDEX}") from None
+        for file in filter(Path.is_file, map(fetched.joinpath, CONFIGS)):
+            shutil.copy(file, folder)
+        for file_name, shard in shards.items():
+            end = max((tensor.data_offsets[1] for tensor in shard.tensors.values()), default=0)
+            start = file_start({name: (t.dtype, t.shape, t.data_offsets) for name, t in shard.tensors.items()})
+            with (folder / file_name).open("wb") as file:
+                file.write(start)
+                file.truncate(len(start) + end)
+        yield folder
+
+
+@contextmanager
+def hub_errors(hub_id: str) -> Iterator[None]:
+    """Turn the errors of a request to the hub into NotFound, one line that says what to do."""
+    from huggingface_hub import is_offline_mode
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    try:
+        yield
+    except (HTTPError, OSError) as error:  # offline mode is one of the latter
+        reasons = {
+            401: "it needs a login: set HF_TOKEN",
+            403: "access is not granted to your HF_TOKEN",
+            404: "no such repository",
+        }
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        offline = " (offline mode is set)" if is_offline_mode() else ""
+        reason = reasons.get(status, f"the hub cannot be reached{offline}")
+        raise NotFound(f"{hub_id} is not in the local cache, and {reason}") from error
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") and "/" not in name
