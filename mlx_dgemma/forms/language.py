@@ -76,7 +76,7 @@ class Language:
         return allowed
 
     def ending(self, tokens: Sequence[int]) -> np.ndarray:
-        """int32: the shortest ending of a text that begins with `tokens`, with the stop token; empty if it has ended."""
+        """int32: the shortest ending of a text that begins with `tokens`, with the stop token; empty if it ended."""
         return self.lattice.ending(self.lattice.walk(0, np.asarray(tokens, np.int64)))
 
     def check_fits(self, tokens: int) -> None:
