@@ -13,12 +13,6 @@ import mlx.nn as nn
 from ..checkpoint.config import Quantization
 
 
-def widened(x: mx.array) -> mx.array:
-    """Float32 on MLX's CPU device, whose gather_mm knows nothing else, and whose products with quantized weights would
-    be summed up in 16 bits."""
-    return x.astype(mx.float32) if mx.default_device() == mx.cpu else x
-
-
 class Linear(nn.Module):
     """x @ weight.T without a bias. `weight` is [..., out, in], packed in groups along `in` after `quantize`."""
 
@@ -44,6 +38,12 @@ class Linear(nn.Module):
     def _packed(self) -> tuple[mx.array, mx.array, mx.array | None]:
         return self.weight, self.scales, self.get("biases")
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether products take the weight as it is packed. On the CPU device MLX would unpack it for each row of x,
+        and sum up in 16 bits: there it is dequantized first."""
+        return self.quantization is not None and mx.default_device() != mx.cpu
+
     def rows(self, index: mx.array | slice, dtype: mx.Dtype) -> mx.array:
         """`weight[index]`, dequantized."""
         if self.quantization is None:
@@ -54,10 +54,10 @@ class Linear(nn.Module):
 
     def product(self, x: mx.array, *, transpose: bool = True) -> mx.array:
         """x @ weight.T, or x @ weight."""
-        if self.quantization is not None:
-            y = mx.quantized_matmul(widened(x), *self._packed, transpose=transpose, **vars(self.quantization))
-            return y.astype(x.dtype)
-        return x @ (self.weight.T if transpose else self.weight)
+        if self.is_packed:
+            return mx.quantized_matmul(x, *self._packed, transpose=transpose, **vars(self.quantization))
+        weight = self.rows(slice(None), x.dtype)
+        return x @ (weight.T if transpose else weight)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.product(x)
@@ -81,12 +81,13 @@ class ExpertLinear(Linear):
         return (y * (factors if factors.ndim == y.ndim else factors[..., None])).astype(x.dtype)
 
     def _gathered(self, x: mx.array, experts: mx.array, ascending: bool) -> mx.array:
-        rows, indices = widened(x)[..., None, :], {"rhs_indices": experts, "sorted_indices": ascending}
-        if self.quantization is None:
-            y = mx.gather_mm(rows, self.weight.astype(rows.dtype).swapaxes(-1, -2), **indices)
-        else:
-            y = mx.gather_qmm(rows, *self._packed, transpose=True, **indices, **vars(self.quantization))
-        return y.squeeze(-2).astype(x.dtype)
+        indices = {"rhs_indices": experts, "sorted_indices": ascending}
+        if self.is_packed:
+            y = mx.gather_qmm(x[..., None, :], *self._packed, transpose=True, **indices, **vars(self.quantization))
+            return y.squeeze(-2)
+        dtype = mx.float32 if mx.default_device() == mx.cpu else x.dtype  # the CPU's gather_mm knows nothing else
+        weight = self.rows(slice(None), dtype).astype(dtype).swapaxes(-1, -2)
+        return mx.gather_mm(x[..., None, :].astype(dtype), weight, **indices).squeeze(-2).astype(x.dtype)
 
 
 class Embedding(Linear):

@@ -36,6 +36,19 @@ def stored(request):
     return STORED[request.param]
 
 
+@pytest.fixture
+def packed(monkeypatch):
+    """The products that a GPU takes: the CPU has them, in float32."""
+    monkeypatch.setattr(Linear, "is_packed", property(lambda self: self.quantization is not None))
+
+
+@pytest.mark.usefixtures("packed")
+def test_packed_products(stored):
+    test_products(stored, mx.float32)
+    for ascending in (False, True):
+        test_products_by_expert(stored, mx.float32, ascending)
+
+
 def error(y: mx.array, expected: np.ndarray) -> float:
     return float(np.abs(np.array(y.astype(mx.float32)) - expected).max() / np.abs(expected).max())
 
