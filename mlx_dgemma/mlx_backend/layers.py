@@ -38,6 +38,12 @@ class Linear(nn.Module):
     def _packed(self) -> tuple[mx.array, mx.array, mx.array | None]:
         return self.weight, self.scales, self.get("biases")
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether products take the weight as it is packed. On the CPU device MLX would unpack it for each row of x,
+        and sum up in 16 bits: there it is dequantized first."""
+        return self.quantization is not None and mx.default_device() != mx.cpu
+
     def rows(self, index: mx.array | slice, dtype: mx.Dtype) -> mx.array:
         """`weight[index]`, dequantized."""
         if self.quantization is None:
@@ -48,9 +54,10 @@ class Linear(nn.Module):
 
     def product(self, x: mx.array, *, transpose: bool = True) -> mx.array:
         """x @ weight.T, or x @ weight."""
-        if self.quantization is not None:
+        if self.is_packed:
             return mx.quantized_matmul(x, *self._packed, transpose=transpose, **vars(self.quantization))
-        return x @ (self.weight.T if transpose else self.weight)
+        weight = self.rows(slice(None), x.dtype)
+        return x @ (weight.T if transpose else weight)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.product(x)
@@ -75,11 +82,11 @@ class ExpertLinear(Linear):
 
     def _gathered(self, x: mx.array, experts: mx.array, ascending: bool) -> mx.array:
         indices = {"rhs_indices": experts, "sorted_indices": ascending}
-        if self.quantization is not None:
+        if self.is_packed:
             y = mx.gather_qmm(x[..., None, :], *self._packed, transpose=True, **indices, **vars(self.quantization))
             return y.squeeze(-2)
         dtype = mx.float32 if mx.default_device() == mx.cpu else x.dtype  # the CPU's gather_mm knows nothing else
-        weight = self.weight.astype(dtype).swapaxes(-1, -2)
+        weight = self.rows(slice(None), dtype).astype(dtype).swapaxes(-1, -2)
         return mx.gather_mm(x[..., None, :].astype(dtype), weight, **indices).squeeze(-2).astype(x.dtype)
 
 

@@ -105,6 +105,7 @@ def step_primitives(model: MLXModel, rows: Sequence[Row]) -> dict[str, int]:
     readout = Readout(rows, model.canvas_hidden(rows), model.slices, model.cap)
     graph = io.StringIO()
     mx.export_to_dot(graph, *readout.arrays)
+    mx.eval(readout.arrays, [row.cache.arrays for row in rows])  # or it would be part of the next pass's graph
     return dict(Counter(re.findall(r'label ="(\w+)', graph.getvalue())).most_common())
 
 
@@ -116,6 +117,7 @@ def step_parts(model: MLXModel, rows: Sequence[Row], repeat: int = 5) -> dict[st
     the sum of the parts: norms, RoPE, routing, caches, the host. It is negative where parts of the whole step overlap.
     """
     readout = Readout(rows, model.canvas_hidden(rows), model.slices, model.cap)
+    mx.eval(readout.inputs.hidden, [row.cache.arrays for row in rows])
     light = replace(readout.inputs, heavy=np.zeros_like(readout.heavy))
     parts = {
         "linears": _linears(model, len(readout.heavy)),
@@ -125,7 +127,6 @@ def step_parts(model: MLXModel, rows: Sequence[Row], repeat: int = 5) -> dict[st
         "soft embedding": partial(_swept, model, readout.inputs),
         "self-conditioning": partial(_conditioned, model, rows),
     }
-    mx.eval(light.hidden)
     seconds = {part: _seconds(compute, repeat) for part, compute in parts.items()}
     seconds["self-conditioning"] += max(seconds.pop("soft embedding") - seconds["head and draw"], 0.0)
     whole = _seconds(lambda: model.denoise(rows) and [], repeat)

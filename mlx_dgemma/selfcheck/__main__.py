@@ -62,7 +62,8 @@ def show(report: dict) -> None:
     for part in report["parts"]:
         if part["note"] and part["verdict"] != "not available":
             print(f"{part['name']}: {part['note']}")
-    if step := report["step"]:
+    step = report["step"] or {}
+    if "seconds" in step:
         seconds = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in step["seconds"].items())
         print(f"a step of the embedded model: {step['kernels']} kernels; ms: {seconds}")
     print(f"{report['verdict']}: {report['seconds']:.0f} s, peak memory {gigabytes(report['peak_memory'])}")
@@ -82,10 +83,16 @@ def check(sizes: Sizes | None, parts: list[Part]) -> dict[str, Any]:
         try:
             parts.append(part(name, sizes or module.Sizes()))
         except (RuntimeError, ValueError) as error:
-            note = " ".join(str(error).split())
-            parts.append(module.Part(name=name, device=module.device(), verdict="failed", note=note))
+            parts.append(module.Part(name=name, device=module.device(), verdict="failed", note=_line(error)))
         print(parts[-1].verdict, file=sys.stderr, flush=True)
-    return module.step(loaded[0])
+    try:
+        return module.step(loaded[0])
+    except (RuntimeError, ValueError) as error:
+        return {"failed": _line(error)}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def selfcheck(sizes: Sizes | None, *, only_json: bool) -> int:
