@@ -58,7 +58,7 @@ def step(options: argparse.Namespace) -> dict[str, int]:
 def dummy_torch(config, precision: str):
     from mlx_dgemma.torch_backend import dummy
 
-    return dummy.dummy_torch(config, precision, lambda path: None)
+    return dummy.dummy_torch(config, precision)
 
 
 def long(options: argparse.Namespace) -> dict[str, int]:
