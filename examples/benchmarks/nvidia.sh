@@ -9,7 +9,8 @@ set -uo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shape=${2:-26b-a4b}
 cd "$(dirname "$0")/../.."
-python=${PYTHON:-python}
+export PYTHONPATH=$PWD
+python=${PYTHON:-$(command -v python || command -v python3)}
 if [ "$shape" = tiny ]; then
     precisions="float32" contexts=64,128 batches=1,2 plain=float32
 else
@@ -33,7 +34,7 @@ for cache in dynamic static; do
     part "transformers-$cache" $python examples/benchmarks/transformers_step.py --shape "$shape" --cache $cache \
         --precision $plain --context "${contexts%%,*}"
 done
-part tests $python -m pytest -q tests/test_torch_cuda.py tests/test_torch_kernels.py
+part tests $python -m pytest -q tests/torch_backend/test_torch_cuda.py tests/torch_backend/test_torch_kernels.py
 for precision in $precisions; do
     part "$precision-grid" $python -m mlx_dgemma.benchmark --backend torch --dummy "$shape" --precision "$precision" \
         --context "$contexts" --batch "$batches" --repeat 5 --json --out "$out/$precision-grid.json"

@@ -31,7 +31,7 @@ def the_device() -> torch.device:
 
 
 def by_kernel(x: Tensor) -> bool:
-    """Whether the kernels for a GPU are used on `x`."""
+    """Return whether the kernels for a GPU are used on `x`."""
     return x.is_cuda
 
 

@@ -35,7 +35,7 @@ def _plain(module: Linear, dtype: torch.dtype, generator: torch.Generator) -> di
 
 def dummy_torch(
     config: ModelConfig,
-    precision: str,
+    dtype: str,
     recipe: Callable[[str], Quantization | None],
     seed: int = 0,
     peaked: float = 1.0,
@@ -43,16 +43,16 @@ def dummy_torch(
     """Make a model of the shape of `config`.
 
     Args:
-        precision: one of `weights.DTYPES`, as `load_torch` takes it.
+        dtype: one of `weights.DTYPES`, as `load_torch` takes it.
         recipe: path of a layer -> how it is quantized, affine, or None.
         peaked: a factor on the logits. With 1, every prediction is about uniform, which no trained model's is.
 
     Raises:
-        Mistake: `precision` is not one we make, or the device has too little memory.
+        Mistake: `dtype` is not one of these, or the device has too little memory.
     """
-    if precision not in DTYPES:
-        raise Mistake(f"precision {precision!r} is not one that torch makes: need one of {', '.join(DTYPES)}")
-    dtype, device = DTYPES[precision], devices.the_device()
+    if dtype not in DTYPES:
+        raise Mistake(f"precision {dtype!r} is not one that torch makes: need one of {', '.join(DTYPES)}")
+    kind, device = DTYPES[dtype], devices.the_device()
     generator = torch.Generator(device).manual_seed(seed)
     with torch.device("meta"):
         network = Network(config)
@@ -60,18 +60,18 @@ def dummy_torch(
         for path, module in linears.items():
             if stored := recipe(path):
                 module.quantize(stored)
-    network.dtype = dtype
-    with devices.enough(device, f"random weights in {precision}"):
+    network.dtype = kind
+    with devices.enough(device, f"random weights in {dtype}"):
         for path, module in linears.items():
             stored = module.quantization
-            made = _quantized(module, stored, generator) if stored else _plain(module, dtype, generator)
+            made = _quantized(module, stored, generator) if stored else _plain(module, kind, generator)
             for name, array in made.items():
-                place(network, f"{path}.{name}", array, dtype, device)
-            if precision == FP8 and not stored:
+                place(network, f"{path}.{name}", array, kind, device)
+            if dtype == FP8 and not stored:
                 to_fp8(network, f"{path}.weight")
         for path, array in list(network.named_buffers()):
             if array.is_meta:
-                place(network, path, torch.ones(array.shape), dtype, device)
+                place(network, path, torch.ones(array.shape), kind, device)
     network.model.decoder.norm.weight *= peaked
     finish(network)
     return TorchModel(network, config, device)

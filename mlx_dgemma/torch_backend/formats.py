@@ -35,7 +35,7 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def widen(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """The same numbers in fields of WIDER[bits]."""
+    """Repack into fields of WIDER[bits]. The numbers stay the same."""
     wide = WIDER[bits]
     fields = unpack(packed, bits).unflatten(-1, (-1, 8 // wide))
     places = torch.arange(0, 8, wide, dtype=torch.uint8, device=packed.device)
@@ -72,6 +72,6 @@ def dequantize(
 
 
 def to_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[..., width] -> E4M3 of the same shape, and [..., 1] float32, the scale of each row: its largest number / 448."""
+    """Round [..., width] to E4M3 -> that, and [..., 1] float32, the scale of each row: its largest number / 448."""
     scale = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12) / FP8_MAX
     return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale

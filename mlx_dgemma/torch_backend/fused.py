@@ -21,6 +21,7 @@ def fused(function: Callable) -> Callable:
 
     @functools.cache
     def compiled() -> Callable:
+        torch._dynamo.config.recompile_limit = 64  # of 8 by default: beyond it, functions are run uncompiled
         return torch.compile(function, dynamic=True)
 
     @functools.wraps(function)

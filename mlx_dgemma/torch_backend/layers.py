@@ -19,7 +19,8 @@ FEW = 16  # rows; BLAS sums fewer of them in another order
 
 @functools.cache
 def _has_grouped_mm() -> bool:
-    """Whether torch has kernels of its own: on Hopper and Blackwell servers. Elsewhere it asks the device for sizes."""
+    """Return whether torch has kernels for this GPU: on Hopper and Blackwell servers. Elsewhere it reads the sizes of
+    all groups from the device."""
     return torch.cuda.get_device_capability()[0] in (9, 10)
 
 

@@ -77,8 +77,8 @@ def _name_failures(number: int) -> None:
 
 
 @contextmanager
-def _company() -> Iterator[None]:
-    """Mistake if another rank is gone, which the others notice when they wait for it."""
+def _collective() -> Iterator[None]:
+    """Raise a Mistake if another rank is gone, which is noticed when it is waited for."""
     try:
         yield
     except RuntimeError as error:
@@ -89,7 +89,7 @@ def _company() -> Iterator[None]:
 def sum_up(x: Tensor) -> Tensor:
     """Sum over all ranks, in place."""
     if ranks() > 1:
-        with _company():
+        with _collective():
             dist.all_reduce(x)
     return x
 
@@ -97,7 +97,7 @@ def sum_up(x: Tensor) -> Tensor:
 def from_first(x: Tensor) -> Tensor:
     """Replace `x` by rank 0's, in place."""
     if ranks() > 1:
-        with _company():
+        with _collective():
             dist.broadcast(x, 0)
     return x
 
@@ -111,12 +111,12 @@ def now(device: torch.device) -> float:
 
 
 def file_of_rank(path: Path) -> Path:
-    """Where this rank keeps its share of what is saved as `path`: rank 0 there, the others beside it."""
+    """Return where this rank keeps its share of what is saved as `path`: rank 0 there, the others beside it."""
     return path.with_name(f"{path.name}.rank{rank()}") if rank() else path
 
 
 def divides(layer: LayerConfig) -> bool:
-    """Whether a layer's key-value heads can be shared out; if not, every rank has all of its attention."""
+    """Return whether a layer's key-value heads can be shared out; if not, every rank has all of its attention."""
     return layer.num_key_value_heads % ranks() == 0
 
 

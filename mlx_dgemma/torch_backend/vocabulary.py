@@ -21,16 +21,16 @@ from .sweep import SweepResult, capped
 
 
 @dataclass
-class SelfConditioning:
-    """What the next pass is given of this one's prediction."""
+class Conditioning:
+    """Carries the prediction of one pass to the next."""
 
     soft: Tensor | None  # [L, D], the mean embedding of each position; None: zeros
     certain: np.ndarray | None  # [L] int32 ids that are known, -1 elsewhere
 
 
-def conditioning_of(row: Row) -> SelfConditioning:
+def conditioning_of(row: Row) -> Conditioning:
     """The conditioning that `row` brings from its last pass, with its hint laid over it."""
-    conditioning: SelfConditioning = row.self_conditioning or SelfConditioning(None, None)
+    conditioning: Conditioning = row.self_conditioning or Conditioning(None, None)
     if row.hint is None:
         return conditioning
     hint = np.asarray(row.hint, dtype=np.int32)
@@ -94,6 +94,6 @@ class Readout:
             start, length = i * self.length, len(row.canvas)
             laid, certain = lay_fixed(row, {name: host[name][start : start + length].copy() for name in VECTORS})
             allowed = {p - start: host[p] for p in logprobs if start <= p < start + length}
-            conditioning = SelfConditioning(soft[i, :length], certain)
+            conditioning = Conditioning(soft[i, :length], certain)
             predictions.append(Prediction(**laid, allowed_logprobs=allowed, self_conditioning=conditioning))
         return predictions

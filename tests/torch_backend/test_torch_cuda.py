@@ -15,7 +15,8 @@ from folders import quantized, write
 from mlx_dgemma.load import load
 from mlx_dgemma.seam.model import Row, Text
 from mlx_dgemma.torch_backend import device as devices
-from mlx_dgemma.writing.writing import diffuse
+from mlx_dgemma.writing.ask import Ask
+from mlx_dgemma.writing.diffuse import diffuse
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 # Of a random model, median over a canvas: rounding of the activations is all that may differ.
@@ -63,6 +64,6 @@ def test_logits_of_two_steps(tmp_path, dtype, kind, monkeypatch):
 def test_a_run_of_the_embedded_model_token_for_token(monkeypatch):
     found = []
     for model in both(checkpoints.TINY, "float32", monkeypatch):
-        steps = diffuse(model, np.arange(5, 45), max_tokens=192, sampling=load(backend="torch")[2], seed=1)
+        steps = diffuse(model, range(5, 45), Ask(max_tokens=192, sampling=load(backend="torch")[2], seed=1))
         found.append([step.draft.tolist() for step in steps])
     assert found[0] == found[1]

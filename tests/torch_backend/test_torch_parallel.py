@@ -34,7 +34,7 @@ def torchrun(*command: str, ranks: int = 2) -> subprocess.CompletedProcess:
 def test_two_ranks_write_what_one_writes(prompt):
     arguments = ["mlx_dgemma.generate", "--backend", "torch", "--dtype", "float32", "--json", "--prompt", prompt]
     alone = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=True)
-    together = torchrun("-m", *arguments, "--tensor-parallel", "2")
+    together = torchrun("-m", *arguments)
     assert together.returncode == 0, together.stderr
     one, two = (json.loads(run.stdout) for run in (alone, together))  # rank 0's object and nothing else
     for name in ("text", "steps", "blocks", "tokens"):
@@ -52,13 +52,13 @@ from pathlib import Path
 
 folder, kind = Path(sys.argv[1]), sys.argv[2]
 config = parse_config(json.loads((folder / "config.json").read_text()))
-model = load_model(folder, config, "torch", kind, int(sys.argv[3]))
+model = load_model(folder, config, "torch", kind)
 cache = model.new_cache()
 rng = np.random.default_rng(0)
 row = Row(rng.integers(96, size=16), cache, 0.7, rng.random(16, dtype=np.float32), Text(rng.integers(96, size=40)))
 row.self_conditioning = model.denoise([row])[0].self_conditioning
 row.pending = Text()
-np.save(sys.argv[4] + f".{parallel.rank()}", model.logits(row))
+np.save(sys.argv[3] + f".{parallel.rank()}", model.logits(row))
 """
 
 
@@ -69,9 +69,7 @@ def test_logits_of_two_ranks(tmp_path, kv_heads, kind):
     folder = checkpoints.write(tmp_path / "model", config, checkpoints.weights(config, seed=2))
     (tmp_path / "check.py").write_text(CHECK)
     for ranks in (1, 2):
-        run = torchrun(
-            str(tmp_path / "check.py"), str(folder), kind, str(ranks), str(tmp_path / f"of{ranks}"), ranks=ranks
-        )
+        run = torchrun(str(tmp_path / "check.py"), str(folder), kind, str(tmp_path / f"of{ranks}"), ranks=ranks)
         assert run.returncode == 0, run.stderr
     alone = np.load(tmp_path / "of1.0.npy")
     ranks = [np.load(tmp_path / f"of2.{rank}.npy") for rank in range(2)]
@@ -87,7 +85,7 @@ from mlx_dgemma.load import load
 from mlx_dgemma.seam.model import Row, Text
 from mlx_dgemma.torch_backend import parallel
 
-model, _, _ = load(backend="torch", dtype="float32", tensor_parallel=2)
+model, _, _ = load(backend="torch", dtype="float32")
 clock, rank = time.perf_counter, parallel.rank()
 parallel.time.perf_counter = lambda: clock() + 1000 * rank
 random.seed(rank)
@@ -130,7 +128,7 @@ from mlx_dgemma.torch_backend import parallel
 
 
 def command():
-    model, _, _ = load(backend="torch", dtype="float32", tensor_parallel=2)
+    model, _, _ = load(backend="torch", dtype="float32")
     print("loading took a while", file=sys.stderr, flush=True)
     for step in range(100):
         model.now()
