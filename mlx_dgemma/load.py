@@ -20,12 +20,11 @@ from .checkpoint.hub import find
 from .checkpoint.memory import check_memory
 from .checkpoint.names import is_vision
 from .errors import Mistake
-from .writing.sampling import parse_sampling
+from .writing.sampling import Sampling, parse_sampling
 
 if TYPE_CHECKING:
     from .seam.model import DiffusionModel
     from .tokens.tokenizer import Tokenizer
-    from .writing.sampling import Sampling
 
 BACKENDS = ("mlx", "torch")
 _INSTALL = {"mlx": "pip install 'mlx_dgemma[cpu]' on Linux", "torch": "pip install 'mlx_dgemma[cuda]'"}
