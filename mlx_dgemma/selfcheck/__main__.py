@@ -329,7 +329,7 @@ def show(report: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..checkpoint.memory import gigabytes
+    from ..load import gigabytes
 
     info = report["device_info"]
     limit = info.get("max_recommended_working_set_size")

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checkpoint.config import LayerConfig, ModelConfig
-from ..checkpoint.memory import gigabytes
+from ..checkpoint.folder import gigabytes
 from . import device as devices
 
 LEAST = {"cpu": 64, "cuda": 4096}  # tokens of a slot's room, and of a context that passes are captured for

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import memory
-from ..checkpoint.memory import gigabytes
+from ..checkpoint.folder import gigabytes
 from ..errors import Mistake
 
 
