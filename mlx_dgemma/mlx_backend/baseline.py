@@ -15,8 +15,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..checkpoint import memory
+from ..checkpoint.config import Quantization
 from ..checkpoint.names import weight_class
-from ..convert.recipes import Recipe
 from ..errors import Mistake
 
 try:
@@ -24,6 +24,8 @@ try:
     from mlx_lm.sample_utils import make_sampler
 except ModuleNotFoundError as error:
     raise Mistake(f"--ar-model needs {error.name}, which is not installed: pip install mlx-lm") from error
+
+Recipe = Callable[[str], Quantization | None]  # a layer's path -> how it is stored; None: not quantized
 
 _OURS = (  # mlx-lm's path of a Gemma 4 layer -> the one that a recipe knows
     (re.compile(r"^(language_model\.)?model\."), "model.decoder."),

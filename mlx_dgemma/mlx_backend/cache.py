@@ -8,11 +8,14 @@ They lie in buffers with room behind them: new tokens are written there, a canva
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 
 import mlx.core as mx
 
 from ..checkpoint.config import ModelConfig
+from ..seam.shared import check_trim
 
 
 class LayerCache:
@@ -38,7 +41,8 @@ class LayerCache:
         """`keys` and `values` of the retained tokens."""
         if self.retained == 0:
             return {}
-        return {kind: getattr(self, kind)[:, :, self.first : self.end] for kind in ("keys", "values")}
+        kept = slice(self.first, self.end)
+        return {"keys": self.keys[:, :, kept], "values": self.values[:, :, kept]}
 
     def visible(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write new tokens behind the text, and give the past that they see, and them: [1, H, past + n, D]. They are
@@ -65,19 +69,17 @@ class LayerCache:
         else:  # twice what is coming, so that the text is moved to the front in every other pass at most; twice a
             # canvas where it comes token by token
             room = min(self.kept, self.retained) + 2 * max(count, self.kept - self.seen)
-        old = self.text()
-        for kind, like in (("keys", keys), ("values", values)):
-            buffer = mx.zeros((*like.shape[:2], room, like.shape[3]), dtype=like.dtype)
-            setattr(self, kind, mx.slice_update(buffer, old[kind], mx.array([0]), axes=[2]) if old else buffer)
+        text = self.text()
+        self.keys, self.values = (
+            _buffer(like, room, text.get(kind)) for kind, like in (("keys", keys), ("values", values))
+        )
         self.first, self.end = 0, self.retained
 
     def trim(self, tokens: int) -> None:
         self.end = max(self.first, self.end - tokens)
 
     def copy(self) -> LayerCache:
-        fork = LayerCache(self.seen, self.kept, self.capacity)
-        vars(fork).update(vars(self))
-        return fork
+        return copy(self)
 
     def fill(self, arrays: dict[str, mx.array]) -> None:
         """With what `text` gave."""
@@ -85,16 +87,26 @@ class LayerCache:
         self.end = 0 if self.keys is None else self.keys.shape[2]
 
 
-class MLXCache:
-    """Implements `interface.Cache`."""
+def _buffer(like: mx.array, room: int, text: mx.array | None) -> mx.array:
+    """Zeros [1, H, room, D] in the shape and dtype of `like`, with `text` in front."""
+    buffer = mx.zeros((*like.shape[:2], room, like.shape[3]), dtype=like.dtype)
+    return buffer if text is None else mx.slice_update(buffer, text, mx.array([0]), axes=[2])
 
-    def __init__(self, config: ModelConfig, fingerprint: str, capacity: int | None = None):
+
+class MLXCache:
+    """Implements `seam.model.Cache`."""
+
+    def __init__(self, config: ModelConfig, fingerprint: Callable[[], str], capacity: int | None = None):
+        """`fingerprint` names the weights that make this cache: it is good for no others. Asked when it is saved or
+        loaded."""
         seen, kept = config.sliding_window - 1, config.sliding_window - 1 + config.canvas_length
         room = (capacity or 0) + config.canvas_length
         self.config = config
-        self.fingerprint = fingerprint  # of the model; a cache is only good for the weights that made it
+        self.fingerprint = fingerprint
         self.length = 0
-        self.layers = [LayerCache(seen, kept) if one.sliding else LayerCache(None, None, room) for one in config.layers]
+        self.layers = [
+            LayerCache(seen, kept) if layer.sliding else LayerCache(None, None, room) for layer in config.layers
+        ]
         self._states: list[mx.array] = []
 
     @property
@@ -104,7 +116,7 @@ class MLXCache:
         return [array for array in (*buffers, self.hidden) if array is not None]
 
     def _text(self) -> dict[str, mx.array]:
-        named = {f"{i}.{kind}": own for i, layer in enumerate(self.layers) for kind, own in layer.text().items()}
+        named = {f"{i}.{kind}": array for i, layer in enumerate(self.layers) for kind, array in layer.text().items()}
         return named if self.hidden is None else {**named, "hidden": self.hidden}
 
     @property
@@ -137,28 +149,19 @@ class MLXCache:
         return fork
 
     def trim(self, tokens: int) -> None:
-        if not 0 <= tokens <= self.length:
-            raise ValueError(f"cannot forget {tokens} of {self.length} tokens")
-        left = self.length - tokens
         for layer in self.layers:
-            if layer.seen is not None and layer.retained - tokens < min(layer.seen, left):
-                raise ValueError(
-                    f"cannot forget {tokens} tokens: the sliding layers keep {layer.retained}, "
-                    f"and a text of {left} needs {min(layer.seen, left)} of them; encode it anew"
-                )
+            check_trim(tokens, self.length, layer.retained, self.length if layer.seen is None else layer.seen)
         for layer in self.layers:
             layer.trim(tokens)
-        self.length = left
-        if self.hidden is not None:
-            self.hidden = (
-                self.hidden[:-tokens] if 0 < tokens < self.hidden.shape[0] else None if tokens else self.hidden
-            )
+        self.length -= tokens
+        if self.hidden is not None and tokens:
+            self.hidden = self.hidden[:-tokens] if tokens < self.hidden.shape[0] else None
 
     def save(self, path: str | Path) -> None:
         path = Path(path)
         part = path.with_name(f"{path.name}.{os.getpid()}.safetensors")
         try:
-            mx.save_safetensors(str(part), self._text(), {"length": str(self.length), "model": self.fingerprint})
+            mx.save_safetensors(str(part), self._text(), {"length": str(self.length), "model": self.fingerprint()})
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -171,7 +174,7 @@ class MLXCache:
             length, model = int(metadata["length"]), metadata["model"]
         except (RuntimeError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is no saved cache, or damaged: {error}") from None
-        if model != self.fingerprint:
+        if model != self.fingerprint():
             raise ValueError(f"{path} was made by another model: its text must be encoded anew")
         mx.eval(arrays)
         self.length, self.hidden = length, arrays.get("hidden")

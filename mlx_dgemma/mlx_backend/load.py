@@ -8,7 +8,7 @@ from ..checkpoint.config import ModelConfig
 from ..checkpoint.folder import Tensor
 from .model import MLXModel
 from .network import Network
-from .weights import fingerprint, load_weights
+from .weights import load_weights
 
 CACHED = 2**30  # bytes that MLX's allocator may hold on to
 
@@ -23,4 +23,4 @@ def load_mlx(tensors: dict[str, Tensor], config: ModelConfig, dtype: str) -> MLX
     if mx.metal.is_available():
         # As mlx-lm does: weights that the system may page out stall every pass.
         mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
-    return MLXModel(network, config, kind, fingerprint(network, config))
+    return MLXModel(network, config, kind)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import platform
+import re
 import statistics
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,11 +20,11 @@ from mlx.utils import tree_flatten
 
 from ..checkpoint.names import weight_class
 from ..seam.model import Row
-from . import layers, network
-from .arithmetic import bring, product
+from .attention import attend
+from .layers import ExpertLinear, Linear
 from .model import MLXModel
-from .sweep import Asked, Sweep
-from .vocabulary import conditioning_of, expected_heavy, soft_embedding
+from .sweep import Sweep, SweepInputs
+from .vocabulary import Readout, conditioning_of
 
 COPIED = 1 << 30  # bytes of the array that is copied on a GPU; a CPU takes a quarter, which is beyond its caches too
 LONG = 0.03  # seconds: a product that takes as long says what the machine can do
@@ -52,14 +53,14 @@ def device() -> dict[str, Any]:
 
 def _seconds(compute: Callable[[], Any], repeat: int) -> float:
     """Median of `repeat` runs behind a warm-up."""
-    found = []
+    seconds = []
     for _ in range(repeat + 1):
         mx.synchronize()
         start = time.perf_counter()
         mx.eval(compute())
         mx.synchronize()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found[1:])
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
 
 
 def _copy_rate() -> float:
@@ -76,8 +77,7 @@ def _product_rate(dtype: mx.Dtype) -> tuple[float, int]:
         size *= 2
         matrix = mx.random.normal((size, size)).astype(dtype)
         mx.eval(matrix)
-        own = bring(matrix)
-        seconds = _seconds(lambda own=own: product(own, own), 3)
+        seconds = _seconds(partial(mx.matmul, matrix, matrix), 3)
         best = max(best, 2 * size**3 / seconds)
     return best, size
 
@@ -93,70 +93,90 @@ def ceilings(dtype: str) -> dict[str, float]:
 
 def weight_bytes(model: MLXModel) -> dict[str, int]:
     """Class of weights -> bytes as they are held, scales and biases among them."""
-    found: dict[str, int] = defaultdict(int)
+    nbytes: dict[str, int] = defaultdict(int)
     for path, array in tree_flatten(model.network.parameters()):
-        found[weight_class(path)] += array.nbytes
-    return dict(found)
+        nbytes[weight_class(path)] += array.nbytes
+    return dict(nbytes)
 
 
-@contextmanager
-def _recorded(model: MLXModel) -> Iterator[dict[str, list[Callable[[], Any]]]]:
-    """Part -> calls of the modules that make it, with the inputs that they have in the pass that is made meanwhile."""
-    calls: dict[str, list[Callable[[], Any]]] = defaultdict(list)
-    own = {id(module) for module in model.network.model.decoder.self_conditioning.modules()}
-
-    def recorded(part: str, original: Callable) -> Callable:
-        def call(*args, **options):
-            name = "self-conditioning" if id(args[0]) in own else part
-            calls[name].append(partial(original, *args, **options))
-            return original(*args, **options)
-
-        return call
-
-    with ExitStack() as stack:
-        for place, name, part in (
-            (layers.Linear, "__call__", "linears"),
-            (network.Experts, "__call__", "experts"),
-            (network, "attend", "attention"),
-        ):
-            original = getattr(place, name)
-            setattr(place, name, recorded(part, original))
-            stack.callback(setattr, place, name, original)
-        yield calls
+def step_primitives(model: MLXModel, rows: Sequence[Row]) -> dict[str, int]:
+    """Name -> how often MLX's graph of a denoise step of `rows` has this primitive: views, and a kernel or more each
+    for the others. `mx.fast` is one primitive on a GPU, and several on a CPU."""
+    readout = Readout(rows, model.canvas_hidden(rows), model.slices, model.cap)
+    graph = io.StringIO()
+    mx.export_to_dot(graph, *readout.arrays)
+    mx.eval(readout.arrays, [row.cache.arrays for row in rows])  # or it would be part of the next pass's graph
+    return dict(Counter(re.findall(r'label ="(\w+)', graph.getvalue())).most_common())
 
 
 def step_parts(model: MLXModel, rows: Sequence[Row], repeat: int = 5) -> dict[str, float]:
     """Median seconds of a denoise step of `rows`, which have nothing pending, by part.
 
-    Each part is made of the real modules on the inputs of a real pass, all layers one after another and alone on the
-    device. "rest" is what the whole step takes beyond their sum: norms, RoPE, routing, caches, the host. It is negative
-    where parts of the whole step overlap.
+    Each part is made of the step's own modules, all layers one after another and alone on the device. Their inputs have
+    the step's shapes, and are random: so are the experts that are chosen. "rest" is what the whole step takes beyond
+    the sum of the parts: norms, RoPE, routing, caches, the host. It is negative where parts of the whole step overlap.
     """
-    whole = _seconds(lambda: model.denoise(rows) and [], repeat)
-    with _recorded(model) as calls:
-        hidden = model._canvas_hidden(rows)
-        mx.eval(hidden)
-    found = {
-        part: _seconds(lambda part=part: [call() for call in calls[part]], repeat)
-        for part in ("linears", "experts", "attention")
+    readout = Readout(rows, model.canvas_hidden(rows), model.slices, model.cap)
+    mx.eval(readout.inputs.hidden, [row.cache.arrays for row in rows])
+    light = replace(readout.inputs, heavy=np.zeros_like(readout.heavy))
+    parts = {
+        "linears": _linears(model, len(readout.heavy)),
+        "experts": _experts(model, len(readout.heavy)),
+        "attention": _attention(model, rows),
+        "head and draw": partial(_swept, model, light),
+        "soft embedding": partial(_swept, model, readout.inputs),
+        "self-conditioning": partial(_conditioned, model, rows),
     }
-    told = [one for row in rows if (one := conditioning_of(row)) is not None]
-    asked = Asked(
-        hidden=mx.concatenate(hidden),
-        temperature=np.concatenate([np.full(len(row.canvas), row.temperature, np.float32) for row in rows]),
-        uniforms=np.concatenate([row.uniforms for row in rows]),
-        heavy=np.zeros(sum(len(row.canvas) for row in rows), dtype=bool),
-    )
-    heavy = replace(asked, heavy=np.concatenate([expected_heavy(row) for row in rows]))
+    seconds = {part: _seconds(compute, repeat) for part, compute in parts.items()}
+    seconds["self-conditioning"] += max(seconds.pop("soft embedding") - seconds["head and draw"], 0.0)
+    whole = _seconds(lambda: model.denoise(rows) and [], repeat)
+    return {**seconds, "rest": whole - sum(seconds.values())}
 
-    def look(asked: Asked) -> list[Any]:
-        return [a for a in vars(Sweep(model.slices, asked, model.cap).run()).values() if isinstance(a, mx.array)]
 
-    def listen() -> list[Any]:
-        soft = [soft_embedding(one, model.table, model.slices, model.cap) for one in told]
-        return soft + [call() for call in calls["self-conditioning"]]
+def _random(model: MLXModel, *shape: int) -> mx.array:
+    array = mx.random.normal(shape).astype(model.dtype)
+    mx.eval(array)
+    return array
 
-    found["head and draw"] = _seconds(lambda: look(asked), repeat)
-    found["self-conditioning"] = max(_seconds(lambda: look(heavy), repeat) - found["head and draw"], 0.0)
-    found["self-conditioning"] += _seconds(listen, repeat)
-    return {**found, "rest": whole - sum(found.values())}
+
+def _linears(model: MLXModel, tokens: int) -> Callable[[], list[mx.array]]:
+    modules = [
+        module
+        for layer in model.network.model.decoder.layers
+        for module in layer.modules()
+        if isinstance(module, Linear) and not isinstance(module, ExpertLinear)
+    ]
+    inputs = {width: _random(model, tokens, width) for width in {module.width for module in modules}}
+    return lambda: [module(inputs[module.width]) for module in modules]
+
+
+def _experts(model: MLXModel, tokens: int) -> Callable[[], list[mx.array]]:
+    x, layers = _random(model, tokens, model.config.hidden_size), model.network.model.decoder.layers
+    chosen = [layer.router(x) for layer in layers]
+    mx.eval(chosen)
+    return lambda: [layer.experts(x, *experts) for layer, experts in zip(layers, chosen, strict=True)]
+
+
+def _attention(model: MLXModel, rows: Sequence[Row]) -> Callable[[], list[mx.array]]:
+    inputs = []
+    for row in rows:
+        for layer, cache in zip(model.config.layers, row.cache.layers, strict=True):
+            past = cache.retained if cache.seen is None else min(cache.retained, cache.seen)
+            shape = layer.num_key_value_heads, past + len(row.canvas), layer.head_dim
+            queries = _random(model, 1, model.config.num_attention_heads, len(row.canvas), layer.head_dim)
+            inputs.append((queries, _random(model, 1, *shape), _random(model, 1, *shape)))
+    return lambda: [attend(*arrays, causal=False, window=None) for arrays in inputs]
+
+
+def _swept(model: MLXModel, inputs: SweepInputs) -> list[mx.array]:
+    return list(vars(Sweep(model.slices, inputs, model.cap).run()).values())
+
+
+def _conditioned(model: MLXModel, rows: Sequence[Row]) -> list[mx.array]:
+    """The canvases' embeddings with what the last pass predicted."""
+    module, embeddings = model.network.model.decoder.self_conditioning, []
+    for row in rows:
+        if conditioning := conditioning_of(row):
+            soft = conditioning.embedding(model.slices, model.cap)
+            embeddings.append(module(model.table(mx.array(row.canvas)), soft))
+    return embeddings

@@ -1,9 +1,11 @@
-"""The MLX implementation of `interface.DiffusionModel`: Metal, and MLX's own CPU and CUDA builds."""
+"""The MLX implementation of `seam.model.DiffusionModel`: Metal, and MLX's own CPU and CUDA builds."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
@@ -11,17 +13,15 @@ import numpy as np
 from ..checkpoint import memory
 from ..checkpoint.config import ModelConfig
 from ..errors import Mistake
-from ..seam.model import NextToken, Prediction, Row
-from ..seam.token_sets import TokenSets
-from ..writing.sampling import Sampling
-from . import arithmetic
-from .arithmetic import bring
+from ..seam.model import Continuation, Draw, NextToken, Prediction, Row, Text, TokenSet
+from ..seam.shared import begin_autoregress, check_caches, checked, pending_texts
+from ..seam.token_sets import token_set
+from . import weights
 from .cache import MLXCache
 from .draw import next_token
 from .network import Network, Segment
 from .sweep import Slices
-from .vocabulary import Look, conditioning_of, head, soft_embedding
-from .weights import first_damaged
+from .vocabulary import Readout, conditioning_of, head
 
 PREFILL_CHUNK = 512  # tokens of one text encoded in one pass: scores stay small, Ctrl-C is heard between passes
 
@@ -31,90 +31,86 @@ class MLXModel:
     network: Network
     config: ModelConfig
     dtype: mx.Dtype
-    fingerprint: str
 
     def __post_init__(self) -> None:
+        self.facts = self.config.facts
         self.table = self.network.model.decoder.embed_tokens
         self.slices = Slices(self.table)
         self.cap = self.config.final_logit_softcapping
-        self.sets = TokenSets(self.config.vocab_size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the config, the dtype and all weights. It is computed when a cache is first saved or loaded."""
+        return weights.fingerprint(self.network, self.config, self.dtype)
 
     def new_cache(self, capacity: int | None = None) -> MLXCache:
-        return MLXCache(self.config, self.fingerprint, capacity)
+        return MLXCache(self.config, lambda: self.fingerprint, capacity)
 
-    def token_set(self, ids: Sequence[int]) -> int:
-        return self.sets.add(ids)
+    def token_set(self, ids: Sequence[int]) -> TokenSet:
+        return token_set(ids, self.facts.vocab_size)
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def peak_memory(self) -> int:
+        return memory.peak() if mx.default_device() == mx.cpu else mx.get_peak_memory()
 
     def encode(
-        self, tokens: Sequence[Sequence[int]], caches: Sequence[MLXCache], *, score: bool = False
+        self, texts: Sequence[Text], caches: Sequence[MLXCache], *, score: bool = False
     ) -> list[NextToken] | None:
-        texts = [self._ids(text) for text in tokens]
-        if len(texts) != len(caches) or len({id(cache) for cache in caches}) != len(caches):
-            raise ValueError(f"need one cache of its own for each of {len(texts)} texts")
-        scores: list[list] = [[] for _ in texts]
+        check_caches(texts, caches)
+        texts = [checked(text, self.facts.vocab_size) for text in texts]
+        scores: list[list[tuple[mx.array, mx.array]]] = [[] for _ in texts]
         for start in range(0, max(map(len, texts), default=0), PREFILL_CHUNK):
             parts = [(i, text[start : start + PREFILL_CHUNK]) for i, text in enumerate(texts) if len(text) > start]
             before = {i: caches[i].hidden for i, _ in parts}
             hidden = self._forward([(part, caches[i]) for i, part in parts], [])
             if score:
-                for (i, part), own in zip(parts, hidden, strict=True):
-                    scores[i].append(self._score(part, own, before[i]))
+                for (i, part), states in zip(parts, hidden, strict=True):
+                    scores[i].append(self._score(part, states, before[i]))
             # Each chunk is computed before the next is begun: memory stays bounded by one.
             mx.eval([caches[i].arrays for i, _ in parts], scores)
-        if not score:
-            return None
-        return [self._next_token(parts) for parts in scores]
+        return [_next_token(parts) for parts in scores] if score else None
 
     def denoise(self, rows: Sequence[Row]) -> list[Prediction]:
-        look = Look(rows, self._canvas_hidden(rows), self.slices, self.sets, self.cap)
+        readout = Readout(rows, self.canvas_hidden(rows), self.slices, self.cap)
         # The one synchronisation of a step: the vectors come up, and the caches hold what was pending.
-        mx.eval(look.arrays, [row.cache.arrays for row in rows])
-        predictions = look.predictions()
+        mx.eval(readout.arrays, [row.cache.arrays for row in rows])
+        predictions = readout.predictions()
         for prediction in predictions:
             if not np.isfinite(prediction.entropy).all():
-                raise Mistake(f"the predictions are not finite: {first_damaged(self.network, self.dtype)}")
+                raise Mistake(f"the predictions are not finite: {weights.first_damaged(self.network, self.dtype)}")
         return predictions
 
-    def peak_memory(self) -> int:
-        return mx.get_peak_memory() if arithmetic.namespace() is mx else memory.peak()
-
     def logits(self, row: Row) -> np.ndarray:
-        return np.array(head(self.table, self._canvas_hidden([row])[0], self.cap))
+        return np.array(head(self.table, self.canvas_hidden([row])[0], self.cap))
 
-    def autoregress(self, rows: Sequence[Row], sampling: Sampling) -> Iterator[list[int]]:
-        caches = [row.cache for row in rows]
-        waiting = [row for row in rows if len(row.pending)]
-        self.encode([row.pending for row in waiting], [row.cache for row in waiting])
-        if any(cache.hidden is None for cache in caches):
-            raise ValueError("nothing to go on from: give at least one pending token")
-        steps = min((self.config.max_position_embeddings - cache.length for cache in caches), default=0)
-        if sampling.temp:
-            steps = min(steps, *(len(row.uniforms) for row in rows))
-        uniforms = mx.array(np.array([row.uniforms[:steps] if sampling.temp else [] for row in rows], np.float32))
+    def autoregress(self, continuations: Sequence[Continuation], draw: Draw) -> Iterator[list[int]]:
+        steps, draws = begin_autoregress(self, continuations, draw)
+        caches, uniforms = [one.cache for one in continuations], mx.array(draws)
+        allowed = self._allowed_first(continuations)
         hidden = mx.concatenate([cache.hidden[-1:] for cache in caches])
         for step in range(steps):
+            tokens = next_token(self.table, hidden, self.cap, draw, uniforms[:, step : step + 1], allowed)
+            hidden, allowed = self._append(tokens, caches), None
             # Every token is read when the pass behind it is on its way already.
-            with arithmetic.few():
-                tokens = next_token(self.table, hidden, self.cap, sampling, uniforms[:, step : step + 1])
-                hidden = self._append(tokens, caches)
             mx.async_eval(tokens, hidden)
             yield tokens.tolist()
 
-    def _ids(self, tokens: Sequence[int]) -> np.ndarray:
-        ids = np.asarray(tokens, dtype=np.int64).reshape(-1)
-        if len(ids) and not (ids.min() >= 0 and ids.max() < self.config.vocab_size):
-            raise ValueError(f"token ids must be in [0, {self.config.vocab_size}), got {ids.min()} to {ids.max()}")
-        return ids.astype(np.int32)
+    def _allowed_first(self, continuations: Sequence[Continuation]) -> mx.array | None:
+        """[B, V] bool of the tokens that may come first; None: all."""
+        if all(one.allowed is None for one in continuations):
+            return None
+        table = np.ones((len(continuations), self.facts.vocab_size), bool)
+        for row, one in zip(table, continuations, strict=True):
+            if one.allowed is not None:
+                row[:] = False
+                row[one.allowed.ids] = True
+        return mx.array(table)
 
-    def _canvas_hidden(self, rows: Sequence[Row]) -> list[mx.array]:
-        """Encode what is pending and look at each canvas, in one pass -> [L, D] a row, for the head. Lazy."""
-        texts: dict[int, tuple[np.ndarray, MLXCache]] = {}
-        for row in rows:
-            text = self._ids(row.pending)
-            known = texts.setdefault(id(row.cache), (text, row.cache))[0]
-            if not np.array_equal(known, text):
-                raise ValueError("rows that share a cache must have the same pending tokens")
-        pending = [(text, cache) for text, cache in texts.values() if len(text)]
+    def canvas_hidden(self, rows: Sequence[Row]) -> list[mx.array]:
+        """Encode what is pending and denoise each canvas, in one pass -> [L, D] a row, for the head. Lazy."""
+        pending = pending_texts(rows, self.facts.vocab_size)
         # All but the last chunk of a long text goes first, in passes of its own.
         early = [(len(text) - 1) // PREFILL_CHUNK * PREFILL_CHUNK for text, _ in pending]
         long = [(text[:n], cache) for (text, cache), n in zip(pending, early, strict=True) if n]
@@ -122,26 +118,26 @@ class MLXModel:
         rest = [(text[n:], cache) for (text, cache), n in zip(pending, early, strict=True)]
         return self._forward(rest, rows)[len(rest) :]
 
-    def _forward(self, texts: list[tuple[np.ndarray, MLXCache]], rows: Sequence[Row]) -> list[mx.array]:
+    def _forward(self, texts: list[tuple[Text, MLXCache]], rows: Sequence[Row]) -> list[mx.array]:
         """One pass over texts to be encoded and canvases behind them -> [n, D] of each, the texts' first. Lazy, but the
         caches of `texts` are longer when it returns."""
-        inputs = [bring(self.table(mx.array(text))) for text, _ in texts]
+        inputs = [self.table(mx.array(text.tokens)) for text, _ in texts]
         lengths = {id(cache): cache.length + len(text) for text, cache in texts}
-        owners = [(cache, cache.length, True) for _, cache in texts]
+        places = [(cache, cache.length, True) for _, cache in texts]
         for row in rows:
-            told = conditioning_of(row)
-            soft = None if told is None else bring(soft_embedding(told, self.table, self.slices, self.cap))
-            embedded = bring(self.table(mx.array(self._ids(row.canvas))))
+            conditioning = conditioning_of(row)
+            soft = None if conditioning is None else conditioning.embedding(self.slices, self.cap)
+            embedded = self.table(mx.array(checked(Text(row.canvas), self.facts.vocab_size).tokens))
             inputs.append(self.network.model.decoder.self_conditioning(embedded, soft))
-            owners.append((row.cache, lengths.get(id(row.cache), row.cache.length), False))
+            places.append((row.cache, lengths.get(id(row.cache), row.cache.length), False))
         ends = np.cumsum([len(x) for x in inputs]).tolist()
         segments = [
             Segment(end - len(x), end, cache, offset, causal)
-            for x, end, (cache, offset, causal) in zip(inputs, ends, owners, strict=True)
+            for x, end, (cache, offset, causal) in zip(inputs, ends, places, strict=True)
         ]
-        hidden = mx.split(self.network(arithmetic.namespace().concatenate(inputs), segments), ends[:-1])
-        for (_, cache), own in zip(texts, hidden, strict=False):
-            cache.advance(own)
+        hidden = mx.split(self.network(mx.concatenate(inputs), segments), ends[:-1])
+        for (_, cache), states in zip(texts, hidden, strict=False):
+            cache.advance(states)
         return hidden
 
     def _append(self, tokens: mx.array, caches: Sequence[MLXCache]) -> mx.array:
@@ -152,17 +148,18 @@ class MLXModel:
             cache.advance(hidden[i : i + 1])
         return hidden
 
-    def _score(self, text: np.ndarray, hidden: mx.array, before: mx.array | None) -> tuple[mx.array, mx.array]:
+    def _score(self, text: Text, hidden: mx.array, before: mx.array | None) -> tuple[mx.array, mx.array]:
         """argmax [n], and the log-probability [n] of each token of `text` from the hidden state before it."""
         previous = mx.zeros_like(hidden[:1]) if before is None else before[-1:]
         logits = head(self.table, mx.concatenate([previous, hidden]), self.cap)
         logprobs = logits[:-1] - mx.logsumexp(logits[:-1], axis=-1, keepdims=True)
-        found = mx.take_along_axis(logprobs, mx.array(text)[:, None], axis=-1)[:, 0]
+        scored = mx.take_along_axis(logprobs, mx.array(text.tokens)[:, None], axis=-1)[:, 0]
         if before is None:
-            found = mx.where(mx.arange(len(text)) == 0, mx.nan, found)
-        return logits[1:].argmax(axis=-1).astype(mx.int32), found
+            scored = mx.where(mx.arange(len(text)) == 0, mx.nan, scored)
+        return logits[1:].argmax(axis=-1).astype(mx.int32), scored
 
-    def _next_token(self, parts: list[tuple[mx.array, mx.array]]) -> NextToken:
-        if not parts:
-            return NextToken(np.zeros(0, np.int32), np.zeros(0, np.float32))
-        return NextToken(*(np.concatenate([np.array(part[i]) for part in parts]) for i in (0, 1)))
+
+def _next_token(parts: list[tuple[mx.array, mx.array]]) -> NextToken:
+    if not parts:
+        return NextToken(np.zeros(0, np.int32), np.zeros(0, np.float32))
+    return NextToken(*(np.concatenate([np.array(part[i]) for part in parts]) for i in (0, 1)))

@@ -1,27 +1,25 @@
-"""One sweep over the vocabulary, in slices: head, softcap, temperature, argmax, entropy, draw, and what the next pass
-hears of all that. The logits [T, V] are never whole.
+"""One sweep over the vocabulary, in slices: head, softcap, temperature, argmax, entropy, draw, and the mean embeddings
+that the next pass is conditioned on. The logits [T, V] are never whole.
 
 A running maximum and sums that are rescaled when it rises, as in attention over blocks of keys. The draw inverts the
 cumulative distribution in vocabulary order: the sums of small blocks tell in which of them each position's token lies,
-and that one block a position is looked at again, the table seen as so many experts.
+and that one block a position is computed again, the table seen as so many experts.
 
 The mean embedding of a position (its soft embedding) is a sum over few tokens where the distribution is peaked: those
 within `REACH` nats of the top, kept as lists. Where the rest of the mass matters, all of the table is summed up while
 its slice is at hand; which positions those will be is known from the last pass, and a wrong guess is made good by
-`vocabulary.SelfConditioning`.
+`vocabulary.soft_embedding`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from . import arithmetic
-from .arithmetic import bring, dot, single, weight
 from .layers import Embedding, Linear
 
 SLICES = 32  # at least
@@ -52,88 +50,89 @@ class Slices:
 
 
 @dataclass
-class Asked:
-    """What is asked of T positions, those of all rows of a call one after another."""
+class SweepInputs:
+    """T positions, those of all rows of a call one after another."""
 
     hidden: mx.array  # [T, D], normed
-    temperature: np.ndarray  # [T] float32
-    uniforms: np.ndarray  # [T] float32
+    temperature: mx.array  # [T] float32
+    uniforms: mx.array  # [T] float32
     heavy: np.ndarray  # [T] bool: expected to need the whole table for their soft embedding
-    allowed: np.ndarray | None = None  # [sets, V] bool
-    allowed_index: np.ndarray | None = None  # [T] into `allowed`
+    allowed: mx.array | None = None  # [sets, V] bool
+    allowed_index: mx.array | None = None  # [T] into `allowed`
 
 
 @dataclass
-class Swept:
-    """What was found. Arrays of the namespace; lazy if that is MLX."""
+class SweepResult:
+    """The predictions of T positions. Lazy."""
 
-    argmax: Any  # [T] int32
-    sample: Any  # [T] int32
-    entropy: Any  # [T] float32, nats
-    confidence: Any  # [T] float32
-    normaliser: Any  # [T] float32: logsumexp of the processed logits
-    lost: Any  # [T] float32: share of the mass outside the lists
-    tokens: Any  # [T, KEPT] int32
-    shares: Any  # [T, KEPT] float32, 0 where there is no token
-    soft: Any  # [heavy, D] float32, of the positions that were expected to be heavy
+    argmax: mx.array  # [T] int32
+    sample: mx.array  # [T] int32
+    entropy: mx.array  # [T] float32, nats
+    confidence: mx.array  # [T] float32, the probability of `sample`
+    top: mx.array  # [T] float32, the probability of `argmax`
+    normaliser: mx.array  # [T] float32: logsumexp of the processed logits
+    lost: mx.array  # [T] float32: share of the mass outside the lists
+    tokens: mx.array  # [T, KEPT] int32
+    shares: mx.array  # [T, KEPT] float32, 0 where there is no token
+    soft: mx.array  # [heavy, D] float32, of the positions that were expected to be heavy
 
 
 class Running(NamedTuple):
-    """Of the slices so far, [T, 1] each."""
+    """Sums and maxima over the slices so far, [T, 1] each."""
 
-    top: Any
-    total: Any  # sum of exp(logit - top)
-    heat: Any  # sum of exp(logit - top) * (logit - top)
-    argmax: Any
-
-
-START = (LOWEST, 0, 0, 0)
-KINDS = {xp: (xp.float32, xp.float32, xp.float32, xp.int32) for xp in (np, mx)}
+    top: mx.array
+    total: mx.array  # sum of exp(logit - top)
+    heat: mx.array  # sum of exp(logit - top) * (logit - top)
+    argmax: mx.array
 
 
-def processed(xp: Any, raw: Any, cap: float, temperature: Any, may: Any) -> Any:
-    """Raw logits -> capped, tempered, and barred where they may not be."""
-    logits = xp.tanh(raw / cap) * (cap / temperature)
-    return logits if may is None else xp.where(may, logits, BARRED)
+class Slice(NamedTuple):
+    """One slice's arrays, of S tokens in blocks of B."""
+
+    logits: mx.array  # [T, S]
+    weights: mx.array  # [T, S]: exp(logit - top), by the running top
+    near: mx.array  # [T, S] bool: within reach of the running top
+    fade: mx.array  # [T, 1]: what sums of earlier weights are to be multiplied by
+    masses: mx.array  # [T, S / B]: the blocks' sums of weights
 
 
-def _update(
-    xp: Any, raw: Any, cap: float, temperature: Any, may: Any, reach: float, first: Any, *running: Any
-) -> tuple:
-    """One slice -> its logits, their weights and which are near the top; the factor that fades what was summed up
-    before, the sums of the slice's blocks, and what is running then."""
-    top, total, heat, argmax = running
-    logits = processed(xp, raw, cap, temperature, may)
-    own = logits.max(axis=-1, keepdims=True)
-    argmax = xp.where(own > top, logits.argmax(axis=-1, keepdims=True).astype(xp.int32) + first, argmax)
-    before, top = top, xp.maximum(top, own)
-    below = logits - top  # <= 0
-    weights = weight(xp, below) if may is None else xp.where(may, weight(xp, below), 0)
-    fade, masses = xp.exp(before - top), weights.reshape(len(raw), -1, block_of(raw.shape[-1])).sum(axis=-1)
-    heat = fade * (heat + (before - top) * total) + dot(weights, below)  # moves with the top
-    total = fade * total + masses.sum(axis=-1, keepdims=True)
-    return logits, weights, below >= -reach, fade, masses, top, total, heat, argmax
+def processed(raw: mx.array, cap: float, temperature: mx.array, may: mx.array | None) -> mx.array:
+    """Cap and temper raw logits, and bar those that are not allowed."""
+    logits = mx.tanh(raw / cap) * (cap / temperature)
+    return logits if may is None else mx.where(may, logits, BARRED)
 
 
-UPDATE = {np: partial(_update, np), mx: mx.compile(partial(_update, mx))}  # traced once for a number of positions
+@partial(mx.compile)  # traced once for a number of positions
+def update(
+    raw: mx.array, cap: float, temperature: mx.array, may: mx.array | None, reach: float, first: mx.array,
+    running: Running,
+) -> tuple[Slice, Running]:  # fmt: skip
+    """Add the slice of `raw` logits, whose first token is `first`, to what is running."""
+    logits = processed(raw, cap, temperature, may)
+    highest = logits.max(axis=-1, keepdims=True)
+    place = logits.argmax(axis=-1, keepdims=True).astype(mx.int32) + first
+    argmax = mx.where(highest > running.top, place, running.argmax)
+    top = mx.maximum(running.top, highest)
+    below, risen = logits - top, running.top - top  # <= 0
+    weights = mx.exp(below) if may is None else mx.where(may, mx.exp(below), 0)
+    fade, masses = mx.exp(risen), weights.reshape(len(raw), -1, block_of(raw.shape[-1])).sum(axis=-1)
+    heat = fade * (running.heat + risen * running.total) + (weights * below).sum(axis=-1, keepdims=True)
+    total = fade * running.total + masses.sum(axis=-1, keepdims=True)
+    return Slice(logits, weights, below >= -reach, fade, masses), Running(top, total, heat, argmax)
 
 
 class Lists:
     """Tokens near the top of each position, collected slice by slice."""
 
-    def __init__(self, positions: int, xp: Any):
-        self.xp = xp
-        self.count = xp.zeros((positions, 1), dtype=xp.int32)
+    def __init__(self, positions: int):
+        self.count = mx.zeros((positions, 1), dtype=mx.int32)
         # One place more than is kept takes what does not fit, and what is not near.
-        self.tokens = xp.zeros((positions, KEPT + 1), dtype=xp.int32)
-        self.logits = xp.full((positions, KEPT + 1), LOWEST, dtype=xp.float32)
+        self.tokens = mx.zeros((positions, KEPT + 1), dtype=mx.int32)
+        self.logits = mx.full((positions, KEPT + 1), LOWEST, dtype=mx.float32)
 
-    def add(self, logits: Any, near: Any, first: int) -> None:
+    def add(self, logits: mx.array, near: mx.array, first: int) -> None:
         """`near` [T, S] bool marks those of `logits` that may be near the top in the end; `first` is their first id.
         A list that is full already is left alone."""
-        if self.xp is np:
-            self._add(logits, near & (self.count <= KEPT), first)
-            return
         self.count, counted = self.count + near.astype(mx.int32).sum(axis=-1, keepdims=True), self.count
         near = near & (counted <= KEPT)
         places = mx.minimum(mx.cumsum(near.astype(mx.int32), axis=-1) - 1 + counted, KEPT)
@@ -142,110 +141,91 @@ class Lists:
         self.tokens = mx.put_along_axis(self.tokens, places, ids, axis=-1)
         self.logits = mx.put_along_axis(self.logits, places, logits, axis=-1)
 
-    def _add(self, logits: np.ndarray, near: np.ndarray, first: int) -> None:
-        rows, columns = np.divmod(np.flatnonzero(near), near.shape[1])  # three times as fast as nonzero of two axes
-        added = np.bincount(rows, minlength=len(near))
-        places = np.arange(len(rows)) - np.repeat(np.cumsum(added) - added, added) + self.count[rows, 0]
-        places = np.minimum(places, KEPT)
-        self.tokens[rows, places], self.logits[rows, places] = columns + first, logits[rows, columns]
-        self.count += added[:, None].astype(np.int32)
-
-    def shares(self, top: Any, total: Any, reach: float) -> Any:
+    def shares(self, running: Running, reach: float) -> mx.array:
         """[T, KEPT] float32."""
         kept = self.logits[:, :KEPT]
-        return self.xp.where(kept >= top - reach, self.xp.exp(kept - top) / total, 0)
-
-
-class Sweep:
-    """Over `slices` for what is `asked`; `cap` is the softcap's."""
-
-    def __init__(self, slices: Slices, asked: Asked, cap: float):
-        self.slices, self.asked, self.cap = slices, asked, cap
-        self.xp = arithmetic.namespace()
-        self.temperature = bring(asked.temperature)[:, None]
-
-    def may(self, first: Any, width: int) -> Any:
-        """[T, width] bool: which ids from `first` ([T, 1] or one) on are allowed; None: all."""
-        if self.asked.allowed is None:
-            return None
-        columns = first + self.xp.arange(width)
-        return bring(self.asked.allowed)[bring(self.asked.allowed_index)[:, None], columns]
-
-    def run(self) -> Swept:
-        xp, asked, T = self.xp, self.asked, self.asked.hidden.shape[0]
-        reach = REACH[asked.hidden.dtype]
-        soft, lists = Soft(asked, xp), Lists(T, xp)
-        running = Running(*(xp.full((T, 1), at, dtype=kind) for at, kind in zip(START, KINDS[xp], strict=True)))
-        update, masses, tops = UPDATE[xp], [], []
-        hidden = asked.hidden
-        for number, part in enumerate(self.slices.parts):
-            first = number * self.slices.width
-            raw = single(part.product(hidden))
-            may, place = self.may(first, self.slices.width), xp.array(first, dtype=xp.int32)
-            logits, weights, near, fade, sums, *state = update(
-                raw, self.cap, self.temperature, may, reach, place, *running
-            )
-            running = Running(*state)
-            if asked.hidden.dtype in LISTED:
-                lists.add(logits, near, first)
-            soft.add(part, weights, fade)
-            masses.append(sums)
-            tops.append(running.top)
-            if xp is mx:
-                # Or the scheduler, which goes by what the running maximum needs, would make all slices first.
-                hidden = mx.depends(hidden, [*running, sums, lists.tokens, lists.logits, lists.count, soft.sum])
-        top, total, heat, argmax = running
-        masses = xp.concatenate([sums * xp.exp(own - top) for sums, own in zip(masses, tops, strict=True)], axis=1)
-        sample, confidence = self.draw(masses, top)
-        shares = lists.shares(top, total, reach)
-        return Swept(
-            argmax=argmax[:, 0],
-            sample=sample,
-            entropy=(xp.log(total) - heat / total)[:, 0],
-            confidence=confidence / total[:, 0],
-            normaliser=(top + xp.log(total))[:, 0],
-            lost=1 - shares.sum(axis=-1),
-            tokens=lists.tokens[:, :KEPT],
-            shares=shares,
-            soft=soft.sum / total[soft.positions],
-        )
-
-    def draw(self, masses: Any, top: Any) -> tuple[Any, Any]:
-        """The sample [T], and its weight [T]: exp(logit - top). `masses` [T, blocks] are the sums of such weights.
-
-        The token is the first whose cumulative sum exceeds the uniform's share of the whole, which is below the whole.
-        """
-        xp, asked, width = self.xp, self.asked, block_of(self.slices.width)
-        ends = xp.cumsum(masses, axis=1)
-        share = bring(asked.uniforms)[:, None] * ends[:, -1:]
-        chosen = (ends <= share).astype(xp.int32).sum(axis=1)
-        before = xp.take_along_axis(ends - masses, chosen[:, None], axis=1)
-        raw = single(self.slices.blocks.unsorted(bring(asked.hidden), chosen))
-        first = (chosen * width)[:, None]
-        weights = xp.exp(processed(xp, raw, self.cap, self.temperature, self.may(first, width)) - top)
-        place = (xp.cumsum(weights, axis=1) + before <= share).astype(xp.int32).sum(axis=1)
-        # Summed in another order, a block may begin behind the share or end short of it: then its first or last token
-        # that can be is meant.
-        can, places = weights > 0, xp.arange(width)
-        place = xp.maximum(place, xp.where(can, places, width - 1).min(axis=1))
-        place = xp.minimum(place, xp.where(can, places, 0).max(axis=1))
-        weight = xp.take_along_axis(weights, place[:, None], axis=1)[:, 0]
-        return (first[:, 0] + place).astype(xp.int32), weight
+        return mx.where(kept >= running.top - reach, mx.exp(kept - running.top) / running.total, 0)
 
 
 class Soft:
     """Sums of weight * embedding over the whole table, for the positions expected to be heavy."""
 
-    def __init__(self, asked: Asked, xp: Any):
-        self.dtype, self.count = asked.hidden.dtype, int(asked.heavy.sum())
+    def __init__(self, inputs: SweepInputs):
+        self.dtype, self.count = inputs.hidden.dtype, int(inputs.heavy.sum())
         # Where that is all of them, a slice: an index would copy.
-        self.positions = slice(None) if asked.heavy.all() else bring(np.flatnonzero(asked.heavy).astype(np.int32))
-        self.sum = xp.zeros((self.count, asked.hidden.shape[1]), dtype=xp.float32)
+        everything = self.count == len(inputs.heavy)
+        self.positions = slice(None) if everything else mx.array(np.flatnonzero(inputs.heavy).astype(np.int32))
+        self.sum = mx.zeros((self.count, inputs.hidden.shape[1]))
 
-    def add(self, part: Linear, weights: Any, fade: Any) -> None:
+    def add(self, part: Linear, weights: mx.array, fade: mx.array) -> None:
         if self.count:
-            weights = weights[self.positions]
-            if isinstance(weights, mx.array):
-                weights = weights.astype(self.dtype)
-            self.sum *= fade[self.positions]
-            self.sum += single(part.product(weights, transpose=False))
+            products = part.product(weights[self.positions].astype(self.dtype), transpose=False)
+            self.sum = self.sum * fade[self.positions] + products.astype(mx.float32)
+
+
+class Sweep:
+    """Predicts each position of `inputs` over `slices`; `cap` is the softcap's."""
+
+    def __init__(self, slices: Slices, inputs: SweepInputs, cap: float):
+        self.slices, self.inputs, self.cap = slices, inputs, cap
+        self.temperature = inputs.temperature[:, None]
+
+    def may(self, first: int | mx.array, width: int) -> mx.array | None:
+        """[T, width] bool: which ids from `first` ([T, 1] or one) on are allowed; None: all."""
+        if self.inputs.allowed is None:
+            return None
+        return self.inputs.allowed[self.inputs.allowed_index[:, None], first + mx.arange(width)]
+
+    def run(self) -> SweepResult:
+        hidden, T, width = self.inputs.hidden, self.inputs.hidden.shape[0], self.slices.width
+        reach, soft, lists = REACH[hidden.dtype], Soft(self.inputs), Lists(T)
+        zeros = mx.zeros((T, 1))
+        running = Running(mx.full((T, 1), LOWEST), zeros, zeros, zeros.astype(mx.int32))
+        masses, tops = [], []
+        for first, part in zip(range(0, len(self.slices.parts) * width, width), self.slices.parts, strict=True):
+            raw, may = part.product(hidden).astype(mx.float32), self.may(first, width)
+            done, running = update(raw, self.cap, self.temperature, may, reach, mx.array(first), running)
+            if hidden.dtype in LISTED:
+                lists.add(done.logits, done.near, first)
+            soft.add(part, done.weights, done.fade)
+            masses.append(done.masses)
+            tops.append(running.top)
+            # Or the scheduler, which goes by what the running maximum needs, would make all slices first.
+            hidden = mx.depends(hidden, [*running, done.masses, lists.tokens, lists.logits, lists.count, soft.sum])
+        masses = [mass * mx.exp(top - running.top) for mass, top in zip(masses, tops, strict=True)]
+        sample, weight = self.draw(mx.concatenate(masses, axis=1), running.top)
+        shares, total = lists.shares(running, reach), running.total[:, 0]
+        return SweepResult(
+            argmax=running.argmax[:, 0],
+            sample=sample,
+            entropy=mx.log(total) - running.heat[:, 0] / total,
+            confidence=weight / total,
+            top=1 / total,
+            normaliser=running.top[:, 0] + mx.log(total),
+            lost=1 - shares.sum(axis=-1),
+            tokens=lists.tokens[:, :KEPT],
+            shares=shares,
+            soft=soft.sum / running.total[soft.positions],
+        )
+
+    def draw(self, masses: mx.array, top: mx.array) -> tuple[mx.array, mx.array]:
+        """The sample [T], and its weight [T]: exp(logit - top). `masses` [T, blocks] are the sums of such weights.
+
+        The token is the first whose cumulative sum exceeds the uniform's share of the whole, which is below the whole.
+        """
+        width = block_of(self.slices.width)
+        ends = mx.cumsum(masses, axis=1)
+        share = self.inputs.uniforms[:, None] * ends[:, -1:]
+        chosen = (ends <= share).astype(mx.int32).sum(axis=1)
+        before = mx.take_along_axis(ends - masses, chosen[:, None], axis=1)
+        raw = self.slices.blocks(self.inputs.hidden, chosen).astype(mx.float32)
+        first = (chosen * width)[:, None]
+        weights = mx.exp(processed(raw, self.cap, self.temperature, self.may(first, width)) - top)
+        place = (mx.cumsum(weights, axis=1) + before <= share).astype(mx.int32).sum(axis=1)
+        # Summed in another order, a block may begin behind the share or end short of it: then its first or last token
+        # that can be is meant.
+        can, places = weights > 0, mx.arange(width)
+        place = mx.maximum(place, mx.where(can, places, width - 1).min(axis=1))
+        place = mx.minimum(place, mx.where(can, places, 0).max(axis=1))
+        weight = mx.take_along_axis(weights, place[:, None], axis=1)[:, 0]
+        return (first[:, 0] + place).astype(mx.int32), weight

@@ -7,7 +7,6 @@ import json
 from dataclasses import asdict
 
 import mlx.core as mx
-import numpy as np
 from mlx.utils import tree_flatten
 
 from ..checkpoint import parameters
@@ -18,6 +17,8 @@ from ..checkpoint.parameters import FLOATS, stored_quantization
 from ..errors import Mistake
 from .layers import ExpertLinear, Linear
 from .network import Network
+
+CHECKED = 1 << 24  # words whose checksum is taken at a time: 128 MB as 64-bit numbers
 
 
 def quantize_where_stored(network: Network, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
@@ -62,12 +63,27 @@ def set_dtype(network: Network, dtype: mx.Dtype) -> None:
     network.model.decoder.embed_tokens.dtype = dtype
 
 
-def fingerprint(network: Network, config: ModelConfig) -> str:
-    """Tells apart models whose caches must not be mixed, from the config and the small weights of every layer."""
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True, default=str).encode())
+def checksum(array: mx.array) -> int:
+    """Sum of word * (2 * index + 1) over the array's bytes as 32-bit words, modulo 2^64.
+
+    It changes with any single word, and where any two that differ are swapped: neither (a - b) nor 2 * (i - j) has so
+    many factors of two that their product could be 0 modulo 2^64.
+    """
+    raw = array.reshape(-1).view(mx.uint8)
+    words = mx.pad(raw, (0, -raw.size % 4)).view(mx.uint32)
+    total = mx.array(0, dtype=mx.uint64)
+    for first in range(0, words.size, CHECKED):
+        part = words[first : first + CHECKED].astype(mx.uint64)
+        total = total + (part * (2 * mx.arange(first, first + part.size, dtype=mx.uint64) + 1)).sum()
+        mx.eval(total)  # a part at a time
+    return total.item()
+
+
+def fingerprint(network: Network, config: ModelConfig, dtype: mx.Dtype) -> str:
+    """Tells apart models whose caches must not be mixed: by config, dtype, and every byte of every weight."""
+    digest = hashlib.sha256(json.dumps([asdict(config), str(dtype)], sort_keys=True, default=str).encode())
     for path, array in tree_flatten(network.parameters()):
-        if array.size <= 4096 and not path.endswith(("scales", "biases")):
-            digest.update(path.encode() + np.array(array.astype(mx.float32)).tobytes())
+        digest.update(f"{path} {array.dtype} {array.shape} {checksum(array)}\n".encode())
     return digest.hexdigest()
 
 

@@ -1,14 +1,21 @@
-"""One layer's K and V: what is seen, what is kept, and that the past is not copied for every pass."""
+"""One layer's K and V: what is seen, what is kept, and that the past is not copied for every pass; and whose file a
+saved cache is."""
 
 from __future__ import annotations
 
+import checkpoints
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_dgemma.checkpoint.config import parse_config
+from mlx_dgemma.load import load_model
+from mlx_dgemma.mlx_backend import weights
 from mlx_dgemma.mlx_backend.cache import LayerCache
+from mlx_dgemma.seam.model import Text
 
 KEPT, SEEN = 30, 20
+CONFIG = checkpoints.config()
 
 
 def tokens(first: int, count: int, dim: int = 4) -> tuple[mx.array, mx.array]:
@@ -73,3 +80,71 @@ def test_a_fork_is_a_copy_only_once_it_is_written():
     cache.append(8)
     for one, start in ((fork, 500), (cache, 700)):
         assert np.array_equal(np.array(one.text()["keys"][0, 0, :, 0]), [*range(200), *range(start, start + 8)])
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return checkpoints.weights(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory):
+    """tensors and a dtype -> their model."""
+
+    def make(tensors: dict[str, np.ndarray], dtype: str = "float32"):
+        folder = checkpoints.write(tmp_path_factory.mktemp("model"), CONFIG, tensors)
+        return load_model(folder, parse_config(CONFIG, checkpoints.generation_config()), "mlx", dtype)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def saved(model_of, tensors, tmp_path_factory):
+    """A cache's file, and the model that made it."""
+    model, path = model_of(tensors), tmp_path_factory.mktemp("saved") / "text.cache"
+    cache = model.new_cache()
+    model.encode([Text([3, 4, 5])], [cache])
+    cache.save(path)
+    return path, model
+
+
+def test_the_same_weights_take_it(saved, model_of, tensors):
+    cache = model_of(tensors).new_cache()
+    cache.load(saved[0])
+    assert cache.length == 3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_another_dtype_is_another_model(saved, model_of, tensors, dtype):
+    with pytest.raises(ValueError, match="made by another model"):
+        model_of(tensors, dtype).new_cache().load(saved[0])
+
+
+@pytest.mark.parametrize("change", ["one weight", "two swapped"])
+def test_a_tuned_model_is_another_model(saved, model_of, tensors, change):
+    name = "model.decoder.layers.1.experts.gate_up_proj"
+    array = tensors[name].copy()
+    if change == "one weight":
+        array[5, 30, 20] = np.nextafter(array[5, 30, 20], np.float32(9))
+    else:
+        array[5, 30, 20], array[2, 7, 9] = array[2, 7, 9], array[5, 30, 20]
+    with pytest.raises(ValueError, match="made by another model"):
+        model_of({**tensors, name: array}).new_cache().load(saved[0])
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.uint32, mx.uint8], ids=str)
+@pytest.mark.parametrize("shape", [(1,), (7,), (33, 65)])
+def test_a_checksum_is_of_every_byte_in_its_place(monkeypatch, dtype, shape):
+    monkeypatch.setattr(weights, "CHECKED", 100)
+    array = mx.random.randint(0, 250, shape, key=mx.random.key(0)).astype(dtype)
+    raw = np.array(array.reshape(-1).view(mx.uint8))
+    words = np.pad(raw, (0, -len(raw) % 4)).view(np.uint32).tolist()
+    expected = sum(word * (2 * i + 1) for i, word in enumerate(words)) % 2**64
+    assert weights.checksum(array) == weights.checksum(mx.array(np.array(array.view(mx.uint8))).view(dtype)) == expected
+
+
+def test_a_checksum_sees_signs_that_are_swapped():
+    """Their words differ by 2^31 alone, which an even factor would take out of 32 bits."""
+    array = mx.array([1.0, -1.0, 1.0])
+    assert weights.checksum(array) != weights.checksum(mx.array([-1.0, 1.0, 1.0]))
+    assert weights.checksum(array) != weights.checksum(mx.array([1.0, 1.0, -1.0]))

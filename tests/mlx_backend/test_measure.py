@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import checkpoints
 import numpy as np
 import pytest
@@ -12,8 +10,8 @@ from mlx_dgemma.benchmark.count import PARTS
 from mlx_dgemma.checkpoint.folder import read_tensors
 from mlx_dgemma.checkpoint.names import is_vision
 from mlx_dgemma.load import load
-from mlx_dgemma.mlx_backend import layers, measure, network
-from mlx_dgemma.seam.model import Row
+from mlx_dgemma.mlx_backend import measure
+from mlx_dgemma.seam.model import Row, Text
 
 
 @pytest.fixture(scope="module")
@@ -26,39 +24,43 @@ def test_weight_bytes_are_those_of_the_file(model):
     assert sum(measure.weight_bytes(model).values()) == stored
 
 
-def test_the_parts_of_a_step(model):
+def late_row(model) -> Row:
+    """A canvas behind a text of 30 tokens, in its second pass."""
     rng, cache = np.random.default_rng(0), model.new_cache()
-    model.encode([rng.integers(50, size=30)], [cache])
-    row = Row(np.zeros(64, np.int32), cache, 0.8, rng.random(64, dtype=np.float32))
-    before = model.denoise([row])[0]
-    row.self_conditioning = before.self_conditioning
-    calls = layers.Linear.__call__, network.Experts.__call__, network.attend
-    seconds = measure.step_parts(model, [row], repeat=2)
-    assert set(seconds) == {*PARTS, "rest"} and all(seconds[part] > 0 for part in PARTS)
-    assert (layers.Linear.__call__, network.Experts.__call__, network.attend) == calls  # as they were
-    assert cache.length == 30
-    found = model.denoise([row])[0]
-    row.self_conditioning = before.self_conditioning
-    assert np.array_equal(model.denoise([row])[0].entropy, found.entropy)
-
-
-def test_parts_are_recorded_once_a_module(model):
-    rng, cache = np.random.default_rng(0), model.new_cache()
-    model.encode([[5, 6]], [cache])
+    model.encode([Text(rng.integers(50, size=30))], [cache])
     row = Row(np.zeros(64, np.int32), cache, 0.8, rng.random(64, dtype=np.float32))
     row.self_conditioning = model.denoise([row])[0].self_conditioning
-    with measure._recorded(model) as calls:
-        model._canvas_hidden([row])
-    layer = model.config.layers
+    return row
+
+
+def test_the_parts_of_a_step(model):
+    row = late_row(model)
+    [before] = model.denoise([row])
+    seconds = measure.step_parts(model, [row], repeat=2)
+    assert set(seconds) == {*PARTS, "rest"} and all(seconds[part] > 0 for part in PARTS)
+    assert row.cache.length == 30  # and nothing else has changed
+    assert np.array_equal(model.denoise([row])[0].entropy, before.entropy)
+
+
+def test_the_parts_are_those_of_the_network(model):
+    layers, tokens = model.config.layers, 64
     # q, k, o, gate, up, down, router; v where the layer slides
-    assert len(calls["linears"]) == 7 * len(layer) + sum(one.sliding for one in layer)
-    assert len(calls["experts"]) == len(calls["attention"]) == len(layer)
-    assert len(calls["self-conditioning"]) == 3
+    assert len(measure._linears(model, tokens)()) == 7 * len(layers) + sum(layer.sliding for layer in layers)
+    experts = measure._experts(model, tokens)()
+    assert [array.shape for array in experts] == [(tokens, model.config.hidden_size)] * len(layers)
+    attended = measure._attention(model, [late_row(model)])()
+    heads = model.config.num_attention_heads
+    assert [array.shape for array in attended] == [(1, heads, tokens, layer.head_dim) for layer in layers]
 
 
-def test_ceilings_are_rates():
-    found = measure.ceilings("float32")
-    assert all(math.isfinite(rate) and rate > 1e8 for name, rate in found.items() if name.endswith("_per_second"))
+def test_primitives_are_counted(model):
+    row = late_row(model)
+    counts = measure.step_primitives(model, [row])
+    # Gate-and-up and down in each layer, and the block that the draw reads again.
+    assert counts["GatherMM"] == 2 * len(model.config.layers) + 1
+    twice = measure.step_primitives(model, [row, late_row(model)])
+    assert twice["GatherMM"] == counts["GatherMM"] and twice["Softmax"] > counts["Softmax"]
+    assert row.cache.length == 30
 
 
 def test_the_device_names_nobody():

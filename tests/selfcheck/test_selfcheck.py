@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from mlx_dgemma.load import load
-from mlx_dgemma.mlx_backend import attention, layers, sweep
-from mlx_dgemma.selfcheck import __main__ as selfcheck
-from mlx_dgemma.selfcheck.__main__ import Sizes
+from mlx_dgemma.mlx_backend import layers, sweep
+from mlx_dgemma.selfcheck import __main__ as command
+from mlx_dgemma.selfcheck import parts as selfcheck
+from mlx_dgemma.selfcheck.parts import Sizes
 
 SMALL = Sizes(queries=8, past=23, heads=16, experts=3, rows=16, positions=16, vocabulary=512, width=64)
 PARTS = {
@@ -42,8 +43,8 @@ def run(monkeypatch, capfd):
     monkeypatch.setenv("MLX_ENABLE_TF32", "0")  # which the command leaves behind
 
     def call(*arguments: str, parts=PARTS) -> tuple[int, str, str]:
-        monkeypatch.setattr(selfcheck, "parts", lambda loaded: iter(parts.items()))
-        code = selfcheck.main(list(arguments), SMALL)
+        monkeypatch.setattr(selfcheck, "checks", lambda loaded: iter(parts.items()))
+        code = command.main(list(arguments), SMALL)
         return code, *capfd.readouterr()
 
     return call
@@ -61,14 +62,15 @@ def broken(function, wrong):
 
 
 def test_the_command():
-    code = f"import sys; from mlx_dgemma import selfcheck; sys.exit(selfcheck.main(sys.argv[1:], selfcheck.{SMALL}))"
+    code = "import sys; from mlx_dgemma.selfcheck import __main__ as command\n"
+    code += f"from mlx_dgemma.selfcheck.parts import Sizes; sys.exit(command.main(sys.argv[1:], {SMALL}))"
     for arguments in ([], ["--json"]):
         found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         assert found.returncode == 0, found.stderr
         *table, line = found.stdout.splitlines()
         report = json.loads(line)
         names = [part["name"] for part in report["parts"]]
-        assert names == [name for name, _ in selfcheck.parts(())] and len(set(names)) == len(names)
+        assert names == [name for name, _ in selfcheck.checks(())] and len(set(names)) == len(names)
         assert [sum(line.startswith(f"{name} ") for line in table) for name in names] == [not arguments] * len(names)
         assert bool(table) is not bool(arguments)
     assert all(name in found.stderr for name in names)
@@ -78,13 +80,16 @@ def test_the_command():
         assert part["verdict"] in ("ok", "not available")
         if part["verdict"] == "ok":
             assert part["exact_error"] <= part["bound"] and part["seconds"] > 0 and part["peak_memory"] > 0
+    seconds, step = report["step"]["seconds"], report["step"]
+    assert {"linears", "experts", "attention", "head and draw", "self-conditioning", "rest"} == set(seconds)
+    assert 0 < step["kernels"] < sum(step["primitives"].values()) and step["primitives"]["GatherMM"] == 13
     if report["device"] == "cpu":
         assert "there is no GPU" in found.stderr
         assert {part["verdict"] for part in report["parts"] if "fused" in part["name"]} == {"not available"}
 
 
 def test_help_imports_no_framework():
-    code = "import sys\nfrom mlx_dgemma.selfcheck import main\ntry:\n    main(['--help'])\nfinally:\n"
+    code = "import sys\nfrom mlx_dgemma.selfcheck.__main__ import main\ntry:\n    main(['--help'])\nfinally:\n"
     code += "    assert not {'mlx', 'mlx.core', 'torch'} & set(sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 0 and "--json" in found.stdout, found.stderr
@@ -93,11 +98,12 @@ def test_help_imports_no_framework():
 @pytest.mark.parametrize(
     ("part", "where", "name", "wrong"),
     [
-        ("attention", attention, "attend", lambda y: y * 1.001),
-        ("window", attention, "attend", lambda y: np.roll(y, 1, axis=1)),
-        ("quantized experts", layers.ExpertLinear, "_expert_by_expert", lambda y: np.roll(y, 1, axis=0)),
-        ("flat", sweep, "processed", lambda y: np.array(mx.array(y).astype(mx.bfloat16).astype(mx.float32))),
-        ("peaked", sweep, "processed", lambda y: y * np.float32(1.001)),
+        ("attention", selfcheck, "attend", lambda y: y * 1.001),
+        ("window", selfcheck, "attend", lambda y: mx.roll(y, 1, axis=1)),
+        ("quantized experts", layers.ExpertLinear, "_gathered", lambda y: mx.roll(y, 1, axis=0)),
+        ("experts", layers.ExpertLinear, "_gathered", lambda y: y * 1.001),
+        ("flat", layers.Linear, "product", lambda y: y.astype(mx.bfloat16).astype(mx.float32)),
+        ("peaked", layers.Linear, "product", lambda y: y * 1.001),
     ],
 )
 def test_a_wrong_part_differs(monkeypatch, run, part, where, name, wrong):
@@ -108,15 +114,14 @@ def test_a_wrong_part_differs(monkeypatch, run, part, where, name, wrong):
     assert (code, report["verdict"], verdicts[part]) == (1, "differs", "differs")
 
 
-@pytest.mark.parametrize("name", ["argmax", "sample", "entropy", "confidence", "soft"])
+@pytest.mark.parametrize("name", ["argmax", "sample", "entropy", "confidence", "top", "soft"])
 @pytest.mark.parametrize("part", ["flat", "peaked"])
 def test_a_wrong_sweep_differs(monkeypatch, part, name):
     def run(self):
-        swept = right(self)
-        changed = np.array(getattr(swept, name))
-        changed[5] = (changed[5] + 7) % 512 if changed.dtype == np.int32 else changed[5] * 1.01
-        setattr(swept, name, changed)
-        return swept
+        result = right(self)
+        array = np.array(getattr(result, name))
+        array[5] = (array[5] + 7) % 512 if array.dtype == np.int32 else array[5] * 1.01
+        return replace(result, **{name: mx.array(array)})
 
     right = sweep.Sweep.run
     assert PARTS[part](part, SMALL).verdict == "ok"
@@ -128,7 +133,7 @@ def test_a_rounding_of_the_uniform_is_no_difference(monkeypatch):
     """A draw right beside the boundary may fall to either side of it."""
 
     def run(self):
-        self.asked.uniforms = np.clip(self.asked.uniforms + np.float32(3e-7), 0, np.float32(1 - 2**-24))
+        self.inputs.uniforms = mx.clip(self.inputs.uniforms + 3e-7, 0, 1 - 2**-24)
         return right(self)
 
     right = sweep.Sweep.run
@@ -140,7 +145,7 @@ def test_a_wrong_generation_says_where(monkeypatch, loaded):
     part = partial(selfcheck.generation, "generation", SMALL, loaded=loaded)
     assert part().verdict == "ok"
     few = (*loaded[:2], replace(loaded[2], max_denoising_steps=2))  # nonsense would take them all
-    monkeypatch.setattr(sweep, "processed", broken(sweep.processed, lambda y: np.roll(y, 1, axis=-1)))
+    monkeypatch.setattr(layers.Linear, "product", broken(layers.Linear.product, lambda y: mx.roll(y, 1, axis=-1)))
     found = part(loaded=few)
     assert found.verdict == "differs" and found.exact_error > 10
     assert "token 0: '" in found.note and "not '4213" in found.note
@@ -156,7 +161,7 @@ def test_a_part_that_raises_fails_alone(monkeypatch, run):
     assert (code, report["verdict"]) == (1, "differs")
     assert [part["verdict"] for part in report["parts"]] == ["ok", "failed", "ok"]
     assert report["parts"][1]["note"] == "[metal::Device] Unable to load kernel"
-    monkeypatch.setattr(attention, "attend", lambda q, *_, **__: q * mx.nan)
+    monkeypatch.setattr(selfcheck, "attend", lambda q, *_, **__: q * mx.nan)
     code, out, _ = run("--json", parts={"attention": PARTS["attention"]})
     [part] = json.loads(out)["parts"]
     assert (code, part["verdict"]) == (1, "failed") and "not finite" in part["note"]
@@ -194,15 +199,7 @@ def test_the_device_is_compared_with_the_cpu(monkeypatch, pretended_gpu):
         y = right(*arguments, **options)
         return y if mx.default_stream(mx.cpu) == mx.gpu else y * 1.01
 
-    right = attention.attend
-    monkeypatch.setattr(attention, "attend", attend)
+    right = selfcheck.attend
+    monkeypatch.setattr(selfcheck, "attend", attend)
     found = PARTS["attention"]("attention", SMALL)
     assert found.verdict == "differs" and found.exact_error < 1e-4 < found.error
-
-
-@pytest.mark.parametrize("part", ["quantized experts", "experts"])
-def test_the_sorted_kernels_of_a_gpu(monkeypatch, part):
-    """gather_qmm and gather_mm on the CPU, which has them in float32."""
-    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
-    monkeypatch.setattr(layers.ExpertLinear, "_expert_by_expert", None)
-    assert PARTS[part](part, SMALL).verdict == "ok"

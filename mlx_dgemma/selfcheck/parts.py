@@ -1,0 +1,305 @@
+"""The parts of a pass, each computed on the device and checked against the CPU device and against NumPy in float64."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
+
+import mlx.core as mx
+import numpy as np
+
+from ..checkpoint.config import Quantization
+from ..mlx_backend.attention import attend
+from ..mlx_backend.layers import Embedding, ExpertLinear, Linear
+from ..mlx_backend.measure import step_parts, step_primitives
+from ..mlx_backend.model import MLXModel
+from ..mlx_backend.sweep import Slices, Sweep, SweepInputs
+from ..seam.model import Row, Text
+from ..tokens.tokenizer import Tokenizer
+from ..writing.sampling import Sampling
+from ..writing.writing import diffuse
+
+BOUNDS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}  # of `relative`; TF32 would make 3e-4 of float32
+VOCABULARY_BOUND = 5e-4  # an error of a logit, of up to 30 / temperature, is a relative one of its probability
+VIEWS = {"Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unflatten", "View"}
+TASKS = {  # prompt -> its one right answer
+    "Solve this sudoku:\n...3\n.124\n1342\n2.3.": "4213\n3124\n1342\n2431",
+    "Extract JSON: Eve, a vet from Oslo, is 43 years old.": '{"name": "Eve", "age": 43, "job": "vet", "city": "Oslo"}',
+    "Write a function first(a, w) that adds w to the first of a.": "def first(a, w):\n    return a[0] + w\n",
+}
+Arrays = list[np.ndarray]
+Compute = Callable[[], list[mx.array]]
+Prepare = Callable[[mx.Dtype], Compute]
+Loaded = tuple[MLXModel, Tokenizer, Sampling]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """As in the model where no other number is given; tests take less."""
+
+    queries: int = 256  # a canvas, or a chunk of text
+    past: int = 1023
+    heads: int = 16
+    experts: int = 8  # of 128, with as many rows each
+    rows: int = 128
+    positions: int = 64  # of 256
+    vocabulary: int = 32768  # of 262,144
+    width: int = 256  # of 2,816
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The result of one check."""
+
+    name: str
+    device: str  # that is checked: "gpu" or "cpu"
+    seconds: float | None = None  # median of a few runs
+    reference_seconds: float | None = None  # of the CPU device, where it is the GPU that is checked
+    error: float | None = None  # against the CPU device, likewise
+    exact_error: float | None = None  # against NumPy in float64
+    bound: float | None = None  # of both errors
+    peak_memory: int | None = None  # bytes
+    verdict: str  # ok, differs, failed (it raised), not available (a kernel that a device need not have)
+    note: str = ""
+
+
+def device() -> str:
+    return "gpu" if mx.is_available(mx.gpu) else "cpu"
+
+
+def timed(compute: Compute) -> tuple[Arrays, float]:
+    """Arrays, and the median seconds of a few runs behind a warm-up. On a CPU a long warm-up counts."""
+    seconds: list[float] = []
+    while len(seconds) < 6 and sum(seconds[1:]) < 0.5:
+        start = time.perf_counter()
+        mx.eval(arrays := compute())
+        mx.synchronize()
+        seconds.append(time.perf_counter() - start)
+        if mx.default_device() == mx.cpu and seconds[0] > 0.5:
+            break
+    return [np.array(array.astype(mx.float32)) for array in arrays], statistics.median(seconds[1:] or seconds)
+
+
+def relative(arrays: Arrays, expected: Arrays) -> tuple[float, str]:
+    """The largest difference over the largest expected value. RuntimeError if a number is not finite."""
+    for array in (*arrays, *expected):
+        if wrong := int((~np.isfinite(array)).sum()):
+            raise RuntimeError(f"{wrong} of {array.size} numbers are not finite")
+    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(arrays, expected, strict=True)), ""
+
+
+def compare(
+    name: str, prepare: Prepare, exact: Callable[[], Arrays], bound: float, *, dtype: str = "float32",
+    reference: Prepare | None = None, measure: Callable[[Arrays, Arrays], tuple[float, str]] = relative,
+) -> Part:  # fmt: skip
+    """Check `prepare(dtype)` on the device against `reference` (or itself) in float32 on the CPU device, and `exact()`.
+    `measure` makes an error and a note of arrays and those expected."""
+    mx.reset_peak_memory()
+    with mx.stream(getattr(mx, device())):
+        arrays, seconds = timed(prepare(getattr(mx, dtype)))
+    peak_memory = mx.get_peak_memory()
+    exact_error, note = measure(arrays, exact())
+    worst, error, reference_seconds = exact_error, None, None
+    if device() == "gpu":
+        with mx.stream(mx.cpu):
+            expected, reference_seconds = timed((reference or prepare)(mx.float32))
+        error, other = measure(arrays, expected)
+        worst, note = max(error, exact_error), note if exact_error > bound else other
+    mx.clear_cache()
+    return Part(
+        name=name, device=device(), seconds=seconds, reference_seconds=reference_seconds, error=error,
+        exact_error=exact_error, bound=bound, peak_memory=peak_memory, note=note,
+        verdict="ok" if worst <= bound else "differs",
+    )  # fmt: skip
+
+
+def attention(name: str, sizes: Sizes, *, dim: int, causal: bool = False, fused: bool = False, dtype: str) -> Part:
+    """Attention of a canvas or of a chunk of text; or of a canvas with the fused kernel, which network.py does not ask
+    for and a device may lack."""
+    groups, window = {256: (8, sizes.past + 1), 512: (2, None)}[dim]
+    keys, rng = sizes.past + sizes.queries, np.random.default_rng(dim)
+    arrays = [rng.normal(0, 2 / dim**0.5, (1, sizes.heads, sizes.queries, dim))]  # scores of a few units
+    arrays += [rng.normal(size=(1, groups, keys, dim)) for _ in "kv"]
+
+    def prepare(dtype: mx.Dtype, force: bool = False) -> Compute:
+        inputs = [mx.array(array).astype(dtype) for array in arrays]
+        if force:
+            return lambda: [mx.fast.scaled_dot_product_attention(*inputs, scale=1.0, force_fused=True)]
+        return lambda: [attend(*inputs, causal=causal, window=window)]
+
+    def exact() -> Arrays:
+        q, k, v = arrays
+        q = q.reshape(groups, -1, sizes.queries, dim)  # head h looks at key head h // (heads / groups)
+        scores = q @ k[0][:, None].swapaxes(-1, -2)
+        if causal:
+            distance = np.arange(sizes.past, keys)[:, None] - np.arange(keys)
+            scores[..., (distance < 0) | (distance >= (window or keys))] = -np.inf
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        return [(weights @ v[0][:, None]).reshape(1, -1, sizes.queries, dim)]
+
+    try:
+        return compare(name, partial(prepare, force=fused), exact, BOUNDS[dtype], dtype=dtype, reference=prepare)
+    except ValueError as error:
+        if not fused:
+            raise
+        return Part(name=name, device=device(), verdict="not available", note=str(error).split("] ")[-1])
+
+
+def random_weight(rng: np.random.Generator, shape: tuple[int, ...], bits: int | None) -> dict[str, np.ndarray]:
+    """The arrays of a `Linear` with values of about 1 / sqrt(in), plain or in groups of 64."""
+    *outer, width = shape
+    if bits is None:
+        return {"weight": rng.standard_normal(shape, dtype=np.float32) * np.float32(width**-0.5)}
+    packed = rng.integers(2**32, size=(*outer, width * bits // 32), dtype=np.uint32)
+    scales = rng.uniform(0.5, 1.5, (*outer, width // 64)).astype(np.float32) * np.float32(4 / 2**bits * width**-0.5)
+    return {"weight": packed, "scales": scales, "biases": scales * np.float32((1 - 2**bits) / 2)}
+
+
+def exact_weight(arrays: dict[str, np.ndarray], bits: int | None) -> np.ndarray:
+    """The same, [out, in] float64, unpacked: the lowest bits are the first value."""
+    if bits is None:
+        return arrays["weight"].astype(np.float64)
+    values = arrays["weight"][..., None] >> np.arange(0, 32, bits, dtype=np.uint32) & np.uint32(2**bits - 1)
+    grouped = values.reshape(len(values), -1, 64) * arrays["scales"].astype(np.float64)[..., None]
+    return (grouped + arrays["biases"][..., None]).reshape(len(values), -1)
+
+
+def fill(linear: Linear, arrays: dict[str, np.ndarray], bits: int | None, dtype: mx.Dtype) -> None:
+    """Give `linear` the arrays of `random_weight`, the floats among them as `dtype`."""
+    if bits is not None:
+        linear.quantize(Quantization(bits=bits, group_size=64))
+    linear.load_weights([(name, mx.array(array)) for name, array in arrays.items()])
+    linear.set_dtype(dtype)
+
+
+def experts(name: str, sizes: Sizes, *, shape: tuple[int, int], bits: int | None, dtype: str) -> Part:
+    """`ExpertLinear` on rows sorted by expert: gather_qmm or gather_mm."""
+    rng = np.random.default_rng(shape[1])
+    arrays = random_weight(rng, (sizes.experts, *shape), bits)
+    x = rng.standard_normal((sizes.rows, shape[1]), dtype=np.float32)
+    chosen = np.sort(rng.integers(1, sizes.experts, sizes.rows)).astype(np.uint32)  # no row has expert 0
+
+    def prepare(dtype: mx.Dtype) -> Compute:
+        layer = ExpertLinear(sizes.experts, *shape)
+        fill(layer, arrays, bits, dtype)
+        inputs, index = mx.array(x).astype(dtype), mx.array(chosen)
+        return lambda: [layer(inputs, index, ascending=True)]
+
+    def exact() -> Arrays:
+        y = np.zeros((sizes.rows, shape[0]))
+        for expert in set(chosen.tolist()):
+            weight = exact_weight({name: array[expert] for name, array in arrays.items()}, bits)
+            y[chosen == expert] = x[chosen == expert].astype(np.float64) @ weight.T
+        return [y]
+
+    return compare(name, prepare, exact, BOUNDS[dtype], dtype=dtype)
+
+
+def vocabulary(name: str, sizes: Sizes, *, spread: float) -> Part:
+    """`sweep.Sweep` over an 8-bit table. Two samples are both right where the uniform lies within a rounding of the
+    boundary between them, and so are two argmaxes of one logit."""
+    L, V, cap, temperature = sizes.positions, sizes.vocabulary, 30.0, 0.8
+    rng, each = np.random.default_rng(int(spread)), np.arange(L)
+    arrays = random_weight(rng, (V, sizes.width), 8)
+    hidden = rng.normal(0, spread, (L, sizes.width)).astype(np.float32)
+    uniforms = rng.random(L, dtype=np.float32)
+    uniforms[:2] = 0, np.nextafter(np.float32(1), np.float32(0))
+    logits = np.tanh(hidden.astype(np.float64) @ exact_weight(arrays, 8).T / cap) * (cap / temperature)
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    sums = np.cumsum(shares, axis=1)
+
+    def prepare(dtype: mx.Dtype) -> Compute:
+        table = Embedding(V, sizes.width)
+        fill(table, arrays, 8, dtype)
+        inputs = SweepInputs(mx.array(hidden), mx.full((L,), temperature), mx.array(uniforms), np.ones(L, bool))
+
+        def compute() -> list[mx.array]:
+            result = Sweep(Slices(table), inputs, cap).run()
+            return [result.argmax, result.sample, result.entropy, result.confidence, result.top, result.soft]
+
+        return compute
+
+    sample = np.minimum((sums <= uniforms[:, None]).sum(axis=1), V - 1)
+    right = [logits.argmax(axis=1), sample, -(shares * np.log(shares)).sum(axis=1), shares[each, sample]]
+    right += [shares.max(axis=1), shares @ exact_weight(arrays, 8)]
+
+    def weighed(argmax: np.ndarray, sample: np.ndarray, *others: np.ndarray) -> Arrays:
+        """The argmax's logit, the nearest uniform of the sample, entropy, confidence over the sample's probability, top
+        over the argmax's, soft embedding."""
+        argmax, sample = argmax.astype(int), sample.astype(int)
+        if max(argmax.max(), sample.max()) >= V:
+            raise RuntimeError(f"token {max(argmax.max(), sample.max())} is past the vocabulary of {V}")
+        share, highest = shares[each, sample], shares[each, argmax]
+        nearest = np.clip(uniforms, sums[each, sample] - share, sums[each, sample])
+        entropy, confidence, top, soft = others
+        return [logits[each, argmax], nearest, entropy, confidence / share, top / highest, soft]
+
+    def measure(arrays: Arrays, expected: Arrays) -> tuple[float, str]:
+        other = [int((a != b).sum()) for a, b in zip(arrays[:2], expected[:2], strict=True)]
+        error, _ = relative(weighed(*arrays), weighed(*expected))
+        return error, f"of {L}, other argmax {other[0]}, other sample {other[1]}"
+
+    return compare(name, prepare, lambda: right, VOCABULARY_BOUND, measure=measure)
+
+
+def generation(name: str, sizes: Sizes, *, loaded: Loaded) -> Part:
+    """Whole answers of the embedded model. The error counts the tokens that are other ones."""
+    model, tokenizer, sampling = loaded
+    longest, stops = model.facts.canvas_length, model.facts.stop_ids
+
+    def write(prompt: str) -> mx.array:
+        """[1 + n]: how many steps it took, and the tokens before the stop."""
+        tokens = tokenizer.chat([{"role": "user", "content": prompt}])
+        steps = list(diffuse(model, tokens, max_tokens=longest, sampling=sampling))
+        written = [token for step in steps if step.final for token in step.draft.tolist()]
+        end = next((i for i, token in enumerate(written) if token in stops), len(written))
+        return mx.array([len(steps), *written[:end]])
+
+    def measure(arrays: Arrays, expected: Arrays) -> tuple[float, str]:
+        steps = ["/".join(str(int(array[0])) for array in side) for side in (arrays, expected)]
+        count, note = 0, f"steps {' against '.join(steps[: 1 + bool(expected[0][0])])}"
+        for pair in zip(arrays, expected, strict=True):
+            tokens, right = (array[1:].astype(int).tolist() for array in pair)
+            differs = [a != b for a, b in zip_longest(tokens, right)]
+            if any(differs) and not count:
+                note += f"; token {differs.index(True)}: {tokenizer.decode(tokens)!r}, not {tokenizer.decode(right)!r}"
+            count += sum(differs)
+        return float(count), note
+
+    right = [np.array([0, *tokenizer.encode(text)]) for text in TASKS.values()]  # of steps, nothing is known
+    return compare(name, lambda _: lambda: [write(prompt) for prompt in TASKS], lambda: right, 0.0, measure=measure)
+
+
+def checks(loaded: Loaded) -> Iterator[tuple[str, Callable[[str, Sizes], Part]]]:
+    """Name -> check, in the order in which they run."""
+    for dim in (256, 512):
+        for dtype in BOUNDS:
+            yield f"attention {dim} canvas {dtype}", partial(attention, dim=dim, dtype=dtype)
+            yield f"attention {dim} fused {dtype}", partial(attention, dim=dim, fused=True, dtype=dtype)
+        yield f"attention {dim} text float32", partial(attention, dim=dim, causal=True, dtype="float32")
+    for label, shape, bits in (("4-bit", (1408, 2816), 4), ("4-bit", (2816, 704), 4), ("plain", (1408, 2816), None)):
+        for dtype in ("float32", "bfloat16"):
+            yield f"experts {label} {shape[1]} {dtype}", partial(experts, shape=shape, bits=bits, dtype=dtype)
+    yield "vocabulary flat", partial(vocabulary, spread=1.0)
+    yield "vocabulary peaked", partial(vocabulary, spread=12.0)
+    yield "generation", partial(generation, loaded=loaded)
+
+
+def step(model: MLXModel) -> dict[str, object]:
+    """A denoise step of the embedded model behind a short text, not the first of its block: `seconds` by part, and the
+    `primitives` of MLX's graph by name, `kernels` of which are no mere views."""
+    rng, length = np.random.default_rng(0), model.facts.canvas_length
+    cache = model.new_cache()
+    model.encode([Text(rng.integers(model.facts.vocab_size, size=length))], [cache])
+    canvas, uniforms = rng.integers(model.facts.vocab_size, size=length), rng.random(length, dtype=np.float32)
+    row = Row(canvas.astype(np.int32), cache, 0.6, uniforms)
+    row.self_conditioning = model.denoise([row])[0].self_conditioning
+    primitives = step_primitives(model, [row])
+    kernels = sum(count for name, count in primitives.items() if name not in VIEWS)
+    return {"seconds": step_parts(model, [row]), "kernels": kernels, "primitives": primitives}
