@@ -44,7 +44,7 @@ def show(report: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..checkpoint.folder import gigabytes
+    from ..checkpoint.memory import gigabytes
 
     info = report["device_info"]
     limit = info.get("max_recommended_working_set_size")
