@@ -42,19 +42,16 @@ def read_source(folder: Path, text_only: bool) -> Source:
     network = Network(model)  # its arrays are lazy: shapes that take no memory
     shapes = {path: tuple(array.shape) for path, array in tree_flatten(network.parameters())}
     linears = {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
-    widths = {path: shapes[f"{path}.weight"][-1] for path in _layers(shapes) if path in linears}
+    layers = [path.removesuffix(".weight") for path in shapes]
+    widths = {path: shapes[f"{path}.weight"][-1] for path in layers if path in linears}
     experts = _modelopt_experts(tensors, shapes)
     stand_ins = {path: Tensor(path, folder / "experts", "F32", shapes[path], 0, 0) for path in experts}
     quantize_where_stored(network, model, tensors)
     matched = match(network, tensors | stand_ins)
+    quantized = {f"{path}.weight": module.quantization for path, module in linears.items()}
     for path, shape in shapes.items():
-        linear = linears.get(path.removesuffix(".weight"))
-        weights[path] = experts.get(path) or _weight(path, shape, matched, linear and linear.quantization)
+        weights[path] = experts.get(path) or _weight(path, shape, matched, quantized.get(path))
     return Source(folder, config, model, weights, widths, dropped)
-
-
-def _layers(paths: Mapping[str, Any]) -> list[str]:
-    return [path.removesuffix(".weight") for path in paths if path.endswith(".weight")]
 
 
 def _weight(

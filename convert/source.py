@@ -35,41 +35,13 @@ def row_count(shape: tuple[int, ...]) -> int:
     return math.prod(shape[:-1])
 
 
-class _Digest:
-    """SHA-256 of a file, computed from the pieces that are read for the conversion.
-
-    A file that is read in order is read once. What was skipped is read here.
-    """
-
-    def __init__(self, file: Path):
-        self.file = file
-        self.hash = hashlib.sha256()
-        self.position = 0
-
-    def feed(self, start: int, raw: np.ndarray) -> None:
-        """Add the bytes from `start` on."""
-        self.read_until(start)
-        if start == self.position:
-            self.hash.update(raw)
-            self.position += raw.nbytes
-
-    def read_until(self, end: int) -> None:
-        with self.file.open("rb") as file:
-            file.seek(self.position)
-            while self.position < end:
-                piece = file.read(min(1 << 24, end - self.position))
-                if not piece:
-                    raise Mistake(f"{self.file} became shorter while it was read; fetch it again")
-                self.hash.update(piece)
-                self.position += len(piece)
-
-
 class Reader:
-    """Reads tensors, and hashes the files of `expected` (file -> SHA-256) on the way."""
+    """Reads tensors, and hashes the files of `expected` (file -> SHA-256) on the way, in one reading if it is in order."""
 
     def __init__(self, expected: Mapping[Path, str]):
         self.expected = dict(expected)
-        self._digests = {file: _Digest(file) for file in expected}
+        self._digests = {file: hashlib.sha256() for file in expected}
+        self._positions = dict.fromkeys(expected, 0)  # bytes that are hashed
 
     def bytes(self, tensor: Tensor, first: int, last: int) -> np.ndarray:
         """Return bytes [first, last) of the tensor."""
@@ -77,9 +49,23 @@ class Reader:
         raw = np.fromfile(file, np.uint8, last - first, offset=start)
         if raw.size < last - first:
             raise Mistake(f"{file} is truncated: {tensor.where} ends early; fetch it again")
-        if file in self._digests:
-            self._digests[file].feed(start, raw)
+        if file in self.expected:
+            self._hash_until(file, start)
+            if self._positions[file] == start:
+                self._hash(file, raw)
         return raw
+
+    def _hash(self, file: Path, raw: np.ndarray) -> None:
+        self._digests[file].update(raw)
+        self._positions[file] += raw.nbytes
+
+    def _hash_until(self, file: Path, end: int) -> None:
+        """Hash what was skipped before byte `end`."""
+        while (position := self._positions[file]) < end:
+            piece = np.fromfile(file, np.uint8, min(1 << 24, end - position), offset=position)
+            if not piece.size:
+                raise Mistake(f"{file} became shorter while it was read; fetch it again")
+            self._hash(file, piece)
 
     def rows(self, tensor: Tensor, first: int, last: int) -> np.ndarray:
         """Return rows [n, width], bfloat16 as uint16. Mistake names a tensor with NaN or Inf."""
@@ -92,9 +78,8 @@ class Reader:
 
     def finish(self, file: Path) -> None:
         """Hash the rest of a file. Mistake if the hash is not the expected one."""
-        digest = self._digests.pop(file)
-        digest.read_until(file.stat().st_size)
-        actual = digest.hash.hexdigest()
+        self._hash_until(file, file.stat().st_size)
+        actual = self._digests[file].hexdigest()
         if actual != self.expected.pop(file):
             raise Mistake(f"{file}: its SHA-256 is {actual}, and not what the hub says; delete it and fetch again")
 
