@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from ..checkpoint.config import DTYPES
 from ..errors import Mistake
 from ..terminal.command import Parser, run
 from .recipes import BITS, MODES, NAMED
@@ -37,8 +38,7 @@ def parser() -> Parser:
     recipes = f"{', '.join(NAMED)} (default: {NAMED[0]}), or a JSON file"
     recipes += ': {"*.self_attn.*": 8, "*.router.proj": false, ...}'
     add("--quant-predicate", metavar="RECIPE", help=recipes)
-    dtypes = ["float32", "bfloat16", "float16"]
-    add("--dtype", choices=dtypes, help="of scales and what is not quantized (default: the checkpoint's)")
+    add("--dtype", choices=DTYPES, help="of scales and what is not quantized (default: the checkpoint's)")
     add("-d", "--dequantize", action="store_true", help="back to plain weights in the layout of transformers")
     add("--text-only", action="store_true", help="leave the image tower out")
     add("--upload-repo", metavar="ID", help="send the folder to this hub repository")

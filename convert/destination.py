@@ -91,8 +91,9 @@ def make(plan: Plan, command: str, destination: Path, show: Show) -> Errors:
             shutil.copyfile(file, part / file.name)
         card.write(plan, journal.errors, command, part)
         stream.write_configs(plan, part)
-        for file in part.iterdir():
-            _sync(file)
+        for path in part.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         part.rename(destination)
         os.unlink(destination / JOURNAL)
     return journal.errors
@@ -112,9 +113,3 @@ def _opened(part: Path) -> Iterator[None]:
         raise Mistake(
             f"{part}: {os.strerror(error.errno)}; make room and give the same command again, it goes on from there"
         ) from error
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    os.fsync(file)
-    os.close(file)

@@ -17,7 +17,7 @@ from ..errors import Mistake
 from ..mlx_backend.layers import Linear
 from ..mlx_backend.network import Network
 from ..mlx_backend.weights import match, quantize_where_stored
-from .source import NVFP4, Block, Packed, Plain, Stored, Weight, row_count
+from .source import NVFP4, Block, Weight, row_count
 
 
 @dataclass(frozen=True)
@@ -38,36 +38,30 @@ def read_source(folder: Path, text_only: bool) -> Source:
     dropped = tuple(sorted(name for name in tensors if is_dropped(name) or (text_only and is_vision(name))))
     for name in dropped:
         del tensors[name]
-    weights: dict[str, Weight] = {
-        name: Plain(Stored(name, tensors.pop(name))) for name in list(tensors) if is_vision(name)
-    }
+    weights = {name: Weight.plain(tensors.pop(name)) for name in list(tensors) if is_vision(name)}
     network = Network(model)  # its arrays are lazy: shapes that take no memory
     shapes = {path: tuple(array.shape) for path, array in tree_flatten(network.parameters())}
     linears = {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
-    widths = {path: shapes[f"{path}.weight"][-1] for path in _layers(shapes) if path in linears}
+    layers = [path.removesuffix(".weight") for path in shapes]
+    widths = {path: shapes[f"{path}.weight"][-1] for path in layers if path in linears}
     experts = _modelopt_experts(tensors, shapes)
-    stand_ins = {path: Tensor(folder / "experts", "F32", shapes[path], 0, 0) for path in experts}
+    stand_ins = {path: Tensor(path, folder / "experts", "F32", shapes[path], 0, 0) for path in experts}
     quantize_where_stored(network, model, tensors)
     matched = match(network, tensors | stand_ins)
+    quantized = {f"{path}.weight": module.quantization for path, module in linears.items()}
     for path, shape in shapes.items():
-        linear = linears.get(path.removesuffix(".weight"))
-        weights[path] = experts.get(path) or _weight(path, shape, matched, linear and linear.quantization)
+        weights[path] = experts.get(path) or _weight(path, shape, matched, quantized.get(path))
     return Source(folder, config, model, weights, widths, dropped)
 
 
-def _layers(paths: Mapping[str, Any]) -> list[str]:
-    return [path.removesuffix(".weight") for path in paths if path.endswith(".weight")]
-
-
 def _weight(
-    path: str, shape: tuple[int, ...], matched: Mapping[str, tuple[str, Tensor]], quantization: Quantization | None
+    path: str, shape: tuple[int, ...], matched: Mapping[str, Tensor], quantization: Quantization | None
 ) -> Weight:
-    weight, layer = Stored(*matched[path]), path.removesuffix(".weight")
     if quantization is None:
-        return Plain(weight)
-    names = [f"{layer}.{kind}" for kind in ("scales", "biases", GLOBAL_SCALE)]
-    parts = [Stored(*matched[name]) if name in matched else None for name in names]
-    return Packed(shape, quantization, (Block(row_count(shape), weight, *parts),))
+        return Weight.plain(matched[path])
+    layer = path.removesuffix(".weight")
+    parts = [matched.get(f"{layer}.{kind}") for kind in ("scales", "biases", GLOBAL_SCALE)]
+    return Weight(shape, quantization, (Block(row_count(shape), matched[path], *parts),))
 
 
 def _without_modelopt(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -81,14 +75,14 @@ def _without_modelopt(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name != "quantization_config"}
 
 
-def _modelopt_experts(tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Packed]:
+def _modelopt_experts(tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Weight]:
     """Remove the experts that are stored singly from `tensors` and return them by parameter. Mistake names what is
     missing or misshapen."""
-    stored: dict[tuple[str, int, str], dict[str, Stored]] = defaultdict(dict)
+    stored: dict[tuple[str, int, str], dict[str, Tensor]] = defaultdict(dict)
     for name in list(tensors):
         if match := MODELOPT_EXPERT.fullmatch(name):
             key = (match["experts"], int(match["expert"]), match["projection"])
-            stored[key][match["kind"]] = Stored(name, tensors.pop(name))
+            stored[key][match["kind"]] = tensors.pop(name)
     packed = {}
     for experts in sorted({key[0] for key in stored}):
         for fused, projections in (("gate_up_proj", ("gate", "up")), ("down_proj", ("down",))):
@@ -106,13 +100,13 @@ def _modelopt_experts(tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int
                 for expert in range(count)
                 for projection in projections
             ]
-            packed[path] = Packed(shapes[path], NVFP4, tuple(blocks))
+            packed[path] = Weight(shapes[path], NVFP4, tuple(blocks))
     for experts, expert, projection in stored:
         raise Mistake(f"tensors {experts}.{expert}.{projection}_proj.* are not part of this model")
     return packed
 
 
-def _block(prefix: str, parts: Mapping[str, Stored], rows: int, width: int) -> Block:
+def _block(prefix: str, parts: Mapping[str, Tensor], rows: int, width: int) -> Block:
     """Check the three tensors of one expert's projection."""
     needed = {
         "weight": ("U8", (rows, width // 2)),
@@ -122,8 +116,8 @@ def _block(prefix: str, parts: Mapping[str, Stored], rows: int, width: int) -> B
     for kind, (dtype, shape) in needed.items():
         if kind not in parts:
             raise Mistake(f"tensor {prefix}.{kind} is missing from the checkpoint")
-        tensor = parts[kind].tensor
+        tensor = parts[kind]
         scalar = kind == GLOBAL_SCALE and tensor.nbytes == 4  # [] and [1] are the same
         if tensor.dtype != dtype or not (scalar or tensor.shape == shape):
-            raise Mistake(f"{parts[kind].where} is {tensor.dtype} {list(tensor.shape)}, need {dtype} {list(shape)}")
+            raise Mistake(f"{tensor.where} is {tensor.dtype} {list(tensor.shape)}, need {dtype} {list(shape)}")
     return Block(rows, parts["weight"], parts["weight_scale"], None, parts[GLOBAL_SCALE])

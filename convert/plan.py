@@ -19,7 +19,7 @@ from ..errors import Mistake
 from .config import hub_config
 from .inventory import Source, read_source
 from .recipes import entries
-from .source import Factors, Packed, Weight, nbytes, row_count
+from .source import Factors, Weight, row_count
 
 SHARD = 5_000_000_000  # bytes that a file of weights may have
 
@@ -62,7 +62,7 @@ class Job:
 
     @property
     def source_bytes(self) -> int:
-        return nbytes(self.weight)
+        return sum(part.nbytes for part in self.weight.parts)
 
     @property
     def weights(self) -> int:
@@ -72,10 +72,6 @@ class Job:
     @property
     def rows(self) -> int:
         return row_count(self.weight.shape)
-
-    @property
-    def where(self) -> str:
-        return self.weight.parts[0].where
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ class Plan:
 
     @property
     def sources(self) -> list[Path]:
-        return sorted({part.tensor.file for job in self.jobs for part in job.weight.parts})
+        return sorted({part.file for job in self.jobs for part in job.weight.parts})
 
     @property
     def fingerprint(self) -> str:
@@ -147,7 +143,7 @@ def plan(folder: Path, request: Request) -> Plan:
     if request.dequantize:
         jobs = [_published(job) for job in jobs]
     # The source is read from front to back.
-    jobs.sort(key=lambda job: (job.weight.parts[0].tensor.file, job.weight.parts[0].tensor.start, job.path))
+    jobs.sort(key=lambda job: (job.weight.parts[0].file, job.weight.parts[0].start, job.path))
     config = hub_config(source.config, source.model, dtype)
     if request.text_only:
         config["vision_config"] = None
@@ -178,14 +174,11 @@ def _layers(source: Source, request: Request) -> tuple[dict[str, Quantization | 
 
 def _jobs(path: str, weight: Weight, quantization: Quantization | None, dtype: str) -> list[Job]:
     if is_vision(path):
-        tensor = weight.stored.tensor
+        [tensor] = weight.parts
         return [Job(path, weight, None, None, (Output(path, tensor.dtype, tensor.shape, tensor.nbytes),))]
     jobs = [Job(path, weight, dtype, quantization, _outputs(path, weight.shape, quantization, dtype))]
-    if isinstance(weight, Packed) and weight.quantization == quantization and weight.blocks[0].factor:
-        count, out = weight.shape[:2]
-        stored = sum(math.prod(block.factor.tensor.shape) for block in weight.blocks)
-        # A factor a row where gate and up differ, otherwise a factor an expert.
-        factors = Factors(weight, (count,) if stored == count else (count, out))
+    if weight.quantization == quantization and weight.blocks[0].factor:
+        factors = Factors.of(weight)
         name = f"{path.removesuffix('.weight')}.{GLOBAL_SCALE}"
         jobs.append(Job(name, factors, "float32", None, (_output(name, "F32", factors.shape),)))
     return jobs

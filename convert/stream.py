@@ -17,12 +17,12 @@ from typing import BinaryIO
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint.folder import FLOATS, INDEX, ITEM, file_start
+from ..checkpoint.folder import INDEX, ITEM, file_start
 from ..errors import Mistake
 from .hub import expected_sha256
 from .journal import Journal, Progress
 from .plan import Job, Plan
-from .source import Packed, Plain, Raw, Reader
+from .source import Raw, Reader
 
 PIECE = 64_000_000  # bytes of a source tensor that are in memory at a time, unless a row has more
 COMMIT = 256_000_000  # bytes of the source after which the journal is brought up to date
@@ -33,10 +33,10 @@ def convert_rows(job: Job, raw: Raw) -> tuple[list[np.ndarray], tuple[float, flo
     """Return rows of every output, made from the same rows of the source, and their error as `Errors` has it."""
     weight, q = job.weight, job.quantization
     exact = (0.0, 0.0)
-    if isinstance(weight, Plain) and (job.dtype is None or weight.stored.tensor.dtype not in FLOATS.values()):
+    if job.dtype is None:
         return [raw["weight"]], exact
-    if isinstance(weight, Packed) and weight.quantization == q:
-        return _keep_packed(job, weight.packed(raw)), exact
+    if q is not None and weight.quantization == q:
+        return _keep_packed(job, weight.arrays(raw)), exact
     floats = weight.floats(raw, job.dtype if q is None else "float32")
     array = _cast(job, floats)
     if q is None:
@@ -62,7 +62,7 @@ def _keep_packed(job: Job, arrays: list[mx.array]) -> list[np.ndarray]:
 def _cast(job: Job, array: mx.array) -> mx.array:
     cast = array.astype(getattr(mx, job.dtype))
     if cast.dtype == mx.float16 and array.dtype != mx.float16 and not mx.isfinite(cast).all().item():
-        raise Mistake(f"{job.where} has values too large for float16; try --dtype bfloat16")
+        raise Mistake(f"{job.weight.parts[0].where} has values too large for float16; try --dtype bfloat16")
     return cast
 
 
@@ -177,7 +177,7 @@ class _Shard:
 def write(plan: Plan, folder: Path, journal: Journal) -> Iterator[int]:
     """Write the weights. Yields bytes of the source: first what an earlier run did, then each piece."""
     reader = Reader({f: sha for f in plan.sources if f.name not in journal.hashed and (sha := expected_sha256(f))})
-    last_job = {part.tensor.file: index for index, job in enumerate(plan.jobs) for part in job.weight.parts}
+    last_job = {part.file: index for index, job in enumerate(plan.jobs) for part in job.weight.parts}
     shard = None
     yield plan.source_bytes - sum(piece.source_bytes for piece in _remaining(plan, journal))
     with ThreadPoolExecutor(1) as thread:

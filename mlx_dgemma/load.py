@@ -21,12 +21,11 @@ from .checkpoint.hub import find
 from .checkpoint.memory import check_memory
 from .checkpoint.names import is_vision
 from .errors import Mistake
-from .writing.sampling import parse_sampling
+from .writing.sampling import Sampling, parse_sampling
 
 if TYPE_CHECKING:
     from .seam.model import DiffusionModel
     from .tokens.tokenizer import Tokenizer
-    from .writing.sampling import Sampling
 
 BACKENDS = ("mlx", "torch")
 _INSTALL = {"mlx": "pip install 'mlx_dgemma[cpu]' on Linux", "torch": "pip install 'mlx_dgemma[cuda]'"}
@@ -102,17 +101,17 @@ def why_no_gpu(backend: str | None) -> str | None:
 
 
 def dummy(
-    config: ModelConfig, backend: str, precision: str, recipe: Recipe, seed: int = 0, peaked: float = 1.0
+    config: ModelConfig, backend: str, dtype: str, recipe: Recipe, seed: int = 0, peaked: float = 1.0
 ) -> DiffusionModel:
     """Make a model with random weights, for the benchmark: see `dummy_mlx` and `dummy_torch`."""
     with _framework(backend):
         if backend == "torch":
             from .torch_backend.dummy import dummy_torch
 
-            return dummy_torch(config, precision, recipe, seed, peaked)
+            return dummy_torch(config, dtype, recipe, seed, peaked)
         from .mlx_backend.dummy import dummy_mlx
 
-        return dummy_mlx(config, precision, recipe, seed, peaked)
+        return dummy_mlx(config, dtype, recipe, seed, peaked)
 
 
 def instruments(backend: str) -> ModuleType:

@@ -75,7 +75,9 @@ def imports(file: Path) -> tuple[frozenset[str], frozenset[Path]]:
             for alias in node.names:
                 candidates = (base / f"{alias.name}.py", base / alias.name / "__init__.py")
                 candidates += (base.with_suffix(".py"), base / "__init__.py")
-                ours.add(next(path for path in candidates if path.is_file()))
+                target = next((path for path in candidates if path.is_file()), None)
+                assert target, f"{name_of(file)} imports {alias.name} from {base}, which is not there"
+                ours.add(target)
     return frozenset(others), frozenset(ours)
 
 

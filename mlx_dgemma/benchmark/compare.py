@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
+from ..load import gigabytes
 from ..terminal.command import Parser
 from .plot import check, plot_comparison, speed
 from .report import print_table, read_report

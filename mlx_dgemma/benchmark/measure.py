@@ -16,10 +16,8 @@ from types import ModuleType
 from typing import Any
 
 from ..checkpoint.config import ModelConfig, parse_config
-from ..checkpoint.hub import is_hub_id
-from ..checkpoint.memory import check_memory
 from ..errors import Mistake, NotFound
-from ..load import choose_backend
+from ..load import check_memory, choose_backend, is_hub_id
 from ..terminal.command import progress
 from . import machine
 from .count import Count, parameters, precision
@@ -115,8 +113,7 @@ class Measurement:
 
     def loaded(self) -> tuple:
         from ..checkpoint.folder import read_configs
-        from ..checkpoint.hub import find
-        from ..load import load
+        from ..load import find, load
 
         folder = find(self.options.model)
         self.report["config"] = read_configs(folder)[0]

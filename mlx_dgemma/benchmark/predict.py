@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.config import ModelConfig, parse_config
-from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
+from ..load import gigabytes
 from ..terminal.command import Parser, at_least
 from .count import PRECISIONS, BreakEven, Count, precision, tokens_per_second
 from .report import equal, plain, print_lines, read_report
@@ -75,7 +75,7 @@ def device(name: str) -> Device:
 def shape(name: str) -> dict[str, Any]:
     """config.json of a published model. Mistake with the list if there is none of this name."""
     from ..checkpoint.folder import read_json
-    from ..checkpoint.hub import TINY
+    from ..load import TINY
 
     shapes = {file.stem: file for file in HERE.glob("*.json")} | {"tiny": TINY / "config.json"}
     if name not in shapes:

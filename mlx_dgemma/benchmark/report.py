@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.memory import gigabytes
 from ..errors import Mistake, NotFound
+from ..load import gigabytes
 from .count import PARTS
 
 VERSION = 1

@@ -23,13 +23,18 @@ _MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies."""
+    """A tensor in a file."""
 
+    name: str
     file: Path
     dtype: str  # safetensors' name: F32, BF16, U32 …
     shape: tuple[int, ...]
     start: int  # byte of the file where it begins
     nbytes: int
+
+    @property
+    def where(self) -> str:
+        return f"tensor {self.name} in {self.file.name}"
 
 
 def read_json(path: Path) -> Any:
@@ -60,7 +65,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
         tensors = {}
         for name, entry in entries.items():
             first, last = entry["data_offsets"]
-            tensors[name] = Tensor(path, entry["dtype"], tuple(entry["shape"]), 8 + length + first, last - first)
+            tensors[name] = Tensor(name, path, entry["dtype"], tuple(entry["shape"]), 8 + length + first, last - first)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Mistake(f"{path} has a damaged header: {error}") from None
     _check_places(path, tensors, 8 + length, size)

@@ -37,15 +37,15 @@ def stored_quantization(
             continue
         quantization = named.get(path, config.quantization)
         if quantization is None:
-            raise Mistake(f"tensor {path}.scales in {scales.file.name}: config.json has no quantization for {path}")
+            raise Mistake(f"{scales.where}: config.json has no quantization for {path}")
         stored[path] = quantization
     return stored
 
 
 def match(
     expected: Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]], tensors: Mapping[str, Tensor]
-) -> dict[str, tuple[str, Tensor]]:
-    """Map each parameter's path to the checkpoint's name for it and to its tensor, one to one.
+) -> dict[str, Tensor]:
+    """Map each parameter's path to its tensor in the checkpoint, one to one.
 
     Args:
         expected: path -> shape, and the dtypes that the tensor may have in the file.
@@ -53,19 +53,19 @@ def match(
     Raises:
         Mistake: a tensor is missing, left over, or of another shape or dtype; the message names it and its file.
     """
-    matched: dict[str, tuple[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        path, where = parameter_name(name), f"tensor {name} in {tensor.file.name}"
+    matched: dict[str, Tensor] = {}
+    for tensor in tensors.values():
+        path = parameter_name(tensor.name)
         if path in matched:
-            raise Mistake(f"{where} and {matched[path][0]} are the same parameter")
+            raise Mistake(f"{tensor.where} and {matched[path].name} are the same parameter")
         if path not in expected:
-            raise Mistake(f"{where} is not part of this model")
+            raise Mistake(f"{tensor.where} is not part of this model")
         shape, dtypes = expected[path]
         if tensor.shape != shape:
-            raise Mistake(f"{where} has shape {list(tensor.shape)}, need {list(shape)}")
+            raise Mistake(f"{tensor.where} has shape {list(tensor.shape)}, need {list(shape)}")
         if tensor.dtype not in dtypes:
-            raise Mistake(f"{where} has dtype {tensor.dtype}, need {', '.join(dtypes)}")
-        matched[path] = (name, tensor)
+            raise Mistake(f"{tensor.where} has dtype {tensor.dtype}, need {', '.join(dtypes)}")
+        matched[path] = tensor
     for path in expected:
         if path not in matched:
             raise Mistake(f"tensor {published_name(path)} is missing from the checkpoint")

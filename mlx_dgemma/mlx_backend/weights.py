@@ -34,8 +34,8 @@ def quantize_where_stored(network: Network, config: ModelConfig, tensors: dict[s
             linears[path].scale_globally(per_row=len(factor.shape) > 1)
 
 
-def match(network: Network, tensors: dict[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
-    """Parameter path -> the checkpoint's name for it, and where it lies: one to one. Mistake names tensor and file."""
+def match(network: Network, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return each parameter's tensor in the checkpoint, one to one. Mistake names tensor and file."""
     kinds = {mx.uint32: ("U32",), mx.uint8: ("U8",)}
     expected = {path: (a.shape, kinds.get(a.dtype, FLOATS)) for path, a in tree_flatten(network.parameters())}
     return parameters.match(expected, tensors)
@@ -46,11 +46,11 @@ def load_weights(network: Network, config: ModelConfig, tensors: dict[str, Tenso
     quantize_where_stored(network, config, tensors)
     stored = match(network, tensors)
     weights = []
-    for file in sorted({tensor.file for _, tensor in stored.values()}):
+    for file in sorted({tensor.file for tensor in stored.values()}):
         arrays = mx.load(str(file), format="safetensors")  # lazy: bytes are read when used
-        for path, (name, tensor) in stored.items():
+        for path, tensor in stored.items():
             if tensor.file == file:
-                array = arrays[name]
+                array = arrays[tensor.name]
                 cast = mx.issubdtype(array.dtype, mx.floating) and not path.endswith(GLOBAL_SCALE)
                 weights.append((path, array.astype(dtype) if cast else array))
     network.load_weights(weights, strict=True)

@@ -48,8 +48,8 @@ def declare(config: ModelConfig, tensors: Mapping[str, Stored]) -> Network:
     return network
 
 
-def match(network: Network, tensors: Mapping[str, Stored]) -> dict[str, tuple[str, Stored]]:
-    """Parameter path -> the checkpoint's name for it, and where it lies: one to one. Mistake names tensor and file."""
+def match(network: Network, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Return each parameter's tensor in the checkpoint, one to one. Mistake names tensor and file."""
     kinds = {torch.int32: ("U32",), torch.uint8: ("U8",)}
     expected = {path: (tuple(a.shape), kinds.get(a.dtype, FLOATS)) for path, a in network.named_buffers()}
     return parameters.match(expected, tensors)
@@ -86,11 +86,11 @@ def load_weights(
 ) -> None:
     """Fill `network`, whose `dtype` is that of its floats, with this rank's share. Mistake names tensor and file."""
     stored = match(network, tensors)
-    for file in sorted({tensor.file for _, tensor in stored.values()}):
+    for file in sorted({tensor.file for tensor in stored.values()}):
         with safe_open(file, "pt") as opened:
-            for path, (name, tensor) in stored.items():
+            for path, tensor in stored.items():
                 if tensor.file == file:
-                    array = opened.get_slice(name)[parallel.share(config, path, tensor.shape)].contiguous()
+                    array = opened.get_slice(tensor.name)[parallel.share(config, path, tensor.shape)].contiguous()
                     place(network, path, array, network.dtype, device)
                     if fp8:
                         to_fp8(network, path)
