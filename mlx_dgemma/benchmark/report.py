@@ -1,224 +1,201 @@
-"""A report: what was measured, and all that is needed to measure it again. JSON for programs, a table for people."""
+"""A report: what was measured, and all that is needed to measure it again. JSON for programs, tables for people."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.memory import gigabytes
 from ..errors import Mistake, NotFound
-from ..load import gigabytes
 from .count import PARTS
 
 VERSION = 1
 KEY = "mlx_dgemma_benchmark"  # whose value is the version
 MODES = {"diffusion": "diffusion", "autoregression": "left to right", "baseline": "AR model"}
+Report = dict[str, Any]
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """Mistake if it is no report, or one of another version."""
+def read_report(path: Path) -> Report:
+    """Raises Mistake if it is no report, or one of another version."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
-        raise NotFound(
-            f"{path}: no such file; need a report that `python -m mlx_dgemma.benchmark --out FILE` wrote"
-        ) from None
+        raise NotFound(f"{path}: no such file; need a report that the benchmark wrote with --out") from None
     except ValueError as error:
         raise Mistake(f"{path} is not JSON: {error}") from None
-    version = found.get(KEY) if isinstance(found, dict) else None
+    version = report.get(KEY) if isinstance(report, dict) else None
     if version is None:
         raise Mistake(f"{path} is no report of this benchmark: it has no {KEY!r}")
     if version != VERSION:
         raise Mistake(f"{path} is a report of version {version}, this program reads version {VERSION}: measure again")
-    return found
+    return report
 
 
-def write_report(path: Path, report: dict[str, Any]) -> None:
+def write_report(path: Path, report: Report) -> None:
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def lookup(part: Any, path: str) -> Any:
+    """Follows keys with dots between them, numbers in lists; None where one is missing."""
+    for key in path.split("."):
+        if isinstance(part, list):
+            part = part[int(key)] if int(key) < len(part) else None
+        else:
+            part = part.get(key) if part else None
+    return part
+
+
+def speed(report: Report, mode: str) -> float | None:
+    """Returns tokens a second of the answers; where there are none, of the passes at the assumed steps a block."""
+    answers = lookup(report, f"modes.{mode}.summary.tokens_per_second.median")
+    return lookup(report, f"passes.0.assumed.{mode}") if answers is None else answers
+
+
+def plain(value: float, scale: float = 1.0, unit: str = "") -> str:
+    """Writes three digits and no exponent."""
+    value *= scale
+    return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}") + unit
+
+
+def ms(seconds: float) -> str:
+    return plain(seconds, 1e3)
+
+
+def percent(share: float) -> str:
+    return f"{share:.0%}"
+
+
+def spread(values: dict[str, float], scale: float = 1.0, unit: str = "") -> str:
+    """Writes the median, and least to most where they differ."""
+    median, least, most = (plain(values[name], scale) for name in ("median", "min", "max"))
+    return f"{median}{unit}" + (f" ({least}-{most})" if least != most else "")
+
+
+def equal(even: dict[str, Any]) -> str:
+    """Says where both modes are equally fast."""
+    if even["steps"] < 1:
+        return "none: not even one step a block would be few enough for diffusion"
+    return f"{plain(even['steps'])} steps a block = {plain(even['tokens_per_forward'])} tokens per forward"
+
+
+Figure = tuple[str, str, Callable[[Any], str]]  # title of its row, where it is, how it is written
+
+
+def _timed(name: str, title: str) -> list[Figure]:
+    return [
+        (f"{title}, ms", f"{name}.seconds.median", ms),
+        ("  least to most", f"{name}.seconds", lambda s: f"{ms(s['min'])}-{ms(s['max'])}"),
+        ("  its floor, by count", f"{name}.floor_seconds", ms),
+        ("  GB", f"{name}.bytes", lambda parts: plain(sum(parts.values()), 1e-9)),
+        ("    share of the copy", f"{name}.share_of_copy", percent),
+        ("  GFLOP", f"{name}.flops", lambda parts: plain(sum(parts.values()), 1e-9)),
+        ("    share of the product", f"{name}.share_of_product", percent),
+    ]
+
+
+PASS: list[Figure] = [
+    ("tokens of context", "context", "{:,}".format),
+    ("sequences at once", "rows", str),
+    ("prefill, tokens/s", "prefill_tokens_per_second", plain),
+    *_timed("step", "denoise step"),
+    *_timed("commit", "commit"),
+    *_timed("token", "token, left to right"),
+    ("break-even, steps a block", "break_even.steps", plain),
+    ("break-even, tokens per forward", "break_even.tokens_per_forward", plain),
+]
+ASSUMED: list[Figure] = [
+    ("tokens/s, left to right", "assumed.autoregression", plain),
+    ("tokens/s, diffusion", "assumed.diffusion", plain),
+    ("  if a block takes so many steps", "assumed.steps", plain),
+]
+ANSWERS: list[Figure] = [
+    ("tokens/s of kept text", "summary.tokens_per_second", spread),
+    ("solved", "summary.solved", lambda rates: spread(rates, 100, " %")),
+    ("first text after, s: warm", "summary.seconds_to_first", spread),
+    ("  cold, the first of the process", "cold.seconds_to_first", plain),
+    ("tokens per forward", "summary.tokens_per_forward", spread),
+    ("steps a block: mean", "summary.steps_per_block.mean", plain),
+    ("  p50", "summary.steps_per_block.p50", plain),
+    ("  p90", "summary.steps_per_block.p90", plain),
+    ("  share at the cap", "summary.steps_per_block.at_cap", percent),
+    ("ms a step, prefill and commits in it", "summary.seconds_per_step", lambda s: spread(s, 1e3)),
+    ("peak memory of the process so far", "peak_memory", gigabytes),
+]
+
+
+def rows(figures: Iterable[Figure], parts: Iterable[Any]) -> list[list[str]]:
+    """Makes a row a figure, a column a part of a report; "-" where it was not measured."""
+    table = []
+    for title, path, write in figures:
+        found = [lookup(part, path) for part in parts]
+        table.append([title, *("-" if value is None else write(value) for value in found)])
+    return table
+
+
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
-    """On standard output; the first `left` columns are text, the others numbers."""
+    """Prints on standard output; the first `left` columns are text, the others numbers."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD if any(titles) else None, show_header=any(titles), pad_edge=False, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD if any(titles) else None, show_header=any(titles), pad_edge=False)
     for number, title in enumerate(titles):
         table.add_column(title, justify="left" if number < left else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    width = None if sys.stdout.isatty() else 120
-    Console(width=width, highlight=False, markup=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False).print(table)
 
 
 def print_lines(lines: Sequence[tuple[str, str]]) -> None:
     print_table(("", ""), lines, left=2)
 
 
-def plain(value: float | None) -> str:
-    """Three digits, and no exponent."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def flops(value: float) -> str:
-    return f"{plain(value / 1e12)} TFLOP" if value >= 1e11 else f"{plain(value / 1e9)} GFLOP"
-
-
-def equal(even: dict[str, Any]) -> str:
-    """Where both modes are equally fast."""
-    if even["steps"] < 1:
-        return "none: not even one step a block would be few enough for diffusion"
-    return f"{plain(even['steps'])} steps a block = {plain(even['tokens_per_forward'])} tokens per forward"
-
-
-def _spread(found: dict[str, float] | None, scale: float = 1.0, unit: str = "") -> str:
-    """Median, and least to most where they differ."""
-    if found is None:
-        return "-"
-    median, least, most = (plain(scale * found[name]) for name in ("median", "min", "max"))
-    return f"{median}{unit}" + (f" ({least}-{most})" if least != most else "")
-
-
-def header(report: dict[str, Any]) -> list[tuple[str, str]]:
-    machine, settings = report["machine"], report["settings"]
-    device, git = machine["device"], report["git"]
-    state = report["state"]["before"]
-    gpus = [
-        f"{gpu['power.draw']} of {gpu['power.limit']} W, {gpu['temperature.gpu']} C" for gpu in state["nvidia"] or ()
-    ]
-    told = [state["power"], *gpus, state["thermal"] and " ".join(state["thermal"].split())]
-    told += [f"{state['celsius']:.0f} C" if state["celsius"] else None]
+def header(report: Report) -> list[tuple[str, str]]:
+    machine, settings, git, before = (lookup(report, p) for p in ("machine", "settings", "git", "state.before"))
+    device, ceilings = machine["device"], report.get("ceilings")
+    model = settings["dummy"] and f"random weights of the shape {settings['dummy']}"
+    model = f"{model or settings['model'] or 'the embedded one'}, {settings['precision']}"
     code = [f"{name} {version}" for name, version in report["versions"].items()]
     code += [f"git {git['revision'][:9]}{', changed' if git['changed'] else ''}"] if git else []
-    model = settings["dummy"] and f"random weights of the shape {settings['dummy']}"
-    return [
-        (
-            "machine",
-            f"{device['name']}, {gigabytes(device['memory'])}, {machine['system']}, backend {device['backend']}",
-        ),
-        ("power, heat", ", ".join(filter(None, told)) or "the system does not tell"),
+    gpus = [f"{g['power.draw']} of {g['power.limit']} W, {g['temperature.gpu']} C" for g in before["nvidia"] or ()]
+    heat = [before["power"], *gpus, before["thermal"] and " ".join(before["thermal"].split())]
+    heat += [f"{before['celsius']:.0f} C" if before["celsius"] else None]
+    lines = [
+        ("machine", f"{device['name']}, {gigabytes(device['memory'])}, {machine['system']}, {device['backend']}"),
+        ("power, heat", ", ".join(filter(None, heat)) or "the system does not tell"),
         ("versions", ", ".join(code)),
-        (
-            "model",
-            f"{model or settings['model'] or 'the embedded one'}, {settings['precision']}, "
-            f"loaded in {plain(report['load_seconds'])} s",
-        ),
-        *[(f"{who} bits a weight", bits) for who, bits in _bits(report)],
+        ("model", f"{model}, loaded in {plain(report['load_seconds'])} s"),
     ]
+    for title, path in (("bits a weight", "bits"), ("AR model's bits a weight", "modes.baseline.bits")):
+        if bits := lookup(report, path):
+            lines.append((title, ", ".join(f"{name} {value:.3g}" for name, value in bits.items())))
+    if ceilings:
+        copy, product = ceilings["copy_bytes_per_second"] / 1e9, ceilings["product_flops_per_second"] / 1e12
+        lines.append(("ceilings", f"copy {plain(copy)} GB/s read and written, product {plain(product)} TFLOP/s"))
+    return lines
 
 
-def _bits(report: dict[str, Any]) -> list[tuple[str, str]]:
-    of = {"its": report.get("bits"), "AR model's": (report["modes"].get("baseline") or {}).get("bits")}
-    return [(who, ", ".join(f"{name} {value:.3g}" for name, value in bits.items())) for who, bits in of.items() if bits]
+def part_rows(point: dict[str, Any]) -> list[list[str]]:
+    """Makes a row a part of a step: milliseconds, share, floor."""
+    seconds, floor = point["parts"]["seconds"], point["parts"]["floor_seconds"]
+    whole = sum(seconds.values())
+    floors = {part: ms(floor[part]) if part in floor else "-" for part in seconds}
+    return [[part, ms(seconds[part]), percent(seconds[part] / whole), floors[part]] for part in (*PARTS, "rest")]
 
 
-PASSES = {"step": "denoise step", "commit": "commit", "token": "token, left to right"}
-
-
-def passes(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Of the first context and number of rows: figure, value."""
-    if not report["passes"]:
-        return []
-    point = report["passes"][0]
-    found = [(f"behind {point['context']:,} tokens, {point['rows']} at once", "")]
-    found.append(("prefill", f"{plain(point['prefill_tokens_per_second'])} tokens/s"))
-    for name, title in PASSES.items():
-        one = point[name]
-        floor, times = one["floor_seconds"], one["seconds"]["median"] / one["floor_seconds"]
-        found.append((title, f"{_spread(one['seconds'], 1e3)} ms, {times:.2f} x its floor of {plain(1e3 * floor)} ms"))
-        counted = f"{gigabytes(sum(one['bytes'].values()))} and {flops(sum(one['flops'].values()))} by count: "
-        found.append(
-            ("", f"{counted}{one['share_of_copy']:.0%} of the copy, {one['share_of_product']:.0%} of the product")
-        )
-    found.append(("break-even", equal(point["break_even"])))
-    if report["settings"]["dummy"]:
-        assumed = point["assumed"]
-        speeds = (
-            f"diffusion {plain(assumed['diffusion'])} tokens/s if a block takes {assumed['steps']} steps (assumed), "
-        )
-        found.append(("speed", f"{speeds}left to right {plain(assumed['autoregression'])}"))
-    return found
-
-
-def grid(report: dict[str, Any]) -> list[list[str]]:
-    """One row a context and number of rows, if there is more than one."""
-    if len(report["passes"]) < 2:
-        return []
-    assumed = report["passes"][0]["assumed"]["steps"]
-    titles = ["context", "at once", "prefill, tokens/s", "step, ms", "x floor", "commit, ms", "token, ms", "x floor"]
-    found = [[*titles, "equal at, steps", f"tokens/s at {assumed} steps", "left to right"]]
-    for point in report["passes"]:
-        step, commit, token = (point[name]["seconds"]["median"] for name in PASSES)
-        found.append([
-            f"{point['context']:,}", str(point["rows"]), plain(point["prefill_tokens_per_second"]),
-            plain(1e3 * step), f"{step / point['step']['floor_seconds']:.2f}", plain(1e3 * commit),
-            plain(1e3 * token), f"{token / point['token']['floor_seconds']:.2f}", plain(point["break_even"]["steps"]),
-            plain(point["assumed"]["diffusion"]), plain(point["assumed"]["autoregression"]),
-        ])  # fmt: skip
-    return found
-
-
-def parts(report: dict[str, Any]) -> list[list[str]]:
-    """Of the first context: part, milliseconds, share, floor."""
-    if not report["passes"]:
-        return []
-    found = report["passes"][0]["parts"]
-    whole = sum(found["seconds"].values())
-    return [
-        [part, plain(1e3 * seconds), f"{seconds / whole:.0%}",
-         plain(1e3 * floor) if (floor := found["floor_seconds"].get(part)) is not None else "-"]
-        for part, seconds in ((part, found["seconds"][part]) for part in (*PARTS, "rest"))
-    ]  # fmt: skip
-
-
-def modes(report: dict[str, Any]) -> list[list[str]]:
-    """One row a figure, one column a mode."""
-    found = {name: mode["summary"] for name, mode in report["modes"].items() if mode.get("summary")}
-    if not found:
-        return []
-    blocks = {name: one.get("steps_per_block") for name, one in found.items()}
-
-    def of(figure: str, scale: float = 1.0, unit: str = "") -> list[str]:
-        return [_spread(one.get(figure), scale, unit) for one in found.values()]
-
-    def steps(figure: str, scale: float = 1.0, unit: str = "") -> list[str]:
-        return [plain(one and scale * one[figure]) + (unit if one else "") for one in blocks.values()]
-
-    cold = [report["modes"][name]["cold"] for name in found]
-    return [
-        ["", *(MODES[name] for name in found)],
-        ["tokens/s of kept text", *of("tokens_per_second")],
-        ["solved", *of("solved", 100, " %")],
-        ["first text after, s: warm", *of("seconds_to_first")],
-        ["  cold, the first of the process", *(plain(run["seconds_to_first"]) for run in cold)],
-        ["tokens per forward", *of("tokens_per_forward")],
-        ["steps a block: mean", *steps("mean")],
-        ["  p50", *steps("p50")],
-        ["  p90", *steps("p90")],
-        ["  share at the cap", *steps("at_cap", 100, " %")],
-        ["ms a step, prefill and commits in it", *of("seconds_per_step", 1e3)],
-        ["peak memory of the process so far", *(gigabytes(report["modes"][name]["peak_memory"]) for name in found)],
-    ]
-
-
-def show(report: dict[str, Any]) -> None:
-    """The tables, on standard output."""
-    told = header(report)
-    if ceilings := report.get("ceilings"):
-        rates = f"copy {plain(ceilings['copy_bytes_per_second'] / 1e9)} GB/s read and written, product "
-        told.append(("ceilings", f"{rates}{flops(ceilings['product_flops_per_second'])}/s"))
-    print_lines(told + passes(report))
-    for rows in (grid(report), modes(report)):
-        if rows:
-            print_table(rows[0], rows[1:])
-    if rows := parts(report):
-        print_table(("part of a step", "ms", "share", "floor, ms"), rows)
-    notes = [(f"not told: {name}", reason) for name, reason in report["missing"].items()]
+def show(report: Report) -> None:
+    """Prints the tables."""
+    print_lines(header(report))
+    points, notes = report["passes"], [(f"not known: {name}", why) for name, why in report["missing"].items()]
+    if points:
+        print_table(["passes", *[""] * len(points)], rows((*PASS, *ASSUMED), points))
+    if modes := [mode for mode in MODES if lookup(report, f"modes.{mode}.summary")]:
+        print_table(["answers", *map(MODES.get, modes)], rows(ANSWERS, [report["modes"][mode] for mode in modes]))
+    if points:
+        print_table(("part of a step", "ms", "share", "floor, ms"), part_rows(points[0]))
     if report["interrupted"]:
         notes.append(("interrupted", "these are the figures till then"))
     if notes:
