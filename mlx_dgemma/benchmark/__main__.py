@@ -1,5 +1,5 @@
-"""`python -m mlx_dgemma.benchmark` measures diffusion and autoregression on this machine; `predict`, `compare`, `steps` and
-`baseline` are commands beside it."""
+"""`python -m mlx_dgemma.benchmark` measures diffusion and autoregression on this machine; `predict`, `compare`, `steps`
+and `baseline` are commands beside it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from ..errors import Mistake
 from ..terminal.command import Parser, at_least, run
 from . import baseline, compare, predict, steps
 from .plot import check, plot_report
-from .report import show, write_report
+from .report import write_report
 from .settings import Settings
+from .tables import show
 
 NAME = "mlx_dgemma.benchmark"
 OTHERS = {"predict": predict, "compare": compare, "steps": steps, "baseline": baseline}

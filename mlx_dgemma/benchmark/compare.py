@@ -6,20 +6,13 @@ import argparse
 import json
 from pathlib import Path
 
-from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
 from ..terminal.command import Parser
 from .plot import check, plot_comparison
-from .report import MODES, PASS, Figure, Report, lookup, percent, plain, print_table, read_report, rows, speed
+from .report import MODES, Report, lookup, read_report, speed
+from .tables import MACHINE, PASS, Figure, percent, plain, print_table, rows
 
-TABLE: list[Figure] = [
-    ("memory", "machine.device.memory", gigabytes),
-    ("", "machine.device.shared_memory", lambda shared: "shared with the CPU" if shared else "the GPU's own"),
-    ("backend", "machine.device.backend", str),
-    ("precision", "settings.precision", str),
-    ("copy, GB/s", "ceilings.copy_bytes_per_second", lambda rate: plain(rate, 1e-9)),
-    ("product, TFLOP/s", "ceilings.product_flops_per_second", lambda rate: plain(rate, 1e-12)),
-    *((title, f"passes.0.{path}", write) for title, path, write in PASS),
+ANSWERS: list[Figure] = [
     ("steps a block, mean", "modes.diffusion.summary.steps_per_block.mean", plain),
     ("solved", "modes.diffusion.summary.solved.median", percent),
 ]
@@ -61,17 +54,19 @@ def command(options: argparse.Namespace) -> int:
     if options.plot:
         check(Path(options.plot))
     named = read_named(options.reports)
-    speeds = [{mode: speed(report, mode) for mode in MODES} for _, report in named]
+    reports = [report for _, report in named]
+    speeds = [{mode: speed(report, mode) for mode in MODES} for report in reports]
     if options.plot:
         drawn = [(name, report) for name, report in named if report["passes"]]
         if not drawn:
             raise Mistake(f"--plot {options.plot}: no pass was measured in these reports, there is nothing to draw")
         plot_comparison(drawn, Path(options.plot))
     if options.json:
-        figures = [{key: lookup(report, path) for key, path in JSON.items()} for _, report in named]
+        figures = [{key: lookup(report, path) for key, path in JSON.items()} for report in reports]
         print(json.dumps([{"name": n} | f | s for (n, _), f, s in zip(named, figures, speeds, strict=True)]))
         return 0
-    table = rows(TABLE, [report for _, report in named])
-    table += rows([(f"tokens/s, {title}", mode, plain) for mode, title in MODES.items()], speeds)
+    table = rows(MACHINE, reports) + rows(PASS, [lookup(report, "passes.0") for report in reports])
+    table += rows(ANSWERS, reports)
+    table += rows([(f"tokens/s as answered, {title}", mode, plain) for mode, title in MODES.items()], speeds)
     print_table(["", *(name for name, _ in named)], table)
     return 0

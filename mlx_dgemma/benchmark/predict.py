@@ -1,4 +1,4 @@
-"""Predicts which mode is faster on a machine: from its bandwidth, its FLOP rates and the counted work, or from a report.
+"""Predicts which mode is faster on a machine, from its bandwidth, its FLOP rates and the counted work, or a report.
 
 Both modes are taken at the machine's ceilings, so each number is an upper bound and their ratio an estimate. What was
 measured, by others or in a report, stands beside it.
@@ -18,8 +18,9 @@ from ..errors import Mistake
 from ..terminal.command import Parser, at_least
 from .count import PRECISIONS, BreakEven, Count, precision, tokens_per_second
 from .devices import device, devices
-from .report import equal, ms, plain, print_lines, read_report
+from .report import read_report
 from .shapes import published
+from .tables import ms, plain, print_lines
 
 SHAPE = "26b-a4b"  # of which there are measurements
 STEPS = (4, 8, 12, 16, 24, 32, 48)
@@ -97,6 +98,13 @@ def predict_report(path: Path) -> dict[str, Any]:
     }  # fmt: skip
     step, token = (point[name]["seconds"]["median"] for name in ("step", "token"))
     return with_advice(found, [{"step": step, "token": token, **point["break_even"], "source": str(path)}])
+
+
+def equal(even: dict[str, Any]) -> str:
+    """Says where both modes are equally fast."""
+    if even["steps"] < 1:
+        return "none: not even one step a block would be few enough for diffusion"
+    return f"{plain(even['steps'])} steps a block = {plain(even['tokens_per_forward'])} tokens per forward"
 
 
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:

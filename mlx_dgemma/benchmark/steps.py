@@ -13,9 +13,10 @@ from ..errors import Mistake
 from ..terminal.command import Parser, at_least, progress
 from .plot import check, plot_steps
 from .prompts import Prompt, from_tasks
-from .report import print_table
 from .runs import Run, Writer, solve_rate, speed, steps_per_block, writer
 from .shapes import is_embedded
+from .tables import Figure, percent, print_table, rows
+from .tasks import LEARNT
 
 CAPS = (4, 8, 12, 16, 24, 32, 48)
 
@@ -92,15 +93,14 @@ def command(options: argparse.Namespace) -> int:
     return 0 if count == len(prompts) else 130
 
 
-def _row(title: str, point: dict[str, Any]) -> list[str]:
-    blocks = point["steps_per_block"]
-    steps = [f"{blocks['mean']:.2f}", f"{blocks['at_cap']:.0%}"] if blocks else ["-", "-"]
-    solved = [f"{rate:.0%}" for rate in point["solved_by_task"].values()]
-    return [title, f"{point['solved']:.1%}", *steps, f"{point['tokens_per_second']:.4g}", *solved]
-
-
 def show(curve: dict[str, Any]) -> None:
-    titles = ("steps at most", "solved", "taken, mean", "at the cap", "tokens/s")
-    rows = [_row(str(point["max_denoising_steps"]), point) for point in curve["points"]]
-    rows.append(_row("left to right", curve["autoregression"]))
-    print_table((*titles, *curve["autoregression"]["solved_by_task"]), rows)
+    points = [*curve["points"], curve["autoregression"]]
+    figures: list[Figure] = [
+        ("solved", "solved", "{:.1%}".format),
+        *((f"  {task}", f"solved_by_task.{task}", percent) for task in LEARNT),
+        ("steps a block, mean", "steps_per_block.mean", "{:.2f}".format),
+        ("  share at the cap", "steps_per_block.at_cap", percent),
+        ("tokens/s", "tokens_per_second", "{:.4g}".format),
+    ]
+    caps = [str(point["max_denoising_steps"]) for point in curve["points"]]
+    print_table(["steps at most", *caps, "left to right"], rows(figures, points))

@@ -10,9 +10,9 @@ import pytest
 
 from mlx_dgemma.benchmark import machine, measure
 from mlx_dgemma.benchmark.__main__ import main
-from mlx_dgemma.benchmark.passes import spread
-from mlx_dgemma.benchmark.report import KEY, VERSION, show
-from mlx_dgemma.benchmark.runs import summary
+from mlx_dgemma.benchmark.report import KEY, VERSION
+from mlx_dgemma.benchmark.runs import spread, summary
+from mlx_dgemma.benchmark.tables import show
 
 QUICK = ["--context", "64", "--repeat", "3", "--seeds", "2", "--each", "1", "--max-denoising-steps", "6"]
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
@@ -113,7 +113,8 @@ def test_ctrl_c_keeps_what_is_measured(monkeypatch, tmp_path, capsys):
             "solved": True,
         }
 
-    monkeypatch.setattr(measure, "write_prompt", lambda *_: interrupted)
+    writer = measure.writer
+    monkeypatch.setattr(measure, "writer", lambda *a: interrupted if a[-1].mode == "ar" else writer(*a))
     out = tmp_path / "report.json"
     assert main([*QUICK, "--out", str(out)]) == 130
     report = json.loads(out.read_text())
