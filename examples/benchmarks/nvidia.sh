@@ -33,7 +33,7 @@ for cache in dynamic static; do
     part "transformers-$cache" $python examples/benchmarks/transformers_step.py --shape "$shape" --cache $cache \
         --precision $plain --context "${contexts%%,*}"
 done
-part tests $python -m pytest -q tests/test_torch_cuda.py tests/test_torch_kernels.py
+part tests $python -m pytest -q tests/torch_backend/test_torch_cuda.py tests/torch_backend/test_torch_kernels.py
 for precision in $precisions; do
     part "$precision-grid" $python -m mlx_dgemma.benchmark --backend torch --dummy "$shape" --precision "$precision" \
         --context "$contexts" --batch "$batches" --repeat 5 --json --out "$out/$precision-grid.json"

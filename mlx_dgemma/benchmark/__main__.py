@@ -11,9 +11,10 @@ from typing import Any
 from ..errors import Mistake
 from ..terminal.command import Parser, at_least, run
 from . import baseline, compare, predict, steps
+from .measure import Measurement
 from .plot import check, plot_report
 from .report import write_report
-from .settings import Settings
+from .subject import Settings
 from .tables import show
 
 NAME = "mlx_dgemma.benchmark"
@@ -67,8 +68,6 @@ def settings_of(given: dict[str, Any]) -> Settings:
 
 
 def measure(given: dict[str, Any], command: list[str]) -> int:
-    from .measure import Measurement
-
     as_json, out, plot = given.pop("json"), given.pop("out"), given.pop("plot")
     settings = settings_of(given)
     if plot:

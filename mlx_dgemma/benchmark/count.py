@@ -113,7 +113,9 @@ class Count:
             "attention": 4 * tokens * config.num_attention_heads * scores,
         }
         chosen = 1 - (1 - active) ** tokens  # share of experts that a token goes to, each taking its experts at random
-        keys = sum(layer.num_key_value_heads * layer.head_dim * self._visible(layer, context) for layer in config.layers)
+        keys = sum(
+            layer.num_key_value_heads * layer.head_dim * self._visible(layer, context) for layer in config.layers
+        )
         read = {
             "linears": sum(map(self._stored, _LINEARS)),
             "experts": self._stored("experts") * chosen,

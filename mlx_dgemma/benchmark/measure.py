@@ -25,9 +25,8 @@ from .passes import Passes, check_context, measure_passes
 from .prompts import Prompt, from_file, from_kinds, from_tasks
 from .report import KEY, VERSION, Report
 from .runs import Run, Writer, baseline_writer, summary, writer
-from .settings import Settings
 from .shapes import is_embedded
-from .subject import Subject, open_subject
+from .subject import Settings, Subject, load_checkpoint, make_dummy
 
 ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
 
@@ -84,7 +83,7 @@ class Measurement:
     def load(self) -> Subject:
         settings, start = self.settings, time.perf_counter()
         with phase("loading"):
-            subject = open_subject(settings)
+            subject = make_dummy(settings) if settings.dummy else load_checkpoint(settings)
             tools = instruments(subject.backend)
             tools.wait()
         seconds, stored = time.perf_counter() - start, tools.weight_bytes(subject.model)
@@ -160,7 +159,10 @@ class Measurement:
         runs: list[Run] = found["runs"]
         seeds = range(self.settings.seed, self.settings.seed + self.settings.seeds)
         try:
-            with phase(f"{mode}, {len(prompts)} prompts x {len(seeds)} seeds"), progress(len(seeds) * len(prompts)) as bar:
+            with (
+                phase(f"{mode}, {len(prompts)} prompts x {len(seeds)} seeds"),
+                progress(len(seeds) * len(prompts)) as bar,
+            ):
                 for seed, prompt in itertools.product(seeds, prompts):
                     runs.append(write(prompt, seed))
                     bar()

@@ -33,6 +33,21 @@ def check_context(facts: Facts, context: int) -> None:
         raise Mistake(f"--context {context}: the model has room for {room} tokens before its canvases")
 
 
+def endless_blocks(
+    model: DiffusionModel, caches: Sequence[Cache], sampling: Sampling, seed: int
+) -> tuple[Batch, list[Writing]]:
+    """Starts a canvas behind each of `caches`, to be denoised for `sampling.max_denoising_steps` passes whatever it
+    predicts."""
+    sampling = replace(sampling, stability_threshold=sampling.max_denoising_steps)
+    batch, writings, facts = Batch(model, len(caches)), [], model.facts
+    for number, cache in enumerate(caches):
+        layout = Open(facts, facts.max_position_embeddings - cache.length, max_tokens=1)
+        rng = np.random.default_rng(seed + number)
+        writings.append(Writing(model, Text(), layout=layout, sampling=sampling, rng=rng, cache=cache))
+        batch.add(writings[-1])
+    return batch, writings
+
+
 @dataclass(frozen=True)
 class Passes:
     """Times the passes of `rows` sequences at once, each behind `context` random tokens, `repeat` times.
@@ -70,15 +85,9 @@ class Passes:
 
     def steps(self, cache: Cache) -> tuple[list[float], list[Row]]:
         """Times denoise steps of blocks that do not settle; and returns rows as they are late in a block."""
-        passes, room = self.repeat + 1, self.model.facts.max_position_embeddings - self.context
-        sampling = replace(self.sampling, max_denoising_steps=passes + 1, stability_threshold=passes + 1)
-        batch, writings = Batch(self.model, self.rows), []
-        for number in range(self.rows):
-            layout, rng = Open(self.model.facts, room, max_tokens=1), np.random.default_rng(self.seed + number)
-            text = Text()  # the cache holds it already
-            writing = Writing(self.model, text, layout=layout, sampling=sampling, rng=rng, cache=cache.copy())
-            writings.append(writing)
-            batch.add(writing)
+        passes = self.repeat + 1
+        sampling = replace(self.sampling, max_denoising_steps=passes + 1)
+        batch, writings = endless_blocks(self.model, [cache.copy() for _ in range(self.rows)], sampling, self.seed)
         seconds = [self._timed(batch.step) for _ in range(passes)]
         return seconds, [writing.row() for writing in writings]
 
