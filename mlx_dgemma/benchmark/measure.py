@@ -17,14 +17,13 @@ from typing import Any
 from ..checkpoint.hub import is_hub_id
 from ..errors import NotFound
 from ..load import baseline, instruments
-from ..terminal.command import progress
 from ..writing.ask import Ask
 from . import machine
 from .count import Count, parameters
 from .passes import Passes, check_context, measure_passes
 from .prompts import Prompt, from_file, from_kinds, from_tasks
 from .report import KEY, VERSION, Report
-from .runs import Run, Writer, baseline_writer, summary, writer
+from .runs import Run, Writer, answer_all, baseline_writer, summary, writer
 from .shapes import is_embedded
 from .subject import Settings, Subject, load_checkpoint, make_dummy
 
@@ -159,13 +158,8 @@ class Measurement:
         runs: list[Run] = found["runs"]
         seeds = range(self.settings.seed, self.settings.seed + self.settings.seeds)
         try:
-            with (
-                phase(f"{mode}, {len(prompts)} prompts x {len(seeds)} seeds"),
-                progress(len(seeds) * len(prompts)) as bar,
-            ):
-                for seed, prompt in itertools.product(seeds, prompts):
-                    runs.append(write(prompt, seed))
-                    bar()
+            with phase(f"{mode}, {len(prompts)} prompts x {len(seeds)} seeds"):
+                answer_all([(write, prompt, seed, runs) for seed in seeds for prompt in prompts])
         finally:
             found["summary"] = summary(runs, cap) if runs else None
             found["peak_memory"] = peak_memory()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Mistake
 from .count import PARTS, tokens_per_second
-from .report import Report, speed
+from .report import MODES, Report, lookup, speed
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -53,32 +53,26 @@ def draw_speed(axes: Axes, report: Report) -> None:
     """Draws tokens a second over steps a block: lines from the timed passes, marks where answers were measured."""
     point, canvas = report["passes"][0], report["config"]["canvas_length"]
     step, commit, token = (point[name]["seconds"]["median"] for name in ("step", "commit", "token"))
-    rows, even = point["rows"], point["break_even"]
-    steps = [n / 4 for n in range(4, 4 * 48 + 1)]
+    rows, even, steps = point["rows"], point["break_even"], range(1, 49)
     speeds = [tokens_per_second(canvas, n, step, commit, rows) for n in steps]
-    axes.plot(steps, speeds, color=BLUE, lw=2, label="diffusion, full canvases")
+    axes.loglog(steps, speeds, color=BLUE, lw=2, label="diffusion, full canvases")
     axes.axhline(rows / token, color=ORANGE, lw=2, label="left to right")
     if 1 <= even["steps"] <= 48:
         label = f"equal at {even['steps']:.1f} steps,\n{even['tokens_per_forward']:.1f} tokens per forward"
         axes.axvline(even["steps"], color=GREY, lw=1, ls=":", label=label)
-    for mode, label, colour, mark in (
-        ("diffusion", "diffusion, answers", BLUE, "o"),
-        ("autoregression", "left to right, answers", ORANGE, "o"),
-        ("baseline", "AR model, answers", ORANGE, "s"),
-    ):
-        if not (summary := report["modes"].get(mode, {}).get("summary")):
-            continue
-        rate, mean = summary["tokens_per_second"], summary.get("steps_per_block", {}).get("mean", 48)
-        around = [[rate["median"] - rate["min"]], [rate["max"] - rate["median"]]]
-        axes.errorbar([mean], [rate["median"]], around, fmt=mark, color=colour, clip_on=False, zorder=4, label=label)
-    axes.set(xscale="log", yscale="log", xlabel="steps a block", ylabel="tokens a second", xlim=(1, 48))
+    for mode, title in MODES.items():
+        if rate := lookup(report, f"modes.{mode}.summary.tokens_per_second"):
+            mean = lookup(report, f"modes.{mode}.summary.steps_per_block.mean") or 48
+            around = [[rate["median"] - rate["min"]], [rate["max"] - rate["median"]]]
+            look = {"color": BLUE if mode == "diffusion" else ORANGE, "fmt": "s" if mode == "baseline" else "o"}
+            axes.errorbar([mean], [rate["median"]], around, **look, clip_on=False, label=f"{title}, answers")
+    axes.set(xlabel="steps a block", ylabel="tokens a second", xlim=(1, 48))
     axes.set_xticks([1, 2, 4, 8, 16, 32, 48], labels=["1", "2", "4", "8", "16", "32", "48"])
     axes.yaxis.set_major_locator(pyplot().matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:,.4g}")
     axes.minorticks_off()
     axes.legend()
-    company = "one sequence" if rows == 1 else f"{rows} sequences at once"
-    axes.set_title(f"Speed, {point['context']:,} tokens of context, {company}")
+    axes.set_title(f"Speed, {point['context']:,} tokens of context, {rows} at once")
 
 
 def draw_parts(axes: Axes, reports: Sequence[tuple[str, Report]]) -> None:
@@ -129,23 +123,20 @@ def plot_comparison(reports: Sequence[tuple[str, Report]], path: Path) -> None:
 
 def plot_steps(curve: dict[str, Any], path: Path) -> None:
     """Draws solve rate and speed over the cap on steps, points measured; left to right as a line."""
-    figure, axes = pyplot().subplots(2, 1, figsize=(7, 6.2), sharex=True, layout="constrained")
-    points, other = curve["points"], curve["autoregression"]
-    caps = [point["max_denoising_steps"] for point in points]
-    for panel, name, scale, label in (
-        (axes[0], "solved", 100, "tasks solved, %"),
-        (axes[1], "tokens_per_second", 1, "tokens a second"),
-    ):
-        values = [scale * point[name] for point in points]
-        panel.plot(caps, values, "o-", color=BLUE, lw=2, clip_on=False, label="diffusion")
+    figure, (top, bottom) = pyplot().subplots(2, 1, figsize=(7, 6.2), sharex=True, layout="constrained")
+    caps = [point["max_denoising_steps"] for point in curve["points"]]
+    for axes, name, scale, label in ((top, "solved", 100, "solved, %"), (bottom, "tokens_per_second", 1, "tokens/s")):
+        values, beside = [scale * point[name] for point in curve["points"]], scale * curve["autoregression"][name]
+        axes.semilogx(caps, values, "o-", color=BLUE, lw=2, clip_on=False, label="diffusion")
         for cap, value in zip(caps, values, strict=True):
-            panel.annotate(f"{value:.3g}", (cap, value), (0, -15), textcoords="offset points", ha="center", color=BLUE)
-        panel.axhline(scale * other[name], color=ORANGE, lw=1.5, label=f"left to right, {scale * other[name]:.3g}")
-        panel.set(ylabel=label, xscale="log")
-        panel.set_ylim(bottom=0, top=100 if name == "solved" else None)
-        panel.legend(loc="lower right" if name == "solved" else "upper right")
-    axes[1].set_xticks(caps, labels=[str(cap) for cap in caps])
-    axes[1].minorticks_off()
-    axes[1].set_xlabel("steps that a block may take")
-    axes[0].set_title(f"{curve['prompts']} prompts of {len(other['solved_by_task'])} tasks, the embedded model")
+            axes.annotate(f"{value:.3g}", (cap, value), (0, -15), textcoords="offset points", ha="center", color=BLUE)
+        axes.axhline(beside, color=ORANGE, lw=1.5, label=f"left to right, {beside:.3g}")
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel(label)
+        axes.legend(loc="best")
+    bottom.set_xticks(caps, labels=[str(cap) for cap in caps])
+    bottom.minorticks_off()
+    bottom.set_xlabel("steps that a block may take")
+    tasks = len(curve["autoregression"]["solved_by_task"])
+    top.set_title(f"{curve['prompts']} prompts of {tasks} tasks, the embedded model")
     save(figure, path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..seam.model import DiffusionModel
+from ..terminal.command import progress
 from ..tokens.tokenizer import Tokenizer
 from ..writing.answer import Answer
 from ..writing.ask import Ask
@@ -72,6 +73,15 @@ def baseline_writer(baseline: Baseline) -> Writer:
         }  # fmt: skip
 
     return write
+
+
+def answer_all(jobs: Sequence[tuple[Writer, Prompt, int, list[Run]]]) -> None:
+    """Answers prompt after prompt, each job a writer, a prompt, a seed, and the list that its run is added to. What is
+    there when Ctrl-C comes is kept."""
+    with progress(len(jobs)) as bar:
+        for write, prompt, seed, runs in jobs:
+            runs.append(write(prompt, seed))
+            bar()
 
 
 def solve_rate(runs: Sequence[Run]) -> float | None:

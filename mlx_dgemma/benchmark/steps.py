@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Mistake
-from ..terminal.command import Parser, at_least, progress
+from ..load import load
+from ..terminal.command import Parser, at_least
+from ..writing.ask import Ask
 from .plot import check, plot_steps
-from .prompts import Prompt, from_tasks
-from .runs import Run, Writer, solve_rate, speed, steps_per_block, writer
+from .prompts import from_tasks
+from .runs import Run, answer_all, solve_rate, speed, steps_per_block, writer
 from .shapes import is_embedded
 from .tables import Figure, percent, print_table, rows
 from .tasks import LEARNT
@@ -38,37 +40,16 @@ def parser() -> Parser:
 
 def point(runs: list[Run], cap: int) -> dict[str, Any]:
     """Sums up all runs with one cap."""
-    tasks = {task: [run for run in runs if run["prompt"] == task] for task in dict.fromkeys(r["prompt"] for r in runs)}
+    tasks = {task: [run for run in runs if run["prompt"] == task] for task in LEARNT}
     return {
         "solved": solve_rate(runs),
-        "solved_by_task": {task: solve_rate(own) for task, own in tasks.items()},
+        "solved_by_task": {task: solve_rate(answers) for task, answers in tasks.items() if answers},
         "tokens_per_second": speed(runs),
         "steps_per_block": steps_per_block(runs, cap),
     }
 
 
-def answer_all(writers: dict[int, Writer], prompts: list[Prompt], seed: int) -> dict[int, list[Run]]:
-    """Has all writers answer each prompt before the next: a machine that slows down slows them all. What is there when
-    Ctrl-C comes is kept."""
-    runs: dict[int, list[Run]] = {cap: [] for cap in writers}
-    for write in writers.values():
-        write(prompts[0], seed)  # cold
-    try:
-        with progress(len(prompts)) as bar:
-            for number, prompt in enumerate(prompts):
-                answers = {cap: write(prompt, seed + number) for cap, write in writers.items()}
-                for cap, run in answers.items():
-                    runs[cap].append(run)
-                bar()
-    except KeyboardInterrupt:
-        print("interrupted: what was measured is kept", file=sys.stderr)
-    return runs
-
-
 def command(options: argparse.Namespace) -> int:
-    from ..load import load
-    from ..writing.ask import Ask
-
     if options.plot:
         check(Path(options.plot))
     model, tokenizer, sampling = load(options.model, backend=options.backend)
@@ -77,10 +58,17 @@ def command(options: argparse.Namespace) -> int:
     prompts = from_tasks(tokenizer, model.facts.canvas_length, options.each)
     asks = {0: Ask(mode="ar")} | {cap: Ask(sampling=replace(sampling, max_denoising_steps=cap)) for cap in CAPS}
     writers = {cap: writer(model, tokenizer, ask) for cap, ask in asks.items()}
-    runs = answer_all(writers, prompts, options.seed)
-    count = len(runs[0])
+    runs: dict[int, list[Run]] = {cap: [] for cap in writers}
+    answer_all([(write, prompts[0], options.seed, []) for write in writers.values()])  # cold
+    numbered = enumerate(prompts, options.seed)
+    try:  # all answer a prompt before the next: a machine that slows down slows them all
+        answer_all([(write, prompt, n, runs[cap]) for n, prompt in numbered for cap, write in writers.items()])
+    except KeyboardInterrupt:
+        print("interrupted: what was measured is kept", file=sys.stderr)
+    count = min(map(len, runs.values()))
     if not count:
         return 130
+    runs = {cap: answers[:count] for cap, answers in runs.items()}
     curve = {
         "prompts": count,
         "seed": options.seed,

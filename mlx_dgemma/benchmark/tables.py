@@ -38,18 +38,15 @@ def spread(values: dict[str, float], scale: float = 1.0, unit: str = "") -> str:
     return f"{median}{unit}" + (f" ({least}-{most})" if least != most else "")
 
 
-def _pairs(values: dict[str, str | float]) -> str:
-    return ", ".join(f"{name} {value if isinstance(value, str) else plain(value)}" for name, value in values.items())
+def _pairs(values: dict[str, Any]) -> str:
+    known = {name: value for name, value in values.items() if value is not None}
+    return ", ".join(f"{name} {plain(v) if isinstance(v, float) else v}" for name, v in known.items()) or "-"
 
 
 def _model(settings: dict[str, Any]) -> str:
     if settings["dummy"]:
         return f"random weights of the shape {settings['dummy']}"
     return settings["model"] or "the embedded one"
-
-
-def _gpus(gpus: list[dict[str, str]]) -> str:
-    return ", ".join(f"{gpu['power.draw']} of {gpu['power.limit']} W, {gpu['temperature.gpu']} C" for gpu in gpus)
 
 
 def _timed(name: str, title: str) -> list[Figure]:
@@ -78,13 +75,10 @@ DETAILS: list[Figure] = [
     ("bits a weight", "bits", _pairs),
     ("  of the AR model", "modes.baseline.bits", _pairs),
     ("loaded in, s", "load_seconds", plain),
-    ("power", "state.before.power", str),
-    ("thermal state", "state.before.thermal", lambda text: " ".join(text.split())),
-    ("hottest sensor, C", "state.before.celsius", plain),
-    ("GPUs", "state.before.nvidia", _gpus),
+    ("power, heat", "state.before", _pairs),
     ("system", "machine.system", str),
     ("versions", "versions", _pairs),
-    ("git", "git", lambda git: git["revision"][:9] + (", changed" if git["changed"] else "")),
+    ("git", "git", _pairs),
 ]
 PASS: list[Figure] = [
     ("tokens of context", "context", "{:,}".format),
