@@ -15,14 +15,11 @@ import time
 
 import mlx.core as mx
 import numpy as np
-from compare_step import SHAPES, config_of
+from compare_step import ON_MLX, SHAPES, config_of, random_model
 from mlx.utils import tree_flatten
 
-from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.checkpoint.names import published_name
-from mlx_dgemma.mlx_backend.dummy import PRECISIONS, dummy_mlx
-from mlx_dgemma.seam.model import Row
-from mlx_dgemma.writing.sampling import Sampling
+from mlx_dgemma.seam.model import Continuation, Draw, Text
 
 
 def theirs(model, config: dict, prompt: np.ndarray):
@@ -73,16 +70,16 @@ def split(weights: dict[str, mx.array]) -> dict[str, mx.array]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--precision", choices=ON_MLX, default="float32")
     parser.add_argument("--context", type=int, default=512, help="tokens of text before the first")
     parser.add_argument("--tokens", type=int, default=64, help="of a turn")
     parser.add_argument("--repeat", type=int, default=9)
     options = parser.parse_args()
-    config = config_of(options.shape, options.precision)
-    model = dummy_mlx(parse_config(config), options.precision)
-    prompt = np.random.default_rng(0).integers(model.config.vocab_size, size=options.context)
-    row = Row(prompt[:0], model.new_cache(), 1.0, np.zeros(0, np.float32), pending=prompt)
-    loops = {"ours": model.autoregress([row], Sampling()), "mlx_lm": theirs(model, config, prompt)}
+    config, model = config_of(options.shape, options.precision), random_model(options.shape, options.precision)
+    prompt = np.random.default_rng(0).integers(model.facts.vocab_size, size=options.context)
+    uniforms = np.zeros((options.repeat + 1) * (options.tokens + 1), np.float32)
+    text = Continuation(model.new_cache(), Text(prompt), uniforms)
+    loops = {"ours": model.autoregress([text], Draw()), "mlx_lm": theirs(model, config, prompt)}
     written: dict[str, list] = {name: [] for name in loops}
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for turn in range(options.repeat + 1):  # the first, which reads the prompt, is not counted
@@ -92,8 +89,8 @@ def main() -> None:
             written[name] += [next(loop)[0] for _ in range(options.tokens)]
             seconds[name] += [(time.perf_counter() - start) / options.tokens] if turn else []
     ratios = [a / b for a, b in zip(seconds["ours"], seconds["mlx_lm"], strict=True)]
-    found = {name: statistics.median(own) for name, own in seconds.items()}
-    written = {name: [int(token) for token in own] for name, own in written.items()}
+    found = {name: statistics.median(times) for name, times in seconds.items()}
+    written = {name: [int(token) for token in tokens] for name, tokens in written.items()}
     print(json.dumps({
         **vars(options), "seconds_a_token": found, "ratio": statistics.median(ratios), "from": min(ratios),
         "to": max(ratios), "same_tokens": written["ours"] == written["mlx_lm"],

@@ -21,15 +21,18 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_dgemma.benchmark.predict import shape as published
+from mlx_dgemma.benchmark.passes import endless_blocks
+from mlx_dgemma.benchmark.shapes import shape as published
+from mlx_dgemma.benchmark.subject import PRECISIONS
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.checkpoint.names import published_name
+from mlx_dgemma.load import dummy
 from mlx_dgemma.mlx_backend import measure
-from mlx_dgemma.mlx_backend.dummy import PRECISIONS, dummy_mlx
-from mlx_dgemma.seam.model import Row
-from mlx_dgemma.writing.sampling import Sampling, Settled, accept, renoise
+from mlx_dgemma.seam.model import Row, Text
+from mlx_dgemma.writing.sampling import Sampling
 
 TEMPERATURE, BOUND = 0.6, 0.1
+ON_MLX = ("float32", "bf16", "4bit")
 SHAPES = {  # what differs from the published one
     "small": {
         "vocab_size": 32768, "hidden_size": 704, "intermediate_size": 528, "moe_intermediate_size": 176,
@@ -49,25 +52,18 @@ def config_of(shape: str, precision: str) -> dict:
     return {**config, "dtype": dtype, "text_config": text, "vision_config": None}
 
 
+def random_model(shape: str, precision: str, peaked: float = 1.0):
+    """Makes random weights on MLX."""
+    config = parse_config(config_of(shape, precision))
+    return dummy(config, "mlx", *PRECISIONS[precision], seed=0, peaked=peaked)
+
+
 def ours(model, prompt: np.ndarray, rows: int = 1):
-    vocabulary, length, sampling = model.config.vocab_size, model.config.canvas_length, Sampling(entropy_bound=BOUND)
-    rng, caches = np.random.default_rng(1), [model.new_cache() for _ in range(rows)]
-    model.encode([prompt] * rows, caches)
-    canvases = [rng.integers(vocabulary, size=length) for _ in caches]
-    conditioning, settled = [None] * rows, [Settled(sampling) for _ in caches]
-
-    def step() -> float:
-        drawn = [rng.random(length, dtype=np.float32) for _ in caches]
-        asked = zip(canvases, caches, drawn, conditioning, strict=True)
-        found = model.denoise([Row(c, k, TEMPERATURE, u, self_conditioning=s) for c, k, u, s in asked])
-        for i, one in enumerate(found):
-            accepted = accept(one.entropy, BOUND)
-            canvases[i] = renoise(one.sample, accepted, rng.integers(vocabulary, size=length))
-            settled[i](one.argmax, one.entropy)
-            conditioning[i] = one.self_conditioning
-        return float(np.median([one.entropy for one in found]))
-
-    return step
+    caches = [model.new_cache() for _ in range(rows)]
+    model.encode([Text(prompt)] * rows, caches)
+    sampling = Sampling(entropy_bound=BOUND, t_min=TEMPERATURE, t_max=TEMPERATURE, max_denoising_steps=10**6)
+    batch, _ = endless_blocks(model, caches, sampling, seed=1)
+    return lambda: float(np.median([step.entropy for step in batch.step()]))
 
 
 def theirs(model, config: dict, prompt: np.ndarray):
@@ -87,7 +83,7 @@ def theirs(model, config: dict, prompt: np.ndarray):
         (Path(folder) / "config.json").write_text(json.dumps(config))
         (Path(folder) / "model.safetensors").touch()
         their_model = utils.load_model(Path(folder))
-    vocabulary, length = model.config.vocab_size, model.config.canvas_length
+    vocabulary, length = model.facts.vocab_size, model.facts.canvas_length
     cache = their_model.make_cache()
     their_model.diffusion_prefill_cache(mx.array(prompt)[None], cache=cache, prefill_step_size=512, chunk_prefill=True)
     context = their_model.diffusion_prepare_self_conditioning()
@@ -120,13 +116,13 @@ def in_turns(steps: dict, repeat: int) -> dict[str, float]:
             step()
             if turn >= 2:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(own) for name, own in seconds.items()}
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def report(options: argparse.Namespace) -> dict:
     config = config_of(options.shape, options.precision)
-    model = dummy_mlx(parse_config(config), options.precision, peaked=options.peaked)
-    prompt = np.random.default_rng(0).integers(model.config.vocab_size, size=options.context)
+    model = random_model(options.shape, options.precision, options.peaked)
+    prompt = np.random.default_rng(0).integers(model.facts.vocab_size, size=options.context)
     steps = {"ours": ours(model, prompt)}
     try:
         steps["mlx_vlm"] = theirs(model, config, prompt)
@@ -146,8 +142,8 @@ def report(options: argparse.Namespace) -> dict:
         rate = measure.ceilings("float32" if options.precision == "float32" else "bfloat16")["copy_bytes_per_second"]
         found["share_of_byte_floor"] = found["weights_bytes"] / rate / seconds["ours"]
         cache = model.new_cache()
-        model.encode([prompt], [cache])
-        length = model.config.canvas_length
+        model.encode([Text(prompt)], [cache])
+        length = model.facts.canvas_length
         row = Row(np.arange(length, dtype=np.int32), cache, TEMPERATURE, np.zeros(length, np.float32))
         row.self_conditioning = model.denoise([row])[0].self_conditioning
         found["parts"] = measure.step_parts(model, [row])
@@ -157,7 +153,7 @@ def report(options: argparse.Namespace) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--precision", choices=ON_MLX, default="float32")
     parser.add_argument("--peaked", type=float, default=1.0, help="factor on the logits")
     parser.add_argument("--context", type=int, default=512, help="tokens of text before the canvas")
     parser.add_argument("--rows", type=int, default=1, help="of a batch to be measured too")

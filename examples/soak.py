@@ -13,10 +13,11 @@ import time
 import mlx.core as mx
 import numpy as np
 import psutil
+from mlx_dgemma.writing.ask import Ask
 
 from mlx_dgemma import load
+from mlx_dgemma.writing.batch import diffuse
 from mlx_dgemma.writing.sampling import Sampling
-from mlx_dgemma.writing.writing import diffuse
 
 
 def main() -> None:
@@ -28,8 +29,9 @@ def main() -> None:
     print("requests  active MB  cached MB  process MB  ms a pass")
     for number in range(1, requests + 1):
         prompt = rng.integers(16, 272, size=rng.integers(1, 400))
+        ask = Ask(sampling=sampling, max_tokens=int(rng.integers(1, 193)), seed=number)
         start = time.perf_counter()
-        for _ in diffuse(model, prompt, max_tokens=int(rng.integers(1, 193)), sampling=sampling, seed=number):
+        for _ in diffuse(model, prompt, ask):
             seconds.append(time.perf_counter() - start)
             start = time.perf_counter()
         if number % max(1, requests // 10) == 0:

@@ -6,48 +6,30 @@ Prints a line each: milliseconds the other way, as it is, and the ratio; medians
 """
 
 import argparse
-from unittest import mock
 
-import mlx.core as mx
 import numpy as np
-from compare_step import SHAPES, config_of, in_turns
+from compare_step import ON_MLX, SHAPES, in_turns, random_model
 
-from mlx_dgemma.checkpoint.config import parse_config
-from mlx_dgemma.mlx_backend.cache import LayerCache
-from mlx_dgemma.mlx_backend.dummy import PRECISIONS, dummy_mlx
-from mlx_dgemma.seam.model import Row
-
-LONG = 8192
-
-
-def concatenated(layer: LayerCache, keys: mx.array, values: mx.array):
-    """`LayerCache.visible` without a place behind the text: the past is copied in every layer."""
-    start = layer.first if layer.seen is None else max(layer.first, layer.end - layer.seen)
-    past = [getattr(layer, kind)[:, :, start : layer.end] for kind in ("keys", "values")]
-    return mx.concatenate([past[0], keys], axis=2), mx.concatenate([past[1], values], axis=2)
+from mlx_dgemma.seam.model import Row, Text
 
 
 class Bench:
     def __init__(self, model):
         self.model, self.rng = model, np.random.default_rng(0)
-        self.text, self.long = model.new_cache(), model.new_cache()
+        self.text = model.new_cache()
         model.encode([self.tokens(512)], [self.text])
-        model.encode([self.tokens(LONG)], [self.long])
         self.block = self.tokens(256)
         self.eight = [self.row(self.text.copy()) for _ in range(8)]
 
-    def tokens(self, count: int) -> np.ndarray:
-        return self.rng.integers(self.model.config.vocab_size, size=count)
+    def tokens(self, count: int) -> Text:
+        return Text(self.rng.integers(self.model.facts.vocab_size, size=count))
 
-    def row(self, cache, length: int = 256, **changes) -> Row:
-        return Row(self.tokens(length), cache, 0.6, self.rng.random(length, dtype=np.float32), **changes)
+    def row(self, cache, length: int = 256, pending: Text | None = None) -> Row:
+        canvas, uniforms = self.tokens(length).tokens, self.rng.random(length, dtype=np.float32)
+        return Row(canvas, cache, 0.6, uniforms, pending=pending or Text())
 
     def denoise(self, *rows: Row):
         return lambda: self.model.denoise(rows)
-
-    def copied(self) -> None:
-        with mock.patch.object(LayerCache, "visible", concatenated):
-            self.model.denoise([self.row(self.long)])
 
     def one_by_one(self) -> None:
         for row in self.eight:
@@ -65,13 +47,11 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--precision", choices=ON_MLX, default="float32")
     parser.add_argument("--repeat", type=int, default=7)
     options = parser.parse_args()
-    model = dummy_mlx(parse_config(config_of(options.shape, options.precision)), options.precision, peaked=8)
-    bench = Bench(model)
+    bench = Bench(random_model(options.shape, options.precision, peaked=8))
     pairs = {
-        f"K and V in place, {LONG:,} tokens before": (bench.copied, lambda: model.denoise([bench.row(bench.long)])),
         "a block committed by the next one's first pass": (bench.committed_first, bench.committed_within),
         "eight rows in one pass": (bench.one_by_one, bench.denoise(*bench.eight)),
         "a canvas of 128": (bench.denoise(bench.row(bench.text)), bench.denoise(bench.row(bench.text, 128))),

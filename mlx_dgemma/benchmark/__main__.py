@@ -1,18 +1,21 @@
-"""`python -m mlx_dgemma.benchmark`: diffusion and autoregression, measured on this machine; and what belongs to it:
-`predict`, `compare`, `steps`, `baseline`."""
+"""`python -m mlx_dgemma.benchmark` measures diffusion and autoregression on this machine; `predict`, `compare`, `steps`
+and `baseline` are commands beside it."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..errors import Mistake
 from ..terminal.command import Parser, at_least, run
 from . import baseline, compare, predict, steps
+from .measure import Measurement
 from .plot import check, plot_report
-from .report import show, write_report
+from .report import write_report
+from .subject import Settings
+from .tables import show
 
 NAME = "mlx_dgemma.benchmark"
 OTHERS = {"predict": predict, "compare": compare, "steps": steps, "baseline": baseline}
@@ -52,35 +55,33 @@ def parser() -> Parser:
     return parser
 
 
-def check_options(options: argparse.Namespace) -> None:
-    """Which of them go together, and what is asked for can be written. Before anything is loaded."""
-    if options.dummy:
-        clash = [
-            f"--{name.replace('_', '-')}" for name in ("model", "prompts", "ar_model", "dtype") if vars(options)[name]
-        ]
+def settings_of(given: dict[str, Any]) -> Settings:
+    """Checks which flags go together, before anything is loaded."""
+    if given["dummy"]:
+        clash = [f"--{name.replace('_', '-')}" for name in ("model", "prompts", "ar_model", "dtype") if given[name]]
         if clash:
             raise Mistake(f"--dummy has random weights and no tokenizer: leave out {', '.join(clash)}")
-        options.precision, options.peaked = options.precision or "bf16", options.peaked or 1.0
-    elif options.precision or options.peaked:
+        given = {**given, "precision": given["precision"] or "bf16", "peaked": given["peaked"] or 1.0}
+    elif given["precision"] or given["peaked"]:
         raise Mistake("--precision and --peaked are of --dummy NAME; a checkpoint is taken as it is stored")
-    if options.plot:
-        check(Path(options.plot))
-    if options.out and not Path(options.out).absolute().parent.is_dir():
-        raise Mistake(f"--out {options.out}: there is no folder {Path(options.out).parent}")
+    return Settings(**given)
 
 
-def measure(options: argparse.Namespace, command: list[str]) -> int:
-    from .measure import Measurement
-
-    check_options(options)
-    measurement = Measurement(options, [NAME, *command])
+def measure(given: dict[str, Any], command: list[str]) -> int:
+    as_json, out, plot = given.pop("json"), given.pop("out"), given.pop("plot")
+    settings = settings_of(given)
+    if plot:
+        check(Path(plot))
+    if out and not Path(out).absolute().parent.is_dir():
+        raise Mistake(f"--out {out}: there is no folder {Path(out).parent}")
+    measurement = Measurement(settings, [NAME, *command])
     measurement.run()
     report = measurement.report
-    if options.out:
-        write_report(Path(options.out), report)
-    if options.plot and report["passes"]:
-        plot_report(report, Path(options.plot))
-    print(json.dumps(report, ensure_ascii=False)) if options.json else show(report)
+    if out:
+        write_report(Path(out), report)
+    if plot and report["passes"]:
+        plot_report(report, Path(plot))
+    print(json.dumps(report, ensure_ascii=False)) if as_json else show(report)
     return 130 if report["interrupted"] else 0
 
 
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         options = module.parser().parse_args(given[1:])
         return run(f"{NAME} {given[0]}", lambda: module.command(options))
     options = parser().parse_args(given)
-    return run(NAME, lambda: measure(options, given))
+    return run(NAME, lambda: measure(vars(options), given))
 
 
 if __name__ == "__main__":

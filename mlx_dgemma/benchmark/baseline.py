@@ -1,12 +1,12 @@
-"""The model to compare with: an autoregressive checkpoint, each layer stored as the diffusion model's is."""
+"""Makes the model to compare with: an autoregressive checkpoint, each layer stored as the diffusion model's is."""
 
 from __future__ import annotations
 
 import argparse
 
 from ..convert import recipes
+from ..load import baseline
 from ..terminal.command import Parser
-from .measure import backend_module
 
 
 def parser() -> Parser:
@@ -26,9 +26,8 @@ def parser() -> Parser:
 
 def command(options: argparse.Namespace) -> int:
     default = recipes.quantization(options.q_mode, options.q_bits, options.q_group_size)
-    recipe = recipes.choose(options.quant_predicate, default, ())
-    made = backend_module("mlx", "baseline")
-    made.build(options.hf_path, options.mlx_path, recipe)
-    bits = made.Baseline(options.mlx_path).bits
+    library = baseline("mlx")
+    library.build(options.hf_path, options.mlx_path, recipes.choose(options.quant_predicate, default, ()))
+    bits = library.Baseline(options.mlx_path).bits
     print(f"{options.mlx_path}: bits a weight: " + ", ".join(f"{name} {value:.3g}" for name, value in bits.items()))
     return 0

@@ -1,4 +1,4 @@
-"""The machine as it is now: what it is, how it is powered, how warm, and which code runs on it.
+"""Describes the machine as it is now: what it is, how it is powered, how warm, and which code runs on it.
 
 What the system does not tell is None; `missing` says why. Nothing here names the machine or its user.
 """
@@ -20,7 +20,7 @@ QUERY = ("name", "driver_version", "power.draw", "power.limit", "temperature.gpu
 
 
 def _output(*command: str) -> str | None:
-    """Of a command that asks and changes nothing; None where there is none, or it fails."""
+    """Runs a command that asks and changes nothing; None where there is none, or it fails."""
     if shutil.which(command[0]) is None:
         return None
     try:
@@ -31,38 +31,27 @@ def _output(*command: str) -> str | None:
 
 
 def revision() -> dict[str, Any] | None:
-    """Of the checkout that this package lies in; None if it was installed from a wheel."""
+    """Asks git about the checkout that this package lies in; None if it was installed from a wheel."""
     git = ("git", "-C", str(PACKAGE))
     if _output(*git, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
-    return {
-        "revision": _output(*git, "rev-parse", "HEAD"),
-        "changed": _output(*git, "status", "--porcelain") is not None,
-    }
+    changed = _output(*git, "status", "--porcelain") is not None
+    return {"revision": _output(*git, "rev-parse", "HEAD"), "changed": changed}
 
 
 def versions() -> dict[str, str]:
     from .. import __version__
 
-    found = {"mlx_dgemma": __version__, "python": platform.python_version(), "numpy": np.__version__}
+    installed = {"mlx_dgemma": __version__, "python": platform.python_version(), "numpy": np.__version__}
     for name in ("mlx", "mlx-lm", "torch", "transformers"):
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
-def _nvidia() -> list[dict[str, str]] | None:
-    """One entry a GPU, values as the driver prints them: W, C, MHz."""
-    told = _output("nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits")
-    return told and [
-        dict(zip(QUERY, (value.strip() for value in line.split(",")), strict=False)) for line in told.splitlines()
-    ]
-
-
-def _mains() -> str | None:
-    """ "mains", "battery" with its charge, or None where no battery is known."""
+def _power() -> str | None:
     import psutil
 
     battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
@@ -71,37 +60,40 @@ def _mains() -> str | None:
     return "mains" if battery.power_plugged else f"battery at {battery.percent:.0f} %"
 
 
-def _hottest() -> float | None:
+def _celsius() -> float | None:
     import psutil
 
     sensors = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
-    return max((one.current for group in sensors.values() for one in group), default=None)
+    return max((sensor.current for group in sensors.values() for sensor in group), default=None)
+
+
+def _nvidia() -> list[dict[str, str]] | None:
+    """Returns one entry a GPU, values as the driver prints them: W, C, MHz."""
+    output = _output("nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits")
+    return output and [dict(zip(QUERY, line.split(", "), strict=False)) for line in output.splitlines()]
+
+
+REASONS = {  # probe -> why it may know nothing
+    "power": "no battery, or the system does not tell what feeds the machine",
+    "thermal": "there is no pmset on this system",
+    "celsius": "the system shows no temperature sensors",
+    "nvidia": "there is no nvidia-smi, or it does not answer",
+}
 
 
 def state() -> dict[str, Any]:
-    """Power and heat, now. `thermal` is what `pmset -g therm` says, `nvidia` what nvidia-smi does, `celsius` of the
-    hottest sensor."""
-    return {
-        "power": _mains(),
-        "thermal": _output("pmset", "-g", "therm"),
-        "celsius": _hottest(),
-        "nvidia": _nvidia(),
-    }
+    """Reads power and heat: `thermal` as `pmset -g therm` prints it, `celsius` of the hottest sensor."""
+    thermal = _output("pmset", "-g", "therm")
+    return {"power": _power(), "thermal": thermal, "celsius": _celsius(), "nvidia": _nvidia()}
 
 
 def missing(state: dict[str, Any]) -> dict[str, str]:
-    """Why what is None in `state` is."""
-    reasons = {
-        "power": "no battery, or the system does not tell what feeds the machine",
-        "thermal": "there is no pmset on this system",
-        "celsius": "the system shows no temperature sensors",
-        "nvidia": "there is no nvidia-smi, or it does not answer",
-    }
-    return {name: reason for name, reason in reasons.items() if state[name] is None}
+    """Says why what is None in `state` is."""
+    return {name: reason for name, reason in REASONS.items() if state[name] is None}
 
 
 def describe(device: dict[str, Any]) -> dict[str, Any]:
-    """`device` is the backend's own account."""
+    """Puts the backend's account of its `device` beside the machine's."""
     import psutil
 
     mac = platform.mac_ver()[0]

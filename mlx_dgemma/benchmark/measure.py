@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import gc
-import importlib
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..checkpoint.config import ModelConfig, parse_config
-from ..errors import Mistake, NotFound
-from ..load import check_memory, choose_backend, is_hub_id
-from ..terminal.command import progress
+from ..checkpoint.hub import is_hub_id
+from ..errors import NotFound
+from ..load import baseline, instruments
+from ..writing.ask import Ask
 from . import machine
-from .count import Count, parameters, precision
-from .passes import Passes, check_context, measure_passes, tools
-from .predict import published, shape
+from .count import Count, parameters
+from .passes import Passes, check_context, measure_passes
 from .prompts import Prompt, from_file, from_kinds, from_tasks
-from .report import KEY, VERSION
-from .runs import Run, Writer, diffuse_prompt, summary, timed_run, write_prompt
+from .report import KEY, VERSION, Report
+from .runs import Run, Writer, answer_all, baseline_writer, summary, writer
+from .shapes import is_embedded
+from .subject import Settings, Subject, load_checkpoint, make_dummy
 
 ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
 
@@ -41,189 +41,134 @@ def phase(name: str) -> Iterator[None]:
         print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
 
 
-def backend_module(backend: str, name: str) -> ModuleType:
-    """One of a backend's modules. Mistake if its framework is not installed."""
-    try:
-        return importlib.import_module(f"..{backend}_backend.{name}", __package__)
-    except ModuleNotFoundError as error:
-        raise Mistake(
-            f"--backend {backend} needs {error.name}, which is not installed: see README, Installing"
-        ) from error
-
-
-def is_embedded(config: ModelConfig) -> bool:
-    """The embedded model's shape, however its weights are stored: that one knows the tasks."""
-    own = published("tiny")
-    return parameters(config) == parameters(own) and config.canvas_length == own.canvas_length
+def empty_report(settings: Settings, command: Sequence[str]) -> Report:
+    before = machine.state()
+    return {
+        KEY: VERSION,
+        "interrupted": False,
+        "command": list(command),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": machine.versions(),
+        "git": machine.revision(),
+        "state": {"before": before, "after": None},
+        "settings": asdict(settings),
+        "passes": [],
+        "modes": {},
+        "missing": machine.missing(before),
+    }
 
 
 class Measurement:
-    """`report` holds what was measured so far, whenever it ends."""
+    """Measures what `settings` ask for. `report` holds what was measured so far, whenever it ends."""
 
-    def __init__(self, options: argparse.Namespace, command: Sequence[str]):
-        self.options = options
-        settings = {key: value for key, value in vars(options).items() if key not in ("json", "out", "plot")}
-        self.report: dict[str, Any] = {
-            KEY: VERSION,
-            "interrupted": False,
-            "command": list(command),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "versions": machine.versions(),
-            "git": machine.revision(),
-            "state": {"before": machine.state(), "after": None},
-            "settings": settings,
-            "passes": [],
-            "modes": {},
-        }
-        self.report["missing"] = machine.missing(self.report["state"]["before"])
+    def __init__(self, settings: Settings, command: Sequence[str]):
+        self.settings, self.report = settings, empty_report(settings, command)
 
     def run(self) -> None:
-        self.load()
-        self.check()
+        subject = self.load()
+        check_context(subject.model.facts, max(self.settings.context))
+        prompts, library = self.prompts(subject), self.library(subject.backend)
         try:
-            self.cold()
-            self.ceilings()
-            for context in self.options.context:
-                for rows in self.options.batch:
-                    self.passes(context, rows)
-            self.answers()
-            self.baseline()
+            self.measure(subject, prompts)
+            if library:
+                del subject  # both models may not fit
+                gc.collect()
+                self.measure_baseline(library, prompts)
         except KeyboardInterrupt:
             self.report["interrupted"] = True
             print("interrupted: what was measured is kept", file=sys.stderr)
         self.report["state"]["after"] = machine.state()
 
-    def load(self) -> None:
+    def load(self) -> Subject:
+        settings, start = self.settings, time.perf_counter()
         with phase("loading"):
-            start = time.perf_counter()
-            self.model, self.tokenizer, self.sampling = (self.dummy if self.options.dummy else self.loaded)()
-            self.tools = tools(self.model)
-            self.tools.wait()
-        self.config, stored = self.model.config, self.tools.weight_bytes(self.model)
-        weights, dtype = parameters(self.config), self.options.dtype or self.options.precision or self.config.dtype
-        bits = {name: 8 * stored[name] / weights[name] for name in weights}
-        named = self.options.precision or f"{dtype}, as it is stored"
+            subject = make_dummy(settings) if settings.dummy else load_checkpoint(settings)
+            tools = instruments(subject.backend)
+            tools.wait()
+        seconds, stored = time.perf_counter() - start, tools.weight_bytes(subject.model)
+        dtype = settings.dtype or settings.precision or subject.config.dtype
+        precision = settings.precision or f"{dtype}, as it is stored"
         dtype = dtype if dtype in ITEM else "bfloat16"  # of activations, when weights are narrower
-        self.report["settings"] |= {"precision": named, "dtype": dtype, "sampling": asdict(self.sampling)}
+        self.report["settings"] |= {"precision": precision, "dtype": dtype, "sampling": asdict(subject.sampling)}
         self.report |= {
-            "load_seconds": time.perf_counter() - start, "machine": machine.describe(self.tools.device()),
-            "bits": bits, "weight_bytes": stored, "kv_bytes": ITEM[dtype],
+            "config": subject.stored, "load_seconds": seconds, "machine": machine.describe(tools.device()),
+            "bits": {name: 8 * stored[name] / count for name, count in parameters(subject.config).items()},
+            "weight_bytes": stored, "kv_bytes": ITEM[dtype],
         }  # fmt: skip
-        self.count = Count(self.config, bits, ITEM[dtype])
+        return subject
 
-    def loaded(self) -> tuple:
-        from ..checkpoint.folder import read_configs
-        from ..load import find, load
+    def prompts(self, subject: Subject) -> list[Prompt]:
+        """Reads or makes what is to be answered: nothing by random weights."""
+        settings, tokenizer = self.settings, subject.tokenizer
+        if tokenizer is None:
+            self.report["missing"]["answers"] = "random weights have none; steps a block are assumed, not measured"
+            return []
+        longest = settings.max_tokens or subject.model.facts.canvas_length
+        if settings.prompts:
+            return from_file(Path(settings.prompts), subject.model, tokenizer, longest)
+        if is_embedded(subject.config):
+            return from_tasks(tokenizer, longest, settings.each)
+        self.report["missing"]["solved"] = "right answers are known for the embedded model's tasks alone"
+        return from_kinds(tokenizer, longest)
 
-        folder = find(self.options.model)
-        self.report["config"] = read_configs(folder)[0]
-        chosen = {"backend": self.options.backend} if self.options.backend else {}
-        model, tokenizer, sampling = load(folder, dtype=self.options.dtype, **chosen)
-        steps = self.options.max_denoising_steps
-        return model, tokenizer, replace(sampling, max_denoising_steps=steps) if steps else sampling
-
-    def check(self) -> None:
-        """What was asked for, before any of it is measured."""
-        check_context(self.config, max(self.options.context))
-        self.asked = [] if self.options.dummy else self.prompts()
-        path = self.options.ar_model
+    def library(self, backend: str) -> ModuleType | None:
+        """Finds the library of --ar-model, before anything is measured."""
+        path = self.settings.ar_model
         if path is None:
             self.report["missing"]["AR model"] = "no --ar-model was given"
-        elif Path(path).is_dir() or is_hub_id(path):
-            self.other = backend_module(self.report["machine"]["device"]["backend"], "baseline")
-        else:
+            return None
+        if not Path(path).is_dir() and not is_hub_id(path):
             raise NotFound(f"--ar-model {path}: no such folder, and no hub id either")
+        return baseline(backend)
 
-    def dummy(self) -> tuple:
-        from ..writing.sampling import parse_sampling
+    def measure(self, subject: Subject, prompts: list[Prompt]) -> None:
+        """Measures cold answers, passes, and answers by denoising and left to right."""
+        asks = {"diffusion": Ask(sampling=subject.sampling), "autoregression": Ask(mode="ar")} if prompts else {}
+        writers = {mode: writer(subject.model, subject.tokenizer, ask) for mode, ask in asks.items()}
+        for mode, write in writers.items():
+            settings = {"temp": asks[mode].draw.temp} if asks[mode].mode == "ar" else asdict(asks[mode].sampling)
+            self.answer_cold(mode, write, prompts[0], settings)
+        self.time_passes(subject)
+        for mode, write in writers.items():
+            self.answer(mode, write, prompts, subject.model.peak_memory)
 
-        self.report["config"] = shape(self.options.dummy)
-        config, backend = parse_config(self.report["config"]), self.options.backend or choose_backend()
-        if backend == "mlx":  # torch asks its device
-            needed = Count(config, precision(self.options.precision)).resident
-            check_memory(int(needed), f"random weights of {self.options.dummy} in {self.options.precision}")
-        make = getattr(backend_module(backend, "dummy"), f"dummy_{backend}")
-        self.report["missing"]["answers"] = "random weights have none; steps a block are assumed, not measured"
-        return make(config, self.options.precision, self.options.seed, self.options.peaked), None, parse_sampling(None)
-
-    def ceilings(self) -> None:
+    def time_passes(self, subject: Subject) -> None:
+        tools, report, settings = instruments(subject.backend), self.report, self.settings
         with phase("ceilings of the device"):
-            self.report["ceilings"] = self.tools.ceilings(self.report["settings"]["dtype"])
+            report["ceilings"] = tools.ceilings(report["settings"]["dtype"])
+        ceilings = report["ceilings"]["copy_bytes_per_second"], report["ceilings"]["product_flops_per_second"]
+        count = Count(subject.config, report["bits"], report["kv_bytes"])
+        for context, rows in itertools.product(settings.context, settings.batch):
+            passes = Passes(
+                subject.model, tools, subject.sampling, context, rows, repeat=settings.repeat, seed=settings.seed
+            )
+            with phase(f"passes of {rows} x {context} tokens"):
+                report["passes"].append(measure_passes(passes, count, ceilings, settings.steps_per_block))
 
-    def passes(self, context: int, rows: int) -> None:
-        passes = Passes(self.model, self.sampling, context, rows, self.options.repeat, self.options.seed)
-        with phase(f"passes of {rows} x {context} tokens"):
-            found = measure_passes(passes, self.count, self.report["ceilings"], self.options.steps_per_block)
-        self.report["passes"].append(found)
-
-    def prompts(self) -> list[Prompt]:
-        longest = self.options.max_tokens or self.config.canvas_length
-        if self.options.prompts:
-            return from_file(Path(self.options.prompts), self.model, self.tokenizer, longest)
-        if is_embedded(self.config):
-            return from_tasks(self.tokenizer, longest, self.options.each)
-        self.report["missing"]["solved"] = "right answers are known for the embedded model's tasks alone"
-        return from_kinds(self.tokenizer, longest)
-
-    def writers(self) -> dict[str, Writer]:
-        return {
-            "diffusion": diffuse_prompt(self.model, self.tokenizer, self.sampling),
-            "autoregression": write_prompt(self.model, self.tokenizer, self.sampling),
-        }
-
-    def cold(self) -> None:
-        """The first answers of the process, diffusion's before the other's."""
-        if not self.asked:
-            return
-        settings = {"diffusion": asdict(self.sampling), "autoregression": {"temp": 0}}
-        with phase("cold answers"):
-            for name, write in self.writers().items():
-                self.begin(name, write, settings[name])
-
-    def begin(self, name: str, write: Writer, settings: dict[str, Any]) -> None:
+    def answer_cold(self, mode: str, write: Writer, prompt: Prompt, settings: dict[str, Any]) -> None:
+        """Answers for the first time in this process."""
         found = {"settings": settings, "cold": None, "runs": [], "summary": None, "peak_memory": None}
-        self.report["modes"][name] = found
-        found["cold"] = write(self.asked[0], self.options.seed)
+        self.report["modes"][mode] = found
+        with phase(f"{mode}, cold"):
+            found["cold"] = write(prompt, self.settings.seed)
 
-    def answers(self) -> None:
-        if self.asked:
-            for name, write in self.writers().items():
-                self.warm(name, write, self.model.peak_memory)
-
-    def warm(self, name: str, write: Writer, peak_memory: Callable[[], int]) -> None:
-        """All prompts with every seed. What is there when Ctrl-C comes is summed up."""
-        found = self.report["modes"][name]
+    def answer(self, mode: str, write: Writer, prompts: list[Prompt], peak_memory: Callable[[], int]) -> None:
+        """Answers all prompts with every seed. What is there when Ctrl-C comes is summed up."""
+        found, cap = self.report["modes"][mode], self.report["settings"]["sampling"]["max_denoising_steps"]
         runs: list[Run] = found["runs"]
-        seeds = range(self.options.seed, self.options.seed + self.options.seeds)
-        start = time.perf_counter()
-        print(f"{name}: {len(self.asked)} prompts x {len(seeds)} seeds", file=sys.stderr, flush=True)
+        seeds = range(self.settings.seed, self.settings.seed + self.settings.seeds)
         try:
-            with progress(len(seeds) * len(self.asked)) as bar:
-                for seed in seeds:
-                    for prompt in self.asked:
-                        runs.append(write(prompt, seed))
-                        bar()
+            with phase(f"{mode}, {len(prompts)} prompts x {len(seeds)} seeds"):
+                answer_all([(write, prompt, seed, runs) for seed in seeds for prompt in prompts])
         finally:
-            if runs:
-                found["summary"] = summary(runs, self.sampling.max_denoising_steps)
+            found["summary"] = summary(runs, cap) if runs else None
             found["peak_memory"] = peak_memory()
-            told = f"  {sum(run['tokens'] for run in runs)} tokens, {time.perf_counter() - start:.1f} s"
-            print(told, file=sys.stderr, flush=True)
 
-    def baseline(self) -> None:
-        """Another model, left to right, by the library that is the field's own for it."""
-        if not self.options.ar_model:
-            return
-        del self.model, self.tokenizer  # both may not fit
-        gc.collect()
-        with phase(f"loading {self.options.ar_model}"):
-            other = self.other.Baseline(self.options.ar_model)
-
-        def write(prompt: Prompt, seed: int) -> Run:
-            tokens = other.prompt_tokens(prompt.messages, prompt.thinking)
-            asked = replace(prompt, tokens=tokens)
-            return timed_run(asked, seed, other.write(tokens, prompt.max_tokens, seed), other.text)
-
-        self.begin("baseline", write, other.settings)
+    def measure_baseline(self, library: ModuleType, prompts: list[Prompt]) -> None:
+        """Answers by another model, left to right, with the library that is the field's for it."""
+        with phase(f"loading {self.settings.ar_model}"):
+            other = library.Baseline(self.settings.ar_model)
+        write = baseline_writer(other)
+        self.answer_cold("baseline", write, prompts[0], other.settings)
         self.report["modes"]["baseline"] |= {"bits": other.bits, "library": other.library}
-        self.warm("baseline", write, other.peak_memory)
+        self.answer("baseline", write, prompts, other.peak_memory)

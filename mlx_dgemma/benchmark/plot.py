@@ -1,27 +1,29 @@
-"""Pictures of reports, made to be read: both modes over steps a block, a step's parts, machines side by side."""
+"""Pictures of reports: both modes over steps a block, a step's parts, machines side by side."""
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import Mistake
 from .count import PARTS, tokens_per_second
+from .report import MODES, Report, lookup, speed
 
-BLUE, ORANGE, GREY, INK = "#2563a8", "#c8601a", "#8a8f98", "#22262c"
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#2563a8", "#c8601a", "#8a8f98"
 COLOURS = ("#2563a8", "#6fa3d8", "#8c6bb1", "#3d8f6d", "#c8a13a", "#c4c8ce")  # of parts, and of the rest
-STYLE = {
-    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
-    "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.titlesize": 11,
-    "axes.titlelocation": "left", "legend.frameon": False, "figure.dpi": 120, "savefig.dpi": 144,
-}  # fmt: skip
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left", "legend.frameon": False}
 
 
-def pyplot() -> Any:
-    """matplotlib's, drawing into files."""
+def pyplot() -> ModuleType:
+    """Imports matplotlib's, drawing into files."""
     try:
         import matplotlib
     except ModuleNotFoundError:
@@ -34,7 +36,7 @@ def pyplot() -> Any:
 
 
 def check(path: Path) -> None:
-    """Before anything is measured. Mistake if it could not be written afterwards."""
+    """Raises Mistake if a picture could not be written there. Called before anything is measured."""
     known = sorted(pyplot().figure().canvas.get_supported_filetypes())
     if path.suffix.removeprefix(".") not in known:
         raise Mistake(f"--plot {path}: need a name that ends in one of {', '.join('.' + kind for kind in known)}")
@@ -42,165 +44,99 @@ def check(path: Path) -> None:
         raise Mistake(f"--plot {path}: there is no folder {path.parent}")
 
 
-def save(figure: Any, path: Path) -> None:
-    figure.savefig(path, bbox_inches="tight")
+def save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=144, bbox_inches="tight")
     pyplot().close(figure)
 
 
-def _canvas(report: dict[str, Any]) -> int:
-    return report["config"]["canvas_length"]
-
-
-def _modes(axes: Any, report: dict[str, Any]) -> None:
-    """Tokens a second over steps a block: lines from the timed passes, marks where answers were measured."""
-    point = report["passes"][0]
+def draw_speed(axes: Axes, report: Report) -> None:
+    """Draws tokens a second over steps a block: lines from the timed passes, marks where answers were measured."""
+    point, canvas = report["passes"][0], report["config"]["canvas_length"]
     step, commit, token = (point[name]["seconds"]["median"] for name in ("step", "commit", "token"))
-    rows, even = point["rows"], point["break_even"]
-    steps = [n / 4 for n in range(4, 4 * 48 + 1)]
-    speeds = [tokens_per_second(_canvas(report), n, step, commit, rows) for n in steps]
-    axes.plot(steps, speeds, color=BLUE, lw=2)
-    axes.axhline(rows / token, color=ORANGE, lw=2)
-    axes.set(xscale="log", yscale="log", xlabel="steps a block", ylabel="tokens a second", xlim=(1, 48))
-    axes.set_xticks([1, 2, 4, 8, 16, 32, 48], labels=["1", "2", "4", "8", "16", "32", "48"])
-    axes.minorticks_off()
-    _plain_ticks(axes.yaxis)
-    axes.annotate("diffusion, full canvases", (1, speeds[0]), (8, 0), textcoords="offset points", color=BLUE)
+    rows, even, steps = point["rows"], point["break_even"], range(1, 49)
+    speeds = [tokens_per_second(canvas, n, step, commit, rows) for n in steps]
+    axes.loglog(steps, speeds, color=BLUE, lw=2, label="diffusion, full canvases")
+    axes.axhline(rows / token, color=ORANGE, lw=2, label="left to right")
     if 1 <= even["steps"] <= 48:
-        axes.axvline(even["steps"], color=GREY, lw=1, ls=":")
-        axes.plot([even["steps"]], [rows / token], "o", mfc="white", mec=INK, ms=7, zorder=5)
-        # Where the line leaves room: above it on the left, below it on the right.
-        place, side, edge = ((10, 12), "left", "bottom") if even["steps"] < 9 else ((-10, -12), "right", "top")
-        said = f"equal at {even['steps']:.1f} steps:\n{even['tokens_per_forward']:.1f} tokens per forward"
-        axes.annotate(said, (even["steps"], rows / token), place, textcoords="offset points", ha=side, va=edge)
-    many = "one sequence" if rows == 1 else f"{rows} sequences at once"
-    axes.set_title(f"Speed, {point['context']:,} tokens of context, {many}")
-    axes.margins(y=0.12)
-    _answers(axes, report, [(rows / token, "left to right")])
+        label = f"equal at {even['steps']:.1f} steps,\n{even['tokens_per_forward']:.1f} tokens per forward"
+        axes.axvline(even["steps"], color=GREY, lw=1, ls=":", label=label)
+    for mode, title in MODES.items():
+        if rate := lookup(report, f"modes.{mode}.summary.tokens_per_second"):
+            mean = lookup(report, f"modes.{mode}.summary.steps_per_block.mean") or 48
+            around = [[rate["median"] - rate["min"]], [rate["max"] - rate["median"]]]
+            look = {"color": BLUE if mode == "diffusion" else ORANGE, "fmt": "s" if mode == "baseline" else "o"}
+            axes.errorbar([mean], [rate["median"]], around, **look, clip_on=False, label=f"{title}, answers")
+    axes.set(xlabel="steps a block", ylabel="tokens a second", xlim=(1, 48))
+    axes.set_xticks([1, 2, 4, 8, 16, 32, 48], labels=["1", "2", "4", "8", "16", "32", "48"])
+    axes.yaxis.set_major_locator(pyplot().matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:,.4g}")
+    axes.minorticks_off()
+    axes.legend()
+    axes.set_title(f"Speed, {point['context']:,} tokens of context, {rows} at once")
 
 
-def _answers(axes: Any, report: dict[str, Any], labels: list[tuple[float, str]]) -> None:
-    """Where the answers' wall speed lies, diffusion's at its mean steps, the others' at the right edge, beside which
-    `labels` and theirs are written."""
-    for name, mode in report["modes"].items():
-        if not (found := mode.get("summary")):
-            continue
-        speed, blocks = found["tokens_per_second"], found.get("steps_per_block")
-        around = [[speed["median"] - speed["min"]], [speed["max"] - speed["median"]]]
-        where, colour = (blocks["mean"], BLUE) if blocks else (48, ORANGE)
-        mark = {"color": colour, "clip_on": False, "zorder": 4}
-        axes.errorbar([where], [speed["median"]], around, fmt="s" if name == "baseline" else "o", **mark)
-        if blocks:
-            axes.annotate(
-                "answers", (where, speed["median"]), (-7, -12), textcoords="offset points", ha="right", color=BLUE
-            )
-        else:
-            labels.append((speed["median"], "AR model" if name == "baseline" else "its answers"))
-    low, high = map(math.log, axes.get_ylim())
-    height = -1.0
-    for value, label in sorted(labels):
-        height = max((math.log(value) - low) / (high - low), height + 0.05)  # no two on top of each other
-        axes.annotate(label, (1.02, height), xycoords="axes fraction", va="center", color=ORANGE)
+def draw_parts(axes: Axes, reports: Sequence[tuple[str, Report]]) -> None:
+    """Draws stacked bars of the parts of a step: of each report what was measured, and its floor."""
+    bars = [report["passes"][0]["parts"][kind] for _, report in reports for kind in ("seconds", "floor_seconds")]
+    bottom = [0.0] * len(bars)
+    for part, colour in zip((*PARTS, "rest"), COLOURS, strict=True):
+        heights = [1e3 * max(bar.get(part, 0.0), 0.0) for bar in bars]
+        drawn = axes.bar(range(len(bars)), heights, 0.62, bottom, color=colour, label=part)
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    axes.bar_label(drawn, [f"{top:.3g} ms" for top in bottom], padding=3)
+    labels = [f"{kind}\n{name}" for name, _ in reports for kind in ("measured", "floor")]
+    axes.set_xticks(range(len(bars)), labels=labels)
+    axes.margins(y=0.1)
+    axes.set(ylabel="ms a step", title="One denoise step, by part")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
 
 
-def _plain_ticks(axis: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
-
-
-def _unit(seconds: float) -> tuple[float, str]:
-    return (1, "s") if seconds >= 2 else (1e3, "ms")
-
-
-def _parts(axes: Any, reports: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Stacked bars of the parts of a step: of each report what was measured, and its floor."""
-    found = [report["passes"][0]["parts"] for _, report in reports]
-    bars = [parts[kind] for parts in found for kind in ("seconds", "floor_seconds")]
-    scale, unit = _unit(max(sum(parts.values()) for parts in bars))
-    for index, parts in enumerate(bars):
-        bottom = 0.0
-        for part, colour in zip((*PARTS, "rest"), COLOURS, strict=True):
-            height = scale * max(parts.get(part, 0.0), 0.0)
-            axes.bar(index, height, 0.62, bottom, color=colour, label=part if index == 0 else None)
-            bottom += height
-        axes.annotate(f"{bottom:.3g} {unit}", (index, bottom), (0, 3), textcoords="offset points", ha="center")
-    axes.set_xticks(range(len(bars)), labels=["measured", "floor"] * len(reports))
-    for index, (name, _) in enumerate(reports):
-        below = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center", "va": "top"}
-        axes.annotate(name, (2 * index + 0.5, 0), (0, -22), **below)
-    axes.set(ylabel=f"{unit} a step", title="One denoise step, by part")
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1, 0.5))
-
-
-def plot_report(report: dict[str, Any], path: Path) -> None:
-    if not report["passes"]:
-        raise Mistake(f"--plot {path}: no pass was measured, there is nothing to draw")
-    plt = pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), width_ratios=(3, 2), layout="constrained")
-    _modes(left, report)
-    _parts(right, [("", report)])
-    device = report["machine"]["device"]
-    model = report["settings"]["dummy"] or report["settings"]["model"] or "embedded model"
-    figure.suptitle(
-        f"{model}, {report['settings']['precision']}, on {device['name']}", x=0.01, ha="left", weight="bold"
-    )
+def plot_report(report: Report, path: Path) -> None:
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(11, 4.4), width_ratios=(3, 2), layout="constrained")
+    draw_speed(left, report)
+    draw_parts(right, [("", report)])
+    settings, device = report["settings"], report["machine"]["device"]["name"]
+    model = settings["dummy"] or settings["model"] or "embedded model"
+    figure.suptitle(f"{model}, {settings['precision']}, on {device}", x=0.01, ha="left", weight="bold")
     save(figure, path)
 
 
-def plot_comparison(reports: Sequence[tuple[str, dict[str, Any]]], path: Path) -> None:
-    """Speed of both modes and the parts of a step, one group of bars a machine."""
-    plt = pyplot()
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(4.5 + 2.6 * len(reports), 4.6), width_ratios=(1, 1.1), layout="constrained"
-    )
+def plot_comparison(reports: Sequence[tuple[str, Report]], path: Path) -> None:
+    """Draws speed of both modes and the parts of a step, one group of bars a machine."""
+    size = (4.5 + 2.6 * len(reports), 4.6)
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=size, width_ratios=(1, 1.1), layout="constrained")
     reports = [(textwrap.fill(name, 16), report) for name, report in reports]
-    names = [name for name, _ in reports]
-    for offset, mode, colour in ((-0.2, "diffusion", BLUE), (0.2, "autoregression", ORANGE)):
+    for offset, mode, label, colour in (
+        (-0.2, "diffusion", "diffusion", BLUE),
+        (0.2, "autoregression", "left to right, same checkpoint", ORANGE),
+    ):
         speeds = [speed(report, mode) or 0.0 for _, report in reports]
-        label = "diffusion" if mode == "diffusion" else "left to right, same checkpoint"
-        left.bar([n + offset for n in range(len(names))], speeds, 0.38, color=colour, label=label)
-        for index, value in enumerate(speeds):
-            left.annotate(
-                f"{value:.3g}", (index + offset, value), xytext=(0, 3), textcoords="offset points", ha="center"
-            )
-    left.set_xticks(range(len(names)), labels=names)
+        bars = left.bar([n + offset for n in range(len(reports))], speeds, 0.38, color=colour, label=label)
+        left.bar_label(bars, [f"{value:.3g}" for value in speeds], padding=3)
+    left.set_xticks(range(len(reports)), labels=[name for name, _ in reports])
+    left.margins(y=0.1)
     left.set(ylabel="tokens a second", title="Speed")
-    left.margins(y=0.12)
     left.legend(loc="upper left", bbox_to_anchor=(0, -0.12))
-    _parts(right, reports)
+    draw_parts(right, reports)
     save(figure, path)
 
 
-def speed(report: dict[str, Any], mode: str) -> float | None:
-    """Tokens a second of the answers; where there are none, of the passes at the assumed steps a block."""
-    found = (report["modes"].get(mode) or {}).get("summary")
-    if found:
-        return found["tokens_per_second"]["median"]
-    return report["passes"][0]["assumed"].get(mode) if report["passes"] else None
-
-
-def plot_steps(found: dict[str, Any], path: Path) -> None:
-    """Solve rate and speed over the cap on steps, points measured; left to right as a line."""
-    plt = pyplot()
-    figure, axes = plt.subplots(2, 1, figsize=(7, 6.2), sharex=True, layout="constrained")
-    points, other = found["points"], found["autoregression"]
-    caps = [point["max_denoising_steps"] for point in points]
-    for one, name, scale, label in (
-        (axes[0], "solved", 100, "tasks solved, %"),
-        (axes[1], "tokens_per_second", 1, "tokens a second"),
-    ):
-        values, beside = [scale * point[name] for point in points], scale * other[name]
-        one.plot(caps, values, "o-", color=BLUE, lw=2, clip_on=False)
+def plot_steps(curve: dict[str, Any], path: Path) -> None:
+    """Draws solve rate and speed over the cap on steps, points measured; left to right as a line."""
+    figure, (top, bottom) = pyplot().subplots(2, 1, figsize=(7, 6.2), sharex=True, layout="constrained")
+    caps = [point["max_denoising_steps"] for point in curve["points"]]
+    for axes, name, scale, label in ((top, "solved", 100, "solved, %"), (bottom, "tokens_per_second", 1, "tokens/s")):
+        values, beside = [scale * point[name] for point in curve["points"]], scale * curve["autoregression"][name]
+        axes.semilogx(caps, values, "o-", color=BLUE, lw=2, clip_on=False, label="diffusion")
         for cap, value in zip(caps, values, strict=True):
-            one.annotate(f"{value:.3g}", (cap, value), (0, -15), textcoords="offset points", ha="center", color=BLUE)
-        one.axhline(beside, color=ORANGE, lw=1.5)
-        place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "color": ORANGE}
-        one.annotate(f"left to right,\n{beside:.3g}", (1, beside), xycoords=("axes fraction", "data"), **place)
-        one.set(ylabel=label, xscale="log", ylim=(0, 100 if name == "solved" else 1.15 * max([*values, beside])))
-    axes[1].set_xticks(caps, labels=[str(cap) for cap in caps])
-    axes[1].minorticks_off()
-    axes[1].set_xlabel("steps that a block may take")
-    axes[0].set_title(f"{found['prompts']} prompts of {len(other['solved_by_task'])} tasks, the embedded model")
+            axes.annotate(f"{value:.3g}", (cap, value), (0, -15), textcoords="offset points", ha="center", color=BLUE)
+        axes.axhline(beside, color=ORANGE, lw=1.5, label=f"left to right, {beside:.3g}")
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel(label)
+        axes.legend(loc="best")
+    bottom.set_xticks(caps, labels=[str(cap) for cap in caps])
+    bottom.minorticks_off()
+    bottom.set_xlabel("steps that a block may take")
+    tasks = len(curve["autoregression"]["solved_by_task"])
+    top.set_title(f"{curve['prompts']} prompts of {tasks} tasks, the embedded model")
     save(figure, path)

@@ -1,4 +1,4 @@
-"""Which mode is faster on a machine: from its bandwidth, its FLOP rates and the counted work, or from a report.
+"""Predicts which mode is faster on a machine, from its bandwidth, its FLOP rates and the counted work, or a report.
 
 Both modes are taken at the machine's ceilings, so each number is an upper bound and their ratio an estimate. What was
 measured, by others or in a report, stands beside it.
@@ -8,105 +8,49 @@ from __future__ import annotations
 
 import argparse
 import json
-import tomllib
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.config import ModelConfig, parse_config
+from ..checkpoint.config import parse_config
+from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
-from ..load import gigabytes
 from ..terminal.command import Parser, at_least
 from .count import PRECISIONS, BreakEven, Count, precision, tokens_per_second
-from .report import equal, plain, print_lines, read_report
+from .devices import device, devices
+from .report import read_report
+from .shapes import published
+from .tables import ms, plain, print_lines
 
-HERE = Path(__file__).parent
 SHAPE = "26b-a4b"  # of which there are measurements
-PASSES = {"step": "denoise", "commit": "commit", "token": "token"}  # what it is called here, and in Count
 STEPS = (4, 8, 12, 16, 24, 32, 48)
-WORKLOADS = {  # steps a full canvas takes: what was seen of the published model, see README
+WORKLOADS = {  # steps a full canvas takes, as others saw them with the published model
     "JSON, short answers": (2, 5),
     "maths, code": (10, 20),
     "prose": (20, 35),
 }
 
 
-@dataclass(frozen=True)
-class Device:
-    """A machine as `devices.toml` has it: bytes and FLOPs a second, bytes."""
-
-    name: str
-    bandwidth: float
-    flops: dict[str, float]  # by what is multiplied
-    memory: float
-    sources: dict[str, str]
-    measured: tuple[dict[str, Any], ...] = ()
-
-    def flops_for(self, precision: str) -> float:
-        """Of products at this precision: fp8 weights with fp8 numbers where the machine can, all others as bf16."""
-        return self.flops.get(precision, self.flops["bf16"])
-
-
-def devices() -> dict[str, Device]:
-    """By the name that --device takes."""
-    table = tomllib.loads((HERE / "devices.toml").read_text(encoding="utf-8"))
-    measured = table.pop("measured")
-    return {
-        key: Device(
-            name=entry["name"],
-            bandwidth=entry["bandwidth"]["value"] * 1e9,
-            flops={kind: value * 1e12 for kind, value in entry["flops"].items() if isinstance(value, float)},
-            memory=entry["memory"] * 1e9,
-            sources={name: f"{entry[name]['kind']}: {entry[name]['source']}" for name in ("bandwidth", "flops")},
-            measured=tuple(one for one in measured if one["device"] == key),
-        )
-        for key, entry in table.items()
-    }
-
-
-def device(name: str) -> Device:
-    """Mistake with the list if it is none of them."""
-    known = devices()
-    if name not in known:
-        raise Mistake(f"--device {name!r} is not one we know; need one of {', '.join(known)}")
-    return known[name]
-
-
-def shape(name: str) -> dict[str, Any]:
-    """config.json of a published model. Mistake with the list if there is none of this name."""
-    from ..checkpoint.folder import read_json
-    from ..load import TINY
-
-    shapes = {file.stem: file for file in HERE.glob("*.json")} | {"tiny": TINY / "config.json"}
-    if name not in shapes:
-        raise Mistake(f"{name!r} is no published shape that we know; need one of {', '.join(sorted(shapes))}")
-    return read_json(shapes[name])
-
-
-def published(name: str) -> ModelConfig:
-    return parse_config(shape(name))
-
-
 def prediction(
     count: Count, context: int, bytes_per_second: float, flops_per_second: float, rows: int = 1
 ) -> dict[str, Any]:
-    """Both modes at these ceilings, `rows` sequences behind `context` tokens each: seconds, tokens a second of all, the
-    break-even."""
-    passes = {name: getattr(count, work)(context, rows) for name, work in PASSES.items()}
+    """Predicts both modes at these ceilings, `rows` sequences behind `context` tokens each: seconds of the passes,
+    tokens a second of all sequences, the break-even."""
+    step, canvas = count.denoise(context, rows), count.config.canvas_length
+    passes = {"step": step, "commit": count.commit(context, rows), "token": count.token(context, rows)}
     seconds = {name: work.seconds(bytes_per_second, flops_per_second) for name, work in passes.items()}
-    canvas, step = count.config.canvas_length, passes["step"]
-    even = BreakEven.of(canvas, **seconds)
+    by_bytes = step.total_bytes / bytes_per_second > step.total_flops / flops_per_second
     return {
         "seconds": seconds,
-        "bound_by": "bytes" if step.total_bytes / bytes_per_second > step.total_flops / flops_per_second else "FLOPs",
+        "bound_by": "bytes" if by_bytes else "FLOPs",
         "autoregression": rows / seconds["token"],
         "diffusion": {n: tokens_per_second(canvas, n, seconds["step"], seconds["commit"], rows) for n in STEPS},
-        "break_even": {"steps": even.steps, "tokens_per_forward": even.tokens_per_forward},
+        "break_even": asdict(BreakEven.of(canvas, **seconds)),
     }
 
 
 def advice(steps: float) -> dict[str, str]:
-    """Workload -> the faster mode, where diffusion wins below `steps` a block."""
+    """Names the faster mode for each workload, where diffusion wins below `steps` a block."""
 
     def mode(fewest: int, most: int) -> str:
         return "diffusion" if most < steps else "autoregression" if fewest > steps else "either"
@@ -114,79 +58,78 @@ def advice(steps: float) -> dict[str, str]:
     return {name: mode(*usual) for name, usual in WORKLOADS.items()}
 
 
-def pair(canvas: int, step: float, commit: float, token: float, **about: Any) -> dict[str, Any]:
-    """Both modes as they were measured: seconds of a step, a commit and a token, and their break-even."""
-    even = BreakEven.of(canvas, step, commit, token)
-    return {"step": step, "token": token, "steps": even.steps, "tokens_per_forward": even.tokens_per_forward, **about}
+def with_advice(found: dict[str, Any], measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """Adds the advice to a prediction, by what was measured where something was."""
+    even = measured[0] if measured else found["break_even"]
+    by = "measured" if measured else "predicted"
+    return found | {"measured": measured, "advised_by": by, "advice": advice(even["steps"])}
 
 
 def predict_device(options: argparse.Namespace) -> dict[str, Any]:
     machine, config = device(options.device), published(options.shape)
     count = Count(config, precision(options.precision))
-    found = prediction(count, options.context, machine.bandwidth, machine.flops_for(options.precision))
-    needed = count.resident + count.token(options.context).bytes["attention"]
-    measured = [  # by others, who do not tell what a commit takes
-        pair(config.canvas_length, one["step"], 0.0, 1 / one["tokens_per_second"], source=one["source"])
-        for one in machine.measured
-        if one["precision"] == options.precision and options.shape == SHAPE
-    ]
-    return {
+    measured = []
+    for pair in machine.measured if options.shape == SHAPE else ():
+        if pair["precision"] == options.precision:
+            step, token = pair["step"], 1 / pair["tokens_per_second"]
+            even = BreakEven.of(config.canvas_length, step, 0.0, token)  # nobody tells what a commit takes
+            measured.append({"step": step, "token": token, **asdict(even), "source": pair["source"]})
+    found = {
         "device": options.device, "name": machine.name, "sources": machine.sources, "context": options.context,
-        "rows": 1, "precision": options.precision, "needed_memory": needed, "memory": machine.memory, **found,
-        "measured": measured, **advised(found, measured),
+        "rows": 1, "precision": options.precision, "memory": machine.memory,
+        "needed_memory": count.resident + count.token(options.context).bytes["attention"],
+        **prediction(count, options.context, machine.bandwidth, machine.flops_for(options.precision)),
     }  # fmt: skip
+    return with_advice(found, measured)
 
 
 def predict_report(path: Path) -> dict[str, Any]:
-    """From the ceilings that a report measured, beside what it measured of the passes."""
+    """Predicts from the ceilings that a report measured, beside what it measured of the passes."""
     report = read_report(path)
     if not report["passes"]:
         raise Mistake(f"{path}: no passes were measured in it; run the benchmark to its end")
     ceilings, point = report["ceilings"], report["passes"][0]
     count = Count(parse_config(report["config"]), report["bits"], report["kv_bytes"])
     rates = ceilings["copy_bytes_per_second"], ceilings["product_flops_per_second"]
-    found = prediction(count, point["context"], *rates, rows=point["rows"])
-    seconds = {name: point[name]["seconds"]["median"] for name in ("step", "commit", "token")}
-    measured = [pair(count.config.canvas_length, **seconds, source=str(path))]
-    return {
+    found = {
         "device": None, "name": report["machine"]["device"]["name"], "context": point["context"],
-        "rows": point["rows"], "precision": report["settings"]["precision"], **found,
-        "measured": measured, **advised(found, measured),
+        "rows": point["rows"], "precision": report["settings"]["precision"],
+        **prediction(count, point["context"], *rates, rows=point["rows"]),
     }  # fmt: skip
+    step, token = (point[name]["seconds"]["median"] for name in ("step", "token"))
+    return with_advice(found, [{"step": step, "token": token, **point["break_even"], "source": str(path)}])
 
 
-def advised(found: dict[str, Any], measured: list[dict[str, Any]]) -> dict[str, Any]:
-    """By what was measured, where something was."""
-    steps = measured[0]["steps"] if measured else found["break_even"]["steps"]
-    return {"advised_by": "measured" if measured else "predicted", "advice": advice(steps)}
+def equal(even: dict[str, Any]) -> str:
+    """Says where both modes are equally fast."""
+    if even["steps"] < 1:
+        return "none: not even one step a block would be few enough for diffusion"
+    return f"{plain(even['steps'])} steps a block = {plain(even['tokens_per_forward'])} tokens per forward"
 
 
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is said of a prediction: figure, value."""
-    seconds = {name: f"{plain(1e3 * value)} ms" for name, value in found["seconds"].items()}
+    """Writes a prediction as lines of a figure and its value."""
+    seconds = {name: f"{ms(value)} ms" for name, value in found["seconds"].items()}
     behind = f"{found['context']:,} tokens of context" + (f", {found['rows']} at once" if found["rows"] > 1 else "")
-    said = [("machine", f"{found['name']}, {found['precision']}, {behind}")]
-    said += [(f"  {name}", source) for name, source in found.get("sources", {}).items()]
+    lines = [("machine", f"{found['name']}, {found['precision']}, {behind}")]
+    lines += [(f"  {name}", source) for name, source in found.get("sources", {}).items()]
     if "memory" in found:
-        room = "" if found["needed_memory"] <= found["memory"] else ": does not fit, the figures are of a larger one"
-        said.append(("memory", f"{gigabytes(found['needed_memory'])} of {gigabytes(found['memory'])}{room}"))
-    said += [
+        fits = "" if found["needed_memory"] <= found["memory"] else ": does not fit, the figures are of a larger one"
+        lines.append(("memory", f"{gigabytes(found['needed_memory'])} of {gigabytes(found['memory'])}{fits}"))
+    speeds = ", ".join(f"{plain(speed)} at {steps} steps" for steps, speed in found["diffusion"].items())
+    lines += [
         ("denoise step", f"{seconds['step']}, bound by {found['bound_by']}"),
         ("commit", seconds["commit"]),
         ("left to right", f"{plain(found['autoregression'])} tokens/s, {seconds['token']} a token"),
-        ("diffusion", f"tokens/s {', '.join(f'{plain(rate)} at {n} steps' for n, rate in found['diffusion'].items())}"),
+        ("diffusion", f"tokens/s {speeds}"),
         ("break-even", equal(found["break_even"])),
     ]
-    for one in found["measured"]:
-        beside = (
-            f"step {plain(1e3 * one['step'])} ms ({seconds['step']} predicted), token {plain(1e3 * one['token'])} ms "
-        )
-        said.append(("measured", f"{beside}({seconds['token']}), break-even {equal(one)}; {one['source']}"))
-    said.append(("faster, as " + found["advised_by"], ""))
-    return said + [
-        (f"  {workload}, {'-'.join(map(str, WORKLOADS[workload]))} steps", mode)
-        for workload, mode in found["advice"].items()
-    ]
+    for pair in found["measured"]:
+        step, token = (f"{name} {ms(pair[name])} ms ({seconds[name]} predicted)" for name in ("step", "token"))
+        lines.append(("measured", f"{step}, {token}, break-even {equal(pair)}; {pair['source']}"))
+    lines.append((f"faster, as {found['advised_by']}", ""))
+    steps = {name: "-".join(map(str, usual)) for name, usual in WORKLOADS.items()}
+    return lines + [(f"  {name}, {steps[name]} steps", mode) for name, mode in found["advice"].items()]
 
 
 def parser() -> Parser:
@@ -208,8 +151,5 @@ def command(options: argparse.Namespace) -> int:
     if (options.device is None) == (options.report is None):
         raise Mistake(f"need --device NAME or --report FILE.json; devices: {', '.join(devices())}")
     found = predict_device(options) if options.device else predict_report(Path(options.report))
-    if options.json:
-        print(json.dumps(found))
-    else:
-        print_lines(lines(found))
+    print(json.dumps(found)) if options.json else print_lines(lines(found))
     return 0

@@ -1,16 +1,15 @@
-"""What is written in a measurement: prompts of a file, tasks with one right answer, or a few of each kind of work."""
+"""What is answered in a measurement: prompts of a file, tasks with one right answer, or one of each kind of work."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..batch.requests import read_requests
 from ..errors import Mistake
 from ..seam.model import DiffusionModel
+from ..tokens.messages import prompt_tokens
 from ..tokens.tokenizer import Tokenizer
-from ..writing.answer import prompt_tokens
 from .tasks import LEARNT, made
 
 KINDS = {  # name -> prompt, for a model that knows more than the tasks
@@ -41,12 +40,10 @@ def _prompt(tokenizer: Tokenizer, name: str, text: str, max_tokens: int, right: 
     return Prompt(name, messages, prompt_tokens(tokenizer, messages), max_tokens, right=right)
 
 
-def from_tasks(tokenizer: Tokenizer, max_tokens: int, each: int, names: Sequence[str] = LEARNT) -> list[Prompt]:
-    """`each` prompts of every task, the same ones as in the solve rates of README."""
-    found = []
-    for name in names:
-        found += [_prompt(tokenizer, name, text, max_tokens, right) for text, right in made(name, each)]
-    return found
+def from_tasks(tokenizer: Tokenizer, max_tokens: int, each: int) -> list[Prompt]:
+    """Makes `each` prompts of every task that the embedded model learnt, the same ones as in the solve rates."""
+    tasks = [(name, *task) for name in LEARNT for task in made(name, each)]
+    return [_prompt(tokenizer, name, text, max_tokens, right) for name, text, right in tasks]
 
 
 def from_kinds(tokenizer: Tokenizer, max_tokens: int) -> list[Prompt]:
@@ -54,11 +51,9 @@ def from_kinds(tokenizer: Tokenizer, max_tokens: int) -> list[Prompt]:
 
 
 def from_file(path: Path, model: DiffusionModel, tokenizer: Tokenizer, max_tokens: int) -> list[Prompt]:
-    """One JSON object a line, as `generate --prompts` takes them. Mistake names the line."""
+    """Reads one JSON object a line, as the command `batch` takes them. Mistake names the line."""
     defaults = {"max_tokens": max_tokens, "seed": 0, "system": None, "thinking": False}
     requests = read_requests(path, model, tokenizer, defaults)
-    if any(one.fill for one in requests):
+    if any(request.fill for request in requests):
         raise Mistake(f"{path}: its lines are to be filled; what is measured is answers: need prompts")
-    return [
-        Prompt(f"prompt {one.number + 1}", one.messages, one.tokens, one.max_tokens, one.thinking) for one in requests
-    ]
+    return [Prompt(f"prompt {r.number + 1}", r.messages, r.tokens, r.max_tokens, r.thinking) for r in requests]

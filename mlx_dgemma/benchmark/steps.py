@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Mistake
-from ..terminal.command import Parser, at_least, progress
-from .measure import is_embedded
+from ..load import load
+from ..terminal.command import Parser, at_least
+from ..writing.ask import Ask
 from .plot import check, plot_steps
-from .prompts import Prompt, from_tasks
-from .report import print_table
-from .runs import Run, Writer, diffuse_prompt, summary, write_prompt
+from .prompts import from_tasks
+from .runs import Run, answer_all, solve_rate, speed, steps_per_block, writer
+from .shapes import is_embedded
+from .tables import Figure, percent, print_table, rows
 from .tasks import LEARNT
 
 CAPS = (4, 8, 12, 16, 24, 32, 48)
@@ -37,76 +39,56 @@ def parser() -> Parser:
 
 
 def point(runs: list[Run], cap: int) -> dict[str, Any]:
-    found = summary(runs, cap)
-    tasks = sorted({run["prompt"] for run in runs}, key=LEARNT.index)
+    """Sums up all runs with one cap."""
+    tasks = {task: [run for run in runs if run["prompt"] == task] for task in LEARNT}
     return {
-        "solved": share(runs),
-        "solved_by_task": {task: share([run for run in runs if run["prompt"] == task]) for task in tasks},
-        "tokens_per_second": found["tokens"] / sum(run["seconds"] for run in runs),
-        "steps_per_block": found.get("steps_per_block"),
+        "solved": solve_rate(runs),
+        "solved_by_task": {task: solve_rate(answers) for task, answers in tasks.items() if answers},
+        "tokens_per_second": speed(runs),
+        "steps_per_block": steps_per_block(runs, cap),
     }
-
-
-def share(runs: list[Run]) -> float:
-    return sum(run["solved"] for run in runs) / len(runs)
-
-
-def answered(writers: dict[int | None, Writer], prompts: list[Prompt], seed: int) -> dict[int | None, list[Run]]:
-    """All writers answer each prompt before the next: a machine that slows down slows them all. What is there when
-    Ctrl-C comes is kept."""
-    runs: dict[int | None, list[Run]] = {cap: [] for cap in writers}
-    for write in writers.values():
-        write(prompts[0], seed)  # cold
-    try:
-        with progress(len(prompts)) as bar:
-            for number, prompt in enumerate(prompts):
-                made = {cap: write(prompt, seed + number) for cap, write in writers.items()}
-                for cap, run in made.items():
-                    runs[cap].append(run)
-                bar()
-    except KeyboardInterrupt:
-        print("interrupted: what was measured is kept", file=sys.stderr)
-    return runs
 
 
 def command(options: argparse.Namespace) -> int:
-    from ..load import load
-
     if options.plot:
         check(Path(options.plot))
-    chosen = {"backend": options.backend} if options.backend else {}
-    model, tokenizer, sampling = load(options.model, **chosen)
+    model, tokenizer, sampling = load(options.model, backend=options.backend)
     if not is_embedded(model.config):
         raise Mistake(f"--model {options.model}: right answers are known for the embedded model alone; leave it out")
-    prompts = from_tasks(tokenizer, model.config.canvas_length, options.each)
-    writers: dict[int | None, Writer] = {None: write_prompt(model, tokenizer, sampling)}
-    for cap in CAPS:
-        writers[cap] = diffuse_prompt(model, tokenizer, replace(sampling, max_denoising_steps=cap))
-    runs = answered(writers, prompts, options.seed)
-    count = len(runs[None])
+    prompts = from_tasks(tokenizer, model.facts.canvas_length, options.each)
+    asks = {0: Ask(mode="ar")} | {cap: Ask(sampling=replace(sampling, max_denoising_steps=cap)) for cap in CAPS}
+    writers = {cap: writer(model, tokenizer, ask) for cap, ask in asks.items()}
+    runs: dict[int, list[Run]] = {cap: [] for cap in writers}
+    answer_all([(write, prompts[0], options.seed, []) for write in writers.values()])  # cold
+    numbered = enumerate(prompts, options.seed)
+    try:  # all answer a prompt before the next: a machine that slows down slows them all
+        answer_all([(write, prompt, n, runs[cap]) for n, prompt in numbered for cap, write in writers.items()])
+    except KeyboardInterrupt:
+        print("interrupted: what was measured is kept", file=sys.stderr)
+    count = min(map(len, runs.values()))
     if not count:
         return 130
-    found = {
+    runs = {cap: answers[:count] for cap, answers in runs.items()}
+    curve = {
         "prompts": count,
         "seed": options.seed,
-        "autoregression": point(runs.pop(None), 0),
-        "points": [{"max_denoising_steps": cap, **point(own, cap)} for cap, own in runs.items()],
+        "autoregression": point(runs[0], 0),
+        "points": [{"max_denoising_steps": cap, **point(runs[cap], cap)} for cap in CAPS],
     }
     if options.plot:
-        plot_steps(found, Path(options.plot))
-    print(json.dumps(found)) if options.json else show(found)
+        plot_steps(curve, Path(options.plot))
+    print(json.dumps(curve)) if options.json else show(curve)
     return 0 if count == len(prompts) else 130
 
 
-def show(found: dict[str, Any]) -> None:
-    tasks = list(found["autoregression"]["solved_by_task"])
-
-    def row(name: str, one: dict[str, Any]) -> list[str]:
-        blocks = one["steps_per_block"]
-        return [name, f"{one['solved']:.1%}", f"{blocks['mean']:.2f}" if blocks else "-",
-                f"{blocks['at_cap']:.0%}" if blocks else "-", f"{one['tokens_per_second']:.4g}",
-                *(f"{one['solved_by_task'][task]:.0%}" for task in tasks)]  # fmt: skip
-
-    rows = [row(str(one["max_denoising_steps"]), one) for one in found["points"]]
-    titles = ("steps at most", "solved", "taken, mean", "at the cap", "tokens/s", *tasks)
-    print_table(titles, [*rows, row("left to right", found["autoregression"])])
+def show(curve: dict[str, Any]) -> None:
+    points = [*curve["points"], curve["autoregression"]]
+    figures: list[Figure] = [
+        ("solved", "solved", "{:.1%}".format),
+        *((f"  {task}", f"solved_by_task.{task}", percent) for task in LEARNT),
+        ("steps a block, mean", "steps_per_block.mean", "{:.2f}".format),
+        ("  share at the cap", "steps_per_block.at_cap", percent),
+        ("tokens/s", "tokens_per_second", "{:.4g}".format),
+    ]
+    caps = [str(point["max_denoising_steps"]) for point in curve["points"]]
+    print_table(["steps at most", *caps, "left to right"], rows(figures, points))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from itertools import product
 
 NAMES = "Ann Bob Cara Dan Eve Finn Gus Hana Ivan Jill Kofi Lena Mia"
 NAMES += " Noor Omar Pia Quin Rosa Sam Tess Uma Vik Wes Xena Yan Zoe"
@@ -15,54 +16,49 @@ CITIES = "Oslo Rome Lima Cairo Paris Tokyo Delhi Quito Accra Lagos Milan Perth S
 JOBS = "baker pilot nurse coder judge miner actor clerk tutor chef guard vet"
 WORDS = f"{NAMES} {CITIES} {JOBS}".split()
 Grid = list[list[str]]
+Task = Callable[[random.Random], tuple[str, str]]  # -> prompt, right answer
+
+
+def _shuffled(r: random.Random, outer: int, inner: int) -> list[int]:
+    """Shuffles the order of `outer` groups of `inner` lines, and that of the lines in each."""
+    return [line for g in r.sample(range(outer), outer) for line in r.sample(range(g * inner, (g + 1) * inner), inner)]
 
 
 def shuffled_solution(r: random.Random, size: int, height: int) -> Grid:
-    """A solved sudoku with boxes of `height` rows: digits, rows in a band and columns in a stack change places."""
+    """Makes a solved sudoku with boxes of `height` rows: digits, rows in a band and columns in a stack change
+    places."""
     width = size // height
     digits = r.sample("123456789"[:size], size)
-    rows = [
-        row
-        for band in r.sample(range(width), width)
-        for row in r.sample(range(band * height, (band + 1) * height), height)
-    ]
-    columns = [
-        c
-        for stack in r.sample(range(height), height)
-        for c in r.sample(range(stack * width, (stack + 1) * width), width)
-    ]
+    rows, columns = _shuffled(r, width, height), _shuffled(r, height, width)
     return [[digits[(width * (i % height) + i // height + j) % size] for j in columns] for i in rows]
 
 
 def solutions(grid: Grid, height: int, limit: int = 2) -> int:
-    """How many ways there are to fill the dots, counted up to `limit`."""
-    size, width = len(grid), len(grid) // height
-    best = None
-    for i, j in ((i, j) for i in range(size) for j in range(size) if grid[i][j] == "."):
-        top, left = i // height * height, j // width * width
-        seen = set(grid[i]) | {row[j] for row in grid}
-        seen |= {grid[a][b] for a in range(top, top + height) for b in range(left, left + width)}
-        free = [digit for digit in "123456789"[:size] if digit not in seen]
-        if best is None or len(free) < len(best[2]):
-            best = (i, j, free)
-    if best is None:
+    """Counts the ways to fill the dots, up to `limit`. Tries the cell with the fewest digits left."""
+    size, width, cells = len(grid), len(grid) // height, []
+    for i, j in product(range(size), range(size)):
+        if grid[i][j] == ".":
+            top, left = i // height * height, j // width * width
+            seen = set(grid[i]) | {row[j] for row in grid}
+            seen |= {grid[a][b] for a in range(top, top + height) for b in range(left, left + width)}
+            cells.append((i, j, [digit for digit in "123456789"[:size] if digit not in seen]))
+    if not cells:
         return 1
-    found = 0
-    i, j, free = best
+    count = 0
+    i, j, free = min(cells, key=lambda cell: len(cell[2]))
     for digit in free:
         grid[i][j] = digit
-        found += solutions(grid, height, limit - found)
+        count += solutions(grid, height, limit - count)
         grid[i][j] = "."
-        if found >= limit:
+        if count >= limit:
             break
-    return found
+    return count
 
 
 def sudoku(r: random.Random, size: int, fewest: int, most: int) -> tuple[str, str]:
     solution = shuffled_solution(r, size, 2)
-    grid = [row[:] for row in solution]
-    empty = r.randint(fewest, most)
-    for i, j in r.sample([(i, j) for i in range(size) for j in range(size)], size * size):
+    grid, empty = [row[:] for row in solution], r.randint(fewest, most)
+    for i, j in r.sample(list(product(range(size), range(size))), size * size):
         if sum(row.count(".") for row in grid) == empty:
             break
         digit, grid[i][j] = grid[i][j], "."
@@ -73,13 +69,13 @@ def sudoku(r: random.Random, size: int, fewest: int, most: int) -> tuple[str, st
 
 def extract(r: random.Random) -> tuple[str, str]:
     name, city, job, age = r.choice(NAMES.split()), r.choice(CITIES.split()), r.choice(JOBS.split()), r.randint(18, 79)
-    says = [
+    sentence = r.choice([
         f"{name} is {age} and works as a {job} in {city}.",
         f"{name}, a {job} from {city}, is {age} years old.",
         f"In {city} lives {name}, a {job} aged {age}.",
         f"The {job} {name} ({age}) lives in {city}.",
-    ]
-    return "Extract JSON: " + r.choice(says), json.dumps({"name": name, "age": age, "job": job, "city": city})
+    ])  # fmt: skip
+    return f"Extract JSON: {sentence}", json.dumps({"name": name, "age": age, "job": job, "city": city})
 
 
 def code(r: random.Random) -> tuple[str, str]:
@@ -107,7 +103,7 @@ def addition(r: random.Random) -> tuple[str, str]:
     return f"What is {a} + {b}?", f"{a} + {b} = {a + b}"
 
 
-def words(verb: str, answer: Callable[[list[str]], list[str]]) -> Callable[[random.Random], tuple[str, str]]:
+def words(verb: str, answer: Callable[[list[str]], list[str]]) -> Task:
     def task(r: random.Random) -> tuple[str, str]:
         given = [r.choice(WORDS) for _ in range(r.randint(3, 6))]
         return f"{verb}: " + ", ".join(given), ", ".join(answer(given))
@@ -115,7 +111,7 @@ def words(verb: str, answer: Callable[[list[str]], list[str]]) -> Callable[[rand
     return task
 
 
-TASKS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
+TASKS: dict[str, Task] = {
     "sudoku 4x4": lambda r: sudoku(r, 4, 6, 10),
     "sudoku 6x6": lambda r: sudoku(r, 6, 12, 20),
     "json": extract,
@@ -128,7 +124,7 @@ LEARNT = tuple(name for name in TASKS if name != "addition")  # which the embedd
 
 
 def made(name: str, count: int) -> list[tuple[str, str]]:
-    """The first `count` prompts of a task and their right answers: always the same ones."""
+    """Makes the first `count` prompts of a task and their right answers: always the same ones."""
     numbers = random.Random(f"999 {name}")
     return [TASKS[name](numbers) for _ in range(count)]
 

@@ -10,9 +10,9 @@ import pytest
 
 from mlx_dgemma.benchmark import machine, measure
 from mlx_dgemma.benchmark.__main__ import main
-from mlx_dgemma.benchmark.passes import spread
-from mlx_dgemma.benchmark.report import KEY, VERSION, show
-from mlx_dgemma.benchmark.runs import summary
+from mlx_dgemma.benchmark.report import KEY, VERSION
+from mlx_dgemma.benchmark.runs import spread, summary
+from mlx_dgemma.benchmark.tables import show
 
 QUICK = ["--context", "64", "--repeat", "3", "--seeds", "2", "--each", "1", "--max-denoising-steps", "6"]
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
@@ -33,10 +33,13 @@ def is_picture(path: Path) -> bool:
 def test_every_figure_is_there(made):
     folder, report = made
     [point] = report["passes"]
-    for name in ("step", "commit", "token"):
-        one = point[name]
-        assert one["seconds"]["min"] <= one["seconds"]["median"] <= one["seconds"]["max"]
-        assert one["floor_seconds"] > 0 and one["share_of_copy"] > 0 and one["share_of_product"] > 0
+    copy, product = (report["ceilings"][rate] for rate in ("copy_bytes_per_second", "product_flops_per_second"))
+    for name, times in (("step", 3), ("commit", 3), ("token", 6)):
+        one, median = point[name], point[name]["seconds"]["median"]
+        assert one["seconds"]["n"] == times  # the first is kept apart
+        assert one["share_of_copy"] == pytest.approx(sum(one["bytes"].values()) / median / copy)
+        assert one["share_of_product"] == pytest.approx(sum(one["flops"].values()) / median / product)
+        assert one["floor_seconds"] == pytest.approx(median * max(one["share_of_copy"], one["share_of_product"]))
     assert point["prefill_tokens_per_second"] > 0
     assert set(point["parts"]["floor_seconds"]) == set(point["parts"]["seconds"]) - {"rest"}
     diffusion, other = (report["modes"][mode]["summary"] for mode in ("diffusion", "autoregression"))
@@ -113,7 +116,8 @@ def test_ctrl_c_keeps_what_is_measured(monkeypatch, tmp_path, capsys):
             "solved": True,
         }
 
-    monkeypatch.setattr(measure, "write_prompt", lambda *_: interrupted)
+    writer = measure.writer
+    monkeypatch.setattr(measure, "writer", lambda *a: interrupted if a[-1].mode == "ar" else writer(*a))
     out = tmp_path / "report.json"
     assert main([*QUICK, "--out", str(out)]) == 130
     report = json.loads(out.read_text())
@@ -176,6 +180,7 @@ MISTAKES = {
     "device and report": (["predict"], "--device NAME or --report"),
     "unknown shape": (["--dummy", "30b"], "need one of 26b-a4b, tiny"),
     "unknown precision": (["--dummy", "tiny", "--precision", "int3"], "'int3'"),
+    "fp8 on MLX": (["--dummy", "tiny", "--precision", "fp8", "--backend", "mlx"], "float32, bf16, 4bit"),
     "precision of a checkpoint": (["--precision", "4bit"], "--dummy"),
     "a dummy has no tokenizer": (["--dummy", "tiny", "--prompts", "x.jsonl"], "leave out --prompts"),
     "too long a context": (["--context", "5000"], "room for 3968"),

@@ -6,10 +6,12 @@ import json
 
 import pytest
 import twin
+from mlx_dgemma.writing.ask import Ask
 
 from mlx_dgemma.benchmark.__main__ import main
 from mlx_dgemma.benchmark.prompts import from_tasks
-from mlx_dgemma.benchmark.runs import left_to_right
+from mlx_dgemma.benchmark.runs import written
+from mlx_dgemma.load import baseline as load_baseline
 from mlx_dgemma.load import load
 
 
@@ -21,18 +23,17 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected():
     """Prompt -> the tokens that the embedded model writes left to right."""
-    model, tokenizer, sampling = load()
+    model, tokenizer, _ = load()
     prompts = from_tasks(tokenizer, 64, 1)
-    return [(prompt, list(left_to_right(model, prompt, sampling))) for prompt in prompts]
+    ask = Ask(mode="ar", max_tokens=64)
+    return [(prompt, written(model, tokenizer, prompt.tokens, ask).tokens) for prompt in prompts]
 
 
 @pytest.mark.parametrize(("backend", "library"), [("mlx", "mlx_lm"), ("torch", "transformers")])
 def test_the_same_tokens_as_ours(backend, library, folder, expected):
     for name in (library, "torch" if backend == "torch" else "mlx"):
         pytest.importorskip(name, reason=f"needs {name}")
-    from mlx_dgemma.benchmark.measure import backend_module
-
-    baseline = backend_module(backend, "baseline").Baseline(str(folder))
+    baseline = load_baseline(backend).Baseline(str(folder))
     assert set(baseline.bits.values()) == {32.0} and baseline.peak_memory() > 0
     for prompt, tokens in expected:
         given = baseline.prompt_tokens(prompt.messages, False)
