@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,10 +53,10 @@ class Scripted(Counting):
 
 
 class Timed:
-    """A model whose clock a test sets: every pass takes a second."""
+    """A model by whose clock a pass and a token take as long as a test says."""
 
-    def __init__(self, model):
-        self.model, self.seconds = model, 0.0
+    def __init__(self, model, a_pass: float = 1.0, a_token: float = 1.0):
+        self.model, self.seconds, self.a_pass, self.a_token = model, 0.0, a_pass, a_token
 
     def __getattr__(self, name):
         return getattr(self.model, name)
@@ -64,17 +65,14 @@ class Timed:
         return self.seconds
 
     def denoise(self, rows):
-        self.seconds += 1
+        self.seconds += self.a_pass
         return self.model.denoise(rows)
 
     def autoregress(self, continuations, draw):
-        tokens = self.model.autoregress(continuations, draw)
-        try:
-            for token in tokens:
-                self.seconds += 1
-                yield token
-        finally:
-            tokens.close()
+        with closing(self.model.autoregress(continuations, draw)) as passes:
+            for tokens in passes:
+                self.seconds += self.a_token
+                yield tokens
 
 
 def blocks(ids: list[int], length: int) -> list[list[int]]:
