@@ -14,7 +14,7 @@ from ..errors import Mistake
 from .layers import Linear
 from .model import MLXModel
 from .network import Network
-from .weights import fingerprint, set_dtype
+from .weights import set_dtype
 
 PRECISIONS = {"float32": (mx.float32, plain), "bf16": (mx.bfloat16, plain)}
 PRECISIONS["4bit"] = (mx.bfloat16, mlx_community(quantization(bits=4)))  # as `convert -q` stores it
@@ -61,4 +61,4 @@ def dummy_mlx(config: ModelConfig, precision: str, seed: int = 0, peaked: float 
     network.model.decoder.norm.weight = network.model.decoder.norm.weight * peaked
     set_dtype(network, dtype)
     mx.eval(network.parameters())
-    return MLXModel(network, config, dtype, fingerprint(network, config))
+    return MLXModel(network, config, dtype)

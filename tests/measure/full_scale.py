@@ -1,9 +1,9 @@
 """The converter at the published checkpoint's size, on files with holes: memory, speed, and values compared.
 
-    python tests/full_scale.py FOLDER [flags of mlx_dgemma.convert, -q if none]
+    python tests/measure/full_scale.py FOLDER [flags of mlx_dgemma.convert, -q if none]
 
 Makes FOLDER/source (no disk is used: 1,047 tensors of the published names and shapes, zeros but for random values in
-some), converts it to FOLDER/made in a process of its own, whose anonymous memory is looked at every 50 ms, compares
+some), converts it to FOLDER/made in a process of its own, whose anonymous memory is read every 50 ms, compares
 what has values with `mx.quantize` of the whole tensor, and then has MLX load, quantize and save the same tensors, one
 after another. Prints one JSON object. Needs 17 GB of disk for -q, twice.
 """
@@ -106,8 +106,8 @@ def convert(source: Path, made: Path, flags: list[str]) -> dict:
         status = Path(f"/proc/{process.pid}/status").read_text()
         peak = max([peak, *(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))])
         time.sleep(0.05)
-    told = json.loads(process.stdout.read())
-    return {"seconds": time.perf_counter() - started, "peak_anonymous_bytes": peak, "bytes": told["bytes"]}
+    report = json.loads(process.stdout.read())
+    return {"seconds": time.perf_counter() - started, "peak_anonymous_bytes": peak, "bytes": report["bytes"]}
 
 
 def compare(source: Path, made: Path) -> int:
@@ -149,10 +149,10 @@ def mlx_alone(source: Path, made: Path, out: Path) -> float:
 def main() -> None:
     folder, flags = Path(sys.argv[1]), sys.argv[2:] or ["-q"]
     source = write_source(folder / "source")
-    told = convert(source, folder / "made", flags)
-    told["compared"] = compare(source, folder / "made")
-    told["seconds_of_mlx_alone"] = mlx_alone(source, folder / "made", folder / "alone")
-    print(json.dumps(told))
+    report = convert(source, folder / "made", flags)
+    report["compared"] = compare(source, folder / "made")
+    report["seconds_of_mlx_alone"] = mlx_alone(source, folder / "made", folder / "alone")
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

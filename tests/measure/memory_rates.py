@@ -1,8 +1,8 @@
 """What a pass takes above weights and K/V, in a process of its own: prints one JSON object, bytes.
 
-    python tests/memory.py step [--hidden 704]          a denoise step, vocabulary 262,144, canvas 256, self-conditioned
-    python tests/memory.py long [--tokens 100000]       a long prompt: one sliding and one full layer, one head
-    python tests/memory.py long --backend torch --tokens 261888 --head-dim 16
+    python tests/measure/memory_rates.py step [--hidden 704]          a denoise step, vocabulary 262,144, canvas 256, self-conditioned
+    python tests/measure/memory_rates.py long [--tokens 100000]       a long prompt: one sliding and one full layer, one head
+    python tests/measure/memory_rates.py long --backend torch --tokens 261888 --head-dim 16
 
 `grown` is of the process (Linux counts its peak), `allocated` of MLX's allocator.
 """
@@ -19,7 +19,7 @@ import numpy as np
 
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.mlx_backend.dummy import dummy_mlx
-from mlx_dgemma.seam.model import Row
+from mlx_dgemma.seam.model import Row, Text
 
 
 def peak_of_process() -> int:
@@ -46,7 +46,7 @@ def step(options: argparse.Namespace) -> dict[str, int]:
     config = parse_config(checkpoints.config(canvas_length=256, **shape), checkpoints.generation_config())
     model = dummy_mlx(config, "float32", peaked=options.peaked)
     cache = model.new_cache()
-    model.encode([np.arange(512)], [cache])
+    model.encode([Text(np.arange(512))], [cache])
 
     def two_steps() -> None:
         [first] = model.denoise([row(cache, 262144)])
@@ -68,11 +68,11 @@ def long(options: argparse.Namespace) -> dict[str, int]:
     shape = {**heads, "full": full, "layer_types": layers, "sliding_window": 1024, "max_position_embeddings": 262144}
     config = parse_config(checkpoints.config(canvas_length=256, **shape), checkpoints.generation_config())
     model = (dummy_mlx if options.backend == "mlx" else dummy_torch)(config, "float32")
-    model.denoise([row(model.new_cache(), 96, pending=np.arange(90))])
+    model.denoise([row(model.new_cache(), 96, pending=Text(np.arange(90)))])
     cache = model.new_cache(options.tokens)
     tokens = np.random.default_rng(0).integers(96, size=options.tokens)
-    found = measured(lambda: model.denoise([row(cache, 96, pending=tokens)]))
-    return {**found, "kv": cache.nbytes}
+    sizes = measured(lambda: model.denoise([row(cache, 96, pending=Text(tokens))]))
+    return {**sizes, "kv": cache.nbytes}
 
 
 def main() -> None:
