@@ -139,7 +139,7 @@ class Settled:
         recent = self.drafts[max(0, len(self.drafts) - needed) :]
         stable = len(recent) == needed and all(np.array_equal(draft[positions], d[positions]) for d in recent)
         self.drafts.append(draft)
-        return stable and mean_entropy(entropy[positions]) < np.float32(self.sampling.confidence_threshold)
+        return bool(stable and mean_entropy(entropy[positions]) < np.float32(self.sampling.confidence_threshold))
 
     def content(self, draft: np.ndarray, entropy: np.ndarray, free: np.ndarray) -> np.ndarray:
         """The positions that have to settle, among the `free` ones."""

@@ -77,7 +77,7 @@ class Writing:
         self._begin(self.layout.first())
 
     def _begin(self, block: Block) -> None:
-        self.given, self.first_step = block, self.step
+        self.given, self.first_step, self.narrowed = block, self.step, False
         self.pending = self.pending + block.before
         self.canvas = np.where(block.tokens < 0, self._noise(), block.tokens).astype(np.int32)
         self.accepted = ~block.free
@@ -106,9 +106,10 @@ class Writing:
         )
 
     def _hint(self) -> np.ndarray | None:
-        """What is fixed is certain, from the first pass on."""
-        hint = self.given.hint if self.step == self.first_step else None
-        if self.given.fixed is None:
+        """What is fixed is certain, from the first pass on; later passes hear of it only where it has changed."""
+        first = self.step == self.first_step
+        hint = self.given.hint if first else None
+        if self.given.fixed is None or not (first or self.narrowed):
             return hint
         return np.where(self.given.fixed, self.canvas, -1 if hint is None else hint).astype(np.int32)
 
@@ -172,7 +173,8 @@ class Writing:
 
     def _narrow(self, accepted: np.ndarray, passes: int) -> None:
         late = passes + 1 > self.schedule.max_denoising_steps // 2
-        self.given = self.layout.narrow(self.given, accepted, late)
+        before, self.given = self.given, self.layout.narrow(self.given, accepted, late)
+        self.narrowed = self.given is not before
         if self.given.fixed is not None:
             self.canvas = np.where(self.given.fixed, self.given.tokens, self.canvas).astype(np.int32)
 

@@ -1,6 +1,6 @@
 """Makes tests/fixtures/bpe/tokenizer.json: a small tokenizer built the way Gemma's is.
 
-    python tests/make_bpe_fixture.py
+    python tests/measure/make_bpe_fixture.py
 
 Byte-pair pieces with byte fallback, spaces written as "▁", and no pre-tokenizer that keeps merges inside words: pieces
 cross quotes, digits and newlines, which is what makes JSON and code hard to cut at token borders. It learns from

@@ -1,6 +1,6 @@
 """Whole runs of transformers' DiffusionGemma, for test_goldens.py to hold ours to without torch.
 
-python tests/make_goldens.py        # needs torch and transformers; writes tests/goldens.json
+python tests/measure/make_goldens.py        # needs torch and transformers; writes tests/goldens.json
 """
 
 from __future__ import annotations

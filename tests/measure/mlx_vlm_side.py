@@ -27,7 +27,7 @@ def convert(source: str, made: str, mode: str, bits: str) -> None:
 
 
 def logits(folder: str, file: str) -> None:
-    """Of the first step of tests/conversions.py: `logits`."""
+    """Of the first step of tests/support/conversions.py: `logits`."""
     model = load_model(Path(folder))
     cache = model.diffusion_prefill_cache(mx.array([[3, 4, 5]]))
     cache = cache[1] if isinstance(cache, tuple) else cache

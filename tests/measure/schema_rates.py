@@ -1,10 +1,10 @@
 """Structured output: do random schemas' outputs validate, and are the values of the JSON task as right as in free text?
 
-    python tests/schema_rates.py --schemas 500 --prompts 200 --seeds 3
+    python tests/measure/schema_rates.py --schemas 500 --prompts 200 --seeds 3
 
 Schema i comes from random.Random(f"schema {i}") and is answered with seed i by three models: the embedded one, and
 random weights over its tokenizer of bytes and over the BPE fixture. Random weights never settle: more passes
-than the few that they are given would say nothing new. Prompts are those of solve_rates.py's JSON task, prompt i with
+than the few that they are given would show nothing new. Prompts are those of solve_rates.py's JSON task, prompt i with
 seeds i, 1000 + i, and so on. Prints one JSON object.
 """
 
@@ -23,12 +23,17 @@ import jsonschema
 
 from mlx_dgemma.benchmark import tasks
 from mlx_dgemma.errors import Mistake
-from mlx_dgemma.forms import language as constrained
 from mlx_dgemma.forms import schema
+from mlx_dgemma.forms.language import Language, begin_within
+from mlx_dgemma.forms.lattice import Vocabulary
 from mlx_dgemma.load import load
+from mlx_dgemma.seam.model import Text
+from mlx_dgemma.tokens.messages import prompt_tokens
 from mlx_dgemma.tokens.tokenizer import Tokenizer
-from mlx_dgemma.writing.answer import Answer, prompt_tokens
-from mlx_dgemma.writing.writing import begin, steps
+from mlx_dgemma.writing.answer import Answer
+from mlx_dgemma.writing.ask import Ask
+from mlx_dgemma.writing.batch import run
+from mlx_dgemma.writing.diffuse import begin
 
 BPE = Path(__file__).parents[1] / "fixtures" / "bpe"
 MAX_TOKENS = 160  # two and a half canvases
@@ -114,28 +119,24 @@ def models() -> dict:
     return {"embedded": load(None), **made}
 
 
-def written(model, tokenizer, sampling, prompt: str, seed: int, language: constrained.Language | None) -> Answer:
-    answer = Answer(model.config, tokenizer, MAX_TOKENS)
-    options = {"max_tokens": MAX_TOKENS, "sampling": sampling, "seed": seed}
-    tokens = prompt_tokens(tokenizer, prompt)
-    if language is None:
-        writing = begin(model, tokens, **options)
-    else:
-        writing = constrained.begin(model, tokens, language=language, **options)
-    for step in steps(model, writing):
+def written(model, tokenizer, prompt: str, ask: Ask, language: Language | None) -> Answer:
+    answer, text = Answer(model.facts, tokenizer, ask.max_tokens), Text(prompt_tokens(tokenizer, prompt))
+    writing = begin(model, text, ask) if language is None else begin_within(model, text, ask, language)
+    for step in run(model, [writing]):
         answer.add(step)
     return answer
 
 
-def outputs(loaded, numbers: range, passes: int) -> Iterator[tuple[dict, str | None]]:
+def outputs(loaded, numbers: range, passes: int, mode: str = "diffusion") -> Iterator[tuple[dict, str | None]]:
     """(schema, output) each; None for one whose shortest document does not fit."""
     model, tokenizer, sampling = loaded
-    sampling = replace(sampling, max_denoising_steps=passes)
+    ask = Ask(sampling=replace(sampling, max_denoising_steps=passes), max_tokens=MAX_TOKENS, mode=mode)
+    vocabulary = Vocabulary(tokenizer, model.facts.vocab_size)
     for number in numbers:
         made = random_schema(random.Random(f"schema {number}"))
         try:
-            language = constrained.Language(model, tokenizer, schema.language(made))
-            yield made, written(model, tokenizer, sampling, "Make some JSON", number, language).text
+            language = Language(model, vocabulary, schema.language(made))
+            yield made, written(model, tokenizer, "Make some JSON", replace(ask, seed=number), language).text
         except Mistake as mistake:
             if "the shortest text" not in str(mistake):
                 raise
@@ -149,26 +150,26 @@ def valid(made: dict, text: str) -> bool:
         return False
 
 
-def validity(loaded, numbers: range, passes: int) -> dict[str, int]:
-    found = list(outputs(loaded, numbers, passes))
-    fit = [(made, text) for made, text in found if text is not None]
-    return {"fit": len(fit), "too long": len(found) - len(fit), "valid": sum(valid(*pair) for pair in fit)}
+def validity(loaded, numbers: range, passes: int, mode: str = "diffusion") -> dict[str, int]:
+    pairs = list(outputs(loaded, numbers, passes, mode))
+    fit = [(made, text) for made, text in pairs if text is not None]
+    return {"fit": len(fit), "too long": len(pairs) - len(fit), "valid": sum(valid(*pair) for pair in fit)}
 
 
 def values(loaded, prompts: int, seeds: int) -> dict[str, dict[str, float]]:
     """Share of the JSON task's prompts whose object is right, and mean passes: in free text, and held to its schema."""
     model, tokenizer, sampling = loaded
-    language = constrained.Language(model, tokenizer, schema.language(TASK))
-    found = {}
-    for name, own in (("free", None), ("schema", language)):
+    held = Language(model, Vocabulary(tokenizer, model.facts.vocab_size), schema.language(TASK))
+    ask, table = Ask(sampling=sampling, max_tokens=MAX_TOKENS), {}
+    for name, language in (("free", None), ("schema", held)):
         runs = []
         for number, (prompt, right) in enumerate(tasks.made("json", prompts)):
             for seed in range(number, 1000 * seeds, 1000):
-                answer = written(model, tokenizer, sampling, prompt, seed, own)
+                answer = written(model, tokenizer, prompt, replace(ask, seed=seed), language)
                 runs.append((answer.text == right, answer.steps))
         solved, passes = zip(*runs, strict=True)
-        found[name] = {"right": sum(solved) / len(runs), "passes": sum(passes) / len(runs)}
-    return found
+        table[name] = {"right": sum(solved) / len(runs), "passes": sum(passes) / len(runs)}
+    return table
 
 
 def main() -> None:
@@ -177,11 +178,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--passes", type=int, default=4, help="that a canvas takes at most; schemas only")
+    parser.add_argument("--mode", choices=["diffusion", "ar"], default="diffusion", help="schemas only")
     options = parser.parse_args()
-    found = {}
-    for name, loaded in models().items():
-        found[name] = validity(loaded, range(options.schemas), options.passes)
-    print(json.dumps({"schemas": found, "json task": values(load(None), options.prompts, options.seeds)}, indent=1))
+    valid_texts = {
+        name: validity(loaded, range(options.schemas), options.passes, options.mode)
+        for name, loaded in models().items()
+    }
+    print(json.dumps({"schemas": valid_texts, "json task": values(load(None), options.prompts, options.seeds)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How often the embedded model gets its tasks right: ours, or the reference with the same draws.
 
-    python tests/solve_rates.py --prompts 200 [--reference] [--model FOLDER]
-    python tests/solve_rates.py --prompts 200 --seeds 3 --modes [--tasks "sudoku 6x6" json]
+    python tests/measure/solve_rates.py --prompts 200 [--reference] [--model FOLDER]
+    python tests/measure/solve_rates.py --prompts 200 --seeds 3 --modes [--tasks "sudoku 6x6" json]
 
 Prompts come from random.Random("999 NAME") for each task; prompt i of it is run with seed i. Prints one JSON object:
 the share solved and the mean steps a block, by task.
@@ -23,12 +23,13 @@ import numpy as np
 
 from mlx_dgemma.benchmark.tasks import TASKS, made
 from mlx_dgemma.load import load
-from mlx_dgemma.writing import left_to_right
-from mlx_dgemma.writing import verify as repair
+from mlx_dgemma.seam.model import Text
 from mlx_dgemma.writing.answer import Answer
-from mlx_dgemma.writing.route import Router
-from mlx_dgemma.writing.sampling import PRESETS, SAMPLERS, Sampling, preset
-from mlx_dgemma.writing.writing import Step, begin, diffuse, steps
+from mlx_dgemma.writing.ask import Ask
+from mlx_dgemma.writing.batch import run
+from mlx_dgemma.writing.diffuse import begin, diffuse
+from mlx_dgemma.writing.sampling import PRESETS, SAMPLERS, Sampling
+from mlx_dgemma.writing.writing import Writing
 
 
 def ours(path: str | None) -> Callable[[str, int], tuple[str, int]]:
@@ -36,10 +37,10 @@ def ours(path: str | None) -> Callable[[str, int], tuple[str, int]]:
 
     def answer(prompt: str, seed: int) -> tuple[str, int]:
         tokens = tokenizer.chat([{"role": "user", "content": prompt}])
-        said = Answer(model.config, tokenizer, model.config.canvas_length)
-        for step in diffuse(model, tokens, max_tokens=said.max_tokens, sampling=sampling, seed=seed):
-            said.add(step)
-        return said.text, said.steps
+        written = Answer(model.facts, tokenizer, model.facts.canvas_length)
+        for step in diffuse(model, tokens, Ask(max_tokens=written.max_tokens, sampling=sampling, seed=seed)):
+            written.add(step)
+        return written.text, written.steps
 
     return answer
 
@@ -65,51 +66,40 @@ def rates(
     answer: Callable[[str, int], tuple[str, int]], prompts: int, names: Iterable[str] = tuple(TASKS)
 ) -> dict[str, dict[str, float]]:
     """task -> share `solved` and mean `steps`. The prompts of a task are the same whichever others are run."""
-    found = {}
+    table = {}
     for name in names:
         runs = []
         for seed, (prompt, right) in enumerate(made(name, prompts)):
-            said, steps = answer(prompt, seed)
-            runs.append((said == right, steps))
+            text, steps = answer(prompt, seed)
+            runs.append((text == right, steps))
         solved, steps = zip(*runs, strict=True)
-        found[name] = {"solved": sum(solved) / prompts, "steps": sum(steps) / prompts}
-    return found
+        table[name] = {"solved": sum(solved) / prompts, "steps": sum(steps) / prompts}
+    return table
 
 
-def ways(sampling: Sampling) -> dict[str, tuple[str, Sampling]]:
-    """Name -> what writes it, and with which sampling."""
-    found = {"diffusion": ("diffusion", sampling), "ar": ("ar", sampling), "auto": ("auto", sampling)}
-    found |= {f"--preset {name}": ("diffusion", preset(sampling, name)) for name in PRESETS if name != "reference"}
-    found |= {f"--preset {name} --verify": ("verify", preset(sampling, name)) for name in ("reference", "fast")}
-    hasty = replace(preset(sampling, "fast"), max_denoising_steps=4)
-    found["--preset fast --max-denoising-steps 4 --verify"] = ("verify", hasty)
-    own = [name for name in SAMPLERS if name != sampling.sampler]
-    return found | {f"--sampler {name}": ("diffusion", replace(sampling, sampler=name)) for name in own}
+def ways(sampling: Sampling) -> dict[str, Ask]:
+    """Name -> what is asked."""
+    presets = {name: replace(sampling, **options) for name, options in PRESETS.items()}
+    asks = {mode: Ask(sampling=sampling, mode=mode) for mode in ("diffusion", "ar", "auto")}
+    asks |= {f"--preset {name}": Ask(sampling=preset) for name, preset in presets.items() if name != "reference"}
+    asks |= {f"--preset {name} --verify": Ask(sampling=presets[name], verify=True) for name in ("reference", "fast")}
+    hasty = replace(presets["fast"], max_denoising_steps=4)
+    asks["--preset fast --max-denoising-steps 4 --verify"] = Ask(sampling=hasty, verify=True)
+    others = [name for name in SAMPLERS if name != sampling.sampler]
+    return asks | {f"--preset reference,sampler={name}": Ask(sampling=replace(sampling, sampler=name)) for name in others}
 
 
-def counted(model, tokens, how: str, options: dict) -> tuple[Iterator[Step], Callable[[], int]]:
-    """The steps of an answer, and a count of the passes that only checked."""
-    if how == "ar":
-        return left_to_right.batch(model, [left_to_right.begin(model, tokens, **options)]), lambda: 0
-    if how == "auto":
-        return Router(model, tokens, **options).steps(), lambda: 0
-    if how == "verify":
-        writing = repair.begin(model, tokens, **options)
-        return steps(model, writing), lambda: writing.checks
-    return steps(model, begin(model, tokens, **options)), lambda: 0
-
-
-def one(model, tokenizer, prompt: str, how: str, sampling: Sampling, seed: int) -> tuple[str, list[float]]:
+def one(model, tokenizer, prompt: str, ask: Ask) -> tuple[str, list[float]]:
     """The answer, and its passes, checks, tokens left to right, and seconds."""
     tokens, start = tokenizer.chat([{"role": "user", "content": prompt}]), time.perf_counter()
-    said = Answer(model.config, tokenizer, model.config.canvas_length)
-    found, checks = counted(model, tokens, how, {"max_tokens": said.max_tokens, "sampling": sampling, "seed": seed})
+    answer, text = Answer(model.facts, tokenizer, ask.max_tokens), begin(model, Text(tokens), ask)
     widths = []
-    for step in found:
-        said.add(step)
+    for step in run(model, [text]):
+        answer.add(step)
         widths.append(len(step.canvas))
-    single = widths.count(1)
-    return said.text, [len(widths) - single, checks(), single, time.perf_counter() - start]
+    single, checked = widths.count(1), isinstance(text, Writing) and text.check
+    seconds = time.perf_counter() - start
+    return answer.text, [len(widths) - single, text.check.checks if checked else 0, single, seconds]
 
 
 COLUMNS = ("solved", "passes", "checks", "tokens", "seconds")
@@ -122,23 +112,25 @@ def modes(path: str | None, prompts: int, seeds: int, names: Iterable[str]) -> I
     for name in names:
         runs: dict[str, list[list[float]]] = {way: [] for way in ways(sampling)}
         for number, (prompt, right) in enumerate(made(name, prompts)):
-            for way, (how, own) in ways(sampling).items():
-                for k in range(1 if how == "ar" else seeds):  # the likeliest tokens need no seed
-                    said, counts = one(model, tokenizer, prompt, how, own, number + k * 1_000_000)
-                    runs[way].append([said == right, *counts])
-        for way, own_runs in runs.items():
-            yield way, name, np.mean(np.array(own_runs, float), axis=0).tolist()
+            for way, ask in ways(sampling).items():
+                for k in range(1 if ask.mode == "ar" else seeds):  # the likeliest tokens need no seed
+                    seed = number + k * 1_000_000
+                    asked = replace(ask, max_tokens=model.facts.canvas_length, seed=seed)
+                    text, counts = one(model, tokenizer, prompt, asked)
+                    runs[way].append([text == right, *counts])
+        for way, way_runs in runs.items():
+            yield way, name, np.mean(np.array(way_runs, float), axis=0).tolist()
 
 
 def table(rows: Iterable[tuple[str, str, list[float]]]) -> str:
     """Markdown: a line a way, a column a task."""
-    found: dict[str, dict[str, list[float]]] = {}
+    by_way: dict[str, dict[str, list[float]]] = {}
     for way, name, means in rows:
-        found.setdefault(way, {})[name] = means
+        by_way.setdefault(way, {})[name] = means
         print(way, name, dict(zip(COLUMNS, means, strict=True)), file=sys.stderr, flush=True)
-    names = list(next(iter(found.values())))
+    names = list(next(iter(by_way.values())))
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for way, by_task in found.items():
+    for way, by_task in by_way.items():
         lines.append(f"| {way} | " + " | ".join(cell(by_task[name]) for name in names) + " |")
     return "\n".join(lines)
 

@@ -1,7 +1,8 @@
-"""Models that are watched or told what to say, over real weights and a real cache."""
+"""Models that are watched, or that write what a script says, over real weights and a real cache."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.load import load_model
 from mlx_dgemma.tokens.tokenizer import Tokenizer
+from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.conversation import Conversation
 from mlx_dgemma.writing.sampling import Sampling
 
@@ -26,9 +28,9 @@ class Counting:
     def __getattr__(self, name):
         return getattr(self.model, name)
 
-    def encode(self, tokens, caches, **options):
-        self.encoded += sum(map(len, tokens))
-        return self.model.encode(tokens, caches, **options)
+    def encode(self, texts, caches, **options):
+        self.encoded += sum(map(len, texts))
+        return self.model.encode(texts, caches, **options)
 
     def denoise(self, rows):
         self.encoded += sum(len(pending) for pending in {id(row.cache): row.pending for row in rows}.values())
@@ -36,18 +38,41 @@ class Counting:
 
 
 class Scripted(Counting):
-    """Its n-th pass says the n-th text, whatever the weights say; one pass a block settles it."""
+    """Its n-th pass predicts the n-th text, whatever the weights say; one pass a block settles it."""
 
     def __init__(self, model, tokenizer, texts):
         super().__init__(model)
-        canvas = model.config.canvas_length
-        ids = [tokenizer.encode(text) for text in texts]
-        self.script = [block for own in ids for block in blocks(own, canvas)]
+        canvas = model.facts.canvas_length
+        ids = [tokenizer.encode(text, special_tokens=True) for text in texts]
+        self.script = [block for tokens in ids for block in blocks(tokens, canvas)]
 
     def denoise(self, rows):
-        [found] = super().denoise(rows)
-        said = np.array(self.script.pop(0), np.int32)
-        return [replace(found, argmax=said, sample=said, entropy=np.zeros(len(said), np.float32))]
+        [prediction] = super().denoise(rows)
+        draft = np.array(self.script.pop(0), np.int32)
+        return [replace(prediction, argmax=draft, sample=draft, entropy=np.zeros(len(draft), np.float32))]
+
+
+class Timed:
+    """A model by whose clock a pass and a token take as long as a test says."""
+
+    def __init__(self, model, a_pass: float = 1.0, a_token: float = 1.0):
+        self.model, self.seconds, self.a_pass, self.a_token = model, 0.0, a_pass, a_token
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def now(self) -> float:
+        return self.seconds
+
+    def denoise(self, rows):
+        self.seconds += self.a_pass
+        return self.model.denoise(rows)
+
+    def autoregress(self, continuations, draw):
+        with closing(self.model.autoregress(continuations, draw)) as passes:
+            for tokens in passes:
+                self.seconds += self.a_token
+                yield tokens
 
 
 def blocks(ids: list[int], length: int) -> list[list[int]]:
@@ -67,5 +92,6 @@ def random_bpe(folder: Path, seed: int = 0):
 
 
 def scripted(model, tokenizer: Tokenizer, *texts: str, **options) -> Conversation:
-    """One whose answers are these."""
-    return Conversation(Scripted(model, tokenizer, texts), tokenizer, Sampling(max_denoising_steps=1), **options)
+    """A conversation whose answers are these."""
+    how = Ask(sampling=Sampling(max_denoising_steps=1))
+    return Conversation(Scripted(model, tokenizer, texts), tokenizer, how, **options)

@@ -7,18 +7,23 @@ from pathlib import Path
 import checkpoints
 import numpy as np
 import pytest
-from fakes import FakeConfig
+from fakes import facts
 
 from mlx_dgemma import stream_generate
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.load import load, load_model
+from mlx_dgemma.tokens.messages import prompt_tokens
+from mlx_dgemma.tokens.stream import split_thinking
 from mlx_dgemma.tokens.tokenizer import Tokenizer
-from mlx_dgemma.writing.answer import Answer, prompt_tokens
+from mlx_dgemma.writing.answer import Answer
+from mlx_dgemma.writing.ask import Ask
+from mlx_dgemma.writing.diffuse import diffuse
 from mlx_dgemma.writing.sampling import Sampling
-from mlx_dgemma.writing.writing import Step, diffuse
+from mlx_dgemma.writing.writing import Step
 
 BPE = Path(__file__).parents[1] / "fixtures" / "bpe"
 FOLDERS = {"bytes": checkpoints.TINY, "bpe": BPE}
+SUDOKU = "Solve this sudoku:\n...3\n.124\n1342\n2.3."
 EURO = "costs 5 €, naïve 🧑‍🚀 ok"
 
 
@@ -30,10 +35,10 @@ def tokenizer(request):
 def steps(tokens: list[int], length: int, reason: str, passes: int = 3):
     """Blocks of `length` of these tokens, the last padded with stop tokens; drafts of the passes before are noise."""
     blocks = [tokens[i : i + length] for i in range(0, len(tokens), length)]
-    for block, own in enumerate(blocks):
+    for block, content in enumerate(blocks):
         for step in range(passes):
             final = step == passes - 1
-            draft = np.array(own + [1] * (length - len(own))) if final else np.arange(length)
+            draft = np.array(content + [1] * (length - len(content))) if final else np.arange(length)
             zeros = np.zeros(length)
             last = final and block == len(blocks) - 1
             yield Step(
@@ -45,7 +50,7 @@ def steps(tokens: list[int], length: int, reason: str, passes: int = 3):
 @pytest.mark.parametrize("length", [3, 8, 64])
 def test_text_comes_as_blocks_finish_and_is_never_cut_inside_a_character(tokenizer, length):
     tokens = [*tokenizer.encode(EURO), 1]
-    answer = Answer(FakeConfig(canvas_length=length), tokenizer, 1000)
+    answer = Answer(facts(canvas_length=length), tokenizer, 1000)
     pieces = [answer.add(step)[1] for step in steps(tokens, length, "stop")]
     assert "".join(pieces) == answer.text == EURO
     assert all(piece == "" for i, piece in enumerate(pieces) if i % 3 != 2)  # nothing before a block is final
@@ -56,7 +61,7 @@ def test_text_comes_as_blocks_finish_and_is_never_cut_inside_a_character(tokeniz
 
 def test_cut_at_max_tokens(tokenizer):
     tokens = [*tokenizer.encode("one two three four five six seven eight"), 1]
-    answer = Answer(FakeConfig(canvas_length=64), tokenizer, 5)
+    answer = Answer(facts(canvas_length=64), tokenizer, 5)
     for step in steps(tokens, 64, "stop"):
         answer.add(step)
     assert answer.tokens == tokens[:5] and answer.finish_reason == "length"
@@ -65,15 +70,15 @@ def test_cut_at_max_tokens(tokenizer):
 
 
 def test_pads_are_not_counted(tokenizer):
-    answer = Answer(FakeConfig(canvas_length=8), tokenizer, 100)
+    answer = Answer(facts(canvas_length=8), tokenizer, 100)
     for step in steps([0, 0, 20, 21, 1], 8, "stop", passes=1):
         answer.add(step)
     assert answer.tokens_per_forward == 3
 
 
 def test_thinking_is_split_from_the_answer(tokenizer):
-    tokens = [*tokenizer.encode("<|channel>thought\nso, 1 + 1<channel|>2"), 1]
-    answer = Answer(FakeConfig(canvas_length=4), tokenizer, 100)
+    tokens = [*tokenizer.encode("<|channel>thought\nso, 1 + 1<channel|>2", special_tokens=True), 1]
+    answer = Answer(facts(canvas_length=4), tokenizer, 100)
     for step in steps(tokens, 4, "stop"):
         answer.add(step)
     assert (answer.thinking, answer.text) == ("so, 1 + 1", "2")
@@ -94,17 +99,17 @@ def test_a_random_model_with_a_large_vocabulary(tmp_path, seed):
     config = checkpoints.config(vocab_size=tokenizer.vocab_size)
     folder = checkpoints.write(tmp_path, config, checkpoints.weights(config, seed=seed, peaked=10))
     model = load_model(folder, parse_config(config, checkpoints.generation_config()), "mlx", "float32")
-    options = {"max_tokens": 40, "sampling": Sampling(max_denoising_steps=3), "seed": seed}
-    pieces = list(stream_generate(model, tokenizer, "Why is the sky blue?", **options))
+    ask = Ask(max_tokens=40, sampling=Sampling(max_denoising_steps=3), seed=seed)
+    pieces = list(stream_generate(model, tokenizer, "Why is the sky blue?", ask))
     tokens = prompt_tokens(tokenizer, "Why is the sky blue?")
-    said = [t for step in diffuse(model, tokens, **options) if step.final for t in step.draft.tolist()][:40]
-    assert "".join(piece.text for piece in pieces) == tokenizer.decode(tokenizer.split_thinking(said)[1])
+    written = [t for step in diffuse(model, tokens, ask) if step.final for t in step.draft.tolist()][:40]
+    assert "".join(piece.text for piece in pieces) == tokenizer.decode(split_thinking(tokenizer, written)[1])
     assert pieces[-1].finish_reason == "length" and all(p.finish_reason is None for p in pieces[:-1])
 
 
 def test_the_embedded_model_answers():
     model, tokenizer, sampling = load()
-    pieces = list(stream_generate(model, tokenizer, "Solve this sudoku:\n...3\n.124\n1342\n2.3.", sampling=sampling))
+    pieces = list(stream_generate(model, tokenizer, SUDOKU, Ask(sampling=sampling)))
     assert "".join(piece.text for piece in pieces) == "4213\n3124\n1342\n2431"
 
 
@@ -112,8 +117,8 @@ def test_the_embedded_model_answers():
 def test_tool_calls_are_no_part_of_the_text(length):
     tokenizer = Tokenizer(BPE)
     calls = '<|tool_call>call:a{x:<|"|>1<|"|>}<tool_call|><|tool_call>call:b{}<tool_call|>'
-    answer = Answer(FakeConfig(canvas_length=length), tokenizer, 1000)
-    for step in steps([*tokenizer.encode(f"one {calls}two"), 1], length, "stop"):
+    answer = Answer(facts(canvas_length=length), tokenizer, 1000)
+    for step in steps([*tokenizer.encode(f"one {calls}two", special_tokens=True), 1], length, "stop"):
         answer.add(step)
     assert answer.text == "one two" and list(map(str, answer.calls)) == ['a{x:"1"}', "b{}"]
     assert answer.statistics(1)["tool_calls"][0] == {"name": "a", "arguments": '{x:<|"|>1<|"|>}'}

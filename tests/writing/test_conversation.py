@@ -1,9 +1,9 @@
-"""Many turns over one cache: what is said is what a fresh run would say, and nothing is encoded twice."""
+"""Many turns over one cache: each answer is what a fresh run would write, and nothing is encoded twice."""
 
 from __future__ import annotations
 
-import contextlib
 import json
+import shutil
 from dataclasses import replace
 from itertools import islice, takewhile
 
@@ -13,12 +13,12 @@ from scripted import BPE, Counting, random_bpe, scripted
 
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.load import load
-from mlx_dgemma.seam.model import Row
 from mlx_dgemma.tokens.tokenizer import Tokenizer
-from mlx_dgemma.writing import conversation as module
-from mlx_dgemma.writing.conversation import FILE, MODES, Conversation
+from mlx_dgemma.writing import batch
+from mlx_dgemma.writing.ask import Ask
+from mlx_dgemma.writing.conversation import FILE, Conversation
+from mlx_dgemma.writing.diffuse import diffuse
 from mlx_dgemma.writing.sampling import Sampling
-from mlx_dgemma.writing.writing import Step, diffuse
 
 QUESTIONS = ["What is 603 + 845?", "Sort: Lima, Tokyo, Kyiv", "Extract JSON: Zoe (31) works as a vet in Oslo."]
 
@@ -28,7 +28,7 @@ def parties(tmp_path_factory):
     """name -> (model, tokenizer, sampling): the embedded model, the same without a stop token, random weights."""
     random, tokenizer = random_bpe(tmp_path_factory.mktemp("bpe"))
     (tiny, byte_tokenizer, _), endless = load(), load()[0]
-    endless.config = replace(endless.config, stop_ids=(272,))
+    endless.facts = replace(endless.facts, stop_ids=(272,))
     few = Sampling(max_denoising_steps=3)
     return {
         "bytes": (tiny, byte_tokenizer, Sampling(max_denoising_steps=8)),
@@ -69,17 +69,22 @@ def common(one: list[int], other: list[int]) -> int:
 def test_a_turn_equals_a_fresh_run_and_encodes_only_what_was_not_in_the_cache(parties, name, thinking, max_tokens):
     model, tokenizer, sampling = parties[name]
     counting = Counting(model)
-    conversation = Conversation(counting, tokenizer, sampling, thinking=thinking, max_tokens=max_tokens, seed=5)
+    how = Ask(sampling=sampling, max_tokens=max_tokens, seed=5)
+    conversation = Conversation(counting, tokenizer, how, thinking=thinking)
     held: list[int] = []  # what was given to the model up to the end of the last turn
+    asked = 0  # of it, up to the model's part
     for question in QUESTIONS:
         messages = [*conversation.messages, {"role": "user", "content": question}]
         prompt = tokenizer.chat(messages, thinking=thinking)
         counting.encoded = 0
         found = turn(conversation, question)
-        same_steps(found, list(diffuse(model, prompt, max_tokens=max_tokens, sampling=sampling, seed=5)))
+        same_steps(found, list(diffuse(model, prompt, how)))
         committed = [token for step in found if step.final and not step.reason for token in step.draft.tolist()]
-        assert counting.encoded == len(prompt) - common(held, prompt) + len(committed)
-        held = prompt + committed
+        kept = common(held, prompt)
+        if name.startswith("endless"):  # it wrote ends of turns, which history leaves out, too far back to forget them
+            kept = min(kept, asked)
+        assert counting.encoded == len(prompt) - kept + len(committed)
+        held, asked = prompt + committed, len(prompt)
     assert conversation.cache.length <= len(held)
     assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 3
 
@@ -99,11 +104,15 @@ def test_the_history_is_without_what_was_thought(bpe):
     turn(conversation, "And then?")
     messages = [("user", "Where?"), ("assistant", "Oslo"), ("user", "And then?")]
     prompt = tokenizer.chat([{"role": role, "content": text} for role, text in messages], thinking=True)
-    assert conversation.model.encoded == len(prompt) - kept < len(tokenizer.encode(answer))
+    assert conversation.model.encoded == len(prompt) - kept < len(tokenizer.encode(answer, special_tokens=True))
 
 
 def test_a_tool_is_called_and_its_result_read(bpe):
     tokenizer = bpe[1]
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text, special_tokens=True)
+
     call = '<|tool_call>call:weather{city:<|"|>Oslo, {Norway}<|"|>,days:2}<tool_call|>'
     conversation = scripted(*bpe[:2], f"I look. {call}<|tool_response>", "Four<turn|>", "Bye<turn|>")
     turn(conversation, "How warm is Oslo?")
@@ -112,15 +121,15 @@ def test_a_tool_is_called_and_its_result_read(bpe):
     with pytest.raises(Mistake, match="weather"):
         conversation.save("never")
     conversation.respond({"sky": ["grey", None, 1.5], "degrees": 4, "wet": True})
-    said = '<|tool_response>response:weather{degrees:4,sky:[<|"|>grey<|"|>,None,1.5],wet:true}<tool_response|>'
+    response = '<|tool_response>response:weather{degrees:4,sky:[<|"|>grey<|"|>,None,1.5],wet:true}<tool_response|>'
     opened = tokenizer.chat([{"role": "user", "content": "How warm is Oslo?"}])
-    assert conversation.tokens == opened + tokenizer.encode("I look. " + call) + tokenizer.encode(said)
+    assert conversation.tokens == opened + ids("I look. " + call) + ids(response)
     held = conversation.cache.length
     assert conversation.unread == len(conversation.tokens) - held
     conversation.model.encoded = 0
     list(conversation.write())
-    assert conversation.model.encoded == len(opened + tokenizer.encode("I look. " + call + said)) - held
-    assert conversation.messages[-1]["content"] == f"I look. {call}{said}Four" and not conversation.waiting
+    assert conversation.model.encoded == len(opened + ids("I look. " + call + response)) - held
+    assert conversation.messages[-1]["content"] == f"I look. {call}{response}Four" and not conversation.waiting
     turn(conversation, "Thanks")
     assert conversation.answer.text == "Bye"
 
@@ -154,17 +163,17 @@ def test_what_is_no_call_is_text(bpe, text):
     assert conversation.answer.text == text.replace("<|tool_call>", "").replace("<tool_call|>", "")
 
 
-def test_tools_are_declared_by_the_template(bpe):
-    model, tokenizer, _ = bpe
-    tokenizer = Tokenizer(BPE)
-    tokenizer._template = "{% for tool in tools or [] %}<|tool>{{ tool | tojson }}<tool|>{% endfor %}" + (
-        tokenizer._template
-    )
+def test_tools_are_declared_by_the_template(bpe, tmp_path):
+    shutil.copytree(BPE, tmp_path, dirs_exist_ok=True)
+    template = tmp_path / "chat_template.jinja"
+    declaring = "{% for tool in tools or [] %}<|tool>{{ tool | tojson }}<tool|>{% endfor %}"
+    template.write_text(declaring + template.read_text())
+    tokenizer = Tokenizer(tmp_path)
     tools = [{"type": "function", "function": {"name": "weather"}}]
-    conversation = Conversation(model, tokenizer, Sampling(max_denoising_steps=1), tools=tools, max_tokens=5)
+    conversation = Conversation(bpe[0], tokenizer, Ask(sampling=Sampling(max_denoising_steps=1)), tools=tools)
     conversation.say("Hi")
     assert conversation.prompt == [
-        *tokenizer.encode(f"<|tool>{json.dumps(tools[0])}<tool|>"),
+        *tokenizer.encode(f"<|tool>{json.dumps(tools[0])}<tool|>", special_tokens=True),
         *tokenizer.chat([{"role": "user", "content": "Hi"}]),
     ]
 
@@ -172,46 +181,32 @@ def test_tools_are_declared_by_the_template(bpe):
 def fresh(conversation: Conversation, model, question: str) -> list:
     messages = [*conversation.messages, {"role": "user", "content": question}]
     prompt = conversation.tokenizer.chat(messages, thinking=conversation.thinking)
-    options = {"max_tokens": conversation.max_tokens, "sampling": conversation.sampling, "seed": conversation.seed}
-    return list(diffuse(model, prompt, **options))
+    return list(diffuse(model, prompt, conversation.how))
 
 
-def told(model, tokens, *, cache, max_tokens, sampling, seed):
-    """Left to right, as a mode may be: a step a token."""
-    row = Row(np.zeros(0, np.int32), cache, 0.0, np.zeros(0), pending=tokens[cache.length :])
-    with contextlib.closing(model.autoregress([row], sampling)) as passes:
-        for step, [token] in enumerate(passes, 1):
-            reason = "stop" if token in model.config.stop_ids else "length" if step == max_tokens else None
-            said, nothing = np.array([token]), np.zeros(1)
-            arrays = {"canvas": said, "draft": said, "accepted": nothing == 0, "entropy": nothing}
-            yield Step(request=0, block=step, step=0, final=True, reason=reason, **arrays)
-            if reason:
-                return
-
-
-def test_another_mode_goes_on_from_the_same_cache(bpe, monkeypatch):
+def test_another_mode_goes_on_from_the_same_cache(bpe):
     """Its answer is longer than what the sliding layers remember; one turn of it is left early."""
     model, tokenizer, sampling = bpe
-    monkeypatch.setitem(MODES, "ar", told)
-    conversation = Conversation(model, tokenizer, sampling, max_tokens=60)
+    denoise = Ask(sampling=sampling, max_tokens=60)
+    conversation = Conversation(model, tokenizer, denoise)
     turn(conversation, QUESTIONS[0])
-    conversation.mode = "ar"
+    conversation.how = replace(denoise, mode="ar")
     for question, limit in ((QUESTIONS[1], 60), (QUESTIONS[2], 7), (QUESTIONS[0], 60)):
         messages = [*conversation.messages, {"role": "user", "content": question}]
         prompt = tokenizer.chat(messages)
-        alone = told(model, prompt, cache=model.new_cache(), max_tokens=60, sampling=sampling, seed=0)
+        alone = diffuse(model, prompt, conversation.how)
         expected = [step.draft.tolist() for step in islice(alone, limit)]
         found = [piece.step.draft.tolist() for piece in islice(conversation.ask(question), limit)]
         assert found == expected
         assert conversation.cache.length >= common(prompt, tokenizer.chat([*messages, messages[0]]))
-    conversation.mode = "diffusion"
+    conversation.how = denoise
     expected = fresh(conversation, model, QUESTIONS[1])
     same_steps(turn(conversation, QUESTIONS[1]), expected)
 
 
 def test_left_early_what_is_finished_counts(parties):
     model, tokenizer, sampling = parties["endless bytes"]
-    conversation = Conversation(model, tokenizer, sampling)
+    conversation = Conversation(model, tokenizer, Ask(sampling=sampling))
     for piece in conversation.ask(QUESTIONS[0]):
         if piece.step.block == 1:
             break
@@ -219,7 +214,7 @@ def test_left_early_what_is_finished_counts(parties):
     for _ in conversation.ask("Nothing is finished of this one"):
         break
     assert len(conversation.messages) == 2 and conversation.messages[0]["content"] == QUESTIONS[0]
-    conversation.max_tokens = 40
+    conversation.how = Ask(sampling=sampling, max_tokens=40)
     expected = fresh(conversation, model, QUESTIONS[1])
     same_steps(turn(conversation, QUESTIONS[1]), expected)
 
@@ -227,7 +222,7 @@ def test_left_early_what_is_finished_counts(parties):
 def test_a_pass_that_is_broken_off(parties, monkeypatch):
     """Its cache is of no use any more; the conversation is."""
     model, tokenizer, sampling = parties["bytes"]
-    conversation = Conversation(model, tokenizer, sampling, max_tokens=40)
+    conversation = Conversation(model, tokenizer, Ask(sampling=sampling, max_tokens=40))
     turn(conversation, QUESTIONS[0])
 
     def broken(rows):
@@ -243,9 +238,10 @@ def test_a_pass_that_is_broken_off(parties, monkeypatch):
 
 
 def test_reading_may_be_left_between_two_passes(parties, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 8)
+    monkeypatch.setattr(batch, "PIECE", 8)
     model, tokenizer, sampling = parties["bytes"]
-    conversation = Conversation(Counting(model), tokenizer, sampling, max_tokens=40)
+    how = Ask(sampling=sampling, max_tokens=40)
+    conversation = Conversation(Counting(model), tokenizer, how)
     conversation.say(QUESTIONS[2])
     length = len(conversation.tokens)
     assert list(conversation.read()) == list(range(length - 8, 0, -8))
@@ -262,7 +258,7 @@ def test_reading_may_be_left_between_two_passes(parties, monkeypatch):
 @pytest.mark.parametrize("question", ["", " \n", "x" * 5000, "\udcff"])
 def test_a_question_that_cannot_be_asked_changes_nothing(parties, question):
     model, tokenizer, sampling = parties["bytes"]
-    conversation = Conversation(model, tokenizer, sampling)
+    conversation = Conversation(model, tokenizer, Ask(sampling=sampling))
     turn(conversation, QUESTIONS[0])
     before = (list(conversation.messages), conversation.cache.length)
     with pytest.raises(Mistake):
@@ -273,10 +269,11 @@ def test_a_question_that_cannot_be_asked_changes_nothing(parties, question):
 @pytest.mark.parametrize("name", ["endless bytes", "bpe"])
 def test_a_saved_chat_goes_on_as_it_would_have(parties, name, tmp_path):
     model, tokenizer, sampling = parties[name]
-    one = Conversation(Counting(model), tokenizer, sampling, system="Be brief.", max_tokens=40)
+    how = Ask(sampling=sampling, max_tokens=40)
+    one = Conversation(Counting(model), tokenizer, how, system="Be brief.")
     turn(one, QUESTIONS[0])
     one.save(tmp_path / "chat")
-    other = Conversation(Counting(model), tokenizer, sampling, max_tokens=40)
+    other = Conversation(Counting(model), tokenizer, how)
     turn(other, "Something else")
     other.load(tmp_path / "chat")
     assert (other.messages, other.system) == (one.messages, "Be brief.")
@@ -291,11 +288,11 @@ def test_a_saved_chat_goes_on_as_it_would_have(parties, name, tmp_path):
 
 def test_saved_chats_that_cannot_be_used(bpe, tmp_path):
     model, tokenizer, sampling = bpe
-    conversation = Conversation(model, tokenizer, sampling, max_tokens=5)
+    conversation = Conversation(model, tokenizer, Ask(sampling=sampling, max_tokens=5))
     turn(conversation, "Hi")
     conversation.save(tmp_path / "chat")
     folder = tmp_path / "other"
-    other = Conversation(random_bpe(folder, seed=1)[0], tokenizer, sampling)
+    other = Conversation(random_bpe(folder, seed=1)[0], tokenizer, Ask(sampling=sampling))
     with pytest.raises(Mistake, match="another model"):
         other.load(tmp_path / "chat")
     assert other.messages == [] and other.cache.length == 0
@@ -316,7 +313,7 @@ def test_saved_chats_that_cannot_be_used(bpe, tmp_path):
 
 def test_all_turns_are_forgotten(parties):
     model, tokenizer, sampling = parties["bytes"]
-    conversation = Conversation(model, tokenizer, sampling, max_tokens=40)
+    conversation = Conversation(model, tokenizer, Ask(sampling=sampling, max_tokens=40))
     turn(conversation, QUESTIONS[0])
     conversation.reset()
     assert conversation.cache.length == 0
