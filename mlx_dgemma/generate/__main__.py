@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Mistake
 from ..terminal.command import CUT, Parser, read_prompt, run, to_stderr, to_stdout, waiting
-from ..terminal.form import Form, add_form, read_form
+from ..terminal.form import INCOMPLETE, Form, add_form, read_form
 from ..terminal.options import add_ask, add_max_tokens, add_model, ask, check_ask, opened, raw_tokens
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ..writing.writing import Step
 
 NAME = "mlx_dgemma.generate"
-INCOMPLETE = 3  # exit code: no text of the form asked for
 
 
 def parser() -> Parser:
