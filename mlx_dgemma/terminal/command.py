@@ -91,7 +91,7 @@ def to_stderr(text: str) -> None:
 
 @contextmanager
 def waiting(what: str) -> Iterator[Callable[[str], None]]:
-    """Shows `what` on stderr, if that is a terminal, for as long as it lasts. Gives a function that changes the words."""
+    """Shows `what` on stderr, if that is a terminal, while it lasts. Gives a function that changes the words."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return

@@ -100,8 +100,8 @@ def add_ask(parser: argparse.ArgumentParser, *, modes: bool = True) -> None:
         type=preset,
         default=Preset({}, {}),
         metavar="NAME[,OPTION=VALUE…]",
-        help=f"{', '.join(PRESETS)}; and single options: sampler={', '.join(SAMPLERS)}; stop={', '.join(STOPS)}; "
-        f"canvas_length=N or auto; entropy_bound=NATS, …{left_to_right}",
+        help=f"{', '.join(PRESETS)}, and single options: sampler=NAME ({', '.join(SAMPLERS)}), stop=NAME "
+        f"({', '.join(STOPS)}), canvas_length=N or auto, entropy_bound=NATS, …{left_to_right}",
     )
     add(
         "--max-denoising-steps",
