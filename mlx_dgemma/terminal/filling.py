@@ -33,7 +33,7 @@ def fill_gaps(
 
     def show(step: Step) -> None:
         if canvas and step.request == 0:
-            canvas.show(step)
+            canvas.show_all(step)
 
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:

@@ -51,8 +51,9 @@ class Batch:
         still being read has none."""
         reading = self._read()
         ready = [text for text in self.texts if text not in reading]
+        left_to_right = [text for text in ready if text.left_to_right]  # now: a pass may change a text's way
         steps = self._denoise([text for text in ready if not text.left_to_right])
-        steps |= self._autoregress([text for text in ready if text.left_to_right])
+        steps |= self._autoregress(left_to_right)
         self.texts = [text for text in self.texts if not text.done]
         for draw, stream in list(self._streams.items()):
             if any(text.done for text in stream.texts):
