@@ -20,9 +20,7 @@ INCOMPLETE = 3  # exit code: no text of the form asked for
 
 @dataclass(frozen=True)
 class Form:
-    """A form that the flags ask for: an expression, or choices."""
-
-    flag: str
+    flag: str  # that asks for it
     expression: Expression | None = None  # of a schema or a template
     template: str | None = None
     choices: tuple[str, ...] = ()

@@ -154,7 +154,7 @@ def ask(options: argparse.Namespace, sampling: Sampling) -> Ask:
 
 
 def opened(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, Tokenizer, Sampling]:
-    """Loads the model that the flags of the command `name` ask for."""
+    """The model that the flags of the command `name` name."""
     from ..load import find, load
 
     if options.model is None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 
 import checkpoints
+import jsonschema
 import pytest
 from terminals import COMMAND, SOLVED, SUDOKU, Stdin, mistake
 
@@ -242,3 +243,22 @@ def test_samplers_stop_rules_and_presets(run):
     assert steps["fast"] == 8 and steps["reference"] > steps["stop=entropy"]
     plain = json.loads(run("--prompt", "What is 603 + 845?", "--max-tokens", "64", "--json")[1])["steps"]
     assert plain == steps["reference"]
+
+
+PERSON = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}
+PERSON |= {"required": ["name", "age"]}
+
+
+@pytest.mark.parametrize("options", [["--mode", "ar"], ["--verify"], ["--deadline", "0.001"]], ids=" ".join)
+def test_a_schema_goes_with_every_way_to_write(run, tmp_path, options):
+    (tmp_path / "person.json").write_text(json.dumps(PERSON))
+    asked = ["--prompt", "Extract JSON: Tess is 40.", "--json-schema", str(tmp_path / "person.json")]
+    code, out, err = run(*asked, "--max-tokens", "64", *options)
+    jsonschema.validate(json.loads(out), PERSON)
+    assert code == 0 and ("at the deadline" in err) == ("--deadline" in options)
+
+
+def test_choices_by_a_deadline(run):
+    asked = ["--prompt", "Which is red?", "--choices", "blood,sky", "--json"]
+    whole, early = (json.loads(run(*asked, *options)[1])["probabilities"] for options in ([], ["--deadline", "0.001"]))
+    assert sum(early.values()) == pytest.approx(1) and early != whole
