@@ -19,8 +19,8 @@ from ..terminal.options import add_ask, add_max_tokens, add_model, ask, check_as
 
 if TYPE_CHECKING:
     from ..seam.model import DiffusionModel
+    from ..terminal.requests import Line, Request
     from ..tokens.tokenizer import Tokenizer
-    from .requests import Line, Request
 
 NAME = "mlx_dgemma.batch"
 
@@ -55,7 +55,7 @@ class Job:
 
 
 def read(options: argparse.Namespace) -> Job:
-    from .requests import Line, read_lines
+    from ..terminal.requests import Line, read_lines
 
     check_ask(options)
     form = read_form(options)
@@ -83,7 +83,7 @@ def count_results(path: Path) -> int:
 
 
 def batch(options: argparse.Namespace) -> int:
-    from .requests import to_requests
+    from ..terminal.requests import to_requests
 
     job = read(options)
     model, tokenizer, sampling = opened(NAME, options)

@@ -11,11 +11,11 @@ from ..fill.infill import infill
 from ..forms.choices import PASSES, choose
 from ..forms.language import Language, begin_within
 from ..seam.model import DiffusionModel, Text
+from ..terminal.requests import Request
 from ..tokens.tokenizer import Tokenizer
 from ..writing.answer import Answer
 from ..writing.batch import InProgress, run
 from ..writing.diffuse import begin
-from .requests import Request
 
 Result = dict[str, Any]
 

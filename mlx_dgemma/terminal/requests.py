@@ -11,12 +11,12 @@ from typing import Any
 from ..errors import Mistake
 from ..fill.infill import Infill, around, check_fill, fill_prompt, gap_lengths
 from ..seam.model import DiffusionModel
-from ..terminal.command import read_file, read_stdin
 from ..tokens.messages import prompt_tokens
 from ..tokens.tokenizer import Tokenizer
 from ..writing.ask import Ask
 from ..writing.blocks import Open
 from ..writing.writing import check_room
+from .command import read_file, read_stdin
 
 FIELDS = {"prompt", "messages", "system", "thinking", "max_tokens", "seed"}
 FILL_FIELDS = {"fill", "prefix", "suffix", "gap", "heal"}
