@@ -1,6 +1,6 @@
-"""DiffusionGemma, written by denoising: `load` a checkpoint, `stream_generate` from it.
+"""Texts by denoising, with DiffusionGemma: `load` a checkpoint, `stream_generate` an answer, as an `Ask` says.
 
-Nothing heavy is imported before it is used.
+No name here is a command's, and nothing heavy is imported before it is used.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import importlib
 from .load import load  # at once, or the module of the same name would stand in its place
 
 __version__ = "0.1.0"
-__all__ = ["Conversation", "Row", "Sampling", "load", "stream_generate"]
+__all__ = ["Ask", "Conversation", "Row", "Sampling", "load", "stream_generate"]
 
 _HOME = {
+    "Ask": "writing.ask",
     "Conversation": "writing.conversation",
     "Row": "seam.model",
     "Sampling": "writing.sampling",

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Mistake
 from ..terminal.command import Parser, run, to_stdout, waiting
 from ..terminal.keyboard import Interrupt, Pipe, Terminal
-from ..terminal.options import add_shared, opened
+from ..terminal.options import add_ask, add_max_tokens, add_model, ask, check_ask, opened
+from ..writing.ask import MODES
 
 if TYPE_CHECKING:
+    from ..tokens.tokenizer import Tokenizer
     from ..writing.answer import Answer, Piece
     from ..writing.conversation import Conversation
 
@@ -33,17 +35,21 @@ Ctrl-C goes on without."""
 
 def parser() -> Parser:
     parser = Parser(prog=f"python -m {NAME}", description="Talk with a model that denoises its answers.")
-    add = parser.add_argument
+    add = parser.add_argument_group("the chat").add_argument
     add("--load", metavar="FOLDER", help="go on with a chat that /save wrote")
-    add("--tools", metavar="FILE.json", help="a list of functions that the model may call; you say what came of it")
+    add("--system", help="a system turn before all others")
+    add("--thinking", action="store_true", help="let the model think first; its thoughts go to stderr")
+    add("--tools", metavar="FILE.json", help="a list of functions that the model may call; you type their results")
+    add_max_tokens(add)
     watch = {"action": argparse.BooleanOptionalAction, "default": True}
-    add("--watch", **watch, help="on a terminal, show the canvas as it settles")
-    add_shared(parser)
+    add("--watch", **watch, help="on a terminal, show the canvas as it settles (default: --watch)")
+    add_ask(parser)
+    add_model(parser)
     return parser
 
 
 class Screen:
-    """Answers go to stdout; what was thought, and notes, to stderr."""
+    """Answers go to stdout; thoughts and notes to stderr."""
 
     def __init__(self, watched: bool):
         from rich.console import Console
@@ -52,39 +58,39 @@ class Screen:
         self.watched = watched and sys.stdout.isatty() and sys.stderr.isatty()
 
     def note(self, text: str, style: str = "dim", end: str = "\n") -> None:
-        """Wrapped, if it is a whole line on a terminal."""
+        """Prints it, wrapped if it is a whole line on a terminal."""
         whole = self.console.is_terminal and end == "\n"
         self.console.print(text, style=style, end=end, markup=False, emoji=False, soft_wrap=not whole)
 
     def show(self, pieces: Iterator[Piece], conversation: Conversation) -> None:
-        """Text as blocks finish; in between, the canvas."""
+        """Shows text as blocks finish; in between, the canvas."""
         with contextlib.ExitStack() as stack:
-            watch, say = None, lambda text, out: out(text)
+            watch, write = None, lambda text, out: out(text)
             if self.watched:
                 from ..terminal.watch import Watch
 
-                steps = conversation.sampling.max_denoising_steps
+                steps = conversation.how.sampling.max_denoising_steps
                 watch = stack.enter_context(Watch(conversation.tokenizer, steps))
-                say = watch.write
-            last, out = "\n", to_stdout
+                write = watch.write
+            last, last_out = "\n", to_stdout
             for piece in pieces:
-                for text, own in ((piece.thinking, self.think), (piece.text, to_stdout)):
+                for text, out in ((piece.thinking, self.think), (piece.text, to_stdout)):
                     if not text:
                         continue
-                    if own != out:  # a block of thinking stands apart
-                        say("thinking:\n" if own == self.think else "\n" * (2 - last.endswith("\n")), self.think)
-                    say(text, own)
-                    last, out = text, own
+                    if out != last_out:  # a block of thinking stands apart
+                        write("thinking:\n" if out == self.think else "\n" * (2 - last.endswith("\n")), self.think)
+                    write(text, out)
+                    last, last_out = text, out
                 if watch:
                     watch.show(piece.step)
-            say("" if last.endswith("\n") else "\n", out)
+            write("" if last.endswith("\n") else "\n", last_out)
 
     def think(self, text: str) -> None:
         self.note(text, "dim italic", end="")
 
 
 class Session:
-    """What is typed is for the conversation, or a command."""
+    """Lines that are typed: for the conversation, or commands."""
 
     def __init__(self, conversation: Conversation, screen: Screen, interactive: bool):
         self.conversation, self.screen, self.interactive = conversation, screen, interactive
@@ -116,8 +122,8 @@ class Session:
         conversation, unread = self.conversation, self.conversation.unread
         read, asked = f"read {unread} of {len(conversation.tokens)} tokens", len(conversation.messages)
         with Interrupt() as interrupt:
-            with waiting(f"reading {unread} tokens") as say:
-                pieces = self.pieces(interrupt, say)
+            with waiting(f"reading {unread} tokens") as update:
+                pieces = self.pieces(interrupt, update)
                 first = list(islice(pieces, 1))
             self.screen.show(chain(first, pieces), conversation)
         for call in conversation.answer.calls if conversation.answer else []:
@@ -129,10 +135,10 @@ class Session:
         if interrupt.asked and not self.interactive:
             raise KeyboardInterrupt
 
-    def pieces(self, interrupt: Interrupt, say: Callable[[str], None]) -> Iterator[Piece]:
-        """Until the answer is done, or Ctrl-C is seen between two passes. `say` is told how much is yet to be read."""
+    def pieces(self, interrupt: Interrupt, update: Callable[[str], None]) -> Iterator[Piece]:
+        """Yields until the answer is done, or Ctrl-C is seen between two passes. `update` shows how much is unread."""
         for left in self.conversation.read():
-            say(f"reading {left} tokens")
+            update(f"reading {left} tokens")
             if interrupt.asked:
                 return self.conversation.close()
         with contextlib.closing(self.conversation.write()) as pieces:
@@ -151,19 +157,19 @@ class Session:
         self.screen.note("all turns are forgotten")
 
     def mode(self, mode: str) -> None:
-        from ..writing.conversation import MODES
-
         if mode and mode not in MODES:
             raise Mistake(f"{mode} is not a mode: need one of {', '.join(MODES)}")
-        self.conversation.mode = mode or self.conversation.mode
-        self.screen.note(f"mode: {self.conversation.mode}, of {', '.join(MODES)}")
+        how = self.conversation.how
+        self.conversation.how = replace(how, mode=mode or how.mode)
+        self.screen.note(f"mode: {self.conversation.how.mode}, of {', '.join(MODES)}")
 
     def steps(self, steps: str) -> None:
-        sampling = self.conversation.sampling
+        how = self.conversation.how
         if steps and not (steps.isdecimal() and int(steps)):
             raise Mistake(f"need a number of steps >= 1, got {steps!r}")
-        self.conversation.sampling = replace(sampling, max_denoising_steps=int(steps or sampling.max_denoising_steps))
-        self.screen.note(f"at most {self.conversation.sampling.max_denoising_steps} steps a block")
+        most = int(steps or how.sampling.max_denoising_steps)
+        self.conversation.how = replace(how, sampling=replace(how.sampling, max_denoising_steps=most))
+        self.screen.note(f"at most {most} steps a block")
 
     def save(self, folder: str) -> None:
         path = folder_of(folder)
@@ -172,16 +178,15 @@ class Session:
 
     def load(self, folder: str) -> None:
         self.conversation.load(folder_of(folder))
-        tokenizer = self.conversation.tokenizer
         for message in self.conversation.messages:
-            _, said = tokenizer.split_thinking(tokenizer.encode(message["content"]))
-            self.screen.note("> " * (message["role"] == "user") + tokenizer.decode(said))
+            text = shown(self.conversation.tokenizer, message["content"])
+            self.screen.note("> " * (message["role"] == "user") + text)
 
     def leave(self, _: str) -> None:
         raise EOFError
 
 
-COMMANDS = {  # name -> what does it, what follows, what it is for
+COMMANDS = {  # name -> method, arguments, help
     "/help": (Session.help, "", "this"),
     "/reset": (Session.reset, "", "forget all turns"),
     "/mode": (Session.mode, "[MODE]", "how answers are written"),
@@ -198,8 +203,17 @@ def folder_of(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def shown(tokenizer: Tokenizer, content: str) -> str:
+    """Returns the text of a message, without its thinking."""
+    from ..tokens.parts import GeneratedText
+    from ..tokens.stream import split_thinking
+
+    tokens = content.tokens if isinstance(content, GeneratedText) else tokenizer.encode(content)
+    return tokenizer.decode(split_thinking(tokenizer, tokens)[1])
+
+
 def result(line: str) -> Any:
-    """JSON, or else the text as it is."""
+    """Returns what the line says as JSON, or else the line."""
     try:
         return json.loads(line)
     except ValueError:
@@ -209,15 +223,17 @@ def result(line: str) -> Any:
 def outcome(answer: Answer | None) -> str:
     if answer is None or not answer.steps_per_block:
         return "stopped before the first block was done"
-    said = f"{len(answer.tokens)} tokens, {answer.steps} steps, {answer.seconds:.2f} s"
+    numbers = f"{len(answer.tokens)} tokens, {answer.steps} steps, {answer.seconds:.2f} s"
     if answer.finish_reason is None:
-        return f"stopped; what is finished is kept: {said}"
+        return f"stopped; what is finished is kept: {numbers}"
     if answer.finish_reason == "length":
-        return f"{said}, cut at the length asked for"
-    return said if answer.text or answer.calls else f"an empty answer: {said}"
+        return f"{numbers}, cut at the length asked for"
+    if answer.finish_reason == "deadline":
+        return f"{numbers}, as it stood at the deadline"
+    return numbers if answer.text or answer.calls else f"an empty answer: {numbers}"
 
 
-def tools_of(path: str) -> list[dict]:
+def read_tools(path: str) -> list[dict]:
     try:
         tools = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -227,30 +243,28 @@ def tools_of(path: str) -> list[dict]:
     return tools
 
 
-def opened_conversation(options: argparse.Namespace) -> Conversation:
+def open_conversation(options: argparse.Namespace) -> Conversation:
+    """Checks and reads what the flags name, then loads the model."""
+    check_ask(options)
     if options.load and (options.system is not None or options.thinking or options.tools):
         raise Mistake("a saved chat has its own --system, --thinking and --tools: leave them out, or --load")
-    tools = tools_of(options.tools) if options.tools else None
+    tools = read_tools(options.tools) if options.tools else None
     model, tokenizer, sampling = opened(NAME, options)
     from ..writing.conversation import Conversation
 
-    own = {name: getattr(options, name) for name in ("system", "thinking", "max_tokens", "seed")}
-    return Conversation(model, tokenizer, sampling, tools=tools, **own)
+    return Conversation(model, tokenizer, ask(options, sampling), options.system, options.thinking, tools)
 
 
 def chat(options: argparse.Namespace) -> None:
-    conversation = opened_conversation(options)
-    from ..writing.conversation import MODES
-
+    conversation = open_conversation(options)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     following = {"/mode": MODES, "/save": Path, "/load": Path}
     keyboard = Terminal({name: following.get(name, ()) for name in COMMANDS}) if interactive else Pipe()
-    screen = Screen(options.watch)
-    session = Session(conversation, screen, interactive)
+    session = Session(conversation, Screen(options.watch), interactive)
     if options.load:
         session.load(options.load)
     if interactive:
-        screen.note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
+        session.screen.note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
     while True:
         try:
             session.take(keyboard.line(session.prompt))
@@ -263,7 +277,7 @@ def chat(options: argparse.Namespace) -> None:
         except Mistake as mistake:
             if not interactive:
                 raise
-            screen.note(str(mistake), "red")
+            session.screen.note(str(mistake), "red")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import Mistake, NotFound
+from ..errors import Mistake
 from ..tokens.tokenizer import Tokenizer
 from ..writing.ask import Ask
 from ..writing.sampling import Sampling
@@ -68,29 +68,6 @@ class Lines:
         """The whole file. The model writes "\\n"; the file's own convention is kept."""
         new = new.replace("\r\n", "\n").replace("\n", self.newline)
         return self.before + new + self.behind
-
-
-def read_text(path: str | Path) -> str:
-    """To the byte: no newline is translated. Mistake where it is not text."""
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise NotFound(f"{path}: no such file") from None
-    except OSError as error:
-        raise Mistake(f"{path} cannot be read: {error.strerror}") from None
-    return as_text(data, str(path))
-
-
-def as_text(data: bytes, name: str) -> str:
-    if (zero := data.find(b"\0")) >= 0:
-        raise Mistake(f"{name} is not text: byte 0x00 at offset {zero}; give a text file in UTF-8")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        wrong = data[error.start]
-        raise Mistake(
-            f"{name} is not text: byte 0x{wrong:02x} at offset {error.start} is not UTF-8; convert it first"
-        ) from None
 
 
 def cut(text: str, first: int, last: int, name: str = "the text") -> Lines:

@@ -11,9 +11,9 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from ..errors import Mistake
-from ..terminal.command import Parser, read_text_argument, run, to_stderr, to_stdout, waiting
-from ..terminal.form import Form, add_form, read_form
-from ..terminal.options import add_denoising, add_max_tokens, add_model, ask, check_ask, opened
+from ..terminal.command import CUT, Parser, read_prompt, run, to_stderr, to_stdout, waiting
+from ..terminal.form import INCOMPLETE, Form, add_form, read_form
+from ..terminal.options import add_ask, add_max_tokens, add_model, ask, check_ask, opened, raw_tokens
 
 if TYPE_CHECKING:
     from ..forms.language import Language
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ..writing.writing import Step
 
 NAME = "mlx_dgemma.generate"
-CUT = {"length": " (cut at the length asked for)", "deadline": " (as it stood at the deadline)"}
-INCOMPLETE = 3  # exit code: no text of the form asked for
 
 
 def parser() -> Parser:
@@ -41,7 +39,7 @@ def parser() -> Parser:
     add("--watch", action="store_true", help="show the canvas as it settles")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add_form(parser)
-    add_denoising(parser)
+    add_ask(parser)
     add_model(parser)
     return parser
 
@@ -53,24 +51,20 @@ def check(options: argparse.Namespace) -> None:
         raise Mistake("--raw has no turns: leave out --system, --thinking and --special-tokens, or --raw")
 
 
-def prompt_of(options: argparse.Namespace, tokenizer: Tokenizer) -> list[int]:
+def encode_prompt(options: argparse.Namespace, prompt: str, tokenizer: Tokenizer) -> list[int]:
     from ..tokens.messages import prompt_tokens
 
-    prompt = read_text_argument(options.prompt)
     if options.raw:
-        if not prompt:
-            raise Mistake("the prompt is empty: say what you want")
-        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        return start + tokenizer.encode(prompt, special_tokens=True)
+        return raw_tokens(tokenizer, prompt)
     how = {"system": options.system, "thinking": options.thinking, "special_tokens": options.special_tokens}
     return prompt_tokens(tokenizer, prompt, **how)
 
 
 def generate(options: argparse.Namespace) -> int:
     check(options)
-    form = read_form(options)
+    form, prompt = read_form(options), read_prompt(options.prompt, raw=options.raw)
     model, tokenizer, sampling = opened(NAME, options)
-    asked, tokens = ask(options, sampling), prompt_of(options, tokenizer)
+    asked, tokens = ask(options, sampling), encode_prompt(options, prompt, tokenizer)
     about = {"seed": options.seed, "model": options.model or "tiny"}
     if form and form.choices:
         return choose(model, tokenizer, tokens, form, asked, about if options.json else None)

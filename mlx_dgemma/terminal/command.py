@@ -1,4 +1,4 @@
-"""What all commands share: one line and exit code 2 for a mistake, 130 for Ctrl-C, quiet when a pipe is closed."""
+"""Commands share this: one line and exit code 2 for a mistake, 130 for Ctrl-C, silence when a pipe is closed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from ..errors import Mistake
+from ..errors import Mistake, NotFound
+
+# A finish reason, as a line of numbers tells it.
+CUT = {"length": " (cut at the length asked for)", "deadline": " (as it stood at the deadline)"}
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        """Only numbers and words are worth showing as a default."""
+        shown = isinstance(action.default, str | int | float) and not isinstance(action.default, bool)
+        return super()._get_help_string(action) if shown else action.help
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,9 +47,27 @@ def at_least(smallest: int) -> Callable[[str], int]:
     return whole
 
 
-def read_text_argument(text: str) -> str:
-    """The text itself, or standard input for "-"."""
-    return as_text(sys.stdin.buffer.read(), "standard input") if text == "-" else text
+def read_prompt(prompt: str, *, raw: bool = False) -> str:
+    """Returns the prompt itself, or standard input for "-". Mistake where it is empty; `raw`: blanks are something."""
+    text = read_stdin() if prompt == "-" else prompt
+    if not (text if raw else text.strip()):
+        raise Mistake("the prompt is empty: say what you want")
+    return text
+
+
+def read_stdin() -> str:
+    return as_text(sys.stdin.buffer.read(), "standard input")
+
+
+def read_file(path: str | Path) -> str:
+    """Returns the text to the byte: no newline is translated. Mistake where it is not text."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such file") from None
+    except OSError as error:
+        raise Mistake(f"{path} cannot be read: {error.strerror}") from None
+    return as_text(data, str(path))
 
 
 def as_text(data: bytes, name: str) -> str:
@@ -67,8 +91,7 @@ def to_stderr(text: str) -> None:
 
 @contextmanager
 def waiting(what: str) -> Iterator[Callable[[str], None]]:
-    """Says on stderr, if that is a terminal, what takes its time; and takes it away again. What it gives is told what
-    to say from then on."""
+    """Shows `what` on stderr, if that is a terminal, while it lasts. Gives a function that changes the words."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -80,7 +103,7 @@ def waiting(what: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def progress(total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """A bar on stderr, if that is a terminal; what it gives is called for each that is done."""
+    """Shows a bar on stderr, if that is a terminal. Gives a function that moves it on by one."""
     if not sys.stderr.isatty():
         yield lambda: None
         return
@@ -95,7 +118,7 @@ def progress(total: int, done: int = 0) -> Iterator[Callable[[], None]]:
 
 
 def run(name: str, command: Callable[[], int | None]) -> int:
-    """Call `command` -> the process's exit code."""
+    """Calls `command` and returns the exit code of the process."""
     try:
         return command() or 0
     except Mistake as mistake:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ..tokens.tokenizer import Tokenizer
 
 
+INCOMPLETE = 3  # exit code: no text of the form asked for
+
+
 @dataclass(frozen=True)
 class Form:
     flag: str  # that asks for it
@@ -38,7 +41,7 @@ class Form:
 
 
 def add_form(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("a form that it must have").add_argument
+    add = parser.add_argument_group("the form that it must have").add_argument
     add("--json-schema", metavar="FILE", help="write a JSON document that this schema allows, and nothing else")
     add(
         "--template",
@@ -49,7 +52,7 @@ def add_form(parser: argparse.ArgumentParser) -> None:
 
 
 def read_form(options: argparse.Namespace) -> Form | None:
-    """The form that is asked for. Mistake where there are several, or it cannot be held. Nothing is loaded for it."""
+    """Returns the form that is asked for. Mistake where there are several, or it cannot be held. Loads nothing."""
     names = ("json_schema", "template", "choices")
     flags = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
     if not flags:

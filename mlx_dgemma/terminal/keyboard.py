@@ -1,4 +1,4 @@
-"""What a person types: a line editor on a terminal, plain lines from a pipe; and Ctrl-C while the model works."""
+"""The keyboard: a line editor on a terminal, plain lines from a pipe; and Ctrl-C while the model works."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from prompt_toolkit.key_binding import KeyBindings
 
 from ..errors import Mistake
 
-Commands = Mapping[str, Iterable[str] | type[Path]]  # names, and what may follow each: some words, or a path
+Commands = Mapping[str, Iterable[str] | type[Path]]  # name -> the words that may follow it, or Path for any path
 
 
 class Completer(completion.Completer):
-    """Of commands, and of what may follow them."""
+    """Completes commands, and words or paths behind them."""
 
     def __init__(self, commands: Commands):
         self.commands, self.paths = commands, PathCompleter(expanduser=True)
@@ -36,8 +36,8 @@ class Completer(completion.Completer):
 
 
 class Terminal:
-    """History, search (Ctrl-R), completion of commands (Tab), an editor (Ctrl-X Ctrl-E); what is pasted is one text,
-    whatever lines it has, and Alt-Enter begins a new line."""
+    """A line editor with history, search (Ctrl-R), completion of commands (Tab) and an editor (Ctrl-X Ctrl-E). A paste
+    is one text, whatever lines it has, and Alt-Enter begins a new line."""
 
     interactive = True
 
@@ -54,29 +54,30 @@ class Terminal:
         )
 
     def line(self, prompt: str) -> str:
-        """What is typed next. EOFError: Ctrl-D. KeyboardInterrupt: Ctrl-C, which throws away what was typed."""
+        """Returns what is typed next. EOFError: Ctrl-D. KeyboardInterrupt: Ctrl-C, which throws away what was typed."""
         return self._session.prompt(prompt, prompt_continuation=" " * len(prompt))
 
 
 def _history() -> History:
-    """Of all sessions, where it can be kept; others must not read it."""
+    """Returns the history of all sessions, where it can be kept from other users of the machine."""
     home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     path = home / "mlx_dgemma" / "chat_history"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
+        path.chmod(0o600)  # an older file may have other permissions
     except OSError:
         return InMemoryHistory()
     return FileHistory(str(path))
 
 
 class Pipe:
-    """Line by line; one that ends with a backslash goes on in the next."""
+    """Reads line by line; one that ends with a backslash goes on in the next."""
 
     interactive = False
 
     def line(self, prompt: str) -> str:
-        """What comes next. EOFError: nothing."""
+        """Returns what comes next. EOFError: nothing."""
         lines = []
         while raw := sys.stdin.buffer.readline():
             try:
@@ -92,7 +93,8 @@ class Pipe:
 
 
 class Interrupt:
-    """Inside, Ctrl-C is noted and not raised: to be looked at between passes, so that none is broken off."""
+    """A context manager in which Ctrl-C sets `asked` and raises nothing: whoever looks at it between two passes breaks
+    none of them off."""
 
     asked = False
 

@@ -23,7 +23,7 @@ DENOISING, DRAWING = ({field.name for field in fields(kind)} for kind in (Sampli
 
 @dataclass(frozen=True)
 class Preset:
-    """What `--preset` says: numbers of denoising, and of writing left to right."""
+    """The options of `--preset`: of denoising, and of writing left to right."""
 
     sampling: dict[str, float | str]
     draw: dict[str, float | str]
@@ -83,9 +83,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_denoising(parser: argparse.ArgumentParser, *, modes: bool = True, verify: bool = True) -> None:
+def add_ask(parser: argparse.ArgumentParser, *, modes: bool = True) -> None:
+    """`modes`: whether the text can be written left to right, too."""
     add = parser.add_argument_group("how to write it").add_argument
+    left_to_right = ""
     if modes:
+        left_to_right = "; left to right temp=T, top_p=P, top_k=K, min_p=P"
         add(
             "--mode",
             choices=MODES,
@@ -97,8 +100,8 @@ def add_denoising(parser: argparse.ArgumentParser, *, modes: bool = True, verify
         type=preset,
         default=Preset({}, {}),
         metavar="NAME[,OPTION=VALUE…]",
-        help=f"{', '.join(PRESETS)}; and single options: sampler={'|'.join(SAMPLERS)}, stop={'|'.join(STOPS)}, "
-        "canvas_length=N|auto, entropy_bound=NATS, …; left to right temp=T, top_p=P, top_k=K, min_p=P",
+        help=f"{', '.join(PRESETS)}, and single options: sampler=NAME ({', '.join(SAMPLERS)}), stop=NAME "
+        f"({', '.join(STOPS)}), canvas_length=N or auto, entropy_bound=NATS, …{left_to_right}",
     )
     add(
         "--max-denoising-steps",
@@ -106,37 +109,46 @@ def add_denoising(parser: argparse.ArgumentParser, *, modes: bool = True, verify
         metavar="N",
         help="passes a canvas may take (default: the checkpoint's)",
     )
-    if verify:
-        add("--verify", action="store_true", help="check each block by the causal pass, write again what it doubts")
-        add("--deadline", type=number, metavar="SECONDS", help="end the text after that time, as it stands")
-    add("--seed", type=at_least(0), default=0, metavar="N", help="of all random numbers: same seed, same answer")
+    add("--verify", action="store_true", help="check each block by the causal pass, write again what it doubts")
+    add("--deadline", type=number, metavar="SECONDS", help="end the text after that time, as it stands")
+    add("--seed", type=at_least(0), default=0, metavar="N", help="of all random numbers: same seed, same text")
 
 
 def add_max_tokens(add) -> None:
-    add("--max-tokens", type=at_least(1), default=2048, metavar="N", help="cut the text here")
+    add("--max-tokens", type=at_least(1), default=Ask.max_tokens, metavar="N", help="cut the text here")
 
 
 def check_ask(options: argparse.Namespace) -> None:
     """Mistake where flags contradict each other. Before anything is loaded."""
-    ask(options, Sampling())
-    mode, given = getattr(options, "mode", "diffusion"), options.preset
+    mode, given = _mode(options), options.preset
     if given.draw and mode == "diffusion":
+        modes = " (--mode ar or auto)" if "mode" in options else ""
         raise Mistake(
-            f"{next(iter(given.draw))} is of writing left to right (--mode ar or auto): while a canvas is denoised the "
-            "temperature falls from t_max to t_min"
+            f"{next(iter(given.draw))} is of writing left to right{modes}: while a canvas is denoised the temperature "
+            "falls from t_max to t_min"
         )
     if mode == "ar" and (given.sampling or options.max_denoising_steps):
-        name = next(iter(given.sampling), "--max-denoising-steps")
+        name = f"--preset {next(iter(given.sampling))}" if given.sampling else "--max-denoising-steps"
         raise Mistake(f"{name} is of denoising: leave it out, or --mode ar")
+    if options.verify and mode != "diffusion":
+        raise Mistake(f"--verify checks what was denoised: leave it out, or --mode {mode}")
+    ask(options, Sampling())
+
+
+def _mode(options: argparse.Namespace) -> str:
+    return options.mode if "mode" in options else "diffusion"
 
 
 def ask(options: argparse.Namespace, sampling: Sampling) -> Ask:
-    """What the flags ask for, over the checkpoint's `sampling`."""
+    """Returns what the flags ask for, over the checkpoint's `sampling`."""
     steps = {"max_denoising_steps": options.max_denoising_steps} if options.max_denoising_steps else {}
-    names = {field.name for field in fields(Ask)} & set(vars(options))
     return Ask(
-        **{name: getattr(options, name) for name in names},
         sampling=replace(sampling, **{**options.preset.sampling, **steps}),
+        max_tokens=options.max_tokens if "max_tokens" in options else Ask.max_tokens,
+        seed=options.seed,
+        mode=_mode(options),
+        verify=options.verify,
+        deadline=options.deadline,
         draw=Draw(**options.preset.draw),
     )
 
@@ -158,3 +170,9 @@ def opened(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, Toke
     if reason := why_no_gpu(options.backend):
         print(f"{name}: no CUDA device, so torch computes on the CPU: {reason}", file=sys.stderr)
     return model, tokenizer, sampling
+
+
+def raw_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Encodes a prompt as it is: no chat template, control tokens in it are tokens."""
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return start + tokenizer.encode(prompt, special_tokens=True)

@@ -15,13 +15,13 @@ from ..writing.writing import Step
 ACCEPTED, UNSETTLED = "bold", "dim italic yellow"
 EMPTY = "·"  # a special token, such as those that fill the canvas behind the answer
 CONTROL = dict.fromkeys([*range(9), *range(11, 32), 127], EMPTY)  # noise must not steer the terminal
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
 
 class Watch:
-    """A context manager; draws on stderr and takes its drawing away again, so that stdout has the text alone.
+    """A context manager that draws on stderr, and takes its drawing away again: stdout has the text alone.
 
-    A drawing needs lines of its own. So the last line of a text that goes on is held, and shown before the canvas.
+    A drawing needs lines to itself. So the last line of a text that goes on is held, and shown before the canvas.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_denoising_steps: int, console: Console | None = None):
@@ -29,7 +29,7 @@ class Watch:
         self.max_denoising_steps = max_denoising_steps
         self.console = console or Console(stderr=True)
         self.live: Live | None = None
-        self.line, self.say = "", print
+        self.line, self.print = "", print
 
     def __enter__(self) -> Watch:
         return self
@@ -38,35 +38,42 @@ class Watch:
         self.release()
 
     def show(self, step: Step) -> None:
-        """Of a block that is done, only what of its text was held: the rest is printed."""
+        """Draws the canvas of a block in progress. When it is done its text is printed, so only a held line stays."""
+        self._draw(self.held() if step.final else self.picture(step))
+
+    def show_all(self, step: Step) -> None:
+        """Draws the canvas, a finished one too."""
+        self._draw(self.picture(step))
+
+    def _draw(self, picture: Text | Group) -> None:
         if self.live is None:  # a new one: started again, rich's would take away as many lines as it once had
             # rich would catch what is printed meanwhile, and colour it.
             keep_out = {"redirect_stdout": False, "redirect_stderr": False}
             self.live = Live(console=self.console, transient=True, auto_refresh=False, **keep_out)
             self.live.start()
-        self.live.update(self.held() if step.final else self.picture(step), refresh=True)
+        self.live.update(picture, refresh=True)
 
     def clear(self) -> None:
-        """Take the drawing away: text that is printed next stands where it was."""
+        """Takes the drawing away: text that is printed next stands where it was."""
         if self.live:
             self.live.stop()
         self.live = None
 
-    def write(self, text: str, say: Say) -> None:
-        """Have `say` print it, without an end of its own, where the drawing was."""
-        if text and say != self.say:
+    def write(self, text: str, out: Print) -> None:
+        """Prints text by `out`, which adds no newline, where the drawing was."""
+        if text and out != self.print:
             self.release()
-            self.say = say
+            self.print = out
         lines, end, self.line = (self.line + text).rpartition("\n")
         if end:
             self.clear()
-            say(lines + end)
+            out(lines + end)
 
     def release(self) -> None:
-        """Take the drawing away, and print what was held."""
+        """Takes the drawing away, and prints the line that was held."""
         self.clear()
         if self.line:
-            self.say(self.line)
+            self.print(self.line)
         self.line = ""
 
     def held(self) -> Text:
@@ -84,7 +91,7 @@ class Watch:
     def _text(self, tokens: list[int]) -> str:
         """Neighbours are decoded together: a character may be spread over several tokens."""
         parts = []
-        for special, run in groupby(tokens, key=lambda token: self.tokenizer.piece(token) is None):
-            own = list(run)
-            parts.append(EMPTY * len(own) if special else self.tokenizer.decode(own).translate(CONTROL))
+        for special, group in groupby(tokens, key=lambda token: self.tokenizer.piece(token) is None):
+            ids = list(group)
+            parts.append(EMPTY * len(ids) if special else self.tokenizer.decode(ids).translate(CONTROL))
         return "".join(parts)

@@ -21,9 +21,9 @@ InProgress = Writing | LeftToRight | Route
 
 @dataclass
 class Stream:
-    """A running `autoregress`, and the texts, or parts of texts, that it writes."""
+    """A running `autoregress`, and the texts that it writes."""
 
-    texts: list[LeftToRight]
+    texts: list[InProgress]
     tokens: Iterator[list[int]]
 
 
@@ -43,7 +43,7 @@ class Batch:
         """It takes part no more. Its cache holds what was encoded of it."""
         self.texts.remove(text)
         for draw, stream in list(self._streams.items()):
-            if _current(text) in stream.texts:
+            if text in stream.texts:
                 self._stop(draw)
 
     def step(self) -> list[Step]:
@@ -51,8 +51,9 @@ class Batch:
         still being read has none."""
         reading = self._read()
         ready = [text for text in self.texts if text not in reading]
-        tokens = [text for text in ready if text.left_to_right]  # before a pass makes others of them
-        steps = self._denoise([text for text in ready if not text.left_to_right]) | self._autoregress(tokens)
+        left_to_right = [text for text in ready if text.left_to_right]  # now: a pass may change a text's way
+        steps = self._denoise([text for text in ready if not text.left_to_right])
+        steps |= self._autoregress(left_to_right)
         self.texts = [text for text in self.texts if not text.done]
         for draw, stream in list(self._streams.items()):
             if any(text.done for text in stream.texts):
@@ -100,14 +101,14 @@ class Batch:
             together = [text for text in texts if text.draw == draw]
             # What a form allows next depends on the token before: it is asked for one at a time.
             held = any(text.form is not None for text in together)
-            stream, current = self._streams.get(draw), [_current(text) for text in together]
-            if stream and (stream.texts != current or held):
+            stream = self._streams.get(draw)
+            if stream and (stream.texts != together or held):
                 self._stop(draw)
             if not together:
                 continue
             if draw not in self._streams:
                 continuations = [text.continuation() for text in together]
-                self._streams[draw] = Stream(current, self.model.autoregress(continuations, draw))
+                self._streams[draw] = Stream(together, self.model.autoregress(continuations, draw))
             tokens = next(self._streams[draw].tokens)
             if held:
                 self._stop(draw)
@@ -116,10 +117,6 @@ class Batch:
 
     def _stop(self, draw: Draw) -> None:
         self._streams.pop(draw).tokens.close()  # now the caches hold what was yielded
-
-
-def _current(text: InProgress) -> Writing | LeftToRight:
-    return text.current if isinstance(text, Route) else text
 
 
 def run(model: DiffusionModel, texts: Iterable[InProgress], size: int = 1) -> Iterator[Step]:

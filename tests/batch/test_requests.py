@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 
+import jsonschema
 import pytest
+from terminals import Stdin, caller, mistake
 
-from mlx_dgemma.generate.__main__ import main
+from mlx_dgemma.batch.__main__ import main
+from mlx_dgemma.fill.__main__ import main as fill
+from mlx_dgemma.generate.__main__ import main as generate
 
 PROMPTS = [
     {"prompt": "What is 603 + 845?", "seed": 3},
@@ -29,7 +33,7 @@ def texts(lines: str) -> list[str]:
 
 def test_a_file_of_prompts_is_answered_in_order(files, capsys):
     path, _ = files
-    assert main(["--prompts", str(path), "--batch", "3", "--max-denoising-steps", "12"]) == 0
+    assert main([str(path), "--size", "3", "--max-denoising-steps", "12"]) == 0
     out, err = capsys.readouterr()
     results = [json.loads(line) for line in out.splitlines()]
     assert [r["request"] for r in results] == [0, 1, 2, 3]
@@ -44,13 +48,13 @@ def test_a_file_of_prompts_is_answered_in_order(files, capsys):
             "--max-denoising-steps",
             "12",
         ]
-        main([*arguments, "--json"])
+        generate([*arguments, "--json"])
         assert json.loads(capsys.readouterr().out)["text"] == result["text"]
 
 
 def test_a_run_that_was_cut_short_is_gone_on_with(files, capsys):
     path, out = files
-    arguments = ["--prompts", str(path), "--out", str(out), "--max-denoising-steps", "2"]
+    arguments = [str(path), "--out", str(out), "--max-denoising-steps", "2"]
     assert main(arguments) == 0
     whole = out.read_text()
     assert capsys.readouterr().out == "" and len(texts(whole)) == 4
@@ -79,7 +83,7 @@ def test_a_run_that_was_cut_short_is_gone_on_with(files, capsys):
 def test_a_mistake_in_a_file_is_found_before_the_first_answer(files, capsys, line, words):
     path, _ = files
     path.write_text(json.dumps(PROMPTS[0]) + "\n" + line + "\n")
-    assert main(["--prompts", str(path)]) == 2
+    assert main([str(path)]) == 2
     out, err = capsys.readouterr()
     assert out == "" and all(word in err.splitlines()[-1] for word in words), err
 
@@ -87,16 +91,39 @@ def test_a_mistake_in_a_file_is_found_before_the_first_answer(files, capsys, lin
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--prompts", "nowhere.jsonl"], ["nowhere.jsonl", "no such file"]),
-        (["--prompts", "x", "--prompt", "y"], ["--prompt TEXT, or --prompts"]),
-        (["--prompt", "y", "--batch", "2"], ["--batch"]),
-        (["--prompts", "x", "--watch"], ["--watch"]),
+        (["nowhere.jsonl"], ["nowhere.jsonl", "no such file"]),
+        (["latin.jsonl"], ["latin.jsonl is not UTF-8", "0xe9 at offset 3"]),
+        (["empty.jsonl"], ["empty.jsonl", "no requests"]),
+        (["good.jsonl", "--size", "0"], ["--size", ">= 1", "'0'"]),
+        (["good.jsonl", "--out", "no/folder"], ["--out no/folder", "No such file"]),
+        (["good.jsonl", "--watch"], ["--watch"]),
+        (["good.jsonl", "--choices", "a,b", "--mode", "ar"], ["--mode ar", "--choices"]),
+        (["thinking.jsonl", "--choices", "a,b"], ["thinking.jsonl, line 1", "thinking", "--choices"]),
+        ([], ["FILE.jsonl"]),
     ],
+    ids=lambda value: " ".join(value)[:30],
 )
-def test_options_that_do_not_go_together(capsys, arguments, words):
-    assert main(arguments) == 2
-    err = capsys.readouterr().err.splitlines()[-1]
-    assert all(word in err for word in words)
+def test_mistakes_before_anything_is_loaded(tmp_path, monkeypatch, capfd, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "good": b'{"prompt": "x"}',
+        "latin": b"caf\xe9",
+        "empty": b"\n",
+        "thinking": b'{"prompt": "x", "thinking": true}',
+    }
+    for name, data in files.items():
+        (tmp_path / f"{name}.jsonl").write_bytes(data)
+    result = caller(main, capfd)(*arguments)
+    mistake(result, *words)
+    assert "no --model given" not in result[2]
+
+
+def test_standard_input(monkeypatch, capfd):
+    monkeypatch.setattr("sys.stdin", Stdin(b'{"prompt": "Reverse: clerk, Kofi, Eve, Turin, Noor, Cara"}\n'))
+    assert main(["-", "--mode", "ar"]) == 0
+    assert texts(capfd.readouterr().out) == ["Cara, Noor, Turin, Eve, Kofi, clerk"]
+    monkeypatch.setattr("sys.stdin", Stdin(b"\n{"))
+    mistake(caller(main, capfd)("-"), "standard input, line 2", "not JSON")
 
 
 FILL = [
@@ -115,16 +142,17 @@ def written(tmp_path, lines) -> str:
 
 def test_lines_that_are_filled(tmp_path, capsys):
     """As each is alone, in their order, whatever goes together."""
-    assert main(["--prompts", written(tmp_path, FILL), "--batch", "2", *FEW]) == 0
+    assert main([written(tmp_path, FILL), "--size", "2", *FEW]) == 0
     out, err = capsys.readouterr()
     results = [json.loads(line) for line in out.split("\n") if line]
     assert [r["request"] for r in results] == [0, 1, 2] and "3 answers" in err
     for line, result in zip(FILL, results, strict=True):
-        arguments = [f"--{name}" for name in line if name == "heal"]
-        for name in line.keys() - {"heal"}:
+        arguments = [line["fill"]] if "fill" in line else []
+        arguments += [f"--{name}" for name in line if name == "heal"]
+        for name in line.keys() - {"fill", "heal"}:
             value = line[name]
             arguments += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
-        assert main([*arguments, *FEW, "--json"]) == 0
+        assert fill([*arguments, *FEW, "--json"]) == 0
         alone = json.loads(capsys.readouterr().out)
         assert all(alone[name] == result[name] for name in ("text", "gaps", "lengths", "tried", "passes", "seed"))
 
@@ -145,26 +173,74 @@ def test_lines_that_are_filled(tmp_path, capsys):
     ids=lambda value: json.dumps(value)[:30],
 )
 def test_mistakes_of_lines_that_are_filled(tmp_path, capsys, line, arguments, words):
-    assert main(["--prompts", written(tmp_path, [line]), *arguments]) == 2
+    assert main([written(tmp_path, [line]), *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == "" and all(word in err.splitlines()[-1] for word in words), err
 
 
 def test_the_choices_of_many(tmp_path, capsys):
     lines = [{"prompt": "Which is red?"}, {"prompt": "Which is blue?", "seed": 3}]
-    assert main(["--prompts", written(tmp_path, lines), "--choices", "blood,sky"]) == 0
+    assert main([written(tmp_path, lines), "--choices", "blood,sky"]) == 0
     results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     for line, result in zip(lines, results, strict=True):
-        main(["--prompt", line["prompt"], "--seed", str(line.get("seed", 0)), "--choices", "blood,sky", "--json"])
+        generate(["--prompt", line["prompt"], "--seed", str(line.get("seed", 0)), "--choices", "blood,sky", "--json"])
         alone = json.loads(capsys.readouterr().out)
         assert alone["text"] == result["text"] and alone["probabilities"] == result["probabilities"]
 
 
 def test_many_by_the_way_that_costs_less(tmp_path, capsys):
-    """One after another. Which way is chosen goes by the clock, so only the form of what comes is looked at."""
+    """Which way is chosen goes by the clock, so only the form of the results is looked at."""
     lines = [{"prompt": "Reverse: Ivan, Zoe"}, {"prompt": "Sort: Lima, Kyiv", "max_tokens": 9}]
-    assert main(["--prompts", written(tmp_path, lines), "--mode", "auto"]) == 0
+    assert main([written(tmp_path, lines), "--mode", "auto"]) == 0
     first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert (first["request"], second["request"]) == (0, 1) and first["text"] and second["tokens"] <= 9
     assert all("passes" in note or "left to right" in note for one in (first, second) for note in one["notes"])
     assert first["notes"] and second["notes"]
+
+
+def test_many_left_to_right_and_many_checked(run, tmp_path, capfd):
+    lines = ["Reverse: clerk, Kofi, Eve, Turin, Noor, Cara", "Reverse: Oslo, Rome", "Sort: Yan, Omar, Bonn, Dan"]
+    path, batch = written(tmp_path, [{"prompt": line} for line in lines]), caller(main, capfd)
+    for options in (["--mode", "ar"], ["--verify", "--preset", "fast"]):
+        many = [json.loads(line) for line in batch(path, "--size", "2", *options)[1].splitlines()]
+        alone = [json.loads(run("--prompt", line, "--json", *options)[1]) for line in lines]
+        for name in ("text", "steps", "finish_reason"):
+            assert [result[name] for result in many] == [result[name] for result in alone]
+
+
+def test_lines_that_are_filled_are_checked_and_have_a_deadline(tmp_path, capfd):
+    batch, lines = caller(main, capfd), [{"prefix": "Eve, ", "suffix": " Noor", "prompt": "Sort: Noor, Eve", "gap": 5}]
+    code, out, _ = batch(written(tmp_path, lines), "--verify", "--preset", "max_denoising_steps=1")
+    result = json.loads(out)
+    assert code == 0 and result["text"].startswith("Eve, ") and result["text"].endswith(" Noor")
+    assert result["notes"] and all("written again from token" in note for note in result["notes"])
+    code, out, _ = batch(written(tmp_path, lines), "--deadline", "0.001")
+    result = json.loads(out)
+    assert (code, result["finish_reason"], result["steps"]) == (0, "deadline", 1)
+
+
+def test_choices_of_many_by_a_deadline(tmp_path, capfd):
+    path, batch = written(tmp_path, [{"prompt": "Which is red?"}]), caller(main, capfd)
+    whole, early = (
+        json.loads(batch(path, "--choices", "blood,sky", *options)[1])["probabilities"]
+        for options in ([], ["--deadline", "0.001"])
+    )
+    assert sum(early.values()) == pytest.approx(1) and early != whole
+
+
+PERSON = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}
+PERSON |= {"required": ["name", "age"]}
+
+
+@pytest.mark.parametrize("options", [[], ["--mode", "ar"], ["--verify"], ["--deadline", "0.001"]], ids=" ".join)
+def test_many_within_a_schema(tmp_path, capfd, options):
+    (tmp_path / "person.json").write_text(json.dumps(PERSON))
+    lines = [{"prompt": "Extract JSON: Tess is 40."}, {"prompt": "Extract JSON: Zoe (31).", "max_tokens": 40}]
+    arguments = ["--json-schema", str(tmp_path / "person.json"), *FEW[: 0 if "ar" in options else 2], *options]
+    code, out, _ = caller(main, capfd)(written(tmp_path, lines), "--max-tokens", "64", *arguments)
+    results = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and len(results) == 2
+    for result in results:
+        jsonschema.validate(json.loads(result["text"]), PERSON)
+    tight = [lines[0], lines[1] | {"max_tokens": 9}]
+    mistake(caller(main, capfd)(written(tmp_path, tight), *arguments), "line 2", "shortest text", "9")

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
-import select
 import signal
 import subprocess
 import sys
-import termios
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,12 +15,14 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
+from ptys import Pty
 from scripted import random_bpe, scripted
-from terminals import SOLVED, SUDOKU, Stdin, mistake
+from terminals import SOLVED, SUDOKU, Stdin, caller, mistake
 
 from mlx_dgemma.chat.__main__ import COMMANDS, Screen, Session, main
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.terminal.keyboard import Completer, Interrupt, Terminal
+from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.sampling import Sampling
 
 PIPED = SUDOKU.replace("\n", "\\\n") + "\n"
@@ -37,12 +34,7 @@ COMMAND = [sys.executable, "-m", "mlx_dgemma.chat"]
 def run(capfd, monkeypatch):
     def call(typed: str | bytes, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.stdin", Stdin(typed if isinstance(typed, bytes) else typed.encode()))
-        try:
-            code = main(list(arguments))
-        except SystemExit as end:
-            code = end.code
-        out, err = capfd.readouterr()
-        return code, out, err
+        return caller(main, capfd)(*arguments)
 
     return call
 
@@ -100,6 +92,7 @@ def test_mistakes_in_a_pipe_end_it(run, typed, words):
         (["--tools", "no/such"], ["--tools no/such"]),
         (["--model", "no/such/folder"], ["no such folder"]),
         (["--prompt", "x"], ["--prompt"]),
+        (["--preset", "temp=1"], ["temp", "--mode ar or auto"]),
         (["--max-tokens", "0"], ["--max-tokens"]),
     ],
 )
@@ -150,12 +143,17 @@ def test_a_tool_call_is_shown_and_answered(bpe, capfd):
     assert 'response:weather{value:<|"|>much the same<|"|>}' in session.conversation.messages[3]["content"]
 
 
-def test_an_empty_answer_and_one_that_is_cut_are_said(bpe, capfd):
-    session = Session(scripted(*bpe, "<turn|>", "one two three four", max_tokens=3), Screen(False), True)
+def test_an_empty_answer_and_one_that_is_cut_are_told(bpe, capfd):
+    session = Session(scripted(*bpe, "<turn|>", "one two three four", "five"), Screen(False), True)
     session.take("a")
     assert "an empty answer" in capfd.readouterr().err
+    conversation = session.conversation
+    conversation.how = replace(conversation.how, max_tokens=3)
     session.take("b")
     assert "cut at the length asked for" in capfd.readouterr().err
+    conversation.how = replace(conversation.how, max_tokens=300, deadline=1e-9)
+    session.take("c")
+    assert "as it stood at the deadline" in capfd.readouterr().err
 
 
 def test_what_is_stopped_before_a_block_is_done_was_never_asked(bpe, capfd, monkeypatch):
@@ -164,12 +162,12 @@ def test_what_is_stopped_before_a_block_is_done_was_never_asked(bpe, capfd, monk
     conversation = scripted(*bpe, call, "never said")
     session = Session(conversation, Screen(False), True)
     session.take("Go")  # one pass is all it takes
-    conversation.sampling = Sampling(max_denoising_steps=9)
+    conversation.how = Ask(sampling=Sampling(max_denoising_steps=9))
     session.take("4")
     err = capfd.readouterr().err
     assert "stopped before the first block was done; read" in err
     assert conversation.messages[1]["content"].endswith("response:a{value:4}<tool_response|>")
-    conversation.model.script = [[5] * conversation.model.config.canvas_length]
+    conversation.model.script = [[5] * conversation.model.facts.canvas_length]
     session.take("Hi")
     assert "the question is forgotten" in capfd.readouterr().err and len(conversation.messages) == 2
 
@@ -213,6 +211,8 @@ class TestTerminal:
         assert typed("\x1b[A\x1b[A\r\x04") == ["first"]
         [path] = tmp_path.rglob("chat_history")
         assert path.stat().st_mode & 0o077 == 0
+        path.chmod(0o644)
+        assert typed("\x1b[A\r\x04") == ["first"] and path.stat().st_mode & 0o077 == 0
 
     @pytest.mark.parametrize(
         ("text", "words"),
@@ -230,43 +230,18 @@ class TestTerminal:
         assert typed("one\r\x04") == ["one"]
 
 
-def answered(terminal: int, words: bytes, seconds: float = 30) -> bytes:
-    """What comes until `words` do."""
-    found, end = b"", time.monotonic() + seconds
-    while words not in found:
-        ready, _, _ = select.select([terminal], [], [], end - time.monotonic())
-        assert ready, found
-        found += os.read(terminal, 4096)
-    return found
-
-
 def test_on_a_terminal_ctrl_c_stops_the_answer_and_not_the_chat(endless, tmp_path):
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(ours, (24, 90))
-    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"}
-    process = subprocess.Popen(
-        [*COMMAND, "--model", str(endless)], stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
-        start_new_session=True, preexec_fn=lambda: take_terminal(theirs),
-    )  # fmt: skip
-    try:
-        answered(ours, EDITING)
-        os.write(ours, b"Sort: Lima, Kyiv\r")
-        answered(ours, b"block 3 ")  # of the canvas as it settles
-        os.write(ours, b"\x03")
-        assert b"what is finished is kept" in answered(ours, EDITING)
-        os.write(ours, b"/mode zip\r")
-        assert b"zip is not a mode" in answered(ours, EDITING)
-        os.write(ours, b"\x04")
-        assert process.wait(10) == 0
-    finally:
-        process.kill()
-        os.close(ours), os.close(theirs)
-
-
-def take_terminal(terminal: int) -> None:
-    """Make it the one that Ctrl-C is typed on."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    environment = {"XDG_STATE_HOME": str(tmp_path), "PROMPT_TOOLKIT_NO_CPR": "1"}
+    with Pty("mlx_dgemma.chat", "--model", str(endless), **environment) as terminal:
+        terminal.until(EDITING)
+        terminal.type(b"Sort: Lima, Kyiv\r")
+        terminal.until(b"block 3 ")  # of the canvas as it settles
+        terminal.type(b"\x03")
+        assert b"what is finished is kept" in terminal.until(EDITING)
+        terminal.type(b"/mode zip\r")
+        assert b"zip is not a mode" in terminal.until(EDITING)
+        terminal.type(b"\x04")
+        assert terminal.process.wait(10) == 0
 
 
 def test_ctrl_c_ends_a_pipe_with_130(endless):

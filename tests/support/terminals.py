@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import sys
+from collections.abc import Callable
 
 import checkpoints
 import pytest
@@ -23,8 +24,9 @@ class Stdin(io.StringIO):
         self.buffer = io.BytesIO(data)
 
 
-@pytest.fixture
-def run(capfd):
+def caller(main: Callable[[list[str]], int], capfd) -> Callable[..., tuple[int, str, str]]:
+    """Arguments of a command -> exit code, stdout, stderr."""
+
     def call(*arguments: str) -> tuple[int, str, str]:
         try:
             code = main(list(arguments))
@@ -34,6 +36,12 @@ def run(capfd):
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def run(capfd):
+    """`generate`; other commands have a `run` of their own."""
+    return caller(main, capfd)
 
 
 def mistake(result, *words: str) -> None:

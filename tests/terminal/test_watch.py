@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import re
 
 import checkpoints
 import numpy as np
 import pytest
+from ptys import lines_shown
 from rich.console import Console
 
 from mlx_dgemma.terminal.watch import Watch
@@ -15,27 +15,6 @@ from mlx_dgemma.tokens.tokenizer import Tokenizer
 from mlx_dgemma.writing.writing import Step
 
 LENGTH = 64
-
-
-def screen(written: str) -> list[str]:
-    """The lines that a terminal shows after these codes, of which rich writes four: erase a line, go a line up, colours
-    and cursor."""
-    lines, row, column = [""], 0, 0
-    for code in re.findall(r"\x1b\[[?0-9;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", written):
-        if code == "\n":
-            row, column = row + 1, 0  # as a terminal's driver does, back to the first column
-            lines += [""] * (row == len(lines))
-        elif code == "\r":
-            column = 0
-        elif code == "\x1b[2K":
-            lines[row] = ""
-        elif code == "\x1b[1A":
-            assert row, "above the first line"
-            row -= 1
-        elif not code.startswith("\x1b"):
-            line = lines[row].ljust(column)
-            lines[row], column = line[:column] + code + line[column + len(code) :], column + len(code)
-    return [line for line in lines if line]
 
 
 @pytest.fixture
@@ -69,7 +48,7 @@ def test_text_of_many_blocks_is_all_there(tokenizer, blocks):
                 if final:
                     watch.write(text, terminal.write)
                 watch.show(step(tokenizer, text, final))
-    assert screen(terminal.getvalue()) == ["> a question", *filter(None, "".join(blocks).split("\n"))]
+    assert lines_shown(terminal.getvalue()) == ["> a question", *filter(None, "".join(blocks).split("\n"))]
 
 
 def test_the_last_line_is_shown_while_it_goes_on(tokenizer):
@@ -77,7 +56,7 @@ def test_the_last_line_is_shown_while_it_goes_on(tokenizer):
     watch.write("done\nnot yet ", lambda text: None)
     canvas, _ = watch.picture(step(tokenizer, "over", False)).renderables
     assert canvas.plain.startswith("not yet over·")
-    watch.write("x" * 1000, watch.say)
+    watch.write("x" * 1000, watch.print)
     canvas, _ = watch.picture(step(tokenizer, "over", False)).renderables
     assert len(canvas.plain) == 3 * 40 + LENGTH  # the canvas stays on the screen
 
