@@ -13,9 +13,9 @@ import time
 import mlx.core as mx
 import numpy as np
 import psutil
-from mlx_dgemma.writing.ask import Ask
 
 from mlx_dgemma import load
+from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.batch import diffuse
 from mlx_dgemma.writing.sampling import Sampling
 

@@ -6,13 +6,13 @@ import json
 
 import pytest
 import twin
-from mlx_dgemma.writing.ask import Ask
 
 from mlx_dgemma.benchmark.__main__ import main
 from mlx_dgemma.benchmark.prompts import from_tasks
 from mlx_dgemma.benchmark.runs import written
 from mlx_dgemma.load import baseline as load_baseline
 from mlx_dgemma.load import load
+from mlx_dgemma.writing.ask import Ask
 
 
 @pytest.fixture(scope="module")
