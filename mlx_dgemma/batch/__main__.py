@@ -94,7 +94,7 @@ def batch(options: argparse.Namespace) -> int:
     start, tokens, steps, incomplete = time.perf_counter(), 0, 0, 0
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(job.out.open("a", encoding="utf-8")) if job.out else sys.stdout
-        bar = stack.enter_context(progress(len(requests), job.done))
+        bar = stack.enter_context(progress(len(requests), job.done, beside=sink))
         for result in results:
             print(json.dumps({**result, "model": options.model or "tiny"}, ensure_ascii=False), file=sink, flush=True)
             tokens, steps = tokens + result["tokens"], steps + result["steps"]

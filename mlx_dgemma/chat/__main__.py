@@ -120,7 +120,7 @@ class Session:
     def answer(self) -> None:
         """The model's turn, or what follows in it, on the screen."""
         conversation, unread = self.conversation, self.conversation.unread
-        read, asked = f"read {unread} of {len(conversation.tokens)} tokens", len(conversation.messages)
+        read, turns = f"read {unread} of {len(conversation.tokens)} tokens", len(conversation.messages)
         with Interrupt() as interrupt:
             with waiting(f"reading {unread} tokens") as update:
                 pieces = self.pieces(interrupt, update)
@@ -130,7 +130,7 @@ class Session:
             print(f"tool call: {call}", flush=True)
         for note in conversation.answer.notes if conversation.answer else []:
             self.screen.note(note)
-        forgotten = ", and the question is forgotten" if len(conversation.messages) < asked else ""
+        forgotten = ", and the question is forgotten" if len(conversation.messages) < turns else ""
         self.screen.note(f"{outcome(conversation.answer)}{forgotten}; {read}")
         if interrupt.asked and not self.interactive:
             raise KeyboardInterrupt
@@ -160,6 +160,8 @@ class Session:
         if mode and mode not in MODES:
             raise Mistake(f"{mode} is not a mode: need one of {', '.join(MODES)}")
         how = self.conversation.how
+        if how.verify and mode in MODES[1:]:
+            raise Mistake(f"--verify checks what was denoised: start the chat without it for mode {mode}")
         self.conversation.how = replace(how, mode=mode or how.mode)
         self.screen.note(f"mode: {self.conversation.how.mode}, of {', '.join(MODES)}")
 

@@ -55,7 +55,7 @@ class Given:
 
 
 def read(options: argparse.Namespace) -> Given:
-    from .infill import around, fill_prompt, gap_lengths
+    from .infill import MARK, around, fill_prompt, gap_lengths
 
     check_ask(options)
     given = {"TEXT": options.text, "--prefix": options.prefix, "--suffix": options.suffix}
@@ -66,6 +66,9 @@ def read(options: argparse.Namespace) -> Given:
         raise Mistake(f"TEXT and {names[1]} are two ways to say what is there: give one")
     if options.raw and (options.prompt is None or options.system is not None):
         raise Mistake("--raw needs --prompt, which comes before the text, and has no turns: leave out --system")
+    if options.text not in (None, "-") and MARK not in options.text and not os.path.isfile(options.text):
+        text = f"{options.text[:60]!r} is no file, and no text with a {MARK} mark"
+        raise Mistake(f"{text}: put one where something is missing")
     if [options.prompt, *given.values()].count("-") > 1:
         raise Mistake("standard input can be read once: give - in one place")
     files = {name: given[name] for name in names if os.path.isfile(given[name])}
@@ -91,8 +94,8 @@ def fill(options: argparse.Namespace) -> None:
     model, tokenizer, sampling = opened(NAME, options)
     from .infill import Infill
 
-    prompt, asked = encode_prompt(options, given.prompt, tokenizer), ask(options, sampling)
-    request = Infill(prompt=prompt, texts=given.texts, lengths=given.lengths, heal=options.heal, ask=asked)
+    prompt, how = encode_prompt(options, given.prompt, tokenizer), ask(options, sampling)
+    request = Infill(prompt=prompt, texts=given.texts, lengths=given.lengths, heal=options.heal, ask=how)
     filled, numbers = fill_gaps(model, tokenizer, request, options.watch)
     if options.json:
         numbers |= {"text": filled.text, "seed": options.seed, "model": options.model or "tiny"}

@@ -74,7 +74,7 @@ def generate(options: argparse.Namespace) -> int:
 def choose(
     model: DiffusionModel, tokenizer: Tokenizer, tokens: list[int], form: Form, ask: Ask, about: dict | None
 ) -> int:
-    """Print the most probable choice, or one JSON object with `about` in it."""
+    """Prints the most probable choice, or one JSON object with `about` in it."""
     from ..forms import choices
 
     answer = choices.choose(model, tokenizer, tokens, form.choices, ask)

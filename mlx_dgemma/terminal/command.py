@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from ..errors import Mistake, NotFound
 
@@ -102,9 +103,10 @@ def waiting(what: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def progress(total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """Shows a bar on stderr, if that is a terminal. Gives a function that moves it on by one."""
-    if not sys.stderr.isatty():
+def progress(total: int, done: int = 0, beside: TextIO | None = None) -> Iterator[Callable[[], None]]:
+    """Shows a bar on stderr, if that is a terminal, and text that goes `beside` it is not written on one. Gives a
+    function that moves it on by one."""
+    if not sys.stderr.isatty() or (beside is not None and beside.isatty()):
         yield lambda: None
         return
     from rich.console import Console

@@ -20,6 +20,9 @@ from .command import read_file, read_stdin
 
 FIELDS = {"prompt", "messages", "system", "thinking", "max_tokens", "seed"}
 FILL_FIELDS = {"fill", "prefix", "suffix", "gap", "heal"}
+KINDS = dict.fromkeys(["prompt", "fill", "prefix", "suffix"], (str, "a text"))
+KINDS |= dict.fromkeys(["thinking", "heal"], (bool, "true or false"))
+KINDS |= {"system": (str | None, "a text"), "messages": (list, "a list")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,7 @@ def _parse(line: str, default: Line) -> Line:
     texts, lengths = _gaps(given) if FILL_FIELDS & set(given) else ([], None)
     prompt = given.get("prompt", fill_prompt(texts))
     options = {name: given[name] for name in ("system", "thinking", "max_tokens", "seed") if name in given}
-    parsed = replace(default, texts=texts, lengths=lengths, heal=bool(given.get("heal")), **options)
+    parsed = replace(default, texts=texts, lengths=lengths, heal=given.get("heal", False), **options)
     if texts and parsed.thinking:
         raise Mistake("what fills a gap is not thought about: leave out thinking")
     return replace(parsed, messages=given.get("messages", [{"role": "user", "content": prompt}]))
@@ -89,13 +92,9 @@ def _object(line: str) -> dict[str, Any]:
         raise Mistake(f'need an object with "prompt" or "messages", or with a text to fill, got {line[:60]}')
     if unknown := set(given) - FIELDS - FILL_FIELDS:
         raise Mistake(f"{sorted(unknown)[0]} is not one of {', '.join(sorted(FIELDS | FILL_FIELDS))}")
-    for name in ("prompt", "fill", "prefix", "suffix"):
-        if not isinstance(given.get(name, ""), str):
-            raise Mistake(f'"{name}" is a text, got {given[name]!r}')
-    if not isinstance(given.get("system"), str | None):
-        raise Mistake(f'"system" is a text, got {given["system"]!r}')
-    if not isinstance(given.get("messages", []), list):
-        raise Mistake(f'"messages" is a list, got {given["messages"]!r}')
+    for name, (kind, words) in KINDS.items():
+        if name in given and not isinstance(given[name], kind):
+            raise Mistake(f'"{name}" is {words}, got {given[name]!r}')
     for name, smallest in (("max_tokens", 1), ("seed", 0)):
         value = given.get(name, smallest)
         if type(value) is not int or value < smallest:

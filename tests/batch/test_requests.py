@@ -73,6 +73,8 @@ def test_a_run_that_was_cut_short_is_gone_on_with(files, capsys):
         ('{"prompt": ""}', ["line 2", "empty"]),
         ('{"prompt": 5}', ["line 2", "text"]),
         ('{"prompt": "x", "temp": 1}', ["line 2", "temp"]),
+        ('{"prompt": "x", "thinking": "no"}', ["line 2", "thinking", "'no'"]),
+        ('{"prompt": "x", "system": 5}', ["line 2", "system", "5"]),
         ('{"prompt": "x", "seed": -1}', ["line 2", "seed", "-1"]),
         ('{"prompt": "x", "max_tokens": 0}', ["line 2", "max_tokens"]),
         ('{"prompt": "x", "fill": "a<fill>"}', ["line 2", "two files"]),

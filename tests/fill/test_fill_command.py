@@ -53,7 +53,9 @@ def test_the_command_without_a_prompt_in_json_and_raw(run):
         (["--prefix", "a", "--gap", "0"], ["--gap", ">= 1", "'0'"]),
         (["--prefix", "a", "--gap", "1,2"], ["gap has 2 lengths", "1 gaps"]),
         (["--prefix", "", "--suffix", ""], ["no text"]),
-        (["a"], ["<fill>"]),
+        (["a"], ["'a' is no file", "<fill>"]),
+        (["GONE"], ["'GONE' is no file"]),
+        (["FILLED"], ["<fill>"]),
         (["a<fill><fill>b"], ["nothing between"]),
         (["a<fill>", "--suffix", "b"], ["--suffix", "TEXT"]),
         (["--prompt", "x", "--gap", "3"], ["nothing to fill", "<fill>", "--prefix"]),
@@ -72,6 +74,7 @@ def test_mistakes(run, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").write_bytes(b"caf\xe9")
     (tmp_path / "ZERO").write_bytes(b"a\0b")
+    (tmp_path / "FILLED").write_bytes(b"nothing is missing")
     mistake(run(*arguments), *words)
 
 

@@ -161,7 +161,7 @@ def test_ctrl_c_in_a_process_of_its_own(endless):
 
 
 def test_a_closed_pipe_is_quiet(endless):
-    line = " ".join([*COMMAND, "--prompt", "x", "--model", str(endless)])
+    line = " ".join([*COMMAND, "--prompt", "x", "--model", str(endless), "--max-denoising-steps", "2"])
     found = subprocess.run(
         ["bash", "-c", f"{line} | head -c 1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True
     )
@@ -249,7 +249,9 @@ PERSON = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"
 PERSON |= {"required": ["name", "age"]}
 
 
-@pytest.mark.parametrize("options", [["--mode", "ar"], ["--verify"], ["--deadline", "0.001"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "options", [["--mode", "ar"], ["--verify", "--max-denoising-steps", "4"], ["--deadline", "0.001"]]
+)
 def test_a_schema_goes_with_every_way_to_write(run, tmp_path, options):
     (tmp_path / "person.json").write_text(json.dumps(PERSON))
     asked = ["--prompt", "Extract JSON: Tess is 40.", "--json-schema", str(tmp_path / "person.json")]
