@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..batch.requests import read_requests
+from ..terminal.requests import read_requests
 from ..errors import Mistake
 from ..seam.model import DiffusionModel
 from ..tokens.messages import prompt_tokens
