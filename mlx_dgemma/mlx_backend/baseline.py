@@ -1,4 +1,4 @@
-"""An autoregressive model by mlx-lm: what diffusion is compared with on MLX. mlx-lm's own generator runs it."""
+"""An autoregressive model by mlx-lm, to compare diffusion with on MLX. mlx-lm's generator runs it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ except ModuleNotFoundError as error:
 
 Recipe = Callable[[str], Quantization | None]  # a layer's path -> how it is stored; None: not quantized
 
-_OURS = (  # mlx-lm's path of a Gemma 4 layer -> the one that a recipe knows
+_OURS = (  # mlx-lm's path of a Gemma 4 layer -> the path that a recipe knows
     (re.compile(r"^(language_model\.)?model\."), "model.decoder."),
     (re.compile(r"experts\.switch_glu\.(gate|up)_proj"), "experts.gate_up_proj"),
     (re.compile(r"experts\.switch_glu\."), "experts."),
@@ -41,7 +41,7 @@ def our_path(path: str) -> str:
 
 
 def quant_predicate(recipe: Recipe) -> Callable[..., bool | dict[str, Any]]:
-    """`recipe` as `mlx_lm.convert` takes it: False, or a layer's own bits, groups and mode."""
+    """`recipe` as `mlx_lm.convert` takes it: False, or the bits, group size and mode of a layer."""
 
     def predicate(path: str, module: Any) -> bool | dict[str, Any]:
         stored = recipe(our_path(path))
@@ -89,10 +89,10 @@ class Baseline:
         numbers: dict[str, int] = defaultdict(int)
         modules = dict(self.model.named_modules())
         for path, array in tree_flatten(self.model.parameters()):
-            name, own = weight_class(our_path(path)), modules[path.rpartition(".")[0]]
+            name, module = weight_class(our_path(path)), modules[path.rpartition(".")[0]]
             nbytes[name] += array.nbytes
             if not path.endswith((".scales", ".biases")):
-                numbers[name] += array.size * 32 // own.bits if array.dtype == mx.uint32 else array.size
+                numbers[name] += array.size * 32 // module.bits if array.dtype == mx.uint32 else array.size
         return {name: 8 * nbytes[name] / numbers[name] for name in nbytes}
 
     def prompt_tokens(self, messages: Sequence[dict[str, str]], thinking: bool) -> list[int]:
@@ -104,23 +104,23 @@ class Baseline:
         """Tokens as they come, a stop token among them."""
         mx.random.seed(seed)
         sampler = make_sampler(**self.settings)
-        for said in mlx_lm.stream_generate(
+        for response in mlx_lm.stream_generate(
             self.model, self.tokenizer, list(tokens), max_tokens=max_tokens, sampler=sampler
         ):
-            yield said.token
+            yield response.token
 
     def text(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def peak_memory(self) -> int:
-        """Of the device; on a CPU of the process, as the model's is that it is compared with."""
+        """Bytes that the device has held at most; on a CPU the process, as `MLXModel.peak_memory` has it."""
         return memory.peak() if mx.default_device() == mx.cpu else mx.get_peak_memory()
 
 
 def _documented(file: Path) -> dict[str, Any]:
-    """Of a folder; what a hub id's says is not looked up, and it is run greedily."""
+    """Sampling options for mlx-lm from a generation_config.json. A hub id has none here, and is run greedily."""
     stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if not stored.get("do_sample"):
         return {"temp": 0.0}
-    found = {"temp": stored.get("temperature"), "top_p": stored.get("top_p"), "top_k": stored.get("top_k")}
-    return {name: value for name, value in found.items() if value is not None}
+    options = {"temp": stored.get("temperature"), "top_p": stored.get("top_p"), "top_k": stored.get("top_k")}
+    return {name: value for name, value in options.items() if value is not None}

@@ -82,7 +82,7 @@ class LayerCache:
         return copy(self)
 
     def fill(self, arrays: dict[str, mx.array]) -> None:
-        """With what `text` gave."""
+        """Replace the buffers by the arrays that `text` gave."""
         self.keys, self.values, self.first = arrays.get("keys"), arrays.get("values"), 0
         self.end = 0 if self.keys is None else self.keys.shape[2]
 
@@ -121,11 +121,11 @@ class MLXCache:
 
     @property
     def nbytes(self) -> int:
-        """Of the text; buffers have room for more."""
+        """Bytes of the text; the buffers have room for more."""
         return sum(array.nbytes for array in self._text().values())
 
     def advance(self, hidden: mx.array) -> None:
-        """After the layers took in the tokens of `hidden` [n, D], their last hidden states."""
+        """Count n tokens that the layers have appended; `hidden` [n, D] are their last hidden states."""
         self.length += hidden.shape[0]
         self._states.append(hidden)
         if len(self._states) > self.config.canvas_length:
@@ -133,8 +133,9 @@ class MLXCache:
 
     @property
     def hidden(self) -> mx.array | None:
-        """[n, D] of the last tokens, a canvas and one more at most: what the head says comes next."""
-        if self._states:  # put together when asked for: left to right, that is not for every token
+        """[n, D], the last hidden states, of a canvas and one more token at most: the head predicts the next token
+        from them."""
+        if self._states:  # concatenated when read: left to right, that is not for every token
             self._states = [mx.concatenate(self._states)[-(self.config.canvas_length + 1) :]]
         return self._states[0] if self._states else None
 

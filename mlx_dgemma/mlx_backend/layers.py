@@ -40,8 +40,8 @@ class Linear(nn.Module):
 
     @property
     def is_packed(self) -> bool:
-        """Whether products take the weight as it is packed. On the CPU device MLX would unpack it for each row of x,
-        and sum up in 16 bits: there it is dequantized first."""
+        """True where products take the packed weight. On the CPU device MLX would unpack it for each row of x, and sum
+        up in 16 bits: there it is dequantized first."""
         return self.quantization is not None and mx.default_device() != mx.cpu
 
     def rows(self, index: mx.array | slice, dtype: mx.Dtype) -> mx.array:
@@ -49,7 +49,7 @@ class Linear(nn.Module):
         if self.quantization is None:
             return self.weight[index]
         weight, scales, biases = (None if array is None else array[index] for array in self._packed)
-        # The fp modes dequantize to bfloat16 whatever was asked of them.
+        # The fp modes dequantize to bfloat16 whatever their dtype argument says.
         return mx.dequantize(weight, scales, biases, **vars(self.quantization)).astype(dtype)
 
     def product(self, x: mx.array, *, transpose: bool = True) -> mx.array:

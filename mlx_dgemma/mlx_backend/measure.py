@@ -1,4 +1,4 @@
-"""What the benchmark needs to know of MLX: the device, its ceilings, and what a step spends its time on."""
+"""The benchmark's instruments on MLX: the device, its ceilings, and what a step spends its time on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -31,12 +30,13 @@ LONG = 0.03  # seconds: a product that takes as long says what the machine can d
 
 
 def wait() -> None:
-    """Until all that was asked for is done."""
+    """Wait until the device has finished."""
     mx.synchronize()
 
 
-def device() -> dict[str, Any]:
-    """`name`, `memory` in bytes, versions of framework and driver. Nothing that names the machine or its user."""
+def device() -> dict[str, object]:
+    """Describe the device: `name`, `memory` in bytes, versions of framework and driver. Nothing names the machine or
+    its user."""
     info = mx.device_info()
     mac = platform.mac_ver()[0]
     return {
@@ -51,7 +51,7 @@ def device() -> dict[str, Any]:
     }
 
 
-def _seconds(compute: Callable[[], Any], repeat: int) -> float:
+def _seconds(compute: Callable[[], list[mx.array] | mx.array], repeat: int) -> float:
     """Median of `repeat` runs behind a warm-up."""
     seconds = []
     for _ in range(repeat + 1):
@@ -64,14 +64,15 @@ def _seconds(compute: Callable[[], Any], repeat: int) -> float:
 
 
 def _copy_rate() -> float:
-    """Bytes a second, read and written. A sum, because a plain copy would be another name for the array."""
+    """Measure bytes a second, read and written. A plain copy would be another name for the array: it is a sum."""
     source = mx.zeros((COPIED // (4 if mx.default_device() == mx.gpu else 16),), dtype=mx.uint32)
     mx.eval(source)
     return 2 * source.nbytes / _seconds(lambda: source + 1, 5)
 
 
 def _product_rate(dtype: mx.Dtype) -> tuple[float, int]:
-    """FLOPs a second of square matrices, and the size of the last: it doubles until a product takes LONG."""
+    """Measure FLOPs a second of square matrices, whose size doubles until a product takes LONG -> the best rate, and
+    the last size."""
     size, best, seconds = 128, 0.0, 0.0
     while seconds < LONG and size < 16384:
         size *= 2
@@ -83,7 +84,7 @@ def _product_rate(dtype: mx.Dtype) -> tuple[float, int]:
 
 
 def ceilings(dtype: str) -> dict[str, float]:
-    """Measured now: `copy_bytes_per_second`, read and written, and `product_flops_per_second` of `dtype`."""
+    """Measure `copy_bytes_per_second`, read and written, and `product_flops_per_second` of `dtype`."""
     copied = _copy_rate()
     mx.clear_cache()
     product, size = _product_rate(getattr(mx, dtype))

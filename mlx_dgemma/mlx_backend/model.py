@@ -87,7 +87,7 @@ class MLXModel:
 
     def autoregress(self, continuations: Sequence[Continuation], draw: Draw) -> Iterator[list[int]]:
         steps, draws = begin_autoregress(self, continuations, draw)
-        caches, uniforms = [one.cache for one in continuations], mx.array(draws)
+        caches, uniforms = [text.cache for text in continuations], mx.array(draws)
         allowed = self._allowed_first(continuations)
         hidden = mx.concatenate([cache.hidden[-1:] for cache in caches])
         for step in range(steps):
@@ -99,13 +99,13 @@ class MLXModel:
 
     def _allowed_first(self, continuations: Sequence[Continuation]) -> mx.array | None:
         """[B, V] bool of the tokens that may come first; None: all."""
-        if all(one.allowed is None for one in continuations):
+        if all(text.allowed is None for text in continuations):
             return None
         table = np.ones((len(continuations), self.facts.vocab_size), bool)
-        for row, one in zip(table, continuations, strict=True):
-            if one.allowed is not None:
+        for row, text in zip(table, continuations, strict=True):
+            if text.allowed is not None:
                 row[:] = False
-                row[one.allowed.ids] = True
+                row[text.allowed.ids] = True
         return mx.array(table)
 
     def canvas_hidden(self, rows: Sequence[Row]) -> list[mx.array]:

@@ -3,7 +3,7 @@ that the next pass is conditioned on. The logits [T, V] are never whole.
 
 A running maximum and sums that are rescaled when it rises, as in attention over blocks of keys. The draw inverts the
 cumulative distribution in vocabulary order: the sums of small blocks tell in which of them each position's token lies,
-and that one block a position is computed again, the table seen as so many experts.
+and that block is computed again, the table taken as so many experts.
 
 The mean embedding of a position (its soft embedding) is a sum over few tokens where the distribution is peaked: those
 within `REACH` nats of the top, kept as lists. Where the rest of the mass matters, all of the table is summed up while

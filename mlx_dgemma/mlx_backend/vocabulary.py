@@ -1,4 +1,4 @@
-"""From hidden states to what a row is told: predictions, and the self-conditioning of its next pass.
+"""From hidden states to predictions, and to the self-conditioning of the next pass.
 
 The arithmetic over the vocabulary is in `sweep.py`.
 """
@@ -22,7 +22,7 @@ GROUP = 8  # tokens of each list whose embeddings are fetched at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Lists:
-    """The likeliest tokens of L positions. They came up with the predictions."""
+    """The likeliest tokens of L positions, as they came up with the predictions."""
 
     tokens: np.ndarray  # [L, KEPT] int32
     shares: np.ndarray  # [L, KEPT] float32, 0 where there is no token
@@ -89,7 +89,7 @@ def _listed(table: Embedding, lists: Lists) -> mx.array:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a row's next pass is conditioned on. It is `Prediction.self_conditioning`."""
+    """The self-conditioning of a row's next pass: `Prediction.self_conditioning`."""
 
     soft: SoftEmbedding | None  # None: nothing is predicted
     certain: np.ndarray | None  # [L] int32 ids that are known, -1 elsewhere
@@ -154,7 +154,7 @@ class Readout:
 
     @property
     def arrays(self) -> list[mx.array]:
-        """What one synchronisation brings up."""
+        """All that one synchronisation brings up."""
         return [*vars(self.result).values(), *self.logprobs.values()]
 
     def _logprobs(self, allowed: Allowed) -> dict[int, mx.array]:

@@ -64,13 +64,15 @@ def set_dtype(network: Network, dtype: mx.Dtype) -> None:
 
 
 def checksum(array: mx.array) -> int:
-    """Sum of word * (2 * index + 1) over the array's bytes as 32-bit words, modulo 2^64.
+    """Return the sum of word * (2 * index + 1) over the array's bytes as 32-bit words, modulo 2^64.
 
     It changes with any single word, and where any two that differ are swapped: neither (a - b) nor 2 * (i - j) has so
     many factors of two that their product could be 0 modulo 2^64.
     """
-    raw = array.reshape(-1).view(mx.uint8)
-    words = mx.pad(raw, (0, -raw.size % 4)).view(mx.uint32)
+    flat = array.reshape(-1)
+    if spare := -flat.nbytes % 4:
+        flat = mx.pad(flat, (0, spare // flat.itemsize))
+    words = flat.view(mx.uint32)
     total = mx.array(0, dtype=mx.uint64)
     for first in range(0, words.size, CHECKED):
         part = words[first : first + CHECKED].astype(mx.uint64)
@@ -80,7 +82,7 @@ def checksum(array: mx.array) -> int:
 
 
 def fingerprint(network: Network, config: ModelConfig, dtype: mx.Dtype) -> str:
-    """Tells apart models whose caches must not be mixed: by config, dtype, and every byte of every weight."""
+    """Tell apart models whose caches must not be mixed: by config, dtype, and every byte of every weight."""
     digest = hashlib.sha256(json.dumps([asdict(config), str(dtype)], sort_keys=True, default=str).encode())
     for path, array in tree_flatten(network.parameters()):
         digest.update(f"{path} {array.dtype} {array.shape} {checksum(array)}\n".encode())
@@ -88,7 +90,7 @@ def fingerprint(network: Network, config: ModelConfig, dtype: mx.Dtype) -> str:
 
 
 def first_damaged(network: Network, dtype: mx.Dtype) -> str:
-    """For a message: the first weight that is not finite."""
+    """Name the first weight that is not finite, for a message."""
     for path, array in tree_flatten(network.parameters()):
         if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
             return f"weight {path} holds NaN or Inf; fetch or convert the checkpoint again"

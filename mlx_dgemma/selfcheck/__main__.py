@@ -70,8 +70,7 @@ def show(report: dict) -> None:
 
 
 def check(sizes: Sizes | None, parts: list[Part]) -> dict[str, Any]:
-    """Append the result of every check to `parts`; one that raises is a result, too, and the others go on. -> a step
-    of the embedded model: its seconds by part, and its kernels."""
+    """Append the result of every check to `parts`, also of those that raise -> `parts.step` of the embedded model."""
     from ..load import load
     from . import parts as module
 

@@ -25,8 +25,9 @@ from ..writing.writing import diffuse
 
 BOUNDS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}  # of `relative`; TF32 would make 3e-4 of float32
 VOCABULARY_BOUND = 5e-4  # an error of a logit, of up to 30 / temperature, is a relative one of its probability
-VIEWS = {"Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unflatten", "View"}
-TASKS = {  # prompt -> its one right answer
+VIEWS = {"Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze"}
+VIEWS |= {"StopGradient", "Transpose", "Unflatten", "View"}
+TASKS = {  # prompt -> the only right answer
     "Solve this sudoku:\n...3\n.124\n1342\n2.3.": "4213\n3124\n1342\n2431",
     "Extract JSON: Eve, a vet from Oslo, is 43 years old.": '{"name": "Eve", "age": 43, "job": "vet", "city": "Oslo"}',
     "Write a function first(a, w) that adds w to the first of a.": "def first(a, w):\n    return a[0] + w\n",
@@ -202,7 +203,7 @@ def experts(name: str, sizes: Sizes, *, shape: tuple[int, int], bits: int | None
 
 def vocabulary(name: str, sizes: Sizes, *, spread: float) -> Part:
     """`sweep.Sweep` over an 8-bit table. Two samples are both right where the uniform lies within a rounding of the
-    boundary between them, and so are two argmaxes of one logit."""
+    boundary between them, and so are two argmaxes of equal logits."""
     L, V, cap, temperature = sizes.positions, sizes.vocabulary, 30.0, 0.8
     rng, each = np.random.default_rng(int(spread)), np.arange(L)
     arrays = random_weight(rng, (V, sizes.width), 8)
