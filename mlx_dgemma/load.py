@@ -6,6 +6,7 @@ A framework is imported when its backend is used.
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ def load(
         backend: "mlx" or "torch"; None: torch where there is a CUDA device, else MLX.
         dtype: "float32", "bfloat16" or "float16" of activations and unquantized weights; "fp8", on torch: experts and
             linears in E4M3, activations in bfloat16; None: the checkpoint's.
-        tensor_parallel: ranks to divide the model over, as many as torchrun started; on torch.
+        tensor_parallel: ranks to divide the model over, on torch; None: as many as torchrun started.
 
     Raises:
         Mistake: one line that names what was wrong and what to do.
@@ -65,13 +66,14 @@ def load_model(
     if dtype not in (*DTYPES, FP8):
         raise Mistake(f"need dtype one of {', '.join((*DTYPES, FP8))}, got {dtype}")
     tensors = {name: tensor for name, tensor in read_tensors(folder).items() if not is_vision(name)}
+    ranks = tensor_parallel or int(os.environ.get("WORLD_SIZE", 1))
     with _framework(backend):
         if backend == "torch":
             from .torch_backend.load import load_torch
 
-            return load_torch(tensors, config, dtype, folder.name, tensor_parallel or 1)
-        if tensor_parallel:
-            raise Mistake("--tensor-parallel is for the torch backend: give --backend torch, under torchrun")
+            return load_torch(tensors, config, dtype, folder.name, ranks)
+        if ranks > 1:
+            raise Mistake("torchrun started several ranks, or --tensor-parallel wants them: give --backend torch")
         if dtype == FP8:
             raise Mistake(f"dtype {dtype} is for the torch backend; MLX has {', '.join(DTYPES)}")
         check_memory(sum(tensor.nbytes for tensor in tensors.values()), folder.name)
