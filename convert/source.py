@@ -36,7 +36,7 @@ def row_count(shape: tuple[int, ...]) -> int:
 
 
 class Reader:
-    """Reads tensors, and hashes the files of `expected` (file -> SHA-256) on the way, in one reading if it is in order."""
+    """Reads tensors, and hashes the files of `expected` (file -> SHA-256) on the way, once where it reads in order."""
 
     def __init__(self, expected: Mapping[Path, str]):
         self.expected = dict(expected)
