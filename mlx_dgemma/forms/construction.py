@@ -76,9 +76,9 @@ class Sizes:
                 return len(text)
             case Automaton():
                 return expression.size
-            case Repeat(what):
+            case Repeat(what, _, _, between):
                 least, most = counts(expression, self.reach)
-                return self.of(what) * max(least, most or 0, 1)
+                return (self.of(what) + self.of(between)) * (max(least, most or 1) if most != 0 else 0)
             case Joined(parts, _, between):
                 return sum(map(self.of, parts)) + len(parts) * self.of(between)
         return sum(map(self.of, children(expression))) or 1
@@ -196,17 +196,16 @@ class _Graph:
     def _repeat(self, repeat: Repeat, start: int) -> int:
         least, most = counts(repeat, self.builder.reach)
         what = repeat.what if max(least, most or 0) < 2 else self.builder.part(repeat.what)
-        for _ in range(least):
-            start = self.add(what, start)
-        if most is None:
-            inside = self._after(start)
-            self.free[self.add(what, inside)].append(inside)
-            return self._after(inside)
-        end = self.node()
-        for _ in range(most - least):
+        end, inside, at = self.node(), start, start
+        if not least:
             self.free[start].append(end)
-            start = self.add(what, self._after(start))
-        self.free[start].append(end)
+        for i in range(max(least, most or 1) if most != 0 else 0):
+            inside = self._after(self.add(repeat.between, at) if i else at)
+            at = self.add(what, inside)
+            if i + 1 >= least:
+                self.free[at].append(end)
+        if most is None:
+            self.free[self.add(repeat.between, at)].append(inside)
         return end
 
     def _join(self, joined: Joined, start: int) -> int:

@@ -36,9 +36,12 @@ class Either:
 
 @dataclass(frozen=True)
 class Repeat:
+    """`what`, from `least` to `most` times (None: any number), with `between` two of them."""
+
     what: Expression
     least: int = 0
     most: int | None = None
+    between: Expression = Text("")
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ def children(expression: Expression) -> tuple[Expression, ...]:
     match expression:
         case Series(parts) | Either(parts):
             return parts
-        case Repeat(what):
-            return (what,)
+        case Repeat(what, _, _, between):
+            return what, between
         case Joined(parts, _, between):
             return (*parts, between)
         case Both(one, other):

@@ -118,8 +118,8 @@ def escaped(expression: Expression) -> Expression:
             return Series(tuple(map(escaped, parts)))
         case Either(options):
             return Either(tuple(map(escaped, options)))
-        case Repeat(what, least, most):
-            return Repeat(escaped(what), least, most)
+        case Repeat(what, least, most, between):
+            return Repeat(escaped(what), least, most, escaped(between))
         case Both(one, other):
             return Both(escaped(one), escaped(other))
     raise TypeError(expression)
@@ -287,8 +287,7 @@ class _Reader:
         if isinstance(schema["items"], list):
             raise refuse("it is a list; items takes one schema for all of them", "items")
         item = self.value(schema["items"], (*path, "items"))
-        more = Repeat(series(", ", item), max(least, 1) - 1, None if most is None else most - 1)
-        return series("[", series(item, more) if least else Repeat(series(item, more), 0, 1), "]")
+        return series("[", Repeat(item, least, most, Text(", ")), "]")
 
     def _string(self, schema: Schema, refuse: Callable) -> Expression:
         least, most = int(schema.get("minLength", 0)), schema.get("maxLength")

@@ -11,8 +11,8 @@ import schema_rates
 from mlx_dgemma import load
 from mlx_dgemma.benchmark import tasks
 from mlx_dgemma.errors import Mistake
-from mlx_dgemma.forms.construction import build_automaton
 from mlx_dgemma.forms.choices import branchings, probabilities, read
+from mlx_dgemma.forms.construction import build_automaton
 from mlx_dgemma.forms.template import filled, template
 from mlx_dgemma.writing.answer import prompt_tokens
 
