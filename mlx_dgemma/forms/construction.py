@@ -16,7 +16,7 @@ from ..errors import Mistake
 from .automaton import MOST_STATES, Automaton, Budget, Row, intersection, joined, minimised, too_large, trimmed
 from .expression import LAST, Both, Chars, Either, Expression, Joined, Ranges, Repeat, Series, Text, children
 
-MOST_NODES = 5 * MOST_STATES
+MOST_NODES = 5 * MOST_STATES  # of a graph: many nodes can make one state
 
 
 def utf8(low: int, high: int) -> Iterator[tuple[tuple[int, int], ...]]:
@@ -156,7 +156,7 @@ class _Graph:
         return len(self.arcs) - 1
 
     def add(self, expression: Expression, start: int, inside: bool = False) -> int:
-        """Lay out from `start` all that the expression describes -> where it ends. A part that is used more than once
+        """Lays out from `start` all that the expression describes -> where it ends. A part that is used more than once
         comes as a copy of its automaton, unless this is `inside` its making."""
         if not inside and id(expression) in self.builder.shared:
             return self._embed(self.builder.part(expression), start)
@@ -179,7 +179,7 @@ class _Graph:
         raise TypeError(expression)
 
     def bytes(self, product: Sequence[tuple[int, int]], start: int, end: int | None = None) -> int:
-        """Lay out one byte after another, each in its range -> where they end, which is `end` if given."""
+        """Lays out one byte after another, each in its range -> where they end, which is `end` if given."""
         for low, high in product:
             node = self._after(start) if self.arcs[start] or start in self.free else start
             self.arcs[node] = [(low, high, target := self.node())]
@@ -208,17 +208,17 @@ class _Graph:
             self.free[self.add(repeat.between, at)].append(inside)
         return end
 
-    def _join(self, joined: Joined, start: int) -> int:
-        end, last = self.node(), max((i for i, needed in enumerate(joined.needed) if needed), default=0)
+    def _join(self, members: Joined, start: int) -> int:
+        end, last = self.node(), max((i for i, needed in enumerate(members.needed) if needed), default=0)
         first, further = start, self.node()  # before each part, where nothing is written yet, and behind `between`
-        for i, (part, needed) in enumerate(zip(joined.parts, joined.needed, strict=True)):
+        for i, (part, needed) in enumerate(zip(members.parts, members.needed, strict=True)):
             begin, before = self.node(), (first, further)
             first, further = self.node(), self.node()
             for node, skipped in zip(before, (first, further), strict=True):
                 self.free[node] += [begin] if needed else [begin, skipped]
             written = self.add(part, begin)
-            if i < len(joined.parts) - 1:
-                self.free[self.add(joined.between, written)].append(further)
+            if i < len(members.parts) - 1:
+                self.free[self.add(members.between, written)].append(further)
             if i >= last:
                 self.free[written].append(end)
         self.free[first].append(end)

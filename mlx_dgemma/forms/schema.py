@@ -273,7 +273,8 @@ class _Reader:
             series(f"{self._written(name)}: ", self.value(inner, (*path, "properties", name)))
             for name, inner in properties.items()
         )
-        return series("{", Joined(members, tuple(name in required for name in properties), Text(", ")), "}")
+        needed = set(required)
+        return series("{", Joined(members, tuple(name in needed for name in properties), Text(", ")), "}")
 
     def _array(self, schema: Schema, path: tuple, refuse: Callable) -> Expression:
         least, most = int(schema.get("minItems", 0)), schema.get("maxItems")
@@ -307,12 +308,12 @@ class _Reader:
     def _bound(schema: Schema, name: str, stricter: Callable, refuse: Callable) -> Bound | None:
         """Returns the stricter of `minimum` and `exclusiveMinimum`, or of their opposites."""
         bounds = []
-        for keyword, left_out in ((f"m{name}", False), (f"exclusiveM{name}", True)):
+        for keyword, excluded in ((f"m{name}", False), (f"exclusiveM{name}", True)):
             if keyword in schema:
                 value = schema[keyword]
                 if isinstance(value, bool) or not abs(value) < FARTHEST:
                     raise refuse(f"need a number nearer to 0 than {FARTHEST}, got {json.dumps(value)}", keyword)
-                bounds.append((Fraction(value), left_out))
+                bounds.append((Fraction(value), excluded))
         if len(bounds) == 2 and bounds[0][0] == bounds[1][0]:
             return bounds[1]
         return stricter(bounds) if bounds else None

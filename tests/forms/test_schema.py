@@ -68,16 +68,16 @@ def sampled(automaton: Automaton, draw: random.Random) -> bytes:
 
 def test_whatever_the_automaton_accepts_is_valid():
     """Random schemas, and random texts of theirs."""
-    number = 0
-    for seed in range(120):
+    count = 0
+    for seed in range(60):
         draw = random.Random(f"sample {seed}")
         made = schema_rates.random_schema(draw)
         automaton, validator = schema.language(made), jsonschema.Draft202012Validator(made)
-        for _ in range(25):
+        for _ in range(20):
             text = sampled(automaton, draw)
             assert automaton.matches(text) and validator.is_valid(json.loads(text)), (made, text)
-            number += len(text) > 20
-    assert number > 800
+            count += len(text) > 20
+    assert count > 300
 
 
 def test_strings_are_any_text_and_escaped():
@@ -164,8 +164,8 @@ def test_large_schemas_that_are_held(name):
 
 def test_work_grows_with_the_document():
     spent = []
-    for number in (10, 20):
-        reader = schema._Reader(jsonschema.Draft202012Validator, people(number), None)
+    for uses in (10, 20):
+        reader = schema._Reader(jsonschema.Draft202012Validator, people(uses), None)
         reader.automaton()
         spent.append(Budget().left - reader.budget.left)
     assert spent[1] < 2.2 * spent[0]
@@ -190,7 +190,7 @@ HEAVY = [
         "/pattern",
     ),
     (nested(20_000), "nested too deep"),
-    ({"$ref": "#/$defs/0", "$defs": {str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(3000)}}, "nested too deep"),
+    ({"$ref": "#/$defs/0", "$defs": {str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(900)}}, "nested too deep"),
 ]
 
 
