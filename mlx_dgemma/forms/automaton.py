@@ -162,4 +162,5 @@ def minimised(automaton: Automaton, budget: Budget) -> Automaton:
 
 
 def too_large() -> str:
-    return f"it takes more than {MOST_STATES} states to hold: make its lengths and numbers of items smaller"
+    remedy = "make its lengths, numbers of items or lists of values smaller"
+    return f"it takes more than {MOST_STATES} states to hold: {remedy}"

@@ -16,7 +16,7 @@ from ..errors import Mistake
 from .automaton import MOST_STATES, Automaton, Budget, Row, intersection, joined, minimised, too_large, trimmed
 from .expression import LAST, Both, Chars, Either, Expression, Joined, Ranges, Repeat, Series, Text, children
 
-MOST_NODES = 5 * MOST_STATES
+MOST_NODES = 5 * MOST_STATES  # of a graph: many nodes can make one state
 
 
 def utf8(low: int, high: int) -> Iterator[tuple[tuple[int, int], ...]]:
@@ -76,9 +76,9 @@ class Sizes:
                 return len(text)
             case Automaton():
                 return expression.size
-            case Repeat(what):
+            case Repeat(what, _, _, between):
                 least, most = counts(expression, self.reach)
-                return self.of(what) * max(least, most or 0, 1)
+                return (self.of(what) + self.of(between)) * (max(least, most or 1) if most != 0 else 0)
             case Joined(parts, _, between):
                 return sum(map(self.of, parts)) + len(parts) * self.of(between)
         return sum(map(self.of, children(expression))) or 1
@@ -156,7 +156,7 @@ class _Graph:
         return len(self.arcs) - 1
 
     def add(self, expression: Expression, start: int, inside: bool = False) -> int:
-        """Lay out from `start` all that the expression describes -> where it ends. A part that is used more than once
+        """Lays out from `start` all that the expression describes -> where it ends. A part that is used more than once
         comes as a copy of its automaton, unless this is `inside` its making."""
         if not inside and id(expression) in self.builder.shared:
             return self._embed(self.builder.part(expression), start)
@@ -179,7 +179,7 @@ class _Graph:
         raise TypeError(expression)
 
     def bytes(self, product: Sequence[tuple[int, int]], start: int, end: int | None = None) -> int:
-        """Lay out one byte after another, each in its range -> where they end, which is `end` if given."""
+        """Lays out one byte after another, each in its range -> where they end, which is `end` if given."""
         for low, high in product:
             node = self._after(start) if self.arcs[start] or start in self.free else start
             self.arcs[node] = [(low, high, target := self.node())]
@@ -196,30 +196,29 @@ class _Graph:
     def _repeat(self, repeat: Repeat, start: int) -> int:
         least, most = counts(repeat, self.builder.reach)
         what = repeat.what if max(least, most or 0) < 2 else self.builder.part(repeat.what)
-        for _ in range(least):
-            start = self.add(what, start)
-        if most is None:
-            inside = self._after(start)
-            self.free[self.add(what, inside)].append(inside)
-            return self._after(inside)
-        end = self.node()
-        for _ in range(most - least):
+        end, inside, at = self.node(), start, start
+        if not least:
             self.free[start].append(end)
-            start = self.add(what, self._after(start))
-        self.free[start].append(end)
+        for i in range(max(least, most or 1) if most != 0 else 0):
+            inside = self._after(self.add(repeat.between, at) if i else at)
+            at = self.add(what, inside)
+            if i + 1 >= least:
+                self.free[at].append(end)
+        if most is None:
+            self.free[self.add(repeat.between, at)].append(inside)
         return end
 
-    def _join(self, joined: Joined, start: int) -> int:
-        end, last = self.node(), max((i for i, needed in enumerate(joined.needed) if needed), default=0)
+    def _join(self, members: Joined, start: int) -> int:
+        end, last = self.node(), max((i for i, needed in enumerate(members.needed) if needed), default=0)
         first, further = start, self.node()  # before each part, where nothing is written yet, and behind `between`
-        for i, (part, needed) in enumerate(zip(joined.parts, joined.needed, strict=True)):
+        for i, (part, needed) in enumerate(zip(members.parts, members.needed, strict=True)):
             begin, before = self.node(), (first, further)
             first, further = self.node(), self.node()
             for node, skipped in zip(before, (first, further), strict=True):
                 self.free[node] += [begin] if needed else [begin, skipped]
             written = self.add(part, begin)
-            if i < len(joined.parts) - 1:
-                self.free[self.add(joined.between, written)].append(further)
+            if i < len(members.parts) - 1:
+                self.free[self.add(members.between, written)].append(further)
             if i >= last:
                 self.free[written].append(end)
         self.free[first].append(end)

@@ -1,4 +1,4 @@
-"""Regular expressions as values: what the languages of schemas, templates and patterns are put together from."""
+"""Regular expressions as values: schemas, templates and patterns are put together from these."""
 
 from __future__ import annotations
 
@@ -21,29 +21,38 @@ class Chars:
 
 @dataclass(frozen=True)
 class Text:
+    """These characters."""
+
     text: str
 
 
 @dataclass(frozen=True)
 class Series:
+    """All parts, one after another."""
+
     parts: tuple[Expression, ...]
 
 
 @dataclass(frozen=True)
 class Either:
+    """One of the options."""
+
     options: tuple[Expression, ...]
 
 
 @dataclass(frozen=True)
 class Repeat:
+    """`what`, from `least` to `most` times (None: any number), with `between` two of them."""
+
     what: Expression
     least: int = 0
     most: int | None = None
+    between: Expression = Text("")
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Parts in their order, with `between` two of them; those that are not `needed` may be left out."""
+    """The parts in their order, with `between` two of them; those that are not `needed` may be left out."""
 
     parts: tuple[Expression, ...]
     needed: tuple[bool, ...]
@@ -52,7 +61,7 @@ class Joined:
 
 @dataclass(frozen=True)
 class Both:
-    """What both of them describe."""
+    """A text that both describe."""
 
     one: Expression
     other: Expression
@@ -67,8 +76,8 @@ def children(expression: Expression) -> tuple[Expression, ...]:
     match expression:
         case Series(parts) | Either(parts):
             return parts
-        case Repeat(what):
-            return (what,)
+        case Repeat(what, _, _, between):
+            return what, between
         case Joined(parts, _, between):
             return (*parts, between)
         case Both(one, other):
@@ -93,15 +102,16 @@ def between(first: str, last: str) -> Chars:
 
 
 def overlap(one: Ranges, other: Ranges) -> Ranges:
+    """The code points that are in both."""
     pairs = ((max(a, c), min(b, d)) for a, b in one for c, d in other)
     return tuple((low, high) for low, high in pairs if low <= high)
 
 
 def without(ranges: Ranges) -> Ranges:
     """Every code point that is not in `ranges`."""
-    left, after = [], 0
+    outside, after = [], 0
     for low, high in sorted(ranges):
         if low > after:
-            left.append((after, low - 1))
+            outside.append((after, low - 1))
         after = max(after, high + 1)
-    return (*left, (after, LAST)) if after <= LAST else tuple(left)
+    return (*outside, (after, LAST)) if after <= LAST else tuple(outside)

@@ -9,7 +9,7 @@ a vocabulary has a quarter of a million tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -36,25 +36,18 @@ class Vocabulary:
         self.longest = int(self.lengths.max())
         joined = b"".join(text.ljust(self.longest, b"\0") for text in self.spelt)
         self.bytes = np.frombuffer(joined, np.uint8).reshape(vocab_size, self.longest)
-        # Those that write something, the long ones first, so that the tokens of more than n bytes are a slice.
+        # The tokens that write something, the long ones first: those of more than n bytes are the first longer[n].
         self.order = np.argsort(-self.lengths, kind="stable")[: np.count_nonzero(self.lengths)]
-        self.first = self.bytes[self.order, 0]
-        self._starts: dict[bytes, list[tuple[int, int]]] = {}
+        self.longer = np.searchsorted(-self.lengths[self.order], -np.arange(self.longest))
+        self.columns = np.ascontiguousarray(self.bytes[self.order].T)  # [longest, tokens in that order]
 
-    def beginning(self, bytes_: np.ndarray) -> np.ndarray:
-        """[256] bool -> the tokens that begin with one of these bytes, the long ones first."""
-        return self.order[bytes_[self.first]]
-
-    def longer(self, tokens: np.ndarray) -> list[int]:
-        """How many of `tokens`, the long ones first, write more than 0, 1, 2, … bytes."""
-        return np.searchsorted(-self.lengths[tokens], -np.arange(self.longest)).tolist()
+    def beginning(self, first: np.ndarray) -> np.ndarray:
+        """[256] bool -> where in `order` the tokens are that begin with one of these bytes."""
+        return np.flatnonzero(first[self.columns[0]])
 
     def starts(self, text: bytes) -> list[tuple[int, int]]:
         """The tokens with which `text` can begin: (number of bytes, token) each."""
-        if text not in self._starts:
-            lengths = range(1, min(len(text), self.longest) + 1)
-            self._starts[text] = [(n, self.token[text[:n]]) for n in lengths if text[:n] in self.token]
-        return self._starts[text]
+        return [(n, self.token[text[:n]]) for n in range(1, len(text) + 1) if text[:n] in self.token]
 
 
 @dataclass(frozen=True)
@@ -88,8 +81,8 @@ class Lattice:
         self.accepting = np.append(automaton.accepting, False)
         self.stops = np.unique(facts.stop_ids)
         self.filler = np.unique([*facts.stop_ids, facts.pad_id])
-        self.closing = np.zeros((len(vocabulary.spelt), 2), bool)  # by token: ends a text, may stand behind it
-        self.closing[self.stops, 0] = self.closing[self.filler, 1] = True
+        self.is_stop, self.is_filler = np.zeros((2, len(vocabulary.spelt)), bool)
+        self.is_stop[self.stops] = self.is_filler[self.filler] = True
         self.written = self._forced_tokens()
         self.forced = self.written >= 0
         self.left, self.out = self._ways_out()
@@ -130,6 +123,7 @@ class Lattice:
         order, byte = self.automaton.nearest
         rows, written, longest = self.automaton.rows, self.written.tolist(), self.vocabulary.longest
         texts, targets = [b""] * self.end, [self.end] * self.end  # the shortest text, the state behind its first byte
+        starts: dict[bytes, list[tuple[int, int]]] = {}
         left, out = [FAR] * self.end + [0], [(0, 0)] * self.end + [(int(self.filler[0]), self.end)]
         for state in order:
             if byte[state] < 0:
@@ -137,8 +131,10 @@ class Lattice:
                 continue
             target = next(target for low, high, target in rows[state] if low <= byte[state] <= high)
             texts[state], targets[state] = bytes([byte[state]]) + texts[target][: longest - 1], target
+            if texts[state] not in starts:
+                starts[texts[state]] = self.vocabulary.starts(texts[state])
             at, behind = 0, state
-            for length, token in self.vocabulary.starts(texts[state]):
+            for length, token in starts[texts[state]]:
                 while at < length:
                     at, behind = at + 1, targets[behind]
                 if written[state] in (-1, token) and left[behind] + 1 < left[state]:
@@ -155,18 +151,17 @@ class Lattice:
             targets[row, column] = self.table[targets[row, column], text[column, place]]
         forced = self.forced[states]
         targets[forced] = np.where(self.written[states[forced], None] == ids, targets[forced], -1)
-        stop, filler = self.closing[ids].T
-        targets[self.accepting[states][:, None] & stop] = self.end
-        targets[(states == self.end)[:, None] & filler] = self.end
+        targets[self.accepting[states][:, None] & self.is_stop[ids]] = self.end
+        targets[(states == self.end)[:, None] & self.is_filler[ids]] = self.end
         return targets
 
     def allowed(self, state: int, most: int) -> np.ndarray | None:
-        """The ids that may stand in a state; None for more than `most`, without having looked at all of very many."""
+        """The sorted ids that may come in a state, None for more than `most`: then not all need to be looked at."""
         if self.forced[state]:
             return self.written[state : state + 1]
         if state == self.end:
             return self.filler
-        if np.count_nonzero(self.table[state, self.vocabulary.first] >= 0) > 50 * most:
+        if len(self.vocabulary.beginning(self.table[state] >= 0)) > 50 * most:
             return None
         tokens, _ = self._tokens(state)
         tokens = np.union1d(tokens, self.stops) if self.accepting[state] else np.sort(tokens)
@@ -194,26 +189,26 @@ class Lattice:
 
     def _tokens(self, state: int) -> tuple[np.ndarray, np.ndarray]:
         """The tokens whose bytes may follow, and the state behind each."""
-        tokens = self.vocabulary.beginning(self.table[state] >= 0)
-        text, targets = self.vocabulary.bytes, np.full(len(tokens), state)
-        for place, long in enumerate(self.vocabulary.longer(tokens)):
-            targets[:long] = self.table[targets[:long], text[tokens[:long], place]]
+        where = self.vocabulary.beginning(self.table[state] >= 0)
+        table, targets = self.table.ravel(), np.full(len(where), state)
+        for column, long in zip(self.vocabulary.columns, np.searchsorted(where, self.vocabulary.longer), strict=True):
+            targets[:long] = table[256 * targets[:long] + column[where[:long]]]  # behind -1, the last row: all -1
         alive = targets >= 0
-        return tokens[alive], targets[alive]
+        return self.vocabulary.order[where[alive]], targets[alive]
 
     def somewhere(self, states: np.ndarray) -> np.ndarray:
-        """The ids that may stand in some of `states`, with a few that may not: judged by each two bytes in a row."""
+        """The sorted ids that may come in some of `states`, and a few that may not: judged by two bytes in a row."""
         rows = [self.automaton.rows[state] for state in states.tolist() if state != self.end]
         first, pairs = np.zeros(256, bool), np.zeros((256, 256), bool)
         for low, high, after in {(low, high, self._moves[target]) for row in rows for low, high, target in row}:
             first[low : high + 1] = True
             for low_after, high_after in after:
                 pairs[low : high + 1, low_after : high_after + 1] = True
-        tokens = self.vocabulary.beginning(first)
-        text, keep = self.vocabulary.bytes, np.ones(len(tokens), bool)
-        for place, long in enumerate(self.vocabulary.longer(tokens)[1:], start=1):
-            keep[:long] &= pairs[text[tokens[:long], place - 1], text[tokens[:long], place]]
-        tokens = tokens[keep]
+        where, columns = self.vocabulary.beginning(first), self.vocabulary.columns
+        keep = np.ones(len(where), bool)
+        for place, long in enumerate(np.searchsorted(where, self.vocabulary.longer)[1:], start=1):
+            keep[:long] &= pairs[columns[place - 1, where[:long]], columns[place, where[:long]]]
+        tokens = self.vocabulary.order[where[keep]]
         ends = self.accepting[states].any() or (states == self.end).any()
         return np.union1d(tokens, self.filler) if ends else np.sort(tokens)
 
@@ -223,7 +218,7 @@ class Lattice:
         return [tuple((low, high) for low, high, _ in row) for row in self.automaton.rows]
 
     def slot(self, state: int) -> np.ndarray:
-        """The states that are reached from `state` up to the next choice behind something forced."""
+        """The states between `state` and the next choice behind something forced."""
         inside = np.zeros(self.end + 1, bool)
         inside[state] = True
         near = np.array([state])
@@ -236,7 +231,7 @@ class Lattice:
         return np.flatnonzero(inside)
 
     def run(self, state: int, length: int) -> Path:
-        """What is forced from `state` on, `length` tokens at most."""
+        """The tokens that are forced from `state` on, `length` of them at most."""
         tokens, states = [], [state]
         while len(tokens) < length and self.forced[states[-1]]:
             token, target = self.out[states[-1]].tolist()
@@ -244,35 +239,36 @@ class Lattice:
             states.append(target)
         return Path(np.array(tokens, np.int32), np.array(states))
 
-    def walk(self, state: int, tokens: np.ndarray) -> int:
+    def walk(self, state: int, tokens: Iterable[int]) -> int:
+        """The state that `tokens` lead to from `state`, -1 for none."""
         for token in tokens:
             state = int(self.moves(np.array([state]), np.array([token]))[0, 0])
         return state
 
-    def best(self, start: int, says: Sequence[tuple[np.ndarray, np.ndarray, float]], room: int) -> Path:
+    def best(self, start: int, predictions: Sequence[tuple[np.ndarray, np.ndarray, float]], room: int) -> Path:
         """The most probable of all ways to put one token at each position of a canvas such that the text can still be
         ended within `room` tokens from the canvas's first: Viterbi's algorithm.
 
-        `says` has for each position: ids, their log-probabilities, and one for all others. The product of the
-        positions' probabilities is the model's own, which predicts each apart from the others. A way always exists
+        `predictions` has for each position: ids, their log-probabilities, and one for every other id. The product of
+        the positions' probabilities is the model's, which predicts each apart from the others. A way always exists
         where `left[start] <= room`: whatever was chosen, the next token towards the end is among those looked at, and
         no state is entered from which the end is out of reach.
         """
         states, scores = np.array([start]), np.zeros(1)
         back: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        for position, (ids, logprobs, other) in enumerate(says, start=1):
-            targets = self.moves(states, ids)
-            source, which = np.nonzero(targets >= 0)
-            found = np.concatenate([targets[source, which], self.out[states, 1]])
+        for position, (ids, logprobs, other) in enumerate(predictions, start=1):
+            after = self.moves(states, ids)
+            source, which = np.nonzero(after >= 0)
+            target = np.concatenate([after[source, which], self.out[states, 1]])
             token = np.concatenate([ids[which], self.out[states, 0]])
             score = np.concatenate([scores[source] + np.maximum(logprobs[which], BARRED), scores + other])
             source = np.concatenate([source, np.arange(len(states))])
-            score = np.where(self.left[found] <= max(room - position, 0), score, -np.inf)
-            order = np.lexsort((score, found))
-            last = order[np.append(found[order][1:] != found[order][:-1], True)]  # the best into each state
+            score = np.where(self.left[target] <= max(room - position, 0), score, -np.inf)
+            order = np.lexsort((score, target))
+            last = order[np.append(target[order][1:] != target[order][:-1], True)]  # the best into each state
             last = last[score[last] > -np.inf]
             back.append((states, source[last], token[last]))
-            states, scores = found[last], score[last]
+            states, scores = target[last], score[last]
         return self._traced(back, states, int(np.argmax(scores)))
 
     @staticmethod

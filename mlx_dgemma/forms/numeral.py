@@ -1,4 +1,4 @@
-"""Numbers between bounds, as JSON writes them -> expressions."""
+"""Bounds -> the expression of the numbers between them, as JSON writes them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from .expression import Expression, Repeat, Text, between, either, optional, ser
 
 DIGIT = between("0", "9")
 WHOLE_DIGITS = 18  # of a whole number without a bound
-DIGITS = 15  # of a number before its point and behind it: as many as a double tells apart
-DECIMALS = 6  # behind the point where there are bounds, more where those leave no such number
+DIGITS = 15  # of a number before its point and after it: as many as a double tells apart
+DECIMALS = 6  # after the point where there are bounds, more where those leave no such number
 
-Bound = tuple[Fraction, bool]  # a number, and whether it is itself left out
+Bound = tuple[Fraction, bool]  # a number, and whether it is excluded
 
 
 def _any(shape: str) -> Expression:
+    """Any digits in the places of the digits of `shape`."""
     return series(*(c if c == "." else DIGIT for c in shape))
 
 
 def _fixed(low: str, high: str) -> Expression:
-    """From `low` to `high`, which have as many digits, and their points at one place."""
+    """The numbers from `low` to `high`, which have as many digits, and the point in the same place."""
     same = next((i for i, (a, b) in enumerate(zip(low, high, strict=True)) if a != b), len(low))
     if same == len(low):
         return Text(low)
@@ -39,18 +40,18 @@ def _fixed(low: str, high: str) -> Expression:
 
 
 def _steps(low: int, high: int, decimals: int) -> list[Expression]:
-    """low/10^decimals to high/10^decimals, in steps of 1/10^decimals."""
+    """The numbers from low/10^decimals to high/10^decimals, in steps of 1/10^decimals."""
     if low > high:
         return []
     if low < 0:
         below = [series("-", number) for number in _steps(max(1, -high), -low, decimals)]
         return below + _steps(0, high, decimals)
-    found, least, most = [], 0, 10 ** (decimals + 1) - 1
+    options, least, most = [], 0, 10 ** (decimals + 1) - 1
     while least <= high:
         if (a := max(low, least)) <= (b := min(high, most)):
-            found.append(_fixed(_written(a, decimals), _written(b, decimals)))
+            options.append(_fixed(_written(a, decimals), _written(b, decimals)))
         least, most = most + 1, most * 10 + 9
-    return found
+    return options
 
 
 def _written(steps: int, decimals: int) -> str:
@@ -59,25 +60,25 @@ def _written(steps: int, decimals: int) -> str:
 
 
 def _grid(low: Bound, high: Bound, decimals: int) -> list[Expression]:
-    """All numbers with so many decimals."""
+    """The numbers between the bounds with this many decimals."""
     scale = 10**decimals
-    if not decimals:  # read as they are
+    if not decimals:  # whole numbers are read exactly, not as doubles
         first = floor(low[0]) + 1 if low[1] else ceil(low[0])
         return _steps(first, ceil(high[0]) - 1 if high[1] else floor(high[0]), 0)
     return _steps(ceil(_inside(low, inf) * scale), floor(_inside(high, -inf) * scale), decimals)
 
 
 def _inside(bound: Bound, towards: float) -> Fraction:
-    """The bound, or the next double where it is left out: what a text is read as is a double, and must not be it."""
-    value, left_out = bound
+    """The bound, or the next double where it is excluded: for a text is read as a double, which must not be it."""
+    value, excluded = bound
     double = float(value)
-    while left_out and (Fraction(double) - value) * (1 if towards > 0 else -1) <= 0:
+    while excluded and (Fraction(double) - value) * (1 if towards > 0 else -1) <= 0:
         double = nextafter(double, towards)
-    return Fraction(double) if left_out else value
+    return Fraction(double) if excluded else value
 
 
 def number(low: Bound | None, high: Bound | None, *, whole: bool) -> Expression:
-    """From `low` to `high`, None for no bound. Mistake where there is no such number that can be written."""
+    """The numbers from `low` to `high`, None for no bound. Mistake where there is none that can be written."""
     if low is None and high is None and not whole:
         begin = series(optional("-"), either("0", series(between("1", "9"), Repeat(DIGIT, 0, DIGITS - 1))))
         exponent = series(either("e", "E"), optional(either("+", "-")), Repeat(DIGIT, 1, 2))

@@ -21,6 +21,7 @@ from .automaton import Budget
 from .expression import ANY, LAST, Chars, Either, Expression, Ranges, Repeat, overlap, series, without
 
 LONGEST = 10_000  # characters of a pattern
+SHOWN = 80  # of them, in a message
 ASCII: Ranges = ((0, 127),)
 AGREED: Ranges = ((0, 27), (32, 127))  # ASCII but 28 to 31, which are spaces to Python alone
 DIGIT: Ranges = ((48, 57),)
@@ -42,7 +43,7 @@ REFUSED = {  # what begins so -> why
     r"\\[bB]": "a word boundary cannot be held",
     r"\\(?:[1-9]|k)": "a reference to a group cannot be held",
     r"\[\^?\]": "Python reads an empty class otherwise",
-    r"\{,\d*\}": "Python reads it otherwise: begin it with {0,",
+    r"\{,\d*\}": "Python reads it otherwise: write {0, for none",
     r"[*+?]|\{\d+,?\d*\}": "there is nothing that it could repeat",
 }
 
@@ -76,7 +77,7 @@ def pattern(text: str) -> Expression:
     try:
         return _searched((group,), False, False, Budget(LONGEST))
     except Mistake as mistake:
-        raise Mistake(f"{text!r}: {mistake}") from None
+        raise Mistake(f"{_shown(text)}: {mistake}") from None
 
 
 def _searched(nodes: tuple[Node, ...], begins: bool, ends: bool, budget: Budget) -> Expression:
@@ -114,7 +115,8 @@ class _Reader:
         return self.text[self.at : self.at + 1]
 
     def mistake(self, why: str) -> Mistake:
-        return Mistake(f"{self.text!r}: {why}, at {self.text[self.at : self.at + 8]!r}")
+        where = f"at {self.text[self.at : self.at + 8]!r}" if self.rest else "at its end"
+        return Mistake(f"{_shown(self.text)}: {why}, {where}")
 
     def take(self, what: str | re.Pattern) -> re.Match | None:
         """Goes past what comes next, if it is this."""
@@ -217,6 +219,10 @@ class _Reader:
         if low[0][0] > high[0][0]:
             raise self.mistake("a range of characters is the wrong way round")
         return ((low[0][0], high[0][0]),)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
 
 
 def _single(character: str) -> Ranges:

@@ -118,8 +118,8 @@ def escaped(expression: Expression) -> Expression:
             return Series(tuple(map(escaped, parts)))
         case Either(options):
             return Either(tuple(map(escaped, options)))
-        case Repeat(what, least, most):
-            return Repeat(escaped(what), least, most)
+        case Repeat(what, least, most, between):
+            return Repeat(escaped(what), least, most, escaped(between))
         case Both(one, other):
             return Both(escaped(one), escaped(other))
     raise TypeError(expression)
@@ -273,7 +273,8 @@ class _Reader:
             series(f"{self._written(name)}: ", self.value(inner, (*path, "properties", name)))
             for name, inner in properties.items()
         )
-        return series("{", Joined(members, tuple(name in required for name in properties), Text(", ")), "}")
+        needed = set(required)
+        return series("{", Joined(members, tuple(name in needed for name in properties), Text(", ")), "}")
 
     def _array(self, schema: Schema, path: tuple, refuse: Callable) -> Expression:
         least, most = int(schema.get("minItems", 0)), schema.get("maxItems")
@@ -287,8 +288,7 @@ class _Reader:
         if isinstance(schema["items"], list):
             raise refuse("it is a list; items takes one schema for all of them", "items")
         item = self.value(schema["items"], (*path, "items"))
-        more = Repeat(series(", ", item), max(least, 1) - 1, None if most is None else most - 1)
-        return series("[", series(item, more) if least else Repeat(series(item, more), 0, 1), "]")
+        return series("[", Repeat(item, least, most, Text(", ")), "]")
 
     def _string(self, schema: Schema, refuse: Callable) -> Expression:
         least, most = int(schema.get("minLength", 0)), schema.get("maxLength")
@@ -308,12 +308,12 @@ class _Reader:
     def _bound(schema: Schema, name: str, stricter: Callable, refuse: Callable) -> Bound | None:
         """Returns the stricter of `minimum` and `exclusiveMinimum`, or of their opposites."""
         bounds = []
-        for keyword, left_out in ((f"m{name}", False), (f"exclusiveM{name}", True)):
+        for keyword, excluded in ((f"m{name}", False), (f"exclusiveM{name}", True)):
             if keyword in schema:
                 value = schema[keyword]
                 if isinstance(value, bool) or not abs(value) < FARTHEST:
                     raise refuse(f"need a number nearer to 0 than {FARTHEST}, got {json.dumps(value)}", keyword)
-                bounds.append((Fraction(value), left_out))
+                bounds.append((Fraction(value), excluded))
         if len(bounds) == 2 and bounds[0][0] == bounds[1][0]:
             return bounds[1]
         return stricter(bounds) if bounds else None

@@ -1,4 +1,4 @@
-"""A text with slots, "Dear {name}, you are {age:integer}.", -> the expression for it, filled in.
+"""A text with slots, "Dear {name}, you are {age:integer}.", -> the expression of that text, filled in.
 
 Slots are written as in `str.format`, {{ and }} standing for braces: {name} takes a line, {name:text} lines,
 {name:integer}, {name:number}, {name:boolean}, and {name:red|green|blue} one of these.
@@ -7,8 +7,10 @@ Slots are written as in `str.format`, {{ and }} standing for braces: {name} take
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from dataclasses import dataclass
 from string import Formatter
+
+import numpy as np
 
 from ..errors import Mistake
 from .expression import Chars, Expression, Ranges, Repeat, either, series, without
@@ -25,45 +27,78 @@ KINDS = {
 }
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a template: a slot, or text between two."""
+
+    name: str | None  # of the slot
+    kind: str = ""
+    texts: tuple[str, ...] = ()  # one of which stands there; () for any text that is not empty
+
+    @property
+    def expression(self) -> Expression:
+        return either(*self.texts) if self.texts else KINDS[self.kind]
+
+
 def template(text: str) -> Expression:
-    """Mistake where there is no slot, or one is not as above."""
-    return series(*(_slot(kind) if name else part for part, name, kind in _parts(text)))
+    """Reads a template. Mistake where there is no slot, or one is not as above."""
+    return series(*(part.expression for part in _parts(text)))
 
 
 def filled(text: str, output: str) -> dict[str, str]:
-    """Slot -> what `output`, which is `text` filled in, has there. Where it could be read in several ways, the first
-    slots are short."""
-    pieces = ((re.escape(part) if not name else f"({_choices(kind) or '.+?'})") for part, name, kind in _parts(text))
-    found = re.fullmatch("".join(pieces), output, re.DOTALL)
-    return dict(zip((name for _, name, _ in _parts(text) if name), found.groups(), strict=True)) if found else {}
+    """Returns slot -> what `output`, which is the template `text` filled in, has there; {} where it is not that. Where
+    it can be read in several ways, the first slots are short. Takes time in proportion to the output's length."""
+    parts = _parts(text)
+    matches = _matches(parts, output)
+    if not matches[0][0]:
+        return {}
+    slots, at = {}, 0
+    for part, after in zip(parts, matches[1:], strict=True):
+        if part.texts:
+            fitting = (at + len(each) for each in part.texts if output.startswith(each, at))
+            end = next(end for end in fitting if after[end])
+        else:
+            end = at + 1 + int(np.argmax(after[at + 1 :]))
+        if part.name is not None:
+            slots[part.name] = output[at:end]
+        at = end
+    return slots
 
 
-def _slot(kind: str) -> Expression:
-    return either(*kind.split("|")) if "|" in kind else KINDS[kind]
+def _matches(parts: list[Part], output: str) -> list[np.ndarray]:
+    """[parts + 1] of [length of output + 1] bool: whether the parts from here on match the output from there on."""
+    after = np.arange(len(output) + 1) == len(output)
+    matches = [after]
+    for part in reversed(parts):
+        here = np.zeros(len(output) + 1, bool)
+        for each in part.texts:
+            starts = [found.start() for found in re.finditer(f"(?={re.escape(each)})", output)]
+            here[starts] |= after[np.array(starts, int) + len(each)]
+        if not part.texts and after.any():
+            here[: np.flatnonzero(after)[-1]] = True
+        matches.append(after := here)
+    return matches[::-1]
 
 
-def _choices(kind: str) -> str:
-    return "|".join(map(re.escape, kind.split("|"))) if "|" in kind else ""
-
-
-def _parts(text: str) -> Iterator[tuple[str, str | None, str]]:
-    """(literal, None, "") and ("", slot, kind), in order."""
+def _parts(text: str) -> list[Part]:
     try:
         parsed = list(Formatter().parse(text))
     except ValueError as error:
         raise Mistake(f"the template {text!r} cannot be read ({error}): write braces that are text twice") from None
-    seen: set[str] = set()
+    parts: list[Part] = []
+    names: set[str] = set()
     for literal, name, kind, conversion in parsed:
         if literal:
-            yield literal, None, ""
+            parts.append(Part(None, texts=(literal,)))
         if name is None:
             continue
-        if not name.isidentifier() or name in seen or conversion:
-            raise Mistake(f"each slot of a template needs a name of its own, like {{name}}, got {{{name}}}")
+        if not name.isidentifier() or name in names or conversion:
+            raise Mistake(f"each slot of a template needs a name that no other has, like {{name}}, got {{{name}}}")
         if kind not in KINDS and "|" not in kind:
             kinds = ", ".join(filter(None, KINDS))
             raise Mistake(f"slot {name} is of no kind that there is, {kind}: give {kinds}, or a|b|c")
-        seen.add(name)
-        yield "", name, kind
-    if not seen:
+        names.add(name)
+        parts.append(Part(name, kind, tuple(kind.split("|")) if "|" in kind else ()))
+    if not names:
         raise Mistake(f"the template {text!r} has no slots: write {{name}} where the model is to")
+    return parts

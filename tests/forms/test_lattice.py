@@ -116,3 +116,77 @@ def test_sets_of_a_state_and_of_a_slot():
     assert made.allowed(inside, 1) is None
     slot = {PIECES[token] for token in made.somewhere(made.slot(inside))}
     assert {b"b", b"b,", b","} <= slot and b"ba" not in slot
+
+
+def test_following_is_every_token_from_which_the_text_can_end_in_time():
+    made = lattice(either(Repeat(AB, 0, 3), series(AB, either(",", "a,"), AB)))
+    ids = np.arange(len(PIECES))
+    for state in range(made.end):
+        targets = made.moves(np.array([state]), ids)[0]
+        rooms = {room: made.following(state, room) for room in range(8)}
+        for room, following in rooms.items():
+            assert following.ids.tolist() == ids[(targets >= 0) & (made.left[targets] < room)].tolist()
+            assert len(following.ids) or room < made.left[state]
+            assert (len(following.ids) == len(rooms[7].ids)) == (room >= following.ample)
+    assert set(made.following(made.end, 0).ids) == {0, 1}
+
+
+FORMS = {
+    "object": series('{"name": "', Repeat(between("a", "z"), 1, 9), '", "n": ', Repeat(between("0", "9"), 1), "}"),
+    "text": series("Dear ", Repeat(ANY), ", ", Repeat(either("yes ", "no "), 2, 5)),
+    "items": series("[", Repeat(either("true", "Größe", "7"), 0, None, series(", ")), "]"),
+}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("form", FORMS)
+def test_random_tokens_that_may_follow_end_in_time_in_a_text_of_the_form(folder, form):
+    tokenizer = Tokenizer(FOLDERS[folder])
+    vocabulary = Vocabulary(tokenizer, tokenizer.vocab_size)
+    made = Lattice(build_automaton(FORMS[form]), vocabulary, SimpleNamespace(stop_ids=(1,), pad_id=0))
+    rng, lengths = np.random.default_rng(0), set()
+    for room in [made.left[0]] * 3 + [made.left[0] + 1, *range(made.left[0], made.left[0] + 40)]:
+        state, tokens = 0, []
+        while state != made.end:
+            token = rng.choice(made.following(state, room - len(tokens)).ids)
+            state = made.walk(state, [token])
+            tokens.append(token)
+        assert len(tokens) <= room and tokens[-1] == 1
+        assert made.automaton.matches(b"".join(vocabulary.spelt[token] for token in tokens[:-1]))
+        lengths.add(len(tokens))
+    assert len(lengths) > 5
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_draft_that_is_cut_anywhere_has_an_ending(folder):
+    tokenizer = Tokenizer(FOLDERS[folder])
+    made = Lattice(
+        build_automaton(FORMS["object"]),
+        Vocabulary(tokenizer, tokenizer.vocab_size),
+        SimpleNamespace(stop_ids=(1,), pad_id=0),
+    )
+    rng, draft, state = np.random.default_rng(0), [], 0
+    while state != made.end:
+        draft.append(rng.choice(made.following(state, 40 - len(draft)).ids))
+        state = made.walk(state, draft[-1:])
+    for length in range(len(draft)):
+        state = made.walk(0, draft[:length])
+        ending = made.ending(state).tolist()
+        assert len(ending) == made.left[state] and ending[-1] == 1
+        assert made.automaton.matches(tokenizer.decode([*draft[:length], *ending[:-1]]).encode())
+    assert made.ending(made.end).tolist() == []
+
+
+def test_a_repeated_text_is_shown_to_the_tokenizer_once():
+    class Counting(Few):
+        calls = 0
+
+        def encode(self, text):
+            Counting.calls += 1
+            return super().encode(text)
+
+    part = series("ab,", either("a", "b"), ",")
+    for copies in (2, 20):
+        Counting.calls = 0
+        Lattice(build_automaton(series(*[part] * copies)), Vocabulary(Counting(), len(PIECES)), CONFIG)
+        assert Counting.calls < 10

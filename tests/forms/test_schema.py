@@ -14,6 +14,7 @@ import schema_rates
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.forms import language as constrained
 from mlx_dgemma.forms import schema
+from mlx_dgemma.forms.automaton import Automaton, Budget
 from mlx_dgemma.forms.construction import build_automaton
 from mlx_dgemma.forms.numeral import number
 
@@ -48,6 +49,37 @@ def test_holds_what_is_valid(document):
     assert automaton.matches(json.dumps(document).encode()) == valid
 
 
+def sampled(automaton: Automaton, draw: random.Random) -> bytes:
+    """A text of the automaton: random bytes for a while, then the nearest way to the end."""
+    text, state, length = bytearray(), 0, draw.randint(0, 120)
+    nearest = automaton.nearest[1]
+    while len(text) < length or not automaton.accepting[state]:
+        if len(text) >= length and nearest[state] >= 0:
+            byte = nearest[state]
+        elif automaton.rows[state]:
+            low, high, _ = draw.choice(automaton.rows[state])
+            byte = draw.randint(low, high)
+        else:
+            break
+        text.append(byte)
+        state = int(automaton.table[state, byte])
+    return bytes(text)
+
+
+def test_whatever_the_automaton_accepts_is_valid():
+    """Random schemas, and random texts of theirs."""
+    count = 0
+    for seed in range(60):
+        draw = random.Random(f"sample {seed}")
+        made = schema_rates.random_schema(draw)
+        automaton, validator = schema.language(made), jsonschema.Draft202012Validator(made)
+        for _ in range(20):
+            text = sampled(automaton, draw)
+            assert automaton.matches(text) and validator.is_valid(json.loads(text)), (made, text)
+            count += len(text) > 20
+    assert count > 300
+
+
 def test_strings_are_any_text_and_escaped():
     automaton = build_automaton(schema.language({"type": "string", "maxLength": 12}))
     for text in ("", 'a "b"', "\\", "\n\t\x00", "Größe 🧑‍🚀 天空", "/" * 12):
@@ -80,6 +112,108 @@ def test_a_bound_left_out_is_so_for_what_the_text_is_read_as():
     automaton = build_automaton(number((Fraction(0.1), True), (Fraction(1e-7) + Fraction(0.1), False), whole=False))
     assert automaton.matches(b"0.1000001") and not automaton.matches(b"0.1000000")
     build_automaton(number((Fraction(10**20), True), None, whole=False))  # doubles are far apart there
+
+
+NAMES = {"type": "string", "maxLength": 40}
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "age": {"type": "integer", "minimum": 0},
+        "mail": NAMES,
+    },
+    "required": ["name", "age", "mail"],
+}
+
+
+def people(number: int) -> dict:
+    properties = {f"person {i}": {"$ref": "#/$defs/person"} for i in range(number)}
+    return {"type": "object", "properties": properties, "required": list(properties), "$defs": {"person": PERSON}}
+
+
+def doubling(levels: int) -> dict:
+    """Each level has two of the next."""
+    pairs = [{"type": "object", "properties": {n: {"$ref": f"#/$defs/{i + 1}"} for n in "ab"}} for i in range(levels)]
+    definitions = {str(i): pair | {"required": ["a", "b"]} for i, pair in enumerate(pairs)}
+    return {"$ref": "#/$defs/0", "$defs": definitions | {str(levels): {"type": "boolean"}}}
+
+
+def nested(depth: int, **limits) -> dict:
+    made: dict = {"type": "null"}
+    for _ in range(depth):
+        made = {"type": "array", "items": made, **limits}
+    return made
+
+
+LIGHT = {
+    "one definition used 40 times": people(40),
+    "200 optional members": {"type": "object", "properties": {f"m{i}": {"type": "integer"} for i in range(200)}},
+    "8 levels that double": doubling(8),
+    "a pattern that backtracks": {"type": "string", "pattern": "(x+x+)+y", "maxLength": 400},
+    "1000 values": {"enum": [f"value {i * i * 7919 % 10007}" for i in range(1000)]},
+    "50 levels": nested(50),
+    "50 levels of one item": nested(50, minItems=1, maxItems=1),
+    "10 levels of two items": nested(10, maxItems=2),
+}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_large_schemas_that_are_held(name):
+    assert schema.language(LIGHT[name]).size <= 30_000
+
+
+def test_work_grows_with_the_document():
+    spent = []
+    for uses in (10, 20):
+        reader = schema._Reader(jsonschema.Draft202012Validator, people(uses), None)
+        reader.automaton()
+        spent.append(Budget().left - reader.budget.left)
+    assert spent[1] < 2.2 * spent[0]
+
+
+HEAVY = [
+    (doubling(20), "#/$defs/"),
+    (people(200), "# cannot be held: it takes more than 30000 states"),
+    ({"enum": [f"value number {i}" for i in range(100_000)]}, "#/enum cannot be held: its values have"),
+    ({"type": "string", "enum": [f"value {i}" for i in range(100_000)]}, "#/enum"),
+    ({"type": "string", "maxLength": 10**6}, "# cannot be held"),
+    ({"type": "object", "properties": {"x": {"type": "string", "minLength": 10**9}}}, "#/properties/x cannot be held"),
+    ({"type": "array", "maxItems": 9999, "items": PERSON}, "# cannot be held"),
+    (
+        {"properties": {"a": NAMES, "x": {"anyOf": [NAMES, nested(1) | {"maxItems": 10**7}]}}},
+        "/anyOf/1",
+    ),
+    ({"type": "array", "items": {"type": "string", "pattern": "a.{30}b"}}, "#/items/pattern cannot be held"),
+    ({"type": "string", "pattern": "((((a{9}){9}){9}){9})"}, "#/pattern cannot be held: it takes too much work"),
+    (
+        {"properties": {str(i): {"pattern": "(x+x+)+y", "maxLength": 300} for i in range(99)}},
+        "/pattern",
+    ),
+    (nested(20_000), "nested too deep"),
+    ({"$ref": "#/$defs/0", "$defs": {str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(900)}}, "nested too deep"),
+]
+
+
+@pytest.mark.parametrize(("heavy", "words"), HEAVY, ids=lambda value: value if isinstance(value, str) else "schema")
+def test_what_is_too_large_is_refused_by_name(heavy, words):
+    with pytest.raises(Mistake) as caught:
+        schema.language(heavy)
+    assert words in str(caught.value)
+
+
+def test_a_limit_beyond_reach_costs_nothing():
+    made = {"type": "array", "maxItems": 5000, "items": {"type": "string", "maxLength": 10**6}}
+    assert schema.language(made, reach=4000).size < 50
+
+
+def test_values_are_checked_by_our_patterns():
+    """Python's would take years over the first, and cannot read the second."""
+    with pytest.raises(Mistake, match="none of its values"):
+        schema.language({"enum": ["x" * 60], "pattern": "(x+x+)+y"})
+    automaton = schema.language({"enum": ["Ä1", "ä1", "Ö"], "pattern": "^\\p{Lu}\\d$"})
+    assert automaton.matches('"Ä1"'.encode()) and not automaton.matches('"Ö"'.encode())
+    with pytest.raises(Mistake, match="#/pattern"):
+        schema.language({"enum": ["a"], "pattern": "(?!b)a"})
 
 
 LOOP = {"$ref": "#/$defs/n", "$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}
