@@ -1,7 +1,7 @@
-"""What a pass takes above weights and K/V, in a process of its own: prints one JSON object, bytes.
+"""The memory that a pass takes above weights and K/V, in a process of its own: prints one JSON object, bytes.
 
-    python tests/measure/memory_rates.py step [--hidden 704]          a denoise step, vocabulary 262,144, canvas 256, self-conditioned
-    python tests/measure/memory_rates.py long [--tokens 100000]       a long prompt: one sliding and one full layer, one head
+    python tests/measure/memory_rates.py step [--hidden 704]      # a step, vocabulary 262,144, canvas 256
+    python tests/measure/memory_rates.py long [--tokens 100000]   # a long prompt: one sliding, one full layer
     python tests/measure/memory_rates.py long --backend torch --tokens 261888 --head-dim 16
 
 `grown` is of the process (Linux counts its peak), `allocated` of MLX's allocator.
