@@ -128,7 +128,7 @@ def write(model: DiffusionModel, tokenizer: Tokenizer, requests: list[Request], 
 
 
 def summary(count: int, tokens: int, steps: int, seconds: float, memory: int) -> str:
-    from ..checkpoint.folder import gigabytes
+    from ..checkpoint.memory import gigabytes
 
     return (
         f"{count} answers, {tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens a second, "

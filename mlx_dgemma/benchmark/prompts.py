@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..terminal.requests import read_requests
 from ..errors import Mistake
 from ..seam.model import DiffusionModel
+from ..terminal.requests import read_requests
 from ..tokens.messages import prompt_tokens
 from ..tokens.tokenizer import Tokenizer
+from ..writing.ask import Ask
 from .tasks import LEARNT, made
 
 KINDS = {  # name -> prompt, for a model that knows more than the tasks
@@ -52,8 +53,7 @@ def from_kinds(tokenizer: Tokenizer, max_tokens: int) -> list[Prompt]:
 
 def from_file(path: Path, model: DiffusionModel, tokenizer: Tokenizer, max_tokens: int) -> list[Prompt]:
     """Reads one JSON object a line, as the command `batch` takes them. Mistake names the line."""
-    defaults = {"max_tokens": max_tokens, "seed": 0, "system": None, "thinking": False}
-    requests = read_requests(path, model, tokenizer, defaults)
+    requests = read_requests(path, model, tokenizer, Ask(max_tokens=max_tokens))
     if any(request.fill for request in requests):
         raise Mistake(f"{path}: its lines are to be filled; what is measured is answers: need prompts")
-    return [Prompt(f"prompt {r.number + 1}", r.messages, r.tokens, r.max_tokens, r.thinking) for r in requests]
+    return [Prompt(f"prompt {r.number + 1}", r.messages, r.tokens, r.ask.max_tokens, r.thinking) for r in requests]

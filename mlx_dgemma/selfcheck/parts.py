@@ -20,8 +20,9 @@ from ..mlx_backend.model import MLXModel
 from ..mlx_backend.sweep import Slices, Sweep, SweepInputs
 from ..seam.model import Row, Text
 from ..tokens.tokenizer import Tokenizer
+from ..writing.ask import Ask
+from ..writing.diffuse import diffuse
 from ..writing.sampling import Sampling
-from ..writing.writing import diffuse
 
 BOUNDS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}  # of `relative`; TF32 would make 3e-4 of float32
 VOCABULARY_BOUND = 5e-4  # an error of a logit, of up to 30 / temperature, is a relative one of its probability
@@ -257,7 +258,7 @@ def generation(name: str, sizes: Sizes, *, loaded: Loaded) -> Part:
     def write(prompt: str) -> mx.array:
         """[1 + n]: how many steps it took, and the tokens before the stop."""
         tokens = tokenizer.chat([{"role": "user", "content": prompt}])
-        steps = list(diffuse(model, tokens, max_tokens=longest, sampling=sampling))
+        steps = list(diffuse(model, tokens, Ask(max_tokens=longest, sampling=sampling)))
         written = [token for step in steps if step.final for token in step.draft.tolist()]
         end = next((i for i, token in enumerate(written) if token in stops), len(written))
         return mx.array([len(steps), *written[:end]])

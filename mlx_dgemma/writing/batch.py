@@ -21,9 +21,9 @@ InProgress = Writing | LeftToRight | Route
 
 @dataclass
 class Stream:
-    """A running `autoregress`, and the texts that it writes."""
+    """A running `autoregress`, and what it writes: texts, and parts of those that choose their way anew."""
 
-    texts: list[InProgress]
+    parts: list[LeftToRight]
     tokens: Iterator[list[int]]
 
 
@@ -43,7 +43,7 @@ class Batch:
         """It takes part no more. Its cache holds what was encoded of it."""
         self.texts.remove(text)
         for draw, stream in list(self._streams.items()):
-            if text in stream.texts:
+            if _part(text) in stream.parts:
                 self._stop(draw)
 
     def step(self) -> list[Step]:
@@ -56,7 +56,7 @@ class Batch:
         steps |= self._autoregress(left_to_right)
         self.texts = [text for text in self.texts if not text.done]
         for draw, stream in list(self._streams.items()):
-            if any(text.done for text in stream.texts):
+            if any(part.done for part in stream.parts):
                 self._stop(draw)
         return [steps[text] for text in ready]
 
@@ -101,14 +101,14 @@ class Batch:
             together = [text for text in texts if text.draw == draw]
             # What a form allows next depends on the token before: it is asked for one at a time.
             held = any(text.form is not None for text in together)
-            stream = self._streams.get(draw)
-            if stream and (stream.texts != together or held):
+            stream, parts = self._streams.get(draw), [_part(text) for text in together]
+            if stream and (stream.parts != parts or held):
                 self._stop(draw)
             if not together:
                 continue
             if draw not in self._streams:
                 continuations = [text.continuation() for text in together]
-                self._streams[draw] = Stream(together, self.model.autoregress(continuations, draw))
+                self._streams[draw] = Stream(parts, self.model.autoregress(continuations, draw))
             tokens = next(self._streams[draw].tokens)
             if held:
                 self._stop(draw)
@@ -117,6 +117,11 @@ class Batch:
 
     def _stop(self, draw: Draw) -> None:
         self._streams.pop(draw).tokens.close()  # now the caches hold what was yielded
+
+
+def _part(text: InProgress) -> Writing | LeftToRight:
+    """What of `text` is being written: that which has uniforms of its own."""
+    return text.current if isinstance(text, Route) else text
 
 
 def run(model: DiffusionModel, texts: Iterable[InProgress], size: int = 1) -> Iterator[Step]:

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+from dataclasses import replace
 
 import infill_rates
 import numpy as np
@@ -15,12 +16,13 @@ from mlx_dgemma.errors import Mistake
 from mlx_dgemma.fill.edit import Edit, change, cut, unified_diff, write
 from mlx_dgemma.fill.infill import infill
 from mlx_dgemma.load import load
-from mlx_dgemma.writing.answer import prompt_tokens
+from mlx_dgemma.tokens.messages import prompt_tokens
+from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.sampling import Sampling
 
 PUZZLE = "Solve this sudoku:\n...3\n.124\n1342\n2.3."
 RIGHT, WRONG = "4213\n3124\n1342\n2431", "4213\n3142\n1342\n2431"
-FEW = Sampling(max_denoising_steps=2)
+FEW = Ask(sampling=Sampling(max_denoising_steps=2))
 
 
 def random_file(draw: random.Random) -> str:
@@ -61,18 +63,19 @@ def test_what_an_edit_starts_from():
     assert start(5, 0.0) == [5, 6, 7, 8, 9] and start(5, 1.0) == [-1] * 5
     assert start(3, 0.0) == [5, 6, 9] and start(7, 0.0) == [5, 6, 7, -1, -1, 8, 9]
     assert 400 < sum(start(5, 0.5).count(-1) for _ in range(200)) < 600
-    schedule = Edit(prompt=[2], texts=["", ""], old=[5], strength=0.25).schedule(Sampling())
+    schedule = Edit(prompt=[2], texts=["", ""], old=[5], strength=0.25).schedule()
     assert (schedule.max_denoising_steps, schedule.t_max) == (12, pytest.approx(0.5))
 
 
 def test_a_wrong_line_is_put_right_and_nothing_else_is_touched():
     model, tokenizer, sampling = load()
     lines = cut(WRONG, 2, 2)
-    requests = [change(tokenizer, lines, prompt=prompt_tokens(tokenizer, PUZZLE), seed=seed) for seed in range(3)]
-    found = infill(model, tokenizer, requests, sampling=sampling)
-    assert [lines.with_new(filled.gaps[0]) for filled in found] == [RIGHT] * 3
-    assert found[1].gaps == infill(model, tokenizer, requests[1:2], sampling=sampling)[0].gaps
-    assert all(4 in filled.tried[0] for filled in found)
+    asks = [Ask(sampling=sampling, seed=seed) for seed in range(3)]
+    requests = [change(tokenizer, lines, prompt=prompt_tokens(tokenizer, PUZZLE), ask=ask) for ask in asks]
+    results = infill(model, tokenizer, requests)
+    assert [lines.with_new(filled.gaps[0]) for filled in results] == [RIGHT] * 3
+    assert results[1].gaps == infill(model, tokenizer, requests[1:2])[0].gaps
+    assert all(4 in filled.tried[0] for filled in results)
 
 
 def test_files_of_every_kind_keep_what_is_around():
@@ -80,8 +83,10 @@ def test_files_of_every_kind_keep_what_is_around():
     draw = random.Random(1)
     files = [random_file(draw) for _ in range(12)]
     cuts = [cut(text, 1 + i % (text.count("\n") or 1), text.count("\n") or 1) for i, text in enumerate(files)]
-    requests = [change(tokenizer, lines, prompt=[2, 40], length=3, seed=i) for i, lines in enumerate(cuts)]
-    for lines, filled in zip(cuts, infill(model, tokenizer, requests, sampling=FEW), strict=True):
+    requests = [
+        change(tokenizer, lines, prompt=[2, 40], length=3, ask=replace(FEW, seed=i)) for i, lines in enumerate(cuts)
+    ]
+    for lines, filled in zip(cuts, infill(model, tokenizer, requests), strict=True):
         new = lines.with_new(filled.gaps[0]).encode()
         assert new.startswith(lines.before.encode()) and new.endswith(lines.behind.encode())
 
@@ -114,7 +119,8 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_bytes() == b"new\r\n" and sorted(os.listdir(tmp_path)) == ["file", "link"]
 
 
+@pytest.mark.slow
 def test_rates():
     """`infill_rates.py --edit` measures all of it."""
-    found = infill_rates.edit_rates(load(), "code", 5, seed=0)
-    assert all(found[str(strength)] >= 0.8 for strength in infill_rates.STRENGTHS), found
+    rates = infill_rates.edit_rates(load(), "code", 5, seed=0)
+    assert all(rates[str(strength)] >= 0.8 for strength in infill_rates.STRENGTHS), rates

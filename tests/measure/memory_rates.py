@@ -1,4 +1,4 @@
-"""What a pass takes above weights and K/V, in a process of its own: prints one JSON object, bytes.
+"""The memory that a pass takes above weights and K/V, in a process of its own: prints one JSON object, bytes.
 
     export PYTHONPATH=.:tests/support
     python tests/measure/memory_rates.py step [--hidden 704]
