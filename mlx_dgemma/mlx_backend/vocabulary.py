@@ -160,7 +160,7 @@ class Readout:
     def _logprobs(self, allowed: Allowed) -> dict[int, mx.array]:
         """position -> log-probabilities of the set that is allowed there: a product with few rows of the table."""
         logprobs = {}
-        for token_set, positions in allowed.few():
+        for token_set, positions in allowed.small():
             places = mx.array(positions)
             rows = self.slices.table.rows(mx.array(token_set.ids), self.inputs.hidden.dtype)
             raw = (self.inputs.hidden[places] @ rows.T).astype(mx.float32)

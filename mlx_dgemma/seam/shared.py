@@ -52,14 +52,14 @@ def begin_autoregress(
 ) -> tuple[int, np.ndarray]:
     """Encode what is pending -> how many tokens can be written, and their uniforms [B, steps] float32, empty where the
     argmax is taken. ValueError where a text has nothing to go on from."""
-    waiting = [one for one in continuations if len(one.pending)]
-    model.encode([one.pending for one in waiting], [one.cache for one in waiting])
-    caches = [one.cache for one in continuations]
+    waiting = [text for text in continuations if len(text.pending)]
+    model.encode([text.pending for text in waiting], [text.cache for text in waiting])
+    caches = [text.cache for text in continuations]
     if any(cache.hidden is None for cache in caches):  # both backends keep the last hidden states there
         raise ValueError("nothing to go on from: give at least one pending token")
     room = min((model.facts.max_position_embeddings - cache.length for cache in caches), default=0)
-    steps = min(room, *(len(one.uniforms) for one in continuations)) if continuations else 0
-    rows = [one.uniforms[:steps] if draw.temp else [] for one in continuations]
+    steps = min(room, *(len(text.uniforms) for text in continuations)) if continuations else 0
+    rows = [text.uniforms[:steps] if draw.temp else [] for text in continuations]
     return steps, np.array(rows, np.float32)
 
 

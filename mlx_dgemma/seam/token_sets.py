@@ -38,8 +38,8 @@ class Allowed:
                 given = np.asarray(row.allowed)
                 if given.min() < -1 or given.max() >= len(row.token_sets):
                     raise ValueError(f"`allowed` points to token set {given.max()}, the row has {len(row.token_sets)}")
-                own = [numbers.setdefault(one, len(numbers)) for one in row.token_sets] + [-1]
-                part[: len(given)] = np.array(own)[given]
+                places = [numbers.setdefault(allowed, len(numbers)) for allowed in row.token_sets] + [-1]
+                part[: len(given)] = np.array(places)[given]
             parts.append(part)
         self.index = np.concatenate(parts)
         used, index = np.unique(np.append(self.index, -1), return_inverse=True)
@@ -57,7 +57,7 @@ class Allowed:
             row[allowed.ids] = True
         return table, self.index + 1
 
-    def few(self) -> list[tuple[TokenSet, np.ndarray]]:
+    def small(self) -> list[tuple[TokenSet, np.ndarray]]:
         """The sets small enough for log-probabilities, each with the positions that point to it."""
-        found = [(allowed, np.flatnonzero(self.index == i)) for i, allowed in enumerate(self.sets)]
-        return [(allowed, positions) for allowed, positions in found if len(allowed.ids) < LOGPROB_SET]
+        places = [(allowed, np.flatnonzero(self.index == i)) for i, allowed in enumerate(self.sets)]
+        return [(allowed, positions) for allowed, positions in places if len(allowed.ids) < LOGPROB_SET]

@@ -78,8 +78,7 @@ def _sandbox() -> "jinja2.Environment":
         raise jinja2.TemplateError(message)
 
     def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):  # jinja2's escapes HTML
-        options = {"ensure_ascii": ensure_ascii, "indent": indent, "separators": separators}
-        return json.dumps(value, sort_keys=sort_keys, **options)
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]

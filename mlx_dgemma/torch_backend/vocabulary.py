@@ -76,7 +76,7 @@ class Readout:
         """Position -> log-probabilities of the small set that is allowed there: a product with few rows of the table.
         A position counts through all rows: row * length + position in the canvas."""
         logprobs: dict[int, Tensor] = {}
-        for token_set, positions in self.allowed.few():
+        for token_set, positions in self.allowed.small():
             at = torch.from_numpy(positions).to(hidden.device)
             weight = table.rows(torch.from_numpy(token_set.ids).to(hidden.device), hidden.dtype)
             temperature = torch.from_numpy(self.temperature.ravel()[positions]).to(hidden.device)[:, None]

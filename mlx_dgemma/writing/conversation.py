@@ -129,7 +129,7 @@ class Conversation:
         return self._batch.texts[0]
 
     def close(self) -> None:
-        """The open turn is over, whatever it lacks; a question that nothing was said to is taken back."""
+        """The open turn is over, whatever it lacks; a question without an answer is taken back."""
         self._leave()
         if not self.prompt:
             return
@@ -187,8 +187,12 @@ class Conversation:
 
     def _render(self, messages: list[dict], *, add_generation_prompt: bool) -> list[int]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        options = {"thinking": self.thinking, "tools": self.tools, "add_generation_prompt": add_generation_prompt}
-        return self.tokenizer.chat(system + messages, **options)
+        return self.tokenizer.chat(
+            system + messages,
+            thinking=self.thinking,
+            tools=self.tools,
+            add_generation_prompt=add_generation_prompt,
+        )
 
     def _held(self) -> Cache:
         """The cache, and `text` no longer than it is."""

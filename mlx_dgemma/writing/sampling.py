@@ -192,7 +192,7 @@ def parse_sampling(generation: Mapping[str, Any] | None) -> Sampling:
     if unknown:
         name = sorted(unknown)[0]
         raise Mistake(f"generation_config.json: {name} = {generation[name]!r} is not a rule we know; remove it")
-    options = {name: generation[name] for name in _OPTIONS if generation.get(name) is not None}
+    values = {name: generation[name] for name in _OPTIONS if generation.get(name) is not None}
     sampler = generation.get("sampler_config")
     if sampler is not None:
         name = sampler.get("_cls_name") if isinstance(sampler, Mapping) else sampler
@@ -201,8 +201,8 @@ def parse_sampling(generation: Mapping[str, Any] | None) -> Sampling:
                 f"generation_config.json: sampler_config {sampler!r} is not supported, "
                 f"only {_SAMPLER} with an entropy_bound"
             )
-        options["entropy_bound"] = sampler["entropy_bound"]
+        values["entropy_bound"] = sampler["entropy_bound"]
     try:
-        return Sampling(**options)
+        return Sampling(**values)
     except ValueError as error:
         raise Mistake(f"generation_config.json: {error}") from None
