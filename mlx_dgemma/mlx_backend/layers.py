@@ -6,11 +6,27 @@ A weight is one array, or the arrays that `mx.quantize` makes of it. Quantized l
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from typing import TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..checkpoint.config import Quantization
+
+F = TypeVar("F", bound=Callable)
+
+
+def compiled(function: F, *, shapeless: bool = False) -> F:
+    """Apply `mx.compile`, on a GPU. On the CPU device MLX would run the system's C++ compiler, for seconds, and gain
+    nothing."""
+    fused = mx.compile(function, shapeless=shapeless)
+
+    @wraps(function)
+    def call(*arguments):
+        return function(*arguments) if mx.default_device() == mx.cpu else fused(*arguments)
+
+    return call
 
 
 class Linear(nn.Module):

@@ -17,7 +17,7 @@ import mlx.nn as nn
 from ..checkpoint.config import LayerConfig, ModelConfig
 from .attention import attend
 from .cache import LayerCache, MLXCache
-from .layers import Embedding, ExpertLinear, Linear
+from .layers import Embedding, ExpertLinear, Linear, compiled
 
 SORTED = 64  # pairs of a token and its expert, from which on they are sorted by expert, as mlx-lm does
 
@@ -33,7 +33,7 @@ class Segment:
     causal: bool
 
 
-@partial(mx.compile, shapeless=True)
+@partial(compiled, shapeless=True)
 def geglu(gate: mx.array, up: mx.array) -> mx.array:
     """gelu(gate) * up, by the tanh formula of Hendrycks & Gimpel (arXiv 1606.08415)."""
     inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)  # sqrt(2 / pi)

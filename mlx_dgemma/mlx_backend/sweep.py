@@ -14,13 +14,12 @@ its slice is at hand; which positions those will be is known from the last pass,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from .layers import Embedding, Linear
+from .layers import Embedding, Linear, compiled
 
 SLICES = 32  # at least
 BLOCK = 64  # tokens whose weights are summed for the draw, which reads that many rows of the table a position again
@@ -102,7 +101,7 @@ def processed(raw: mx.array, cap: float, temperature: mx.array, may: mx.array | 
     return logits if may is None else mx.where(may, logits, BARRED)
 
 
-@partial(mx.compile)  # traced once for a number of positions
+@compiled  # traced once for a number of positions
 def update(
     raw: mx.array, cap: float, temperature: mx.array, may: mx.array | None, reach: float, first: mx.array,
     running: Running,
