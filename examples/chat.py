@@ -6,12 +6,13 @@ python examples/chat.py [FOLDER_OR_HUB_ID]
 import sys
 
 from mlx_dgemma import Conversation, load
+from mlx_dgemma.writing.ask import Ask
 
 # The embedded model was taught single questions; it often fails at a second one, not at this.
 QUESTIONS = "Reverse: Ann, Bob, Cara", "Extract JSON: Bob, a chef from Perth, is 26 years old."
 
 model, tokenizer, sampling = load(sys.argv[1] if len(sys.argv) > 1 else None)
-conversation = Conversation(model, tokenizer, sampling, seed=0)
+conversation = Conversation(model, tokenizer, Ask(sampling=sampling, seed=0))
 for question in QUESTIONS:
     conversation.say(question)
     print(f"> {question}\n  ({conversation.unread} of {len(conversation.tokens)} tokens are new)")

@@ -7,10 +7,13 @@ import json
 import sys
 
 from mlx_dgemma import load
-from mlx_dgemma.forms import language as constrained
 from mlx_dgemma.forms import schema
-from mlx_dgemma.writing.answer import prompt_tokens
-from mlx_dgemma.writing.writing import steps
+from mlx_dgemma.forms.language import Language, begin_within
+from mlx_dgemma.forms.lattice import Vocabulary
+from mlx_dgemma.seam.model import Text
+from mlx_dgemma.tokens.messages import prompt_tokens
+from mlx_dgemma.writing.ask import Ask
+from mlx_dgemma.writing.batch import run
 
 PERSON = {
     "type": "object",
@@ -22,15 +25,13 @@ PERSON = {
     },
     "required": ["name", "age", "job", "city"],
 }
-PROMPT = "Extract JSON: In Accra lives Tess, a vet aged 40."
 
 model, tokenizer, sampling = load(sys.argv[1] if len(sys.argv) > 1 else None)
-language = constrained.Language(model, tokenizer, schema.language(PERSON))  # once, for any number of texts
-writing = constrained.begin(
-    model, prompt_tokens(tokenizer, PROMPT), language=language, max_tokens=200, sampling=sampling
-)
+vocabulary = Vocabulary(tokenizer, model.facts.vocab_size)
+language = Language(model, vocabulary, schema.language(PERSON))  # once, for any number of texts
+prompt = Text(prompt_tokens(tokenizer, "Extract JSON: In Accra lives Tess, a vet aged 40."))
 text = ""
-for step in steps(model, writing):
+for step in run(model, [begin_within(model, prompt, Ask(sampling=sampling, max_tokens=200), language)]):
     draft = text + tokenizer.decode(step.draft.tolist())
     print(f"block {step.block} step {step.step}: {draft}", file=sys.stderr)
     text = draft if step.final else text  # a longer document goes on in the next block

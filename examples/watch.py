@@ -6,11 +6,12 @@ python examples/watch.py [FOLDER_OR_HUB_ID]
 import sys
 
 from mlx_dgemma import load, stream_generate
+from mlx_dgemma.writing.ask import Ask
 
 PROMPT = "Reverse: clerk, Kofi, Eve, Turin, Noor, Cara"
 
 model, tokenizer, sampling = load(sys.argv[1] if len(sys.argv) > 1 else None)
-for piece in stream_generate(model, tokenizer, PROMPT, sampling=sampling, seed=0):
+for piece in stream_generate(model, tokenizer, PROMPT, Ask(sampling=sampling, seed=0)):
     step = piece.step
     tokens = zip(step.draft.tolist(), step.accepted.tolist(), strict=True)
     canvas = "".join((tokenizer.decode([token]) or " ") if accepted else "·" for token, accepted in tokens)

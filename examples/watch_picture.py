@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mlx_dgemma import load, stream_generate
 from mlx_dgemma.terminal.watch import Watch
+from mlx_dgemma.writing.ask import Ask
 
 PROMPT = "Reverse: clerk, Kofi, Eve, Turin, Noor, Cara"
 SHOWN = (0, 1, 3)  # passes, and the last
@@ -18,7 +19,7 @@ SHOWN = (0, 1, 3)  # passes, and the last
 def main(path: str) -> None:
     model, tokenizer, sampling = load()
     watch = Watch(tokenizer, sampling.max_denoising_steps)
-    steps = [piece.step for piece in stream_generate(model, tokenizer, PROMPT, sampling=sampling)]
+    steps = [piece.step for piece in stream_generate(model, tokenizer, PROMPT, Ask(sampling=sampling))]
     shown = [steps[i] for i in SHOWN if i < len(steps) - 1] + [steps[-1]]
     console = Console(record=True, width=76, file=io.StringIO())
     console.print(f"$ python -m mlx_dgemma.generate --watch --prompt '{PROMPT}'")

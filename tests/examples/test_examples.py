@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SAYS = {  # file -> what it prints
+PRINTS = {  # file -> what it prints
     "ar_or_diffusion.py": [
         "4 passes, 0 tokens left to right: {",
         "0 passes, 36 tokens left to right: Cara, Noor, Turin",
@@ -24,17 +24,23 @@ SAYS = {  # file -> what it prints
     "hello.py": ['{"name": "Tess", "age": 40, "job": "vet", "city": "Accra"}'],
     "infill.py": ['{"name": "Tess", "age": 40, "job": "vet", "city": "Accra"}\n'],
     "own_rule.py": [' 64 accepted: \'{"name":'],
+    "schema.py": ["{'name': 'Tess', 'age': 40, 'job': 'vet', 'city': 'Accra'}\n"],
     "watch.py": ["0.00 ", "·", "\nCara, Noor, Turin, Eve, Kofi, clerk\n"],
 }
 
 
-@pytest.mark.parametrize("name", SAYS)
-def test_an_example_says_what_it_is_about(name, tmp_path):
+@pytest.mark.parametrize("name", PRINTS)
+def test_an_example_prints_what_it_is_about(name, tmp_path):
     path = EXAMPLES / name
     assert len(path.read_text(encoding="utf-8").splitlines()) < 40
     environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "MLX_ENABLE_TF32": "0"}
-    found = subprocess.run([sys.executable, path], capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert found.returncode == 0, found.stderr
-    for words in SAYS[name]:
-        assert words in found.stdout, found.stdout
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    for words in PRINTS[name]:
+        assert words in done.stdout, done.stdout
     assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+def test_the_readme_has_a_line_for_each():
+    text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    assert [name for name in PRINTS if f"| [{name}]({name}) |" not in text] == []

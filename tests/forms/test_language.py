@@ -1,54 +1,83 @@
-"""A writing within a language: what is held, and what it shares with every other writing."""
+"""A text of a language: what is held, what it shares with every other text, and that it is always whole."""
 
 from __future__ import annotations
 
+import gc
 import json
+import random
+import re
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import schema_rates
+from scripted import Timed
 
-from mlx_dgemma import load
-from mlx_dgemma.forms import language as constrained
+from mlx_dgemma.errors import Mistake
 from mlx_dgemma.forms import schema
-from mlx_dgemma.forms.expression import Repeat, Text, series
-from mlx_dgemma.writing.answer import Answer, prompt_tokens
-from mlx_dgemma.writing.batch import batch
-from mlx_dgemma.writing.writing import steps
+from mlx_dgemma.forms.construction import build_automaton
+from mlx_dgemma.forms.expression import Expression, Repeat, series
+from mlx_dgemma.forms.expression import Text as Literal
+from mlx_dgemma.forms.language import Language, begin_within
+from mlx_dgemma.forms.lattice import Vocabulary
+from mlx_dgemma.forms.template import template
+from mlx_dgemma.seam.model import Draw, Text
+from mlx_dgemma.tokens.messages import prompt_tokens
+from mlx_dgemma.writing.answer import Answer
+from mlx_dgemma.writing.ask import Ask
+from mlx_dgemma.writing.batch import InProgress, run
+from mlx_dgemma.writing.diffuse import begin
 
 PROMPT = "Extract JSON: Ivan, a clerk from Kyiv, is 43 years old."
 DOCUMENT = '{"name": "Ivan", "age": 43, "job": "clerk", "city": "Kyiv"}'
+PERSON = schema_rates.TASK
+LINES = {"type": "array", "items": {"type": "string", "minLength": 30, "maxLength": 40}, "minItems": 3, "maxItems": 3}
+LISTS = {"type": "object", "properties": {"a": {"type": "array", "items": PERSON}, "b": LINES}, "required": ["a", "b"]}
 
 
 @pytest.fixture(scope="module")
-def loaded():
-    return load()
+def models():
+    return schema_rates.models()
+
+
+@pytest.fixture(scope="module")
+def loaded(models):
+    return models["embedded"]
+
+
+def language_of(loaded, form: Expression) -> Language:
+    model, tokenizer, _ = loaded
+    return Language(model, Vocabulary(tokenizer, model.facts.vocab_size), build_automaton(form))
 
 
 @pytest.fixture(scope="module")
 def language(loaded):
-    return constrained.Language(*loaded[:2], schema.language(schema_rates.TASK))
+    return language_of(loaded, schema.language(PERSON))
 
 
-def begun(loaded, language, prompt=PROMPT, **options):
-    model, tokenizer, sampling = loaded
-    options = {"max_tokens": 64, "sampling": sampling, "seed": 0} | options
-    return constrained.begin(model, prompt_tokens(tokenizer, prompt), language=language, **options)
+def begun(loaded, language, prompt: str = PROMPT, request: int = 0, model=None, **ask) -> InProgress:
+    ask = Ask(**{"max_tokens": 64, "sampling": loaded[2]} | ask)
+    return begin_within(model or loaded[0], Text(prompt_tokens(loaded[1], prompt)), ask, language, request=request)
 
 
-def text_of(loaded, found) -> str:
-    answer = Answer(loaded[0].config, loaded[1], 10_000)
-    for step in found:
+def answer_of(loaded, steps, max_tokens: int = 10_000) -> Answer:
+    answer = Answer(loaded[0].facts, loaded[1], max_tokens)
+    for step in steps:
         answer.add(step)
-    return answer.text
+    return answer
+
+
+def written(loaded, language, **options) -> Answer:
+    model = options.get("model") or loaded[0]
+    return answer_of(loaded, run(model, [begun(loaded, language, **options)]), options.get("max_tokens", 64))
 
 
 def test_every_draft_is_a_document(loaded, language):
     model, tokenizer, _ = loaded
-    for step in steps(model, begun(loaded, language, "Sort: Lima, Kyiv, Oslo", seed=3)):
-        stop = np.flatnonzero(np.isin(step.draft, model.config.stop_ids))[0]
-        assert schema_rates.valid(schema_rates.TASK, tokenizer.decode(step.draft[:stop].tolist()))
+    for step in run(model, [begun(loaded, language, "Sort: Lima, Kyiv, Oslo", seed=3)]):
+        stop = np.flatnonzero(np.isin(step.draft, model.facts.stop_ids))[0]
+        assert schema_rates.valid(PERSON, tokenizer.decode(step.draft[:stop].tolist()))
 
 
 def test_the_skeleton_is_fixed_where_the_draft_has_it(loaded, language):
@@ -62,44 +91,194 @@ def test_the_skeleton_is_fixed_where_the_draft_has_it(loaded, language):
         step = writing.take(model.denoise([row])[0])
         assert (step.draft[row.fixed] == row.canvas[row.fixed]).all()
     skeleton = tokenizer.decode(row.canvas[row.fixed].tolist())
-    for run in ('{"name": "', ' "age":', ' "job": "', ' "city": "', "}"):  # a string's end is a choice, so free
-        assert run in skeleton
+    for part in ('{"name": "', ' "age":', ' "job": "', ' "city": "', "}"):  # a string's end is a choice, so free
+        assert part in skeleton
     assert "Ivan" not in skeleton and "43" not in skeleton
     assert tokenizer.decode(step.draft.tolist()).startswith(DOCUMENT)
 
 
-def test_a_position_hears_only_what_may_stand_there(loaded, language):
+def test_a_position_hears_only_what_may_stand_there(loaded):
     model, tokenizer, _ = loaded
-    numbers = constrained.Language(model, tokenizer, series("n = ", Repeat(Text("7"), 1), "!"))
+    numbers = language_of(loaded, series("n = ", Repeat(Literal("7"), 1), "!"))
     row = begun(loaded, numbers, max_tokens=9).row()
     slot = int(np.argmin(row.fixed))
     prediction = model.denoise([row])[0]
-    allowed = numbers.ids[int(row.allowed[slot])]
+    allowed = row.token_sets[int(row.allowed[slot])].ids
     assert {tokenizer.decode([token]) for token in allowed} == {"7", "!"} and prediction.argmax[slot] in allowed
     assert len(prediction.allowed_logprobs[slot]) == 2
 
 
 def test_alone_and_in_company_and_again(loaded, language):
     prompts = [PROMPT, "Extract JSON: In Oslo lives Zoe, a vet aged 31.", "Reverse: Perth, Noor, Delhi"]
-    alone = [text_of(loaded, steps(loaded[0], begun(loaded, language, p, seed=i))) for i, p in enumerate(prompts)]
+    alone = [written(loaded, language, prompt=p, seed=i).text for i, p in enumerate(prompts)]
     again = [begun(loaded, language, p, seed=i, request=i) for i, p in enumerate(prompts)]
-    company = list(batch(loaded[0], again, 2))
-    assert alone == [text_of(loaded, (s for s in company if s.request == i)) for i in range(3)]
+    company = list(run(loaded[0], again, 2))
+    assert alone == [answer_of(loaded, (s for s in company if s.request == i)).text for i in range(3)]
     assert alone[0] == DOCUMENT
 
 
 def test_a_long_document_spans_blocks(loaded):
-    model, tokenizer, sampling = loaded
-    items = {"type": "string", "minLength": 30, "maxLength": 40}
-    made = {"type": "array", "items": items, "minItems": 3, "maxItems": 3}
-    language = constrained.Language(model, tokenizer, schema.language(made))
-    few = replace(sampling, max_denoising_steps=2)
-    found = list(steps(model, begun(loaded, language, sampling=few, max_tokens=250)))
-    assert found[-1].block >= 1 and found[-1].reason == "stop"
-    assert schema_rates.valid(made, text_of(loaded, found))
+    few = replace(loaded[2], max_denoising_steps=2)
+    writing = begun(loaded, language_of(loaded, schema.language(LINES)), sampling=few, max_tokens=250)
+    steps = list(run(loaded[0], [writing]))
+    assert steps[-1].block >= 1 and steps[-1].reason == "stop"
+    assert schema_rates.valid(LINES, answer_of(loaded, steps).text)
 
 
 def test_a_narrow_canvas(loaded, language):
     few = replace(loaded[2], canvas_length=16, max_denoising_steps=4)
-    text = text_of(loaded, steps(loaded[0], begun(loaded, language, sampling=few, max_tokens=128)))
-    assert schema_rates.valid(schema_rates.TASK, text) and json.loads(text)["name"]
+    text = written(loaded, language, sampling=few, max_tokens=128).text
+    assert schema_rates.valid(PERSON, text) and json.loads(text)["name"]
+
+
+def test_token_sets_go_with_their_language(loaded):
+    held = language_of(loaded, schema.language(PERSON))
+    for mode in ("diffusion", "ar"):
+        written(loaded, held, mode=mode)
+    sets = [weakref.ref(one) for one in [*held.sets, held.following(0, 1000)]]
+    gc.collect()
+    assert all(one() is not None for one in sets)
+    del held
+    gc.collect()
+    assert len(sets) > 5 and all(one() is None for one in sets)
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "ar"])
+def test_what_does_not_fit_is_refused(loaded, language, mode):
+    with pytest.raises(Mistake, match=r"takes 46 tokens, and there is room for 45: raise max_tokens"):
+        begun(loaded, language, mode=mode, max_tokens=45)
+    assert schema_rates.valid(PERSON, written(loaded, language, mode=mode, max_tokens=46).text)
+
+
+def test_auto_is_refused(loaded, language):
+    with pytest.raises(Mistake, match="leave out mode 'auto'"):
+        begun(loaded, language, mode="auto")
+
+
+def test_the_shortest_ending_of_a_text(loaded, language):
+    _, tokenizer, _ = loaded
+    whole = tokenizer.encode(DOCUMENT)
+    for length in range(len(whole) + 1):
+        ending = language.ending(whole[:length])
+        assert ending[-1] in loaded[0].facts.stop_ids
+        text = tokenizer.decode([*whole[:length], *ending])
+        assert text.startswith(DOCUMENT[:length]) and schema_rates.valid(PERSON, text)
+    assert language.ending([*whole, loaded[0].facts.stop_ids[0]]).tolist() == []
+
+
+# Left to right.
+
+
+def test_left_to_right_it_is_the_document(loaded, language):
+    answer = written(loaded, language, mode="ar")
+    assert (answer.text, answer.finish_reason) == (DOCUMENT, "stop") and len(answer.tokens) == answer.steps
+
+
+@pytest.mark.parametrize("name", ["embedded", "bytes, random", "bpe, random"])
+def test_left_to_right_every_text_is_a_document(models, name):
+    loaded = models[name]
+    for number in range(12):
+        made = schema_rates.random_schema(random.Random(f"schema {number}"))
+        held = language_of(loaded, schema.language(made))
+        shortest = int(held.lattice.left[0])
+        for most, draw in ((shortest, Draw(temp=3.0)), (shortest + 9, Draw(temp=1.0, top_k=9)), (160, Draw())):
+            options = {"mode": "ar", "draw": draw, "seed": number, "max_tokens": max(most, shortest)}
+            answer = written(loaded, held, prompt="Make some JSON", **options)
+            assert schema_rates.valid(made, answer.text) and answer.finish_reason == "stop", (number, most)
+
+
+def test_left_to_right_in_company_as_alone(loaded, language):
+    """Beside others held to a form and free, of other draws, and denoised."""
+    model, tokenizer, sampling = loaded
+    drawn = Draw(temp=2.0)
+
+    def texts() -> list[InProgress]:
+        free = Text(prompt_tokens(tokenizer, "Reverse: Perth, Noor, Delhi"))
+        return [
+            begun(loaded, language, mode="ar", draw=drawn, seed=1),
+            begun(loaded, language, "Extract JSON: Zoe is a vet.", mode="ar", draw=drawn, seed=2, request=1),
+            begin(model, free, Ask(mode="ar", draw=drawn, seed=3, max_tokens=30), request=2),
+            begin(model, free, Ask(mode="ar", max_tokens=30), request=3),
+            begun(loaded, language, request=4),
+            begin(model, free, Ask(sampling=sampling, max_tokens=30), request=5),
+        ]
+
+    together: dict[int, list] = {}
+    for step in run(model, texts(), 6):
+        together.setdefault(step.request, []).append(step.draft.tolist())
+    for number, text in enumerate(texts()):
+        assert [step.draft.tolist() for step in run(model, [text])] == together[number], number
+
+
+# By a deadline: passes and tokens take a second.
+
+
+@pytest.mark.parametrize("name", ["embedded", "bytes, random", "bpe, random"])
+@pytest.mark.parametrize("form", [PERSON, LISTS], ids=["person", "lists"])
+def test_by_a_deadline_the_document_is_finished(models, name, form):
+    model, _, sampling = loaded = models[name]
+    held, draw = language_of(loaded, schema.language(form)), random.Random(name)
+    few, reasons = replace(sampling, max_denoising_steps=5), set()
+    for seed in range(16):
+        mode = ("diffusion", "ar")[seed % 2]
+        deadline, most = draw.uniform(0.1, 16 if mode == "diffusion" else 160), draw.choice([140, 200, 300])
+        options = {"mode": mode, "deadline": deadline, "seed": seed, "sampling": few, "max_tokens": most}
+        timed = Timed(model)
+        answer = written(loaded, held, model=timed, draw=Draw(temp=draw.choice([0.0, 2.0])), **options)
+        assert schema_rates.valid(form, answer.text), (options, answer.text)
+        assert len(answer.tokens) <= most and timed.seconds <= max(2, deadline)
+        reasons.add((mode, answer.finish_reason))
+    assert {("diffusion", "deadline"), ("ar", "deadline")} <= reasons
+
+
+def test_by_a_deadline_a_template_is_finished(loaded):
+    held = language_of(loaded, template("Dear {name},\nyou are {age:integer} and {mood:glad|sad}.\n"))
+    for mode in ("diffusion", "ar"):
+        for deadline in (0.5, 7, 30, 60):
+            answer = written(loaded, held, model=Timed(loaded[0]), mode=mode, deadline=deadline, max_tokens=120)
+            assert re.fullmatch(r"Dear .+,\nyou are -?\d+ and (glad|sad)\.\n", answer.text), answer.text
+
+
+def test_cut_by_max_tokens_it_is_a_document(loaded):
+    """Whatever the model would go on to write: it ends in time."""
+    held = language_of(loaded, schema.language(LISTS))
+    for most in (int(held.lattice.left[0]), 130, 150, 190):
+        for mode in ("diffusion", "ar"):
+            answer = written(loaded, held, mode=mode, max_tokens=most, draw=Draw(temp=2.0))
+            assert schema_rates.valid(LISTS, answer.text) and len(answer.tokens) <= most
+
+
+# Verified.
+
+
+@pytest.mark.parametrize("name", ["embedded", "bytes, random", "bpe, random"])
+def test_a_document_is_verified(models, name):
+    model, _, sampling = loaded = models[name]
+    held, repairs = language_of(loaded, schema.language(LISTS)), 0
+    few = replace(sampling, max_denoising_steps=4)
+    for seed in range(3):
+        writing = begun(loaded, held, "Make some JSON", sampling=few, seed=seed, max_tokens=250, verify=True)
+        steps = list(run(model, [writing]))
+        answer = answer_of(loaded, steps, 250)
+        assert schema_rates.valid(LISTS, answer.text), answer.text
+        notes = [step for step in steps if step.note]
+        assert len(notes) == writing.check.repairs and not any(step.final for step in notes)
+        repairs += writing.check.repairs
+    assert repairs
+
+
+def test_what_verify_repairs_is_right(loaded, language):
+    hasty = replace(loaded[2], max_denoising_steps=1)
+    prompt = "Extract JSON: In Oslo lives Zoe, a vet aged 31."
+    right = '{"name": "Zoe", "age": 31, "job": "vet", "city": "Oslo"}'
+    plain, checked = (written(loaded, language, prompt=prompt, sampling=hasty, verify=v) for v in (False, True))
+    assert plain.text != right == checked.text
+    assert all("written again from token" in note for note in checked.notes) and checked.notes
+
+
+def test_verified_by_a_deadline(loaded):
+    held = language_of(loaded, schema.language(LISTS))
+    for deadline in range(1, 14, 2):
+        options = {"verify": True, "deadline": deadline, "max_tokens": 250}
+        answer = written(loaded, held, model=Timed(loaded[0]), prompt="Make some JSON", **options)
+        assert schema_rates.valid(LISTS, answer.text), (deadline, answer.text)
