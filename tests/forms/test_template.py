@@ -5,10 +5,6 @@ from __future__ import annotations
 import pytest
 
 from mlx_dgemma.errors import Mistake
-<<<<<<< HEAD
-from mlx_dgemma.forms.choices import branchings, probabilities, read
-=======
->>>>>>> h/tests
 from mlx_dgemma.forms.construction import build_automaton
 from mlx_dgemma.forms.template import filled, template
 
