@@ -158,9 +158,7 @@ def test_what_a_seam_may_become(bpe):
 
 def test_the_length_found_gives_what_it_gives_when_given(tiny):
     model, tokenizer, sampling = tiny
-    request = Infill(
-        prompt=prompt_tokens(tokenizer, ASKED), texts=[BEFORE, BEHIND], ask=Ask(sampling=sampling, seed=3)
-    )
+    request = Infill(prompt=prompt_tokens(tokenizer, ASKED), texts=[BEFORE, BEHIND], ask=Ask(sampling=sampling, seed=3))
     [searched] = infill(model, tokenizer, [request])
     [given] = infill(model, tokenizer, [replace(request, lengths=[4])])
     assert (searched.gaps, searched.lengths, searched.entropy) == (["Tess"], [4], given.entropy)

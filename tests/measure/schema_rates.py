@@ -184,7 +184,9 @@ def main() -> None:
         name: validity(loaded, range(options.schemas), options.passes, options.mode)
         for name, loaded in models().items()
     }
-    print(json.dumps({"schemas": valid_texts, "json task": values(load(None), options.prompts, options.seeds)}, indent=1))
+    print(
+        json.dumps({"schemas": valid_texts, "json task": values(load(None), options.prompts, options.seeds)}, indent=1)
+    )
 
 
 if __name__ == "__main__":

@@ -86,7 +86,9 @@ def ways(sampling: Sampling) -> dict[str, Ask]:
     hasty = replace(presets["fast"], max_denoising_steps=4)
     asks["--preset fast --max-denoising-steps 4 --verify"] = Ask(sampling=hasty, verify=True)
     others = [name for name in SAMPLERS if name != sampling.sampler]
-    return asks | {f"--preset reference,sampler={name}": Ask(sampling=replace(sampling, sampler=name)) for name in others}
+    return asks | {
+        f"--preset reference,sampler={name}": Ask(sampling=replace(sampling, sampler=name)) for name in others
+    }
 
 
 def one(model, tokenizer, prompt: str, ask: Ask) -> tuple[str, list[float]]:

@@ -181,4 +181,6 @@ def test_against_the_reference():
         assert np.array_equal(accept(entropy, 0.1), sampler.accepted_token_mask[0].numpy())
         stop, settled = theirs.StableAndConfidentStoppingCriteria(1, 0.005), Settled(Sampling())
         for argmax in (logits.argmax(-1), logits.argmax(-1), np.arange(40)):
-            assert settled(argmax, entropy, np.ones(40, bool)) == bool(stop(torch.tensor(argmax)[None], torch.tensor(logits)[None])[0])
+            assert settled(argmax, entropy, np.ones(40, bool)) == bool(
+                stop(torch.tensor(argmax)[None], torch.tensor(logits)[None])[0]
+            )
