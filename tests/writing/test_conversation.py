@@ -7,7 +7,6 @@ import shutil
 from dataclasses import replace
 from itertools import islice, takewhile
 
-import numpy as np
 import pytest
 from scripted import BPE, Counting, random_bpe, scripted
 
