@@ -50,7 +50,7 @@ def bpe(tmp_path_factory):
     return load(folder)
 
 
-@pytest.fixture(params=["tiny", "bpe"])
+@pytest.fixture(params=[pytest.param("tiny", marks=pytest.mark.slow), "bpe"])
 def loaded(request):
     return request.getfixturevalue(request.param)
 

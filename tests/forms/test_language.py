@@ -68,9 +68,9 @@ def answer_of(loaded, steps, max_tokens: int = 10_000) -> Answer:
     return answer
 
 
-def written(loaded, language, **options) -> Answer:
+def written(loaded, language, prompt: str = PROMPT, **options) -> Answer:
     model = options.get("model") or loaded[0]
-    return answer_of(loaded, run(model, [begun(loaded, language, **options)]), options.get("max_tokens", 64))
+    return answer_of(loaded, run(model, [begun(loaded, language, prompt, **options)]), options.get("max_tokens", 64))
 
 
 def test_every_draft_is_a_document(loaded, language):
@@ -174,10 +174,18 @@ def test_left_to_right_it_is_the_document(loaded, language):
     assert (answer.text, answer.finish_reason) == (DOCUMENT, "stop") and len(answer.tokens) == answer.steps
 
 
-@pytest.mark.parametrize("name", ["embedded", "bytes, random", "bpe, random"])
-def test_left_to_right_every_text_is_a_document(models, name):
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("bpe, random", range(4)),
+        pytest.param("bpe, random", range(4, 16), marks=pytest.mark.slow),
+        pytest.param("bytes, random", range(12), marks=pytest.mark.slow),
+        pytest.param("embedded", range(12), marks=pytest.mark.slow),
+    ],
+)
+def test_left_to_right_every_text_is_a_document(models, name, numbers):
     loaded = models[name]
-    for number in range(12):
+    for number in numbers:
         made = schema_rates.random_schema(random.Random(f"schema {number}"))
         held = language_of(loaded, schema.language(made))
         shortest = int(held.lattice.left[0])
@@ -213,18 +221,26 @@ def test_left_to_right_in_company_as_alone(loaded, language):
 # By a deadline: passes and tokens take a second.
 
 
-@pytest.mark.parametrize("name", ["embedded", "bytes, random", "bpe, random"])
-@pytest.mark.parametrize("form", [PERSON, LISTS], ids=["person", "lists"])
-def test_by_a_deadline_the_document_is_finished(models, name, form):
+@pytest.mark.parametrize(
+    ("name", "form", "seeds"),
+    [
+        ("embedded", PERSON, 6),
+        ("bpe, random", LISTS, 6),
+        pytest.param("embedded", LISTS, 20, marks=pytest.mark.slow),
+        pytest.param("bpe, random", PERSON, 20, marks=pytest.mark.slow),
+        pytest.param("bytes, random", LISTS, 20, marks=pytest.mark.slow),
+    ],
+)
+def test_by_a_deadline_the_document_is_finished(models, name, form, seeds):
     model, _, sampling = loaded = models[name]
     held, draw = language_of(loaded, schema.language(form)), random.Random(name)
-    few, reasons = replace(sampling, max_denoising_steps=5), set()
-    for seed in range(16):
+    few, reasons = replace(sampling, max_denoising_steps=9), set()
+    for seed in range(seeds):
         mode = ("diffusion", "ar")[seed % 2]
-        deadline, most = draw.uniform(0.1, 16 if mode == "diffusion" else 160), draw.choice([140, 200, 300])
+        deadline, most = draw.uniform(0.1, 4 if mode == "diffusion" else 80), draw.choice([140, 200, 300])
         options = {"mode": mode, "deadline": deadline, "seed": seed, "sampling": few, "max_tokens": most}
         timed = Timed(model)
-        answer = written(loaded, held, model=timed, draw=Draw(temp=draw.choice([0.0, 2.0])), **options)
+        answer = written(loaded, held, "Sort: Lima, Kyiv, Oslo", model=timed, draw=Draw(temp=draw.choice([0.0, 2.0])), **options)
         assert schema_rates.valid(form, answer.text), (options, answer.text)
         assert len(answer.tokens) <= most and timed.seconds <= max(2, deadline)
         reasons.add((mode, answer.finish_reason))
@@ -241,22 +257,29 @@ def test_by_a_deadline_a_template_is_finished(loaded):
 
 def test_cut_by_max_tokens_it_is_a_document(loaded):
     """Whatever the model would go on to write: it ends in time."""
-    held = language_of(loaded, schema.language(LISTS))
-    for most in (int(held.lattice.left[0]), 130, 150, 190):
+    held, few = language_of(loaded, schema.language(LISTS)), replace(loaded[2], max_denoising_steps=3)
+    for most in (int(held.lattice.left[0]), 150):
         for mode in ("diffusion", "ar"):
-            answer = written(loaded, held, mode=mode, max_tokens=most, draw=Draw(temp=2.0))
+            answer = written(loaded, held, mode=mode, max_tokens=most, sampling=few, draw=Draw(temp=2.0))
             assert schema_rates.valid(LISTS, answer.text) and len(answer.tokens) <= most
 
 
 # Verified.
 
 
-@pytest.mark.parametrize("name", ["embedded", "bytes, random", "bpe, random"])
-def test_a_document_is_verified(models, name):
+@pytest.mark.parametrize(
+    ("name", "seeds"),
+    [
+        ("bpe, random", 1),
+        pytest.param("bytes, random", 3, marks=pytest.mark.slow),
+        pytest.param("embedded", 3, marks=pytest.mark.slow),
+    ],
+)
+def test_a_document_is_verified(models, name, seeds):
     model, _, sampling = loaded = models[name]
     held, repairs = language_of(loaded, schema.language(LISTS)), 0
     few = replace(sampling, max_denoising_steps=4)
-    for seed in range(3):
+    for seed in range(seeds):
         writing = begun(loaded, held, "Make some JSON", sampling=few, seed=seed, max_tokens=250, verify=True)
         steps = list(run(model, [writing]))
         answer = answer_of(loaded, steps, 250)
@@ -267,18 +290,18 @@ def test_a_document_is_verified(models, name):
     assert repairs
 
 
-def test_what_verify_repairs_is_right(loaded, language):
-    hasty = replace(loaded[2], max_denoising_steps=1)
-    prompt = "Extract JSON: In Oslo lives Zoe, a vet aged 31."
-    right = '{"name": "Zoe", "age": 31, "job": "vet", "city": "Oslo"}'
-    plain, checked = (written(loaded, language, prompt=prompt, sampling=hasty, verify=v) for v in (False, True))
-    assert plain.text != right == checked.text
-    assert all("written again from token" in note for note in checked.notes) and checked.notes
+def test_what_verify_repairs_is_right(loaded):
+    hasty = replace(loaded[2], max_denoising_steps=2)
+    three = language_of(loaded, template("{first}, {second}, {rest}"))
+    options = {"prompt": "Reverse: coder, Tess, Cairo, chef", "sampling": hasty}
+    plain, checked = (written(loaded, three, verify=verify, **options) for verify in (False, True))
+    assert plain.text != "chef, Cairo, Tess, coder" == checked.text
+    assert checked.notes and all("written again from token" in note for note in checked.notes)
 
 
 def test_verified_by_a_deadline(loaded):
     held = language_of(loaded, schema.language(LISTS))
-    for deadline in range(1, 14, 2):
+    for deadline in (1, 4, 9):
         options = {"verify": True, "deadline": deadline, "max_tokens": 250}
         answer = written(loaded, held, model=Timed(loaded[0]), prompt="Make some JSON", **options)
         assert schema_rates.valid(LISTS, answer.text), (deadline, answer.text)

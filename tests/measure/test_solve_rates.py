@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import checkpoints
+import pytest
 import solve_rates
 
 from mlx_dgemma.convert.__main__ import main as convert
 
 EXPECTED = json.loads((Path(__file__).parents[1] / "goldens.json").read_text())["rates"]
+pytestmark = pytest.mark.slow
 QUICK = ("sudoku 4x4", "json", "code", "reverse")
 
 

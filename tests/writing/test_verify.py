@@ -48,6 +48,7 @@ def answers(tiny, task: str, count: int, **ask) -> tuple[int, list[Writing]]:
     return right, writings
 
 
+@pytest.mark.slow
 def test_fast_with_repair_is_right_more_often_than_fast_and_than_the_reference(tiny, fast):
     right, writings = answers(tiny, "reverse", 8, sampling=fast)
     assert right >= answers(tiny, "reverse", 8, sampling=fast, verify=False)[0] + 2

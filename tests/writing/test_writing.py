@@ -165,7 +165,7 @@ class Narrowing(Single):
 
 
 def test_what_a_layout_fixes_on_the_way_is_free_no_more():
-    """The next pass hears of it as certain, it is no reason to go on, and what was free before has to settle."""
+    """The next pass hears that it is certain, and it is no reason to go on. What was free before has to settle."""
     model = FakeModel([(ONE, [0]), ([40] + [2] * 7, [0]), ([40] + [2] * 7, [0])])
     steps = steps_of(model, Narrowing(Block(tokens=np.full(8, -1))))
     assert [row.fixed is None for row in model.rows] == [True, False] and len(steps) == 2
