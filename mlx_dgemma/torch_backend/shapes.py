@@ -11,7 +11,7 @@ import torch
 from ..seam.model import Row, Text
 from .cache import TorchCache
 from .graphs import Inputs
-from .network import Tokens
+from .tokens import Tokens
 from .vocabulary import conditioning_of
 
 Pending = tuple[Text, TorchCache]  # tokens, and the cache that they are to be encoded into

@@ -58,7 +58,7 @@ def test_a_product_expert_by_expert(quantization, ends):
     starts = [0, *ends[:-1]]
     expected = [x[a:b] @ layer.rows(i, torch.float32).T for i, (a, b) in enumerate(zip(starts, ends, strict=True))]
     layer.widen()
-    found = kernels.grouped_product(x, layer, torch.tensor(ends, dtype=torch.int32, device=DEVICE))
+    found = kernels.grouped_product(x, layer.packed, torch.tensor(ends, dtype=torch.int32, device=DEVICE))
     assert (found[: ends[-1]] - torch.cat(expected)).abs().max() < 1e-3
 
 
@@ -67,7 +67,7 @@ def test_a_product(rows):
     layer = packed(Linear(200, 128), FORMATS[0])
     x = torch.randn((rows, 128), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     expected = x @ layer.rows(slice(None), torch.float32).T
-    assert (kernels.quantized_product(x, layer) - expected).abs().max() < 1e-3
+    assert (kernels.quantized_product(x, layer.packed) - expected).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("quantization", FORMATS, ids=str)
@@ -76,7 +76,7 @@ def test_the_mean_of_a_table(quantization):
     shares = torch.rand((70, 1100), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     expected = shares @ table.rows(slice(None), torch.float32)
     table.widen()
-    assert (kernels.mean(shares, table) - expected).abs().max() < 1e-3
+    assert (kernels.mean(shares, table.packed) - expected).abs().max() < 1e-3
 
 
 def seen(case: str, count: int, queries: int) -> tuple[list[list[int]], list[list[int]], int]:
