@@ -46,16 +46,16 @@ def dummy_torch(config: ModelConfig, dtype: str, recipe: Recipe, seed: int = 0, 
     generator = torch.Generator(device).manual_seed(seed)
     with torch.device("meta"):
         network = Network(config)
-    network.dtype = DTYPES[dtype]
-    with devices.enough(device, f"random weights in {dtype}"):
-        for path, module in network.named_modules():
-            if not isinstance(module, Linear):
-                continue
+        linears = {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
+        for path, module in linears.items():
             if stored := recipe(path):
                 module.quantize(stored)
+    network.dtype = DTYPES[dtype]
+    with devices.enough(device, f"random weights in {dtype}"):
+        for path, module in linears.items():
             for name, array in _random(module, network.dtype, generator).items():
                 place(network, f"{path}.{name}", array, device)
-            if dtype == FP8 and not stored:
+            if dtype == FP8 and not module.quantization:
                 to_fp8(network, f"{path}.weight")
         for path, array in network.named_buffers():
             if array.is_meta:

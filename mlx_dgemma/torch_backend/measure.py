@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from ..checkpoint.names import weight_class
 from ..seam.model import Row
+from ..seam.timing import median_seconds, product_rate
 from .attention import Attend
 from .device import the_device
 from .graphs import Graphs
@@ -55,27 +54,7 @@ def device() -> dict[str, object]:
 
 
 def _seconds(compute: Callable[[], object], repeat: int) -> float:
-    """Median of `repeat` runs behind a warm-up."""
-    seconds = []
-    for _ in range(repeat + 1):
-        wait()
-        start = time.perf_counter()
-        compute()
-        wait()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
-
-
-def _product_rate(dtype: torch.dtype) -> tuple[float, int]:
-    """Measure FLOPs a second of square matrices, whose size doubles until a product takes LONG -> the best rate, and
-    the last size."""
-    size, best, seconds = 128, 0.0, 0.0
-    while seconds < LONG and size < 16384:
-        size *= 2
-        matrix = torch.randn((size, size), device=the_device()).to(dtype)
-        seconds = _seconds(partial(torch.matmul, matrix, matrix), 3)
-        best = max(best, 2 * size**3 / seconds)
-    return best, size
+    return median_seconds(compute, wait, repeat)
 
 
 def ceilings(dtype: str) -> dict[str, float]:
@@ -84,7 +63,12 @@ def ceilings(dtype: str) -> dict[str, float]:
     source = torch.zeros(size, dtype=torch.uint8, device=the_device())
     target = torch.empty_like(source)
     copied = 2 * source.nbytes / _seconds(lambda: target.copy_(source), 5)
-    product, size = _product_rate(DTYPES[dtype])
+
+    def product_seconds(size: int) -> float:
+        matrix = torch.randn((size, size), device=the_device()).to(DTYPES[dtype])
+        return _seconds(lambda: matrix @ matrix, 3)
+
+    product, size = product_rate(product_seconds, LONG)
     return {"copy_bytes_per_second": copied, "product_flops_per_second": product, "product_size": size}
 
 

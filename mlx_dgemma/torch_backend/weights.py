@@ -15,18 +15,13 @@ from ..checkpoint import parameters
 from ..checkpoint.config import FP8, ModelConfig
 from ..checkpoint.folder import Tensor as Stored
 from ..checkpoint.names import GLOBAL_SCALE
-from ..checkpoint.parameters import FLOATS, stored_quantization
-from ..errors import Mistake
+from ..checkpoint.parameters import FLOATS, quantize_where_stored
 from . import parallel
-from .layers import Embedding, ExpertLinear, Linear
+from .layers import Embedding, Linear
 from .network import Network
 
-DTYPES = {  # the names that --dtype has -> of activations, and of weights that are neither quantized nor FP8
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    FP8: torch.bfloat16,
-}
+# --dtype -> that of activations, and of weights that are neither quantized nor FP8
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, FP8: torch.bfloat16}
 WORDS = 1 << 22  # of 32 bits, that are summed at a time
 
 
@@ -36,14 +31,7 @@ def declare(config: ModelConfig, tensors: Mapping[str, Stored]) -> Network:
     with torch.device("meta"):
         network = Network(config)
         linears = {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
-        for path, quantization in stored_quantization(linears, config, tensors).items():
-            try:
-                linears[path].quantize(quantization)
-            except ValueError as error:
-                raise Mistake(f"config.json: quantization of {path}: {error}") from None
-            factor = tensors.get(f"{path}.{GLOBAL_SCALE}")
-            if factor is not None and isinstance(linears[path], ExpertLinear):
-                linears[path].scale_globally(per_row=len(factor.shape) > 1)
+        quantize_where_stored(linears, config, tensors)
     return network
 
 
@@ -87,10 +75,8 @@ def load_weights(network: Network, tensors: Mapping[str, Stored], device: torch.
         with safe_open(file, "pt") as opened:
             for path, tensor in stored.items():
                 if tensor.file == file:
-                    array = opened.get_slice(tensor.name)[
-                        parallel.share(network.config, path, tensor.shape)
-                    ].contiguous()
-                    place(network, path, array, device)
+                    share = parallel.share(network.config, path, tensor.shape)
+                    place(network, path, opened.get_slice(tensor.name)[share].contiguous(), device)
                     if fp8:
                         to_fp8(network, path)
     finish(network)
