@@ -270,7 +270,7 @@ LONG = 4096  # tokens of context that one part of a split attention has, at leas
 
 
 def attend(queries: Tensor, cache: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], keys: KeyRange) -> Tensor:
-    """`attention.attend` by a kernel. A long text is split into parts, so that few queries keep the whole GPU busy."""
+    """`attention.Attend` by a kernel. A long text is split into parts, so that few queries keep the whole GPU busy."""
     count, length, heads, dim = queries.shape
     parts = max(1, min(8, keys.width // LONG))
     # A block of queries, keys and values fits the 99 KB of shared memory that smaller GPUs have.

@@ -1,4 +1,4 @@
-"""The shapes of a pass: as they come on a CPU; on a GPU rounded up to the few that are captured as graphs."""
+"""The shapes of a pass: as they are on a CPU; on a GPU rounded up, so that few are captured as graphs."""
 
 from __future__ import annotations
 
