@@ -5,24 +5,34 @@ The networks of both backends carry the checkpoint's names, so this knows no fra
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 from ..errors import Mistake
 from . import folder
 from .config import ModelConfig, Quantization
 from .folder import Tensor
-from .names import parameter_name, published_name
+from .names import GLOBAL_SCALE, parameter_name, published_name
 
 FLOATS = tuple(folder.FLOATS.values())  # in the words of safetensors
 
 
-def stored_quantization(
-    linears: Collection[str], config: ModelConfig, tensors: Mapping[str, Tensor]
-) -> dict[str, Quantization]:
-    """Return how each quantized layer is stored: those of `linears` that have scales, as the config says.
+class Linear(Protocol):
+    """A layer of either backend that may be quantized."""
+
+    def quantize(self, quantization: Quantization) -> None:
+        """Expect packed arrays. ValueError if the groups do not divide the rows."""
+
+    def scale_globally(self, *, per_row: bool) -> None:
+        """Expect `weight_scale_2`, too. Only layers of experts can."""
+
+
+def quantize_where_stored(linears: Mapping[str, Linear], config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Quantize those of `linears`, by path, that have scales in the checkpoint, as the config says.
 
     Raises:
-        Mistake: config.json names a layer that has no scales, or does not name one that has.
+        Mistake: config.json names a layer that has no scales, does not name one that has, or names other groups than
+            the layer can have.
     """
     named = config.quantized_paths or {}
     for path, quantization in named.items():
@@ -30,16 +40,20 @@ def stored_quantization(
             raise Mistake(
                 f"tensor {path}.scales is missing: config.json says that {path} is quantized ({quantization})"
             )
-    stored = {}
-    for path in linears:
+    for path, linear in linears.items():
         scales = tensors.get(f"{path}.scales")
         if scales is None:
             continue
         quantization = named.get(path, config.quantization)
         if quantization is None:
             raise Mistake(f"{scales.where}: config.json has no quantization for {path}")
-        stored[path] = quantization
-    return stored
+        try:
+            linear.quantize(quantization)
+        except ValueError as error:
+            raise Mistake(f"config.json: quantization of {path}: {error}") from None
+        factor = tensors.get(f"{path}.{GLOBAL_SCALE}")
+        if factor is not None and ".experts." in path:
+            linear.scale_globally(per_row=len(factor.shape) > 1)
 
 
 def match(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import platform
 import re
-import statistics
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,6 +17,7 @@ from mlx.utils import tree_flatten
 
 from ..checkpoint.names import weight_class
 from ..seam.model import Row
+from ..seam.timing import median_seconds, product_rate
 from .attention import attend
 from .layers import ExpertLinear, Linear
 from .model import MLXModel
@@ -52,15 +51,7 @@ def device() -> dict[str, object]:
 
 
 def _seconds(compute: Callable[[], list[mx.array] | mx.array], repeat: int) -> float:
-    """Median of `repeat` runs behind a warm-up."""
-    seconds = []
-    for _ in range(repeat + 1):
-        mx.synchronize()
-        start = time.perf_counter()
-        mx.eval(compute())
-        mx.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+    return median_seconds(lambda: mx.eval(compute()), wait, repeat)
 
 
 def _copy_rate() -> float:
@@ -70,24 +61,17 @@ def _copy_rate() -> float:
     return 2 * source.nbytes / _seconds(lambda: source + 1, 5)
 
 
-def _product_rate(dtype: mx.Dtype) -> tuple[float, int]:
-    """Measure FLOPs a second of square matrices, whose size doubles until a product takes LONG -> the best rate, and
-    the last size."""
-    size, best, seconds = 128, 0.0, 0.0
-    while seconds < LONG and size < 16384:
-        size *= 2
-        matrix = mx.random.normal((size, size)).astype(dtype)
-        mx.eval(matrix)
-        seconds = _seconds(partial(mx.matmul, matrix, matrix), 3)
-        best = max(best, 2 * size**3 / seconds)
-    return best, size
+def _product_seconds(size: int, dtype: mx.Dtype) -> float:
+    matrix = mx.random.normal((size, size)).astype(dtype)
+    mx.eval(matrix)
+    return _seconds(lambda: matrix @ matrix, 3)
 
 
 def ceilings(dtype: str) -> dict[str, float]:
     """Measure `copy_bytes_per_second`, read and written, and `product_flops_per_second` of `dtype`."""
     copied = _copy_rate()
     mx.clear_cache()
-    product, size = _product_rate(getattr(mx, dtype))
+    product, size = product_rate(partial(_product_seconds, dtype=getattr(mx, dtype)), LONG)
     mx.clear_cache()
     return {"copy_bytes_per_second": copied, "product_flops_per_second": product, "product_size": size}
 

@@ -14,7 +14,7 @@ from ..checkpoint import memory
 from ..checkpoint.config import ModelConfig
 from ..errors import Mistake
 from ..seam.model import Continuation, Draw, NextToken, Prediction, Row, Text, TokenSet
-from ..seam.shared import begin_autoregress, check_caches, checked, pending_texts
+from ..seam.shared import begin_autoregress, check_caches, checked, join_scores, pending_texts
 from ..seam.token_sets import token_set
 from . import weights
 from .cache import MLXCache
@@ -70,7 +70,7 @@ class MLXModel:
                     scores[i].append(self._score(part, states, before[i]))
             # Each chunk is computed before the next is begun: memory stays bounded by one.
             mx.eval([caches[i].arrays for i, _ in parts], scores)
-        return [_next_token(parts) for parts in scores] if score else None
+        return [join_scores([(np.array(a), np.array(b)) for a, b in parts]) for parts in scores] if score else None
 
     def denoise(self, rows: Sequence[Row]) -> list[Prediction]:
         readout = Readout(rows, self.canvas_hidden(rows), self.slices, self.cap)
@@ -157,9 +157,3 @@ class MLXModel:
         if before is None:
             scored = mx.where(mx.arange(len(text)) == 0, mx.nan, scored)
         return logits[1:].argmax(axis=-1).astype(mx.int32), scored
-
-
-def _next_token(parts: list[tuple[mx.array, mx.array]]) -> NextToken:
-    if not parts:
-        return NextToken(np.zeros(0, np.int32), np.zeros(0, np.float32))
-    return NextToken(*(np.concatenate([np.array(part[i]) for part in parts]) for i in (0, 1)))

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..seam.model import Prediction, Row
-from ..seam.shared import VECTORS, lay_fixed
+from ..seam.shared import VECTORS, known_ids, lay_fixed
 from ..seam.token_sets import Allowed
 from .layers import Embedding
 from .sweep import LOST, Slices, Sweep, SweepInputs, SweepResult
@@ -111,10 +111,7 @@ def conditioning_of(row: Row) -> Conditioning | None:
     last: Conditioning | None = row.self_conditioning
     if row.hint is None:
         return last
-    hint = np.asarray(row.hint, dtype=np.int32)
-    if last is None:
-        return Conditioning(None, hint)
-    return Conditioning(last.soft, hint if last.certain is None else np.where(hint >= 0, hint, last.certain))
+    return Conditioning(last and last.soft, known_ids(row, last and last.certain))
 
 
 def expected_heavy(row: Row) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .model import Cache, Continuation, DiffusionModel, Draw, Row, Text
+from .model import Cache, Continuation, DiffusionModel, Draw, NextToken, Row, Text
 
 VECTORS = ("argmax", "sample", "entropy", "confidence", "top")  # of a Prediction, [L] each
 
@@ -35,6 +35,21 @@ def pending_texts(rows: Sequence[Row], vocab_size: int) -> list[tuple[Text, Cach
         if not np.array_equal(known.tokens, text.tokens):
             raise ValueError("rows that share a cache must have the same pending tokens")
     return [(text, cache) for text, cache in texts.values() if len(text)]
+
+
+def known_ids(row: Row, certain: np.ndarray | None) -> np.ndarray | None:
+    """Lay the row's hint over the ids that its last pass left `certain`: [L] int32, -1 for none."""
+    if row.hint is None:
+        return certain
+    hint = np.asarray(row.hint, np.int32)
+    return hint if certain is None else np.where(hint >= 0, hint, certain)
+
+
+def join_scores(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> NextToken:
+    """Join the argmax and the log-probabilities of the parts of a text."""
+    if not parts:
+        return NextToken(np.zeros(0, np.int32), np.zeros(0, np.float32))
+    return NextToken(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def lay_fixed(row: Row, vectors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:

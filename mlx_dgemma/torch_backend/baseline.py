@@ -1,4 +1,4 @@
-"""An autoregressive model by transformers: what diffusion is compared with on torch. Its own `generate` runs it."""
+"""An autoregressive model by transformers, to compare diffusion with on torch. Its `generate` runs it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import queue
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -20,27 +20,11 @@ except ModuleNotFoundError as error:
     raise Mistake("--ar-model needs transformers, which is not installed: pip install transformers") from error
 
 
-class _Stopped(BaseException):
-    """Raised in the writer when the reader wants no more tokens."""
-
-
-class _Tokens:
-    """A streamer, as `generate` takes it: it is put the prompt, then token after token. Queues tokens, and None or an
-    exception at the end."""
-
-    def __init__(self) -> None:
-        self.queue: queue.Queue[int | BaseException | None] = queue.Queue()
-        self.prompt_seen = self.stopped = False
-
-    def put(self, value: torch.Tensor) -> None:
-        if self.stopped:
-            raise _Stopped
-        if self.prompt_seen:
-            self.queue.put(int(value.item()))
-        self.prompt_seen = True
+class Streamer(queue.SimpleQueue):
+    """Queues what `generate` streams: the prompt, then token after token, and None at the end."""
 
     def end(self) -> None:
-        self.queue.put(None)
+        self.put(None)
 
 
 class Baseline:
@@ -61,7 +45,7 @@ class Baseline:
             raise Mistake(f"--ar-model {path}: transformers cannot load it: {error}") from error
         generation = self.model.generation_config.to_dict()
         names = ("do_sample", "temperature", "top_p", "top_k") if generation["do_sample"] else ("do_sample",)
-        self.settings: dict[str, Any] = {name: generation[name] or False for name in names}
+        self.settings = {name: generation[name] or False for name in names}
         self.settings |= {"cache_implementation": "static", "compiled": self.device == "cuda"}
         self.bits = self._bits()
 
@@ -82,29 +66,27 @@ class Baseline:
     def write(self, tokens: Sequence[int], max_tokens: int, seed: int) -> Iterator[int]:
         """Yield tokens as they come, a stop token among them."""
         torch.manual_seed(seed)
-        streamer = _Tokens()
+        streamer, stopped = Streamer(), threading.Event()
 
         def generate() -> None:
             try:
                 self.model.generate(
                     torch.tensor([list(tokens)], device=self.device), max_new_tokens=max_tokens, streamer=streamer,
                     cache_implementation="static",
+                    stopping_criteria=[lambda ids, _: torch.full((len(ids),), stopped.is_set(), device=ids.device)],
                 )  # fmt: skip
-            except _Stopped:
-                pass
-            except BaseException as error:  # noqa: BLE001 - it is raised where the tokens are read
-                streamer.queue.put(error)
+            finally:
+                streamer.end()
 
-        writer = threading.Thread(target=generate, daemon=True)
-        writer.start()
-        try:
-            while (token := streamer.queue.get()) is not None:
-                if isinstance(token, BaseException):
-                    raise token
-                yield token
-        finally:
-            streamer.stopped = True
-            writer.join()
+        with ThreadPoolExecutor(1) as pool:
+            writer = pool.submit(generate)
+            try:
+                for place, token in enumerate(iter(streamer.get, None)):
+                    if place:  # behind the prompt
+                        yield int(token)
+                writer.result()  # raises what stopped it
+            finally:
+                stopped.set()
 
     def text(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)

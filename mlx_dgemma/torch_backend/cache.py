@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -111,10 +111,14 @@ class TorchCache:
         first = self.first if self.pool.kinds[index].sliding else 0
         return torch.arange(first, self.length, device=self.pool.device) % room
 
-    def text(self, index: int) -> Iterator[Tensor]:
+    def text(self, index: int) -> list[Tensor]:
         """Keys and values [n, G, D] that layer `index` retains."""
-        for buffer in self.pool.layers[index]:
-            yield buffer[self.slot, self.places(index, buffer.shape[1] - 1)]
+        return [buffer[self.slot, self.places(index, buffer.shape[1] - 1)] for buffer in self.pool.layers[index]]
+
+    def fill(self, index: int, text: Sequence[Tensor]) -> None:
+        """Write into layer `index` the keys and values that `text` returned."""
+        for buffer, array in zip(self.pool.layers[index], text, strict=True):
+            buffer[self.slot, self.places(index, buffer.shape[1] - 1)] = array
 
     @property
     def nbytes(self) -> int:
@@ -137,10 +141,8 @@ class TorchCache:
             return fork
         self.pool.reserve([fork], self.length)
         fork.length, fork.first, fork.hidden = self.length, self.first, self.hidden
-        for index, buffers in enumerate(self.pool.layers):
-            places = self.places(index, buffers[0].shape[1] - 1)
-            for buffer in buffers:
-                buffer[fork.slot, places] = buffer[self.slot, places]
+        for index in range(len(self.pool.layers)):
+            fork.fill(index, self.text(index))
         return fork
 
     def trim(self, tokens: int) -> None:
@@ -179,6 +181,5 @@ class TorchCache:
             raise ValueError(f"{path} was made by another model: its text must be encoded anew")
         self.pool.reserve([self], max(self.capacity, length + self.pool.config.canvas_length))
         self.length, self.first, self.hidden = length, first, arrays.get("hidden")
-        for index, buffers in enumerate(self.pool.layers):
-            for kind, buffer in zip(("keys", "values"), buffers, strict=True):
-                buffer[self.slot, self.places(index, buffer.shape[1] - 1)] = arrays[f"{index}.{kind}"]
+        for index in range(len(self.pool.layers)):
+            self.fill(index, (arrays[f"{index}.keys"], arrays[f"{index}.values"]))

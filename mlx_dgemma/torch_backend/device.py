@@ -18,7 +18,7 @@ def has_gpu() -> bool:
 
 
 def no_gpu() -> str | None:
-    """Say why there is no GPU, as far as torch knows; None where there is one."""
+    """Return why there is no GPU, as far as torch knows; None where there is one."""
     if has_gpu():
         return None
     if torch.version.cuda is None:
@@ -36,8 +36,7 @@ def by_kernel(x: Tensor) -> bool:
 
 
 def free(device: torch.device) -> int:
-    """Bytes that can be allocated now: on a GPU those that the driver has, and those that torch's allocator holds
-    unused."""
+    """Bytes that can be allocated now: of a GPU the driver's, and those that torch's allocator holds unused."""
     if device.type == "cpu":
         return memory.available()
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -46,13 +45,7 @@ def free(device: torch.device) -> int:
 
 def peak(device: torch.device) -> int:
     """Peak bytes: of torch's allocator on a GPU; of the process on a CPU, whose allocator does not count."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return memory.peak()
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory.peak()
 
 
 @contextmanager
@@ -62,9 +55,10 @@ def enough(device: torch.device, what: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
         raise Mistake(
             f"out of device memory for {what}: needs {asked[1] if asked else 'more'} at once, "
-            f"{memory.gigabytes(free(device))} are free on {_name(device)}; take shorter texts, fewer at once, "
+            f"{memory.gigabytes(free(device))} are free on {name}; take shorter texts, fewer at once, "
             "or a checkpoint of fewer bits"
         ) from None
 

@@ -12,9 +12,7 @@ from .sweep import BARRED
 
 
 def restrict(logits: Tensor, token_sets: Sequence[TokenSet | None]) -> Tensor:
-    """logits [B, V], each row barred outside its set where it has one."""
-    if all(token_set is None for token_set in token_sets):
-        return logits
+    """Bar each row of logits [B, V] outside its set, where it has a set."""
     restricted = logits.clone()
     for row, token_set in enumerate(token_sets):
         if token_set is not None:

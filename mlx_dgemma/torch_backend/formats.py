@@ -6,13 +6,39 @@ affine: scale * q + bias; mxfp4, mxfp8: a power of two (E8M0) times E2M1 or E4M3
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 
 from ..checkpoint.config import Quantization
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
+E4M3 = torch.float8_e4m3fn
+E4M3_MAX = 448.0
 WIDER = {2: 4, 3: 4, 5: 8, 6: 8}  # bits -> those of the fields that the kernels read
+
+
+@dataclass
+class Packed:
+    """A weight [..., out, in] as it is stored."""
+
+    weight: Tensor  # floats, quantized numbers in int32 words, or E4M3
+    scales: Tensor | None = None  # [..., out, groups]; of E4M3 [..., out, 1] float32
+    biases: Tensor | None = None  # [..., out, groups], affine only
+    quantization: Quantization | None = None
+
+    @property
+    def is_fp8(self) -> bool:
+        return self.weight.dtype == E4M3
+
+    def rows(self, index: Tensor | slice | int, dtype: torch.dtype) -> Tensor:
+        """`weight[index]` as floats."""
+        if self.is_fp8:
+            return (self.weight[index].float() * self.scales[index]).to(dtype)
+        if self.quantization is None:
+            return self.weight[index]
+        biases = None if self.biases is None else self.biases[index]
+        return dequantize(self.weight[index], self.scales[index], biases, self.quantization).to(dtype)
 
 
 def check(quantization: Quantization, width: int) -> None:
@@ -22,7 +48,7 @@ def check(quantization: Quantization, width: int) -> None:
         raise ValueError(f"groups of {group} with {bits} bits do not divide rows of {width}")
 
 
-def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+def unpack(packed: Tensor, bits: int) -> Tensor:
     """[..., words] int32 -> [..., words * 32 / bits] uint8."""
     octets = packed.contiguous().view(torch.uint8)
     if 8 % bits == 0:
@@ -34,7 +60,7 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     return ((word[..., None] >> bits * places) & (2**bits - 1)).flatten(-2).to(torch.uint8)
 
 
-def widen(packed: torch.Tensor, bits: int) -> torch.Tensor:
+def widen(packed: Tensor, bits: int) -> Tensor:
     """Repack into fields of WIDER[bits]. The numbers stay the same."""
     wide = WIDER[bits]
     fields = unpack(packed, bits).unflatten(-1, (-1, 8 // wide))
@@ -42,9 +68,9 @@ def widen(packed: torch.Tensor, bits: int) -> torch.Tensor:
     return (fields << places).sum(dim=-1, dtype=torch.uint8).view(torch.int32)
 
 
-def _numbers(packed: torch.Tensor, quantization: Quantization) -> torch.Tensor:
+def _numbers(packed: Tensor, quantization: Quantization) -> Tensor:
     if quantization.mode == "mxfp8":
-        return packed.contiguous().view(FP8).float()
+        return packed.contiguous().view(E4M3).float()
     stored = unpack(packed, quantization.bits)
     if quantization.mode == "affine":
         return stored.float()
@@ -54,24 +80,22 @@ def _numbers(packed: torch.Tensor, quantization: Quantization) -> torch.Tensor:
     return torch.where(stored >= 8, -size, size)
 
 
-def _scales(scales: torch.Tensor, quantization: Quantization) -> torch.Tensor:
+def _scales(scales: Tensor, quantization: Quantization) -> Tensor:
     if quantization.mode == "affine":
         return scales.float()
     if quantization.mode == "nvfp4":
-        return scales.view(FP8).float()
+        return scales.view(E4M3).float()
     return torch.exp2(scales.float() - 127)
 
 
-def dequantize(
-    packed: torch.Tensor, scales: torch.Tensor, biases: torch.Tensor | None, quantization: Quantization
-) -> torch.Tensor:
+def dequantize(packed: Tensor, scales: Tensor, biases: Tensor | None, quantization: Quantization) -> Tensor:
     """[..., words] int32, [..., groups] and for affine [..., groups] -> [..., width] float32."""
     numbers = _numbers(packed, quantization).unflatten(-1, (-1, quantization.group_size))
     numbers = numbers * _scales(scales, quantization)[..., None]
     return (numbers if biases is None else numbers + biases.float()[..., None]).flatten(-2)
 
 
-def to_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
     """Round [..., width] to E4M3 -> that, and [..., 1] float32, the scale of each row: its largest number / 448."""
-    scale = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12) / FP8_MAX
-    return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
+    scale = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12) / E4M3_MAX
+    return (x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3), scale

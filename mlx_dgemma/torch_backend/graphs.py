@@ -1,4 +1,4 @@
-"""CUDA graphs: a function of tensors is launched once, and from then on replayed, with other numbers in its inputs.
+"""CUDA graphs: a function of tensors is captured at its first run, and then replayed with other numbers in its inputs.
 
 A pass is some 1,500 small launches; as a graph it is one. On a CPU the function is simply called.
 """
@@ -6,8 +6,7 @@ A pass is some 1,500 small launches; as a graph it is one. On a CPU the function
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +14,7 @@ from torch import Tensor
 Inputs = dict[str, Tensor]
 
 
-@dataclass
-class Captured:
+class Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: Inputs
     outputs: Any
@@ -26,7 +24,7 @@ class Graphs:
     def __init__(self, device: torch.device):
         self.device = device
         self.captured: dict[Hashable, Captured] = {}
-        # One memory pool for all, as they never run at the same time; each one's outputs stay its own.
+        # All share a memory pool, as they never run at the same time; the outputs of each stay where they are.
         self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def clear(self) -> None:

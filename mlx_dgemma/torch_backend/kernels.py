@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import KeyRange
-from .layers import Linear
+from .formats import Packed
+from .tokens import KeyRange
 
 MODES = {"affine": 0, "mxfp4": 1, "nvfp4": 2, "mxfp8": 3}
-PLAIN, FP8 = 4, 5
+PLAIN, E4M3 = 4, 5
 
 
 @triton.jit
@@ -142,32 +142,31 @@ def _shape(rows: int) -> dict[str, int]:
     return {"ROWS": tall, "COLUMNS": 64, "num_warps": 4, "num_stages": 3 if tall == 64 else 4}
 
 
-def grouped_product(x: Tensor, layer: Linear, ends: Tensor) -> Tensor:
+def grouped_product(x: Tensor, packed: Packed, ends: Tensor) -> Tensor:
     """x [T, K], rows sorted by expert, ends [E] int32 -> [T, N]. Rows behind the last end stay as they are."""
     rows, experts = len(x), len(ends)
-    out, quantization = layer.weight.shape[-2], layer.quantization
-    weight, scales, biases, mode, bits, group = layer.weight, x, x, PLAIN, 8, 64
-    if layer.is_fp8:
-        weight, scales, mode = layer.weight.view(torch.uint8), layer.fp8_scale, FP8
-    elif quantization is not None:
-        weight, scales, mode = layer.weight.view(torch.uint8), layer.scales, MODES[quantization.mode]
-        biases = scales if layer.biases is None else layer.biases
-        bits, group = quantization.bits, quantization.group_size
+    weight, quantization, out = packed.weight, packed.quantization, packed.weight.shape[-2]
+    scales = x if packed.scales is None else packed.scales  # any pointer, where none is read
+    mode, bits, group = E4M3 if packed.is_fp8 else PLAIN, 8, 64
+    if quantization is not None:
+        mode, bits, group = MODES[quantization.mode], quantization.bits, quantization.group_size
+    if mode != PLAIN:
+        weight = weight.view(torch.uint8)
     shape = _shape(rows // experts)
     y, width = x.new_empty((rows, out)), x.shape[1]
     tiles = -(-rows // shape["ROWS"]) + experts  # at most: each expert has one that is not full
     grid = (tiles if experts > 1 else tiles - 1, triton.cdiv(out, shape["COLUMNS"]))
     _product_kernel[grid](
-        x.contiguous(), weight, scales, biases, y, ends, N=out, K=width, E=experts,
-        EXPERTS=triton.next_power_of_2(experts), MODE=mode, BITS=bits, GROUP=group,
+        x.contiguous(), weight, scales, scales if packed.biases is None else packed.biases, y, ends,
+        N=out, K=width, E=experts, EXPERTS=triton.next_power_of_2(experts), MODE=mode, BITS=bits, GROUP=group,
         DEPTH=max(group, 64 if width % 128 else 128), **shape,
     )  # fmt: skip
     return y
 
 
-def quantized_product(x: Tensor, layer: Linear) -> Tensor:
+def quantized_product(x: Tensor, packed: Packed) -> Tensor:
     """x [T, K] -> [T, N]: one expert."""
-    return grouped_product(x, layer, torch.full((1,), len(x), dtype=torch.int32, device=x.device))
+    return grouped_product(x, packed, torch.full((1,), len(x), dtype=torch.int32, device=x.device))
 
 
 @triton.jit
@@ -190,7 +189,7 @@ def _mean_kernel(
     tl.store(y + place, total, mask=real & (column < D)[None, :])
 
 
-def mean(shares: Tensor, table: Linear) -> Tensor:
+def mean(shares: Tensor, table: Packed) -> Tensor:
     """shares [T, V] @ a quantized table [V, D] -> [T, D]. Parts of the table at once: T and D alone are too few."""
     (count, vocabulary), quantization = shares.shape, table.quantization
     group, columns = quantization.group_size, max(64, quantization.group_size)
@@ -271,7 +270,7 @@ LONG = 4096  # tokens of context that one part of a split attention has, at leas
 
 
 def attend(queries: Tensor, cache: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], keys: KeyRange) -> Tensor:
-    """`attention.attend` by a kernel. A long text is split into parts, so that few queries keep the whole GPU busy."""
+    """`attention.Attend` by a kernel. A long text is split into parts, so that few queries keep the whole GPU busy."""
     count, length, heads, dim = queries.shape
     parts = max(1, min(8, keys.width // LONG))
     # A block of queries, keys and values fits the 99 KB of shared memory that smaller GPUs have.

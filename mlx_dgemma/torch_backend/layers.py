@@ -1,6 +1,6 @@
 """The three uses of a weight: a product, a product per expert, an embedding; plain, quantized or FP8.
 
-Quantized weights stay packed: on a GPU the kernels unpack them in registers, on a CPU they are unpacked for each use.
+Quantized weights stay packed: on a GPU the kernels unpack them in registers, on a CPU each use unpacks them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..checkpoint.config import Quantization
 from . import device, formats
+from .formats import Packed
 from .fused import rms_norm, to_fp8
 
-FEW = 16  # rows; BLAS sums fewer of them in another order
+LEAST = 16  # rows of a product; BLAS sums fewer of them in another order
 
 
 @functools.cache
@@ -29,38 +30,33 @@ class Linear(nn.Module):
 
     def __init__(self, *shape: int):
         super().__init__()
-        self.quantization: Quantization | None = None
-        self.declare(weight=torch.empty(shape))
+        self.declare(Packed(torch.empty(shape)))
 
-    def declare(self, **arrays: Tensor) -> None:
-        for name, array in arrays.items():
-            self.register_buffer(name, array)
+    def declare(self, packed: Packed) -> None:
+        self.quantization = packed.quantization
+        for name in ("weight", "scales", "biases"):
+            self.register_buffer(name, vars(packed)[name])
+
+    @property
+    def packed(self) -> Packed:
+        return Packed(self.weight, self.scales, self.biases, self.quantization)
 
     def quantize(self, quantization: Quantization) -> None:
         """Expect the arrays of `mx.quantize`. ValueError if the groups do not divide the rows."""
         *outer, width = self.weight.shape
         formats.check(quantization, width)
-        self.quantization = quantization
-        affine = quantization.mode == "affine"
-        scales = torch.empty((*outer, width // quantization.group_size), dtype=torch.float32 if affine else torch.uint8)
-        self.declare(
-            weight=torch.empty((*outer, width * quantization.bits // 32), dtype=torch.int32),
-            scales=scales,
-            biases=torch.empty_like(scales) if affine else None,
-        )
+        affine, groups = quantization.mode == "affine", width // quantization.group_size
+        weight = torch.empty((*outer, width * quantization.bits // 32), dtype=torch.int32)
+        scales = torch.empty((*outer, groups), dtype=torch.float32 if affine else torch.uint8)
+        self.declare(Packed(weight, scales, torch.empty_like(scales) if affine else None, quantization))
 
     def to_fp8(self) -> None:
-        """Convert floats in place, to `weight` in E4M3 and `fp8_scale` [..., out, 1] float32. One expert at a time: on
-        the way it takes four times the memory."""
-        weight = torch.empty_like(self.weight, dtype=formats.FP8)
-        scale = torch.empty((*weight.shape[:-1], 1), device=weight.device)
+        """Convert floats to E4M3 in place. One expert at a time: on the way it takes four times the memory."""
+        weight = torch.empty_like(self.weight, dtype=formats.E4M3)
+        scales = torch.empty((*weight.shape[:-1], 1), device=weight.device)
         for place in range(len(weight)) if weight.ndim == 3 else [...]:
-            weight[place], scale[place] = formats.to_fp8(self.weight[place])
-        self.declare(weight=weight, fp8_scale=scale)
-
-    @property
-    def is_fp8(self) -> bool:
-        return self.weight.dtype == formats.FP8
+            weight[place], scales[place] = formats.to_fp8(self.weight[place])
+        self.declare(Packed(weight, scales))
 
     def widen(self) -> None:
         """Repack to fields of 4 or 8 bits, for the kernels. The numbers stay the same."""
@@ -69,30 +65,24 @@ class Linear(nn.Module):
             self.weight = formats.widen(self.weight, q.bits)
             self.quantization = Quantization(bits=formats.WIDER[q.bits], group_size=q.group_size, mode=q.mode)
 
-    def rows(self, index, dtype: torch.dtype) -> Tensor:
+    def rows(self, index: Tensor | slice | int, dtype: torch.dtype) -> Tensor:
         """`weight[index]` as floats."""
-        if self.is_fp8:
-            return (self.weight[index].float() * self.fp8_scale[index]).to(dtype)
-        if self.quantization is None:
-            return self.weight[index]
-        biases = None if self.biases is None else self.biases[index]
-        return formats.dequantize(self.weight[index], self.scales[index], biases, self.quantization).to(dtype)
+        return self.packed.rows(index, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]."""
-        if self.is_fp8:
-            return self._fp8_product(x)
+        if self.packed.is_fp8:
+            rounded, scale = to_fp8(x)
+            if device.by_kernel(x):
+                return torch._scaled_mm(
+                    rounded, self.weight.T, scale, self.scales.T, out_dtype=x.dtype, use_fast_accum=True
+                )
+            return ((rounded.float() * scale) @ self.rows(slice(None), torch.float32).T).to(x.dtype)
         if self.quantization is not None and device.by_kernel(x):
             from .kernels import quantized_product
 
-            return quantized_product(x, self)
+            return quantized_product(x, self.packed)
         return x @ self.rows(slice(None), x.dtype).T
-
-    def _fp8_product(self, x: Tensor) -> Tensor:
-        rounded, scale = to_fp8(x)
-        if not device.by_kernel(x):  # the same numbers, multiplied as floats
-            return ((rounded.float() * scale) @ self.rows(slice(None), torch.float32).T).to(x.dtype)
-        return torch._scaled_mm(rounded, self.weight.T, scale, self.fp8_scale.T, out_dtype=x.dtype, use_fast_accum=True)
 
 
 class SideBySide(nn.Module):
@@ -102,8 +92,7 @@ class SideBySide(nn.Module):
         super().__init__()
         self.sizes = [linear.weight.shape[0] for linear in linears]
         first, arrays = linears[0], [dict(linear.named_buffers()) for linear in linears]
-        alike = all(linear.quantization == first.quantization for linear in linears)
-        alike = alike and all(linear.weight.dtype == first.weight.dtype for linear in linears)
+        alike = len({(linear.quantization, linear.weight.dtype) for linear in linears}) == 1
         if alike:
             for name in arrays[0]:
                 setattr(first, name, torch.cat([named[name] for named in arrays]))
@@ -120,7 +109,7 @@ class ExpertLinear(Linear):
 
     def scale_globally(self, *, per_row: bool) -> None:
         """Expect `weight_scale_2`, too: float32 factors [E, out] or [E], as NVIDIA's NVFP4 has them."""
-        self.declare(weight_scale_2=torch.empty(self.weight.shape[: 2 if per_row else 1]))
+        self.register_buffer("weight_scale_2", torch.empty(self.weight.shape[: 2 if per_row else 1]))
 
     def forward(self, x: Tensor, experts: Tensor, ends: Tensor) -> Tensor:
         """x [N, in], the expert of each row [N], ascending, and where each expert's rows end [E] int32 -> [N, out].
@@ -135,28 +124,27 @@ class ExpertLinear(Linear):
     def _product(self, x: Tensor, ends: Tensor) -> Tensor:
         if not device.by_kernel(x):
             return self._expert_by_expert(x, ends)
-        if self.is_fp8 and _has_grouped_mm():
+        weight = self.weight.transpose(-2, -1)
+        if self.packed.is_fp8 and _has_grouped_mm():
             rounded, scale = to_fp8(x)
-            weight, weight_scale = self.weight.transpose(-2, -1), self.fp8_scale.squeeze(-1)
-            return torch._scaled_grouped_mm(
-                rounded, weight, scale.squeeze(-1), weight_scale, offs=ends, out_dtype=x.dtype, use_fast_accum=True
-            )
+            scales = scale.squeeze(-1), self.scales.squeeze(-1)
+            return torch._scaled_grouped_mm(rounded, weight, *scales, offs=ends, out_dtype=x.dtype, use_fast_accum=True)
         if self.quantization is None and x.dtype == torch.bfloat16 and _has_grouped_mm():
-            return torch._grouped_mm(x, self.weight.transpose(-2, -1), offs=ends)
+            return torch._grouped_mm(x, weight, offs=ends)
         from .kernels import grouped_product
 
-        return grouped_product(x, self, ends)
+        return grouped_product(x, self.packed, ends)
 
     def _expert_by_expert(self, x: Tensor, ends: Tensor) -> Tensor:
         y, start = x.new_zeros((len(x), self.weight.shape[1])), 0
-        if self.is_fp8:
+        if self.packed.is_fp8:
             rounded, scale = to_fp8(x)
             x = (rounded.float() * scale).to(x.dtype)
         for expert, end in enumerate(ends.tolist()):
             if end > start:
                 rows = x[start:end]
-                if end - start < FEW:  # so that a row's numbers do not depend on its company
-                    rows = torch.cat((rows, rows.new_zeros((FEW - (end - start), rows.shape[1]))))
+                if end - start < LEAST:  # so that a row's numbers do not depend on its company
+                    rows = torch.cat((rows, rows.new_zeros((LEAST - (end - start), rows.shape[1]))))
                 y[start:end] = (rows @ self.rows(expert, x.dtype).T)[: end - start]
             start = end
         return y
@@ -186,7 +174,7 @@ class Embedding(Linear):
         if device.by_kernel(shares):
             from .kernels import mean
 
-            return mean(shares, self)
+            return mean(shares, self.packed)
         total = torch.zeros((len(shares), self.hidden_size), dtype=torch.float32, device=shares.device)
         for first in range(0, self.vocab_size, self.SLICE):
             part = slice(first, first + self.SLICE)

@@ -6,11 +6,11 @@ import math
 
 import torch
 
-from ..checkpoint.config import ModelConfig
+from ..checkpoint.config import FP8, ModelConfig
 from ..checkpoint.folder import Tensor
+from ..checkpoint.memory import check_memory
 from ..checkpoint.names import parameter_name
 from ..errors import Mistake
-from ..load import FP8, check_memory
 from . import device as devices
 from . import parallel
 from .layers import Linear
@@ -19,10 +19,10 @@ from .network import Network
 from .weights import DTYPES, declare, load_weights
 
 if devices.has_gpu():
-    from . import kernels  # noqa: F401, so that a GPU without triton is told of before anything is read
+    from . import kernels  # noqa: F401, so that a missing triton is reported before anything is read
 
 
-def check_fp8(network: Network, device: torch.device, name: str) -> None:
+def _check_fp8(network: Network, device: torch.device, name: str) -> None:
     if any(isinstance(module, Linear) and module.quantization for module in network.modules()):
         raise Mistake(f"{name} is quantized already: leave out --dtype fp8, or take a checkpoint in bfloat16")
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
@@ -39,16 +39,16 @@ def _nbytes(config: ModelConfig, name: str, tensor: Tensor) -> int:
 
 
 def load_torch(tensors: dict[str, Tensor], config: ModelConfig, dtype: str, name: str) -> TorchModel:
-    """Load a checkpoint: `dtype` is one of DTYPES, `name` is for messages, `ranks` as many as torchrun started.
-    ValueError names the tensor that is missing, left over, or of the wrong shape or dtype."""
+    """Load a checkpoint: `dtype` is one of DTYPES, `name` is for messages. Mistake names the tensor that is missing,
+    left over, or of the wrong shape or dtype."""
     parallel.join()
     device, fp8 = devices.the_device(), dtype == FP8
     network = declare(config, tensors)
     if fp8:
-        check_fp8(network, device, name)
+        _check_fp8(network, device, name)
     network.dtype = DTYPES[dtype]
     needed = sum(_nbytes(config, path, tensor) for path, tensor in tensors.items())
     check_memory(needed // 2 if fp8 else needed, name, devices.free(device))
     with devices.enough(device, name):
-        load_weights(network, config, tensors, device, fp8=fp8)
+        load_weights(network, tensors, device, fp8=fp8)
     return TorchModel(network, config, device)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import platform
-import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import psutil
 import torch
@@ -18,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from ..checkpoint.names import weight_class
 from ..seam.model import Row
+from ..seam.timing import median_seconds, product_rate
 from .attention import Attend
 from .device import the_device
 from .graphs import Graphs
@@ -26,6 +24,7 @@ from .model import TorchModel
 from .network import Experts, SelfConditioning
 from .sweep import SweepInputs, sweep
 from .vocabulary import Readout
+from .weights import DTYPES
 
 COPIED = 1 << 30  # bytes of the array that is copied on a GPU; a CPU takes a quarter, which is beyond its caches too
 LONG = 0.1  # seconds: a product that takes as long says what the machine can do
@@ -37,81 +36,69 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def device() -> dict[str, Any]:
+def device() -> dict[str, object]:
     """Describe the device: `name`, `memory` in bytes, versions of framework and driver. Nothing names the machine or
     its user."""
-    here = the_device()
-    about = {"backend": "torch", "versions": {"torch": torch.__version__}, "kind": "cpu", "driver": None, "info": {}}
-    about |= {"name": platform.processor() or platform.machine(), "memory": psutil.virtual_memory().total}
-    if here.type == "cpu":
-        return {**about, "shared_memory": True}
-    gpu = torch.cuda.get_device_properties(here)
-    info = {"multiprocessors": gpu.multi_processor_count, "capability": f"{gpu.major}.{gpu.minor}"}
-    about["versions"] |= {"cuda": torch.version.cuda}
-    about |= {"kind": "gpu", "name": gpu.name, "memory": gpu.total_memory, "info": info}
-    return {**about, "driver": f"CUDA {torch.version.cuda}", "shared_memory": bool(gpu.is_integrated)}
+    versions = {"torch": torch.__version__}
+    if the_device().type == "cpu":
+        return {
+            "backend": "torch", "versions": versions, "kind": "cpu", "driver": None, "info": {}, "shared_memory": True,
+            "name": platform.processor() or platform.machine(), "memory": psutil.virtual_memory().total,
+        }  # fmt: skip
+    gpu = torch.cuda.get_device_properties(the_device())
+    return {
+        "backend": "torch", "versions": versions | {"cuda": torch.version.cuda}, "kind": "gpu", "name": gpu.name,
+        "memory": gpu.total_memory, "shared_memory": bool(gpu.is_integrated), "driver": f"CUDA {torch.version.cuda}",
+        "info": {"multiprocessors": gpu.multi_processor_count, "capability": f"{gpu.major}.{gpu.minor}"},
+    }  # fmt: skip
 
 
-def _seconds(compute: Callable[[], Any], repeat: int) -> float:
-    """Median of `repeat` runs behind a warm-up."""
-    seconds = []
-    for _ in range(repeat + 1):
-        wait()
-        start = time.perf_counter()
-        compute()
-        wait()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
-
-
-def _product_rate(dtype: torch.dtype) -> tuple[float, int]:
-    """FLOPs a second of square matrices, and the size of the last: it doubles until a product takes LONG."""
-    size, best, seconds = 128, 0.0, 0.0
-    while seconds < LONG and size < 16384:
-        size *= 2
-        matrix = torch.randn((size, size), device=the_device()).to(dtype)
-        seconds = _seconds(partial(torch.matmul, matrix, matrix), 3)
-        best = max(best, 2 * size**3 / seconds)
-    return best, size
+def _seconds(compute: Callable[[], object], repeat: int) -> float:
+    return median_seconds(compute, wait, repeat)
 
 
 def ceilings(dtype: str) -> dict[str, float]:
     """Measure `copy_bytes_per_second`, read and written, and `product_flops_per_second` of `dtype`."""
-    here = the_device()
-    source = torch.zeros(COPIED if here.type == "cuda" else COPIED // 4, dtype=torch.uint8, device=here)
+    size = COPIED if the_device().type == "cuda" else COPIED // 4
+    source = torch.zeros(size, dtype=torch.uint8, device=the_device())
     target = torch.empty_like(source)
     copied = 2 * source.nbytes / _seconds(lambda: target.copy_(source), 5)
-    product, size = _product_rate(getattr(torch, dtype))
+
+    def product_seconds(size: int) -> float:
+        matrix = torch.randn((size, size), device=the_device()).to(DTYPES[dtype])
+        return _seconds(lambda: matrix @ matrix, 3)
+
+    product, size = product_rate(product_seconds, LONG)
     return {"copy_bytes_per_second": copied, "product_flops_per_second": product, "product_size": size}
 
 
 def weight_bytes(model: TorchModel) -> dict[str, int]:
     """Class of weights -> bytes as they are held, scales and biases among them."""
-    held: dict[str, int] = defaultdict(int)
+    nbytes: dict[str, int] = defaultdict(int)
     for path, array in model.network.named_buffers():
-        held[weight_class(path)] += array.nbytes
-    return dict(held)
+        nbytes[weight_class(path)] += array.nbytes
+    return dict(nbytes)
 
 
-Calls = dict[str, list[Callable[[], Tensor]]]
+PARTS = {Linear: "linears", Experts: "experts", Attend: "attention", SelfConditioning: "self-conditioning"}
+Calls = dict[str, list[Callable[[], Tensor]]]  # part -> calls of its modules, with their inputs
 
 
 @contextmanager
 def _recorded() -> Iterator[Calls]:
-    """Yield part -> calls of its modules, with the inputs that they get from passes inside. Forward hooks observe them:
-    modules within a part's module are not parts of their own."""
-    parts = {Attend: "attention", Experts: "experts", Linear: "linears", SelfConditioning: "self-conditioning"}
+    """Yield the calls of PARTS in the passes inside, as forward hooks observe them. A module within a part's module
+    belongs to that part."""
     calls: Calls = defaultdict(list)
     entered: list[nn.Module] = []
 
-    def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if part := parts.get(type(module)):
+    def enter(module: nn.Module, arguments: tuple) -> None:
+        if part := PARTS.get(type(module)):
             if not entered:
                 copies = (a.clone() if isinstance(a, Tensor) else a for a in arguments)
                 calls[part].append(partial(module, *copies))
             entered.append(module)
 
-    def leave(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+    def leave(module: nn.Module, arguments: tuple, output: object) -> None:
         if entered and entered[-1] is module:
             entered.pop()
 
@@ -123,8 +110,8 @@ def step_parts(model: TorchModel, rows: Sequence[Row], repeat: int = 5) -> dict[
     """Median seconds of a denoise step of `rows`, which have nothing pending, by part.
 
     Each part is made of the real modules on the inputs of a real pass, all layers one after another and alone on the
-    device, on a GPU as a graph of their own. "rest" is what the whole step takes beyond their sum: norms, RoPE,
-    routing, caches, the host.
+    device, on a GPU as a graph. "rest" is what the whole step takes beyond their sum: norms, RoPE, routing, caches, the
+    host.
     """
     whole = _seconds(lambda: model.denoise(rows), repeat)
     table, cap, inputs = model.network.table, model.cap, []
@@ -134,16 +121,12 @@ def step_parts(model: TorchModel, rows: Sequence[Row], repeat: int = 5) -> dict[
             tensors = Readout(group, shapes.canvases, shapes.canvas).inputs(model.facts.vocab_size)
             inputs.append(SweepInputs(hidden, **{name: array.to(model.device) for name, array in tensors.items()}))
 
-    def measured(part: str, compute: Callable[[], Any]) -> float:
+    def measured(compute: Callable[[], object]) -> float:
         graphs = Graphs(model.device)
-        return _seconds(lambda: graphs.run(part, lambda _: compute(), {}), repeat)
+        return _seconds(lambda: graphs.run("part", lambda _: compute(), {}), repeat)
 
-    seconds = {
-        part: measured(part, lambda part=part: [call() for call in calls[part]])
-        for part in ("linears", "experts", "attention", "self-conditioning")
-    }
-    head = measured("head", lambda: [sweep(table, one, cap, soft=False) for one in inputs])
-    with_mean = measured("mean", lambda: [sweep(table, one, cap) for one in inputs])
-    seconds["head and draw"] = head
-    seconds["self-conditioning"] += max(with_mean - head, 0.0)
+    seconds = {part: measured(lambda part=part: [call() for call in calls[part]]) for part in PARTS.values()}
+    seconds["head and draw"] = measured(lambda: [sweep(table, part, cap, soft=False) for part in inputs])
+    with_mean = measured(lambda: [sweep(table, part, cap) for part in inputs])
+    seconds["self-conditioning"] += max(with_mean - seconds["head and draw"], 0.0)
     return {**seconds, "rest": whole - sum(seconds.values())}

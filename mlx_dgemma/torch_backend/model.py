@@ -19,7 +19,7 @@ from ..checkpoint.config import ModelConfig
 from ..errors import Mistake
 from ..seam import token_sets
 from ..seam.model import Continuation, Draw, NextToken, Prediction, Row, Text, TokenSet
-from ..seam.shared import begin_autoregress, check_caches, checked, pending_texts
+from ..seam.shared import begin_autoregress, check_caches, checked, join_scores, pending_texts
 from . import device as devices
 from . import parallel, weights
 from .cache import LEAST, Pool, TorchCache
@@ -65,7 +65,7 @@ class TorchModel:
                 if score:
                     for (i, part), states in zip(group, hidden, strict=True):
                         scores[i].append(self._score(part, states, before[i]))
-        return [_joined(parts) for parts in scores] if score else None
+        return [join_scores(parts) for parts in scores] if score else None
 
     def denoise(self, rows: Sequence[Row]) -> list[Prediction]:
         pending, predictions = self._encode_pending(rows), []
@@ -89,11 +89,11 @@ class TorchModel:
     def autoregress(self, continuations: Sequence[Continuation], draw: Draw) -> Iterator[list[int]]:
         steps, uniforms = begin_autoregress(self, continuations, draw)
         uniforms = torch.from_numpy(uniforms).to(self.device)
-        caches = [one.cache for one in continuations]
+        caches = [text.cache for text in continuations]
         for step in range(steps):
             logits = head(self.network.table, torch.cat([cache.hidden[-1:] for cache in caches]), self.cap)
             if step == 0:
-                logits = restrict(logits, [one.allowed for one in continuations])
+                logits = restrict(logits, [text.allowed for text in continuations])
             tokens = parallel.from_first(next_token(logits, draw, uniforms[:, step : step + 1]))
             # Every token is read when the pass behind it is on its way already.
             arrived = devices.to_host(tokens)
@@ -183,14 +183,6 @@ class TorchModel:
             argmax.append(logits[1:].argmax(dim=-1).int())
             logprob.append(logits[:-1].log_softmax(dim=-1).gather(1, tokens[part, None])[:, 0])
             previous = hidden[part][-1:]
-        host = to_numpy({"argmax": torch.cat(argmax), "logprob": torch.cat(logprob)})
         if before is None:
-            host["logprob"][0] = np.nan
-        return host["argmax"], host["logprob"]
-
-
-def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> NextToken:
-    """Concatenate argmax and log-probabilities of the parts of one text."""
-    if not parts:
-        return NextToken(np.zeros(0, np.int32), np.zeros(0, np.float32))
-    return NextToken(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+            logprob[0][0] = torch.nan
+        return tuple(to_numpy({"argmax": torch.cat(argmax), "logprob": torch.cat(logprob)}).values())

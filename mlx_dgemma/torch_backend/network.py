@@ -10,51 +10,15 @@ one pass is one CUDA graph, and serves all calls of its shapes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint.config import LayerConfig, ModelConfig
 from . import parallel
-from .attention import Attend, KeyRange
+from .attention import Attend
 from .fused import after_attention, after_experts, gated, gather, rotated_norm, route, spread
 from .layers import Embedding, ExpertLinear, Linear, Norm, SideBySide
-
-
-@dataclass
-class Tokens:
-    """N sequences of Q tokens, padded: texts or canvases. Only `causal` and `context` are known on the host."""
-
-    ids: Tensor  # [N, Q] int64
-    start: Tensor  # [N] int32: position of the first, which is how many tokens of text there are before
-    count: Tensor  # [N] int32: how many of Q are real
-    slot: Tensor  # [N] int32: of the cache they belong to
-    causal: bool
-    context: int  # tokens of text that any of them sees, at most
-
-    @property
-    def positions(self) -> Tensor:
-        return self.start[:, None] + torch.arange(self.ids.shape[1], dtype=torch.int32, device=self.ids.device)
-
-    def keys(self, window: int | None) -> KeyRange:
-        at, width = self.positions, self.context
-        if self.causal:
-            hi = torch.minimum(at + 1, (self.start + self.count)[:, None])
-            lo = at + 1 - (window or 0)
-            most = (window or 0) - 1 + self.ids.shape[1]
-        else:  # the reference gives a canvas the last window - 1 tokens, and no window of its own
-            hi = self.start[:, None].expand_as(at)
-            lo, most = hi - (window or 1) + 1, (window or 0) - 1
-        lo = torch.zeros_like(at) if window is None else lo.clamp(min=0).contiguous()
-        width = width if window is None else min(width, most)
-        return KeyRange(self.slot, lo, hi.contiguous(), width, None if self.causal else self.count)
-
-    def places(self, room: int) -> tuple[Tensor, Tensor]:
-        """Slot and place [N, Q] at which the pool keeps their K and V. Padding goes behind the room."""
-        at = self.positions
-        real = torch.arange(at.shape[1], device=at.device) < self.count[:, None]
-        return self.slot[:, None].expand_as(at).long(), torch.where(real, at % room, room).long()
+from .tokens import Tokens
 
 
 class SharedInputs:
@@ -76,9 +40,9 @@ class SharedInputs:
 class MLP(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.gate_proj = Linear(config.intermediate_size, config.hidden_size)
-        self.up_proj = Linear(config.intermediate_size, config.hidden_size)
-        self.down_proj = Linear(config.hidden_size, config.intermediate_size)
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj, self.up_proj = Linear(inner, hidden), Linear(inner, hidden)
+        self.down_proj = Linear(hidden, inner)
 
     def join(self) -> None:
         """Lay the loaded linears of one input side by side."""
@@ -101,15 +65,13 @@ class Attention(nn.Module):
         self.k_proj = Linear(heads * dim, hidden)
         self.v_proj = Linear(heads * dim, hidden) if layer.sliding else None
         self.o_proj = Linear(hidden, config.num_attention_heads * dim)
-        self.q_norm = Norm(dim, config.rms_norm_eps)
-        self.k_norm = Norm(dim, config.rms_norm_eps)
+        self.q_norm, self.k_norm = Norm(dim, config.rms_norm_eps), Norm(dim, config.rms_norm_eps)
         self.v_norm = Norm(dim, config.rms_norm_eps, scaled=False)
         self.attend = Attend()
 
     def join(self) -> None:
         """Lay the loaded linears of one input side by side."""
-        linears = [self.q_proj, self.k_proj] + ([] if self.v_proj is None else [self.v_proj])
-        self.qkv = SideBySide(*linears)
+        self.qkv = SideBySide(*filter(None, (self.q_proj, self.k_proj, self.v_proj)))
         del self.q_proj, self.k_proj, self.v_proj
 
     def forward(self, x: Tensor, shared: SharedInputs, cache: tuple[Tensor, Tensor]) -> Tensor:
@@ -130,17 +92,14 @@ class Attention(nn.Module):
 
 
 class Router(nn.Module):
-    """Choose the experts of each token, from the residual under a norm of its own, not the layer's."""
+    """Chooses the experts of each token, from the residual under a norm that is not the layer's."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.top_k = config.top_k_experts
-        self.declare_scale(torch.ones(config.hidden_size), torch.ones(config.num_experts))
+        self.register_buffer("scale", torch.ones(config.hidden_size))
+        self.register_buffer("per_expert_scale", torch.ones(config.num_experts))
         self.proj = Linear(config.num_experts, config.hidden_size)
-
-    def declare_scale(self, scale: Tensor, per_expert: Tensor) -> None:
-        self.register_buffer("scale", scale)
-        self.register_buffer("per_expert_scale", per_expert)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[T, D], normed and scaled -> experts [T, K] and their weights [T, K], float32."""
@@ -188,11 +147,11 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, shared: SharedInputs, cache: tuple[Tensor, Tensor], scalar: Tensor) -> Tensor:
         attended = self.self_attn(self.input_layernorm(x), shared, cache)
-        norms = (self.post_attention_layernorm, self.pre_feedforward_layernorm, self.pre_feedforward_layernorm_2)
+        norms = self.post_attention_layernorm, self.pre_feedforward_layernorm, self.pre_feedforward_layernorm_2
         weights = tuple(norm.weight for norm in norms)
         x, dense, sparse, routed = after_attention(x, attended, weights, self.router.scale, self.eps)
         sparse = parallel.sum_up(self.experts(sparse, *self.router(routed)))
-        norms = (self.post_feedforward_layernorm_1, self.post_feedforward_layernorm_2, self.post_feedforward_layernorm)
+        norms = self.post_feedforward_layernorm_1, self.post_feedforward_layernorm_2, self.post_feedforward_layernorm
         weights = tuple(norm.weight for norm in norms)
         return after_experts(x, self.mlp(dense), sparse, weights, scalar, self.eps)
 
@@ -225,23 +184,12 @@ class EncoderScalar(nn.Module):
         self.register_buffer("layer_scalar", torch.ones(1))
 
 
-class EncoderText(nn.Module):
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.layers = nn.ModuleList(EncoderScalar() for _ in config.layers)
-
-
-class Encoder(nn.Module):
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.language_model = EncoderText(config)
-
-
 class Backbone(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.decoder = Decoder(config)
-        self.encoder = Encoder(config)
+        self.encoder, self.encoder.language_model = nn.Module(), nn.Module()
+        self.encoder.language_model.layers = nn.ModuleList(EncoderScalar() for _ in config.layers)
 
 
 class Network(nn.Module):
@@ -253,7 +201,7 @@ class Network(nn.Module):
 
     def join(self) -> None:
         """Lay loaded linears of one input side by side, in all layers."""
-        for module in list(self.modules()):
+        for module in [*self.modules()]:
             if isinstance(module, Attention | MLP):
                 module.join()
 
@@ -262,10 +210,7 @@ class Network(nn.Module):
         return self.model.decoder.embed_tokens
 
     def forward(
-        self,
-        blocks: list[Tokens],
-        conditioning: tuple[Tensor, Tensor] | None,
-        caches: list[tuple[Tensor, Tensor]],
+        self, blocks: list[Tokens], conditioning: tuple[Tensor, Tensor] | None, caches: list[tuple[Tensor, Tensor]]
     ) -> Tensor:
         """Return the last hidden states [T, D], normed for the head, of all tokens one after another, texts first.
 
@@ -282,8 +227,7 @@ class Network(nn.Module):
             known = self.table.lookup(certain.clamp(min=0), self.dtype)
             parts[-1] = decoder.self_conditioning(parts[-1], torch.where(certain[:, None] >= 0, known, soft))
         x = torch.cat(parts)
-        text = torch.cat([torch.full((part.shape[0], 1), block.causal, device=x.device)
-                          for part, block in zip(parts, blocks, strict=True)])  # fmt: skip
+        text = torch.cat([torch.full((block.ids.numel(), 1), block.causal, device=x.device) for block in blocks])
         shared: dict[LayerConfig, SharedInputs] = {}
         for index, (layer, cache) in enumerate(zip(decoder.layers, caches, strict=True)):
             if layer.kind not in shared:

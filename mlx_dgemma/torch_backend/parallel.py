@@ -36,7 +36,7 @@ def rank() -> int:
 
 
 def join() -> None:
-    """Meet the other ranks, which torchrun started."""
+    """Meet the other ranks that torchrun started."""
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1 or ranks() > 1:
         return
@@ -67,8 +67,7 @@ def _name_failures(number: int) -> None:
     stderr = sys.stderr
 
     def report(kind: type[BaseException], error: BaseException, trace: object) -> None:
-        stderr.write(f"rank {number}: {''.join(traceback.format_exception(error))}")
-        stderr.flush()
+        print(f"rank {number}: {''.join(traceback.format_exception(error))}", end="", file=stderr, flush=True)
         atexit.unregister(dist.destroy_process_group)  # which may wait for the others, and they for this one
 
     sys.excepthook = report
@@ -128,21 +127,13 @@ def local_heads(layer: LayerConfig) -> LayerConfig:
 
 def share(config: ModelConfig, path: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
     """Return the part of a parameter that this rank holds: experts whole, heads whole."""
-    everything = (slice(None),) * len(shape)
-    if ranks() == 1:
-        return everything
-    if ".experts." in path:
-        return (_part(path, shape[0]), *everything[1:])
-    parts = path.split(".")
-    if parts[-3] != "self_attn" or "norm" in path or not divides(config.layers[int(parts[3])]):
-        return everything
-    if parts[-2] == "o_proj":
-        return (*everything[:-1], _part(path, shape[-1]))
-    return (_part(path, shape[0]), *everything[1:])
-
-
-def _part(path: str, size: int) -> slice:
-    if size % ranks():
-        raise Mistake(f"{ranks()} ranks do not divide the {size} of {path}: start another number of them")
-    part = size // ranks()
-    return slice(rank() * part, (rank() + 1) * part)
+    part = [slice(None)] * len(shape)
+    experts, heads = ".experts." in path, ".self_attn." in path and "norm" not in path
+    if ranks() == 1 or not (experts or (heads and divides(config.layers[int(path.split(".")[3])]))):
+        return tuple(part)
+    axis = -1 if ".o_proj." in path else 0
+    if shape[axis] % ranks():
+        raise Mistake(f"{ranks()} ranks do not divide the {shape[axis]} of {path}: start another number of them")
+    size = shape[axis] // ranks()
+    part[axis] = slice(rank() * size, (rank() + 1) * size)
+    return tuple(part)

@@ -1,4 +1,4 @@
-"""The shapes of a pass: as they come on a CPU; on a GPU rounded up to the few that are captured as graphs."""
+"""The shapes of a pass: as they are on a CPU; on a GPU rounded up, so that few are captured as graphs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ..seam.model import Row, Text
 from .cache import TorchCache
 from .graphs import Inputs
-from .network import Tokens
+from .tokens import Tokens
 from .vocabulary import conditioning_of
 
 Pending = tuple[Text, TorchCache]  # tokens, and the cache that they are to be encoded into

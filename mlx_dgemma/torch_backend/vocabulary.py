@@ -1,52 +1,46 @@
 """The rows of a call as inputs of a sweep over the vocabulary, and its result as their predictions.
 
-The arithmetic over the vocabulary is in `sweep.py`.
+`sweep.py` has the arithmetic over the vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..seam.model import Prediction, Row
-from ..seam.shared import VECTORS, lay_fixed
+from ..seam.shared import VECTORS, known_ids, lay_fixed
 from ..seam.token_sets import Allowed
 from . import parallel
 from .layers import Embedding
-from .sweep import SweepResult, capped
+from .sweep import SweepResult, processed
 
 
 @dataclass
 class Conditioning:
-    """Carries the prediction of one pass to the next."""
+    """The self-conditioning of a row's next pass: `Prediction.self_conditioning`."""
 
     soft: Tensor | None  # [L, D], the mean embedding of each position; None: zeros
     certain: np.ndarray | None  # [L] int32 ids that are known, -1 elsewhere
 
 
 def conditioning_of(row: Row) -> Conditioning:
-    """The conditioning that `row` brings from its last pass, with its hint laid over it."""
-    conditioning: Conditioning = row.self_conditioning or Conditioning(None, None)
-    if row.hint is None:
-        return conditioning
-    hint = np.asarray(row.hint, dtype=np.int32)
-    before = conditioning.certain
-    return replace(conditioning, certain=hint if before is None else np.where(hint >= 0, hint, before))
+    """The conditioning of `row` by its last pass, and by its hint over that."""
+    last: Conditioning = row.self_conditioning or Conditioning(None, None)
+    return Conditioning(last.soft, known_ids(row, last.certain))
 
 
 def to_numpy(arrays: dict[str | int, Tensor]) -> dict[str | int, np.ndarray]:
     """Copy arrays of 4-byte numbers to the host, in one synchronisation. Every rank gets rank 0's."""
     flat = torch.cat([array.contiguous().view(torch.int32).flatten() for array in arrays.values()])
-    host = parallel.from_first(flat).cpu().numpy()
-    ends = np.cumsum([array.numel() for array in arrays.values()])
-    parts = zip(arrays.items(), np.split(host, ends[:-1]), strict=True)
+    parts = parallel.from_first(flat).cpu().split([array.numel() for array in arrays.values()])
     return {
-        name: part.view(np.float32 if array.dtype == torch.float32 else np.int32).reshape(array.shape)
-        for (name, array), part in parts
+        name: part.view(array.dtype).view(array.shape).numpy()
+        for (name, array), part in zip(arrays.items(), parts, strict=True)
     }
 
 
@@ -73,14 +67,14 @@ class Readout:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def logprobs(self, hidden: Tensor, result: SweepResult, table: Embedding, cap: float) -> dict[int, Tensor]:
-        """Position -> log-probabilities of the small set that is allowed there: a product with few rows of the table.
+        """Position -> log-probabilities of the small set that is allowed there: a product with its rows of the table.
         A position counts through all rows: row * length + position in the canvas."""
         logprobs: dict[int, Tensor] = {}
         for token_set, positions in self.allowed.small():
-            at = torch.from_numpy(positions).to(hidden.device)
-            weight = table.rows(torch.from_numpy(token_set.ids).to(hidden.device), hidden.dtype)
-            temperature = torch.from_numpy(self.temperature.ravel()[positions]).to(hidden.device)[:, None]
-            logits = capped(hidden[at] @ weight.T, cap) / temperature - result.normaliser[at, None]
+            arrays = positions, token_set.ids, self.temperature.ravel()[positions]
+            at, ids, temperature = (torch.from_numpy(array).to(hidden.device) for array in arrays)
+            raw = hidden[at] @ table.rows(ids, hidden.dtype).T
+            logits = processed(raw, temperature[:, None], None, cap) - result.normaliser[at, None]
             logprobs |= dict(zip(positions.tolist(), logits, strict=True))
         return logprobs
 

@@ -12,22 +12,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..checkpoint import parameters
-from ..checkpoint.config import ModelConfig
+from ..checkpoint.config import FP8, ModelConfig
 from ..checkpoint.folder import Tensor as Stored
 from ..checkpoint.names import GLOBAL_SCALE
-from ..checkpoint.parameters import FLOATS, stored_quantization
-from ..errors import Mistake
+from ..checkpoint.parameters import FLOATS, quantize_where_stored
 from . import parallel
-from .layers import Embedding, ExpertLinear, Linear
+from .layers import Embedding, Linear
 from .network import Network
 
-FP8 = "fp8"  # weights in E4M3, activations in bfloat16
-DTYPES = {  # the names that --dtype has -> of activations, and of weights that are neither quantized nor FP8
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    FP8: torch.bfloat16,
-}
+# --dtype -> that of activations, and of weights that are neither quantized nor FP8
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, FP8: torch.bfloat16}
 WORDS = 1 << 22  # of 32 bits, that are summed at a time
 
 
@@ -37,14 +31,7 @@ def declare(config: ModelConfig, tensors: Mapping[str, Stored]) -> Network:
     with torch.device("meta"):
         network = Network(config)
         linears = {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
-        for path, quantization in stored_quantization(linears, config, tensors).items():
-            try:
-                linears[path].quantize(quantization)
-            except ValueError as error:
-                raise Mistake(f"config.json: quantization of {path}: {error}") from None
-            factor = tensors.get(f"{path}.{GLOBAL_SCALE}")
-            if factor is not None and isinstance(linears[path], ExpertLinear):
-                linears[path].scale_globally(per_row=len(factor.shape) > 1)
+        quantize_where_stored(linears, config, tensors)
     return network
 
 
@@ -55,18 +42,18 @@ def match(network: Network, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     return parameters.match(expected, tensors)
 
 
-def place(network: Network, path: str, array: Tensor, dtype: torch.dtype, device: torch.device) -> None:
-    """Set the parameter at `path`. Floats are cast to `dtype`, but global scales are not."""
+def place(network: Network, path: str, array: Tensor, device: torch.device) -> None:
+    """Set the parameter at `path`. Floats are cast to the network's dtype, but global scales are not."""
     module, _, name = path.rpartition(".")
     if array.is_floating_point() and name != GLOBAL_SCALE:
-        array = array.to(dtype)
+        array = array.to(network.dtype)
     elif array.dtype == torch.uint32:
         array = array.view(torch.int32)
     setattr(network.get_submodule(module), name, array.to(device))
 
 
 def finish(network: Network) -> None:
-    """Bring loaded weights into the form that passes read: fields of 4 or 8 bits on a GPU, linears side by side."""
+    """Repack loaded weights for the passes: into fields of 4 or 8 bits on a GPU, and linears side by side."""
     for module in network.modules():
         if isinstance(module, Linear) and module.weight.is_cuda:
             module.widen()
@@ -74,24 +61,22 @@ def finish(network: Network) -> None:
 
 
 def to_fp8(network: Network, path: str) -> None:
-    """Convert the weight at `path`, if it is one of those that FP8 is for: experts and linears."""
-    module, _, name = path.rpartition(".")
-    owner = network.get_submodule(module)
-    if name == "weight" and isinstance(owner, Linear) and not isinstance(owner, Embedding) and "router" not in path:
-        owner.to_fp8()
+    """Convert the weight at `path` if FP8 is for it: of experts and linears."""
+    parent, _, name = path.rpartition(".")
+    module = network.get_submodule(parent)
+    if name == "weight" and isinstance(module, Linear) and not isinstance(module, Embedding) and "router" not in path:
+        module.to_fp8()
 
 
-def load_weights(
-    network: Network, config: ModelConfig, tensors: Mapping[str, Stored], device: torch.device, *, fp8: bool
-) -> None:
+def load_weights(network: Network, tensors: Mapping[str, Stored], device: torch.device, *, fp8: bool) -> None:
     """Fill `network`, whose `dtype` is that of its floats, with this rank's share. Mistake names tensor and file."""
     stored = match(network, tensors)
     for file in sorted({tensor.file for tensor in stored.values()}):
         with safe_open(file, "pt") as opened:
             for path, tensor in stored.items():
                 if tensor.file == file:
-                    array = opened.get_slice(tensor.name)[parallel.share(config, path, tensor.shape)].contiguous()
-                    place(network, path, array, network.dtype, device)
+                    share = parallel.share(network.config, path, tensor.shape)
+                    place(network, path, opened.get_slice(tensor.name)[share].contiguous(), device)
                     if fp8:
                         to_fp8(network, path)
     finish(network)
@@ -115,9 +100,7 @@ def fingerprint(network: Network, config: ModelConfig) -> str:
     """Tell models apart whose caches must not be mixed: by config, dtype, rank, and every number of every tensor."""
     tensors = dict(network.named_buffers())
     about = {
-        "config": asdict(config),
-        "dtype": str(network.dtype),
-        "rank": (parallel.rank(), parallel.ranks()),
+        "model": (asdict(config), str(network.dtype), parallel.rank(), parallel.ranks()),
         "tensors": [(path, str(array.dtype), tuple(array.shape)) for path, array in tensors.items()],
         "checksums": torch.stack([checksum(array) for array in tensors.values()]).tolist(),
     }

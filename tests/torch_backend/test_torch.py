@@ -1,4 +1,4 @@
-"""What is the torch backend's own: precisions, growing pools, shapes for graphs, and what the user is told."""
+"""The torch backend alone: precisions, growing pools, shapes for graphs, and messages to the user."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ def logits(model, canvas=None) -> np.ndarray:
 
 def test_bfloat16_errs_no_more_than_the_reference_does(tmp_path):
     exact, rounded = made(tmp_path), made(tmp_path, "bfloat16")
-    theirs = reference.load(tmp_path).to(torch.bfloat16)
-    errors = {"ours": [], "theirs": []}
+    published = reference.load(tmp_path).to(torch.bfloat16)
+    errors = {"ours": [], "reference": []}
     for seed in range(8):
         canvas = np.random.default_rng(seed).integers(96, size=16)
         expected = logits(exact, canvas)
         ids = torch.arange(40)[None]
         with torch.no_grad():
-            output = theirs.model.encoder(input_ids=ids, position_ids=ids)
-            found = theirs(
+            output = published.model.encoder(input_ids=ids, position_ids=ids)
+            output = published(
                 decoder_input_ids=torch.tensor(canvas)[None],
                 past_key_values=output.past_key_values,
                 decoder_position_ids=torch.arange(40, 56)[None],
             )
-        errors["theirs"].append(np.abs(found.logits[0].float().numpy() - expected))
+        errors["reference"].append(np.abs(output.logits[0].float().numpy() - expected))
         errors["ours"].append(np.abs(logits(rounded, canvas) - expected))
     mean = {who: np.mean(error) for who, error in errors.items()}
-    assert 0 < mean["ours"] <= 1.5 * mean["theirs"], mean
+    assert 0 < mean["ours"] <= 1.5 * mean["reference"], mean
 
 
 @pytest.mark.parametrize("mode", ["affine", "mxfp4", "nvfp4", "mxfp8"])
@@ -62,16 +62,16 @@ def test_quantized_folders_say_what_mlx_says(tmp_path, mode):
     group = {"nvfp4": 16}.get(mode, 32)
     default = {"group_size": group, "bits": 8 if mode == "mxfp8" else 4, "mode": mode}
     folder, _, _ = quantized(tmp_path, default=default)
-    ours, theirs = (load(folder, backend)[0] for backend in ("torch", "mlx"))
+    torch_model, mlx_model = (load(folder, backend)[0] for backend in ("torch", "mlx"))
     canvas = np.arange(16)
-    assert np.abs(logits(ours, canvas) - logits(theirs, canvas)).max() < 1e-3
+    assert np.abs(logits(torch_model, canvas) - logits(mlx_model, canvas)).max() < 1e-3
 
 
 def test_fp8():
-    """Of the embedded model: its logits' error is 5 % of their spread, where bfloat16's is 0.5 %."""
+    """The embedded model: the error of its logits is 5 % of their spread, where bfloat16's is 0.5 %."""
     models = {dtype: load(backend="torch", dtype=dtype)[0] for dtype in ("float32", "bfloat16", "fp8")}
-    found = {dtype: logits(model) for dtype, model in models.items()}
-    error = {d: np.sqrt(np.mean((x - found["float32"]) ** 2) / np.var(found["float32"])) for d, x in found.items()}
+    rows = {dtype: logits(model) for dtype, model in models.items()}
+    error = {d: np.sqrt(np.mean((x - rows["float32"]) ** 2) / np.var(rows["float32"])) for d, x in rows.items()}
     print(error)
     assert 0 < error["bfloat16"] < 0.01 and error["bfloat16"] < error["fp8"] < 0.1, error
     network = models["fp8"].network
@@ -106,7 +106,7 @@ def test_the_pool_grows_and_moves_what_it_holds(tmp_path):
 
 
 def test_few_shapes_serve_all_requests(tmp_path):
-    """Of the rows, texts and contexts of a run, each shape is captured once."""
+    """Each shape of the rows, texts and contexts of a run is captured once."""
     model = made(tmp_path)
     model.together, seen = True, set()
     run = model.graphs.run
@@ -120,9 +120,9 @@ def test_few_shapes_serve_all_requests(tmp_path):
             model.denoise(rows)
             rows = [dataclasses.replace(row, pending=Text()) for row in rows]
     passes = {key[1] for key in seen if key[0] == "pass" and key[1].canvases}
-    assert {one.canvases for one in passes} == {1, 2, 4}
-    assert {one.text for one in passes} == {0, 16}
-    assert {one.context for one in passes} == {64} and len(passes) == 6
+    assert {shape.canvases for shape in passes} == {1, 2, 4}
+    assert {shape.text for shape in passes} == {0, 16}
+    assert {shape.context for shape in passes} == {64} and len(passes) == 6
 
 
 def test_one_synchronisation_a_step(tmp_path, monkeypatch):
@@ -158,11 +158,11 @@ def test_chains_can_be_compiled():
         (sweep.probabilities, (x, y[:, 0].abs(), x > 0, y[:, 1], 30.0)),
     ]
     for function, arguments in cases:
-        # What a GPU's compiler is given: one graph for all sizes. That it is traced is seen without compiling it.
+        # A GPU's compiler gets this: one graph for all sizes. That it is traced is seen without compiling it.
         traced = torch.compile(function.__wrapped__, dynamic=True, fullgraph=True, backend="aot_eager")
-        found, expected = traced(*arguments), function(*arguments)
-        for one, other in zip(*(a if isinstance(a, tuple) else (a,) for a in (found, expected)), strict=True):
-            assert torch.allclose(one.float(), other.float(), atol=1e-5), function.__name__
+        result, expected = traced(*arguments), function(*arguments)
+        for array, other in zip(*(a if isinstance(a, tuple) else (a,) for a in (result, expected)), strict=True):
+            assert torch.allclose(array.float(), other.float(), atol=1e-5), function.__name__
 
 
 def test_autoregression_at_the_end_of_the_context(tmp_path):
@@ -206,7 +206,7 @@ def test_a_cache_that_takes_the_place_of_another(tmp_path):
     for _ in range(3):
         unused = [model.new_cache(), model.new_cache().copy()]  # as a writing that is given another one
         row = dataclasses.replace(row, cache=model.new_cache())
-        row.cycle = row  # what held the last one is only found by the collector
+        row.cycle = row  # only the collector frees what held the last cache
         model.denoise([row])
         assert all(cache.slot is None for cache in unused)
     assert model.pool.slots == 1 and not moves

@@ -1,4 +1,4 @@
-"""What only a GPU can show: its kernels and graphs say what the CPU says."""
+"""A GPU's kernels and graphs give what the CPU gives."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def both(folder, dtype, monkeypatch):
 
 
 def rows(model, count: int) -> list[Row]:
-    rng, found = np.random.default_rng(0), []
+    rng, made = np.random.default_rng(0), []
     for i in range(count):
         canvas, uniforms = rng.integers(256, size=16), rng.random(16, dtype=np.float32)
-        found.append(Row(canvas, model.new_cache(), 0.7, uniforms, Text(rng.integers(256, size=9 + 30 * i))))
-    return found
+        made.append(Row(canvas, model.new_cache(), 0.7, uniforms, Text(rng.integers(256, size=9 + 30 * i))))
+    return made
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
@@ -62,8 +62,8 @@ def test_logits_of_two_steps(tmp_path, dtype, kind, monkeypatch):
 
 
 def test_a_run_of_the_embedded_model_token_for_token(monkeypatch):
-    found = []
+    drafts = []
     for model in both(checkpoints.TINY, "float32", monkeypatch):
         steps = diffuse(model, range(5, 45), Ask(max_tokens=192, sampling=load(backend="torch")[2], seed=1))
-        found.append([step.draft.tolist() for step in steps])
-    assert found[0] == found[1]
+        drafts.append([step.draft.tolist() for step in steps])
+    assert drafts[0] == drafts[1]

@@ -1,4 +1,4 @@
-"""What packed weights mean, against MLX, which packs them."""
+"""Packed weights against MLX, which packs them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def packed(quantization: Quantization) -> tuple[list, np.ndarray]:
     weight = rng.normal(0, 1, (3, 8, 256)) * np.exp(rng.normal(0, 2, (3, 8, 1)))  # scales of all sizes
     arrays = mx.quantize(mx.array(weight.astype(np.float32)), **vars(quantization))
     expected = np.array(mx.dequantize(*arrays, **vars(quantization)).astype(mx.float32))
-    found = [torch.from_numpy(np.array(array)) for array in arrays]
-    return [found[0].view(torch.int32), *found[1:], *([None] if len(found) == 2 else [])], expected
+    tensors = [torch.from_numpy(np.array(array)) for array in arrays]
+    return [tensors[0].view(torch.int32), *tensors[1:], *([None] if len(tensors) == 2 else [])], expected
 
 
 @pytest.mark.parametrize("quantization", FORMATS, ids=str)
 def test_dequantize(quantization):
     arrays, expected = packed(quantization)
-    found = formats.dequantize(*arrays, quantization).numpy()
-    # MLX gives the float modes in bfloat16, which holds each product of theirs.
-    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+    result = formats.dequantize(*arrays, quantization).numpy()
+    # MLX gives the float modes in bfloat16, which holds each of their products.
+    assert np.abs(result - expected).max() <= 1e-6 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("quantization", [q for q in AFFINE if q.bits in formats.WIDER], ids=str)

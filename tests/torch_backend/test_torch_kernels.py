@@ -41,8 +41,8 @@ def packed(layer: Linear, quantization: Quantization | None, seed: int = 0) -> L
     layer.quantize(quantization)
     arrays = mx.quantize(mx.array(weight), **vars(quantization))
     for name, array in zip(("weight", "scales", "biases"), arrays, strict=False):
-        found = torch.from_numpy(np.array(array))
-        setattr(layer, name, (found.view(torch.int32) if found.dtype == torch.uint32 else found).to(DEVICE))
+        tensor = torch.from_numpy(np.array(array))
+        setattr(layer, name, (tensor.view(torch.int32) if tensor.dtype == torch.uint32 else tensor).to(DEVICE))
     return layer
 
 
@@ -58,8 +58,8 @@ def test_a_product_expert_by_expert(quantization, ends):
     starts = [0, *ends[:-1]]
     expected = [x[a:b] @ layer.rows(i, torch.float32).T for i, (a, b) in enumerate(zip(starts, ends, strict=True))]
     layer.widen()
-    found = kernels.grouped_product(x, layer, torch.tensor(ends, dtype=torch.int32, device=DEVICE))
-    assert (found[: ends[-1]] - torch.cat(expected)).abs().max() < 1e-3
+    result = kernels.grouped_product(x, layer.packed, torch.tensor(ends, dtype=torch.int32, device=DEVICE))
+    assert (result[: ends[-1]] - torch.cat(expected)).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("rows", [1, 16, 100])
@@ -67,7 +67,7 @@ def test_a_product(rows):
     layer = packed(Linear(200, 128), FORMATS[0])
     x = torch.randn((rows, 128), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     expected = x @ layer.rows(slice(None), torch.float32).T
-    assert (kernels.quantized_product(x, layer) - expected).abs().max() < 1e-3
+    assert (kernels.quantized_product(x, layer.packed) - expected).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("quantization", FORMATS, ids=str)
@@ -76,7 +76,7 @@ def test_the_mean_of_a_table(quantization):
     shares = torch.rand((70, 1100), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     expected = shares @ table.rows(slice(None), torch.float32)
     table.widen()
-    assert (kernels.mean(shares, table) - expected).abs().max() < 1e-3
+    assert (kernels.mean(shares, table.packed) - expected).abs().max() < 1e-3
 
 
 def seen(case: str, count: int, queries: int) -> tuple[list[list[int]], list[list[int]], int]:
@@ -115,7 +115,7 @@ def test_a_whole_model_by_the_kernels(tmp_path, mode, monkeypatch):
     groups = {"affine": {"group_size": 32, "bits": 4}, "nvfp4": {"group_size": 16, "bits": 4}}
     folder = write(tmp_path) if mode == "plain" else quantized(tmp_path, default={**groups[mode], "mode": mode})[0]
     model, _, _ = load(folder, "torch", "float32")
-    rng, found, pool = np.random.default_rng(0), {}, model.graphs.pool
+    rng, results, pool = np.random.default_rng(0), {}, model.graphs.pool
     texts, canvases = [rng.integers(256, size=n) for n in (40, 3)], rng.integers(256, size=(2, 16))
     uniforms = rng.random((2, 16), dtype=np.float32)
     for by_kernel in (False, True):
@@ -131,5 +131,5 @@ def test_a_whole_model_by_the_kernels(tmp_path, mode, monkeypatch):
         rows = [
             replace(row, pending=Text(), self_conditioning=last) for row, last in zip(rows, conditioning, strict=True)
         ]
-        found[by_kernel] = np.stack([model.logits(row) for row in rows])
-    assert np.abs(found[True] - found[False]).max() < 1e-3
+        results[by_kernel] = np.stack([model.logits(row) for row in rows])
+    assert np.abs(results[True] - results[False]).max() < 1e-3

@@ -38,10 +38,10 @@ def test_a_random_model_and_the_parts_of_its_step(precision, together):
         model.encode([Text(rng.integers(256, size=30))], [cache])
         rows.append(Row(rng.integers(256, size=16), cache, 0.7, rng.random(16, dtype=np.float32)))
     before = model.denoise(rows)
-    found = measure.step_parts(model, rows, repeat=2)
-    assert sorted(found) == sorted(PARTS) and all(found[part] > 0 for part in PARTS[:3])
-    for one, other in zip(before, model.denoise(rows), strict=True):  # nothing was left behind
-        assert np.array_equal(one.argmax, other.argmax) and np.isfinite(one.entropy).all()
+    seconds = measure.step_parts(model, rows, repeat=2)
+    assert sorted(seconds) == sorted(PARTS) and all(seconds[part] > 0 for part in PARTS[:3])
+    for first, second in zip(before, model.denoise(rows), strict=True):  # nothing was left behind
+        assert np.array_equal(first.argmax, second.argmax) and np.isfinite(first.entropy).all()
 
 
 def test_bits_by_class():
@@ -55,9 +55,9 @@ def test_bits_by_class():
 
 
 def test_the_device_and_its_ceilings():
-    about, found = measure.device(), measure.ceilings("float32")
+    about, rates = measure.device(), measure.ceilings("float32")
     assert about["memory"] > 1e9 and about["versions"]["torch"] == torch.__version__
-    assert 1e8 < found["copy_bytes_per_second"] < 1e14 and 1e8 < found["product_flops_per_second"] < 1e16
+    assert 1e8 < rates["copy_bytes_per_second"] < 1e14 and 1e8 < rates["product_flops_per_second"] < 1e16
 
 
 def test_the_published_model_fits_a_card_of_18_gb(tmp_path):

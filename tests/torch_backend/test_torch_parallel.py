@@ -1,4 +1,4 @@
-"""Two ranks on a CPU say what one says, and hold little more than half of the weights each."""
+"""Two ranks on a CPU write what one rank writes, and hold little more than half of the weights each."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def test_two_ranks_write_what_one_writes(prompt):
     alone = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=True)
     together = torchrun("-m", *arguments)
     assert together.returncode == 0, together.stderr
-    one, two = (json.loads(run.stdout) for run in (alone, together))  # rank 0's object and nothing else
+    single, double = (json.loads(run.stdout) for run in (alone, together))  # rank 0's object and nothing else
     for name in ("text", "steps", "blocks", "tokens"):
-        assert one[name] == two[name]
+        assert single[name] == double[name]
 
 
 CHECK = """
@@ -113,10 +113,10 @@ json.dump([seconds, row.canvas.tolist()], open(f"{sys.argv[1]}.{rank}", "w"))
 def test_time_is_that_of_rank_0(tmp_path):
     """Ranks that are late at random, and whose clocks differ, stop at the same step; each saves and loads its share."""
     (tmp_path / "decide.py").write_text(DECIDE)
-    run = torchrun(str(tmp_path / "decide.py"), str(tmp_path / "said"))
+    run = torchrun(str(tmp_path / "decide.py"), str(tmp_path / "written"))
     assert run.returncode == 0, run.stderr
-    zero, one = (json.loads((tmp_path / f"said.{rank}").read_text()) for rank in range(2))
-    assert zero == one and len(zero[0]) > 3 and all(np.diff(zero[0]) > 0)
+    zero, first = (json.loads((tmp_path / f"written.{rank}").read_text()) for rank in range(2))
+    assert zero == first and len(zero[0]) > 3 and all(np.diff(zero[0]) > 0)
 
 
 FAIL = """
@@ -160,16 +160,16 @@ def test_a_rank_that_fails_says_so(tmp_path, rank, kind):
 
 @pytest.mark.parametrize("bits", [None, 4])
 def test_each_rank_holds_at_most_six_tenths(monkeypatch, tmp_path, bits):
-    """Of the published shape, in bfloat16 and with experts at 4 bits and all else at 8."""
+    """A model of the published shape, in bfloat16 and with experts at 4 bits and all else at 8."""
     config = parse_config(json.loads((published(tmp_path) / "config.json").read_text()))
     total = held = 0
     monkeypatch.setattr(parallel, "ranks", lambda: 2)
     monkeypatch.setattr(parallel, "rank", lambda: 1)
     for path, array in declare(config, {}).named_buffers():
         each = 2.0 if bits is None or array.ndim == 1 else (4.5 if ".experts." in path else 8.5) / 8
-        own = parallel.share(config, path, tuple(array.shape))
+        part = parallel.share(config, path, tuple(array.shape))
         total += each * array.numel()
-        held += each * np.prod([len(range(size)[part]) for size, part in zip(array.shape, own, strict=True)])
+        held += each * np.prod([len(range(size)[places]) for size, places in zip(array.shape, part, strict=True)])
     assert torch.tensor(total / 1e9).isclose(torch.tensor(50.5 if bits is None else 15.4), rtol=0.01)
     assert held <= 0.6 * total
 
@@ -183,10 +183,10 @@ def test_a_share_of_packed_weights_is_that_of_the_weights(monkeypatch, name, ran
     arrays = mx.quantize(mx.random.normal((64, 256)), group_size=64, bits=4)
     packed = [torch.from_numpy(np.array(array)) for array in arrays]
     path, stored = f"model.decoder.layers.0.{name}", Quantization(bits=4, group_size=64)
-    own = [
+    share = [
         array[parallel.share(config, f"{path}.{kind}", tuple(array.shape))]
         for kind, array in zip(("weight", "scales", "biases"), packed, strict=True)
     ]
-    whole, mine = (formats.dequantize(a.view(torch.int32), *rest, stored) for a, *rest in (packed, own))
-    assert torch.equal(mine, whole[parallel.share(config, f"{path}.weight", (64, 256))])
-    assert mine.numel() == whole.numel() / (1 if "mlp" in name else 2)
+    whole, part = (formats.dequantize(a.view(torch.int32), *rest, stored) for a, *rest in (packed, share))
+    assert torch.equal(part, whole[parallel.share(config, f"{path}.weight", (64, 256))])
+    assert part.numel() == whole.numel() / (1 if "mlp" in name else 2)
