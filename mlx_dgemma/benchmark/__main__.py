@@ -13,7 +13,6 @@ from ..terminal.command import Parser, at_least, run
 from . import baseline, compare, predict, steps
 from .measure import Measurement
 from .plot import check, plot_report
-from .report import write_report
 from .subject import Settings
 from .tables import show
 
@@ -55,30 +54,29 @@ def parser() -> Parser:
     return parser
 
 
-def settings_of(given: dict[str, Any]) -> Settings:
+def settings_of(flags: dict[str, Any]) -> Settings:
     """Checks which flags go together, before anything is loaded."""
-    if given["dummy"]:
-        clash = [f"--{name.replace('_', '-')}" for name in ("model", "prompts", "ar_model", "dtype") if given[name]]
+    if flags["dummy"]:
+        clash = [f"--{name.replace('_', '-')}" for name in ("model", "prompts", "ar_model", "dtype") if flags[name]]
         if clash:
             raise Mistake(f"--dummy has random weights and no tokenizer: leave out {', '.join(clash)}")
-        given = {**given, "precision": given["precision"] or "bf16", "peaked": given["peaked"] or 1.0}
-    elif given["precision"] or given["peaked"]:
+        flags = {**flags, "precision": flags["precision"] or "bf16", "peaked": flags["peaked"] or 1.0}
+    elif flags["precision"] or flags["peaked"]:
         raise Mistake("--precision and --peaked are of --dummy NAME; a checkpoint is taken as it is stored")
-    return Settings(**given)
+    return Settings(**flags)
 
 
-def measure(given: dict[str, Any], command: list[str]) -> int:
-    as_json, out, plot = given.pop("json"), given.pop("out"), given.pop("plot")
-    settings = settings_of(given)
+def measure(flags: dict[str, Any], command: list[str]) -> int:
+    as_json, out, plot = flags.pop("json"), flags.pop("out"), flags.pop("plot")
+    measurement = Measurement(settings_of(flags), [NAME, *command])
     if plot:
         check(Path(plot))
     if out and not Path(out).absolute().parent.is_dir():
         raise Mistake(f"--out {out}: there is no folder {Path(out).parent}")
-    measurement = Measurement(settings, [NAME, *command])
     measurement.run()
     report = measurement.report
     if out:
-        write_report(Path(out), report)
+        Path(out).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if plot and report["passes"]:
         plot_report(report, Path(plot))
     print(json.dumps(report, ensure_ascii=False)) if as_json else show(report)
@@ -86,13 +84,12 @@ def measure(given: dict[str, Any], command: list[str]) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = sys.argv[1:] if arguments is None else arguments
-    if given and given[0] in OTHERS:
-        module = OTHERS[given[0]]
-        options = module.parser().parse_args(given[1:])
-        return run(f"{NAME} {given[0]}", lambda: module.command(options))
-    options = parser().parse_args(given)
-    return run(NAME, lambda: measure(vars(options), given))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and (module := OTHERS.get(arguments[0])):
+        options = module.parser().parse_args(arguments[1:])
+        return run(f"{NAME} {arguments[0]}", lambda: module.command(options))
+    flags = vars(parser().parse_args(arguments))
+    return run(NAME, lambda: measure(flags, arguments))
 
 
 if __name__ == "__main__":

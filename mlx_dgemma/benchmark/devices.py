@@ -17,7 +17,7 @@ class Device:
     flops: dict[str, float]  # FLOPs a second, by what is multiplied
     memory: float  # bytes
     sources: dict[str, str]
-    measured: tuple[dict[str, Any], ...] = ()  # both modes as others measured them
+    measured: list[dict[str, Any]]  # both modes as others measured them
 
     def flops_for(self, precision: str) -> float:
         """Returns the rate of products: fp8 weights with fp8 numbers where the machine can, all others as bf16."""
@@ -35,7 +35,7 @@ def devices() -> dict[str, Device]:
             flops={kind: value * 1e12 for kind, value in entry["flops"].items() if isinstance(value, float)},
             memory=entry["memory"] * 1e9,
             sources={name: f"{entry[name]['kind']}: {entry[name]['source']}" for name in ("bandwidth", "flops")},
-            measured=tuple(pair for pair in measured if pair["device"] == key),
+            measured=[pair for pair in measured if pair["device"] == key],
         )
         for key, entry in table.items()
     }
@@ -45,5 +45,5 @@ def device(name: str) -> Device:
     """Raises Mistake with the list if it is none of them."""
     known = devices()
     if name not in known:
-        raise Mistake(f"--device {name!r} is not one we know; need one of {', '.join(known)}")
+        raise Mistake(f"--device {name!r} is not known; need one of {', '.join(known)}")
     return known[name]

@@ -16,7 +16,7 @@ from ..checkpoint.config import parse_config
 from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
 from ..terminal.command import Parser, at_least
-from .count import PRECISIONS, BreakEven, Count, precision, tokens_per_second
+from .count import PRECISIONS, BreakEven, Count, tokens_per_second
 from .devices import device, devices
 from .report import read_report
 from .shapes import published
@@ -41,6 +41,8 @@ def prediction(
     seconds = {name: work.seconds(bytes_per_second, flops_per_second) for name, work in passes.items()}
     by_bytes = step.total_bytes / bytes_per_second > step.total_flops / flops_per_second
     return {
+        "context": context,
+        "rows": rows,
         "seconds": seconds,
         "bound_by": "bytes" if by_bytes else "FLOPs",
         "autoregression": rows / seconds["token"],
@@ -51,36 +53,31 @@ def prediction(
 
 def advice(steps: float) -> dict[str, str]:
     """Names the faster mode for each workload, where diffusion wins below `steps` a block."""
+    return {
+        name: "diffusion" if most < steps else "autoregression" if least > steps else "either"
+        for name, (least, most) in WORKLOADS.items()
+    }
 
-    def mode(fewest: int, most: int) -> str:
-        return "diffusion" if most < steps else "autoregression" if fewest > steps else "either"
 
-    return {name: mode(*usual) for name, usual in WORKLOADS.items()}
-
-
-def with_advice(found: dict[str, Any], measured: list[dict[str, Any]]) -> dict[str, Any]:
+def with_advice(predicted: dict[str, Any], measured: list[dict[str, Any]]) -> dict[str, Any]:
     """Adds the advice to a prediction, by what was measured where something was."""
-    even = measured[0] if measured else found["break_even"]
-    by = "measured" if measured else "predicted"
-    return found | {"measured": measured, "advised_by": by, "advice": advice(even["steps"])}
+    even, by = (measured[0], "measured") if measured else (predicted["break_even"], "predicted")
+    return predicted | {"measured": measured, "advised_by": by, "advice": advice(even["steps"])}
 
 
 def predict_device(options: argparse.Namespace) -> dict[str, Any]:
     machine, config = device(options.device), published(options.shape)
-    count = Count(config, precision(options.precision))
+    count = Count(config, PRECISIONS[options.precision])
     measured = []
     for pair in machine.measured if options.shape == SHAPE else ():
         if pair["precision"] == options.precision:
             step, token = pair["step"], 1 / pair["tokens_per_second"]
             even = BreakEven.of(config.canvas_length, step, 0.0, token)  # nobody tells what a commit takes
             measured.append({"step": step, "token": token, **asdict(even), "source": pair["source"]})
-    found = {
-        "device": options.device, "name": machine.name, "sources": machine.sources, "context": options.context,
-        "rows": 1, "precision": options.precision, "memory": machine.memory,
-        "needed_memory": count.resident + count.token(options.context).bytes["attention"],
-        **prediction(count, options.context, machine.bandwidth, machine.flops_for(options.precision)),
-    }  # fmt: skip
-    return with_advice(found, measured)
+    predicted = prediction(count, options.context, machine.bandwidth, machine.flops_for(options.precision))
+    needed = count.resident + count.token(options.context).bytes["attention"]
+    about = {"device": options.device, "name": machine.name, "sources": machine.sources, "precision": options.precision}
+    return with_advice(about | {"memory": machine.memory, "needed_memory": needed} | predicted, measured)
 
 
 def predict_report(path: Path) -> dict[str, Any]:
@@ -91,13 +88,10 @@ def predict_report(path: Path) -> dict[str, Any]:
     ceilings, point = report["ceilings"], report["passes"][0]
     count = Count(parse_config(report["config"]), report["bits"], report["kv_bytes"])
     rates = ceilings["copy_bytes_per_second"], ceilings["product_flops_per_second"]
-    found = {
-        "device": None, "name": report["machine"]["device"]["name"], "context": point["context"],
-        "rows": point["rows"], "precision": report["settings"]["precision"],
-        **prediction(count, point["context"], *rates, rows=point["rows"]),
-    }  # fmt: skip
+    about = {"name": report["machine"]["device"]["name"], "precision": report["settings"]["precision"]}
     step, token = (point[name]["seconds"]["median"] for name in ("step", "token"))
-    return with_advice(found, [{"step": step, "token": token, **point["break_even"], "source": str(path)}])
+    measured = [{"step": step, "token": token, **point["break_even"], "source": str(path)}]
+    return with_advice(about | prediction(count, point["context"], *rates, point["rows"]), measured)
 
 
 def equal(even: dict[str, Any]) -> str:
@@ -107,29 +101,31 @@ def equal(even: dict[str, Any]) -> str:
     return f"{plain(even['steps'])} steps a block = {plain(even['tokens_per_forward'])} tokens per forward"
 
 
-def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+def lines(predicted: dict[str, Any]) -> list[tuple[str, str]]:
     """Writes a prediction as lines of a figure and its value."""
-    seconds = {name: f"{ms(value)} ms" for name, value in found["seconds"].items()}
-    behind = f"{found['context']:,} tokens of context" + (f", {found['rows']} at once" if found["rows"] > 1 else "")
-    lines = [("machine", f"{found['name']}, {found['precision']}, {behind}")]
-    lines += [(f"  {name}", source) for name, source in found.get("sources", {}).items()]
-    if "memory" in found:
-        fits = "" if found["needed_memory"] <= found["memory"] else ": does not fit, the figures are of a larger one"
-        lines.append(("memory", f"{gigabytes(found['needed_memory'])} of {gigabytes(found['memory'])}{fits}"))
-    speeds = ", ".join(f"{plain(speed)} at {steps} steps" for steps, speed in found["diffusion"].items())
+    seconds = {name: f"{ms(value)} ms" for name, value in predicted["seconds"].items()}
+    rows = f", {predicted['rows']} at once" if predicted["rows"] > 1 else ""
+    about = f"{predicted['name']}, {predicted['precision']}, {predicted['context']:,} tokens of context{rows}"
+    lines = [("machine", about), *((f"  {name}", source) for name, source in predicted.get("sources", {}).items())]
+    if "memory" in predicted:
+        needed, memory = predicted["needed_memory"], predicted["memory"]
+        fits = "" if needed <= memory else ": does not fit, the figures are of a larger one"
+        lines.append(("memory", f"{gigabytes(needed)} of {gigabytes(memory)}{fits}"))
+    speeds = ", ".join(f"{plain(speed)} at {steps} steps" for steps, speed in predicted["diffusion"].items())
     lines += [
-        ("denoise step", f"{seconds['step']}, bound by {found['bound_by']}"),
+        ("denoise step", f"{seconds['step']}, bound by {predicted['bound_by']}"),
         ("commit", seconds["commit"]),
-        ("left to right", f"{plain(found['autoregression'])} tokens/s, {seconds['token']} a token"),
+        ("left to right", f"{plain(predicted['autoregression'])} tokens/s, {seconds['token']} a token"),
         ("diffusion", f"tokens/s {speeds}"),
-        ("break-even", equal(found["break_even"])),
+        ("break-even", equal(predicted["break_even"])),
     ]
-    for pair in found["measured"]:
+    for pair in predicted["measured"]:
         step, token = (f"{name} {ms(pair[name])} ms ({seconds[name]} predicted)" for name in ("step", "token"))
         lines.append(("measured", f"{step}, {token}, break-even {equal(pair)}; {pair['source']}"))
-    lines.append((f"faster, as {found['advised_by']}", ""))
-    steps = {name: "-".join(map(str, usual)) for name, usual in WORKLOADS.items()}
-    return lines + [(f"  {name}, {steps[name]} steps", mode) for name, mode in found["advice"].items()]
+    lines.append((f"faster, as {predicted['advised_by']}", ""))
+    for name, (least, most) in WORKLOADS.items():
+        lines.append((f"  {name}, {least}-{most} steps", predicted["advice"][name]))
+    return lines
 
 
 def parser() -> Parser:
@@ -150,6 +146,6 @@ def parser() -> Parser:
 def command(options: argparse.Namespace) -> int:
     if (options.device is None) == (options.report is None):
         raise Mistake(f"need --device NAME or --report FILE.json; devices: {', '.join(devices())}")
-    found = predict_device(options) if options.device else predict_report(Path(options.report))
-    print(json.dumps(found)) if options.json else print_lines(lines(found))
+    predicted = predict_device(options) if options.device else predict_report(Path(options.report))
+    print(json.dumps(predicted)) if options.json else print_lines(lines(predicted))
     return 0

@@ -36,19 +36,18 @@ class Prompt:
         return None if self.right is None else text == self.right
 
 
-def _prompt(tokenizer: Tokenizer, name: str, text: str, max_tokens: int, right: str | None = None) -> Prompt:
+def _prompt(tokenizer: Tokenizer, max_tokens: int, name: str, text: str, right: str | None = None) -> Prompt:
     messages = [{"role": "user", "content": text}]
     return Prompt(name, messages, prompt_tokens(tokenizer, messages), max_tokens, right=right)
 
 
 def from_tasks(tokenizer: Tokenizer, max_tokens: int, each: int) -> list[Prompt]:
     """Makes `each` prompts of every task that the embedded model learnt, the same ones as in the solve rates."""
-    tasks = [(name, *task) for name in LEARNT for task in made(name, each)]
-    return [_prompt(tokenizer, name, text, max_tokens, right) for name, text, right in tasks]
+    return [_prompt(tokenizer, max_tokens, name, *task) for name in LEARNT for task in made(name, each)]
 
 
 def from_kinds(tokenizer: Tokenizer, max_tokens: int) -> list[Prompt]:
-    return [_prompt(tokenizer, name, text, max_tokens) for name, text in KINDS.items()]
+    return [_prompt(tokenizer, max_tokens, *kind) for kind in KINDS.items()]
 
 
 def from_file(path: Path, model: DiffusionModel, tokenizer: Tokenizer, max_tokens: int) -> list[Prompt]:

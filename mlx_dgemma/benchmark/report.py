@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import Mistake, NotFound
+from ..errors import Mistake
+from ..terminal.command import read_file
 
 VERSION = 1
 KEY = "mlx_dgemma_benchmark"  # whose value is the version
@@ -16,22 +17,18 @@ Report = dict[str, Any]
 
 def read_report(path: Path) -> Report:
     """Raises Mistake if it is no report, or one of another version."""
+    text = read_file(path)
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise NotFound(f"{path}: no such file; need a report that the benchmark wrote with --out") from None
+        report = json.loads(text)
     except ValueError as error:
         raise Mistake(f"{path} is not JSON: {error}") from None
-    version = report.get(KEY) if isinstance(report, dict) else None
-    if version is None:
+    if not isinstance(report, dict) or KEY not in report:
         raise Mistake(f"{path} is no report of this benchmark: it has no {KEY!r}")
-    if version != VERSION:
-        raise Mistake(f"{path} is a report of version {version}, this program reads version {VERSION}: measure again")
+    if report[KEY] != VERSION:
+        raise Mistake(
+            f"{path} is a report of version {report[KEY]}, this program reads version {VERSION}: measure again"
+        )
     return report
-
-
-def write_report(path: Path, report: Report) -> None:
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def lookup(part: Any, path: str) -> Any:

@@ -15,7 +15,7 @@ from ..terminal.command import progress
 from ..tokens.tokenizer import Tokenizer
 from ..writing.answer import Answer
 from ..writing.ask import Ask
-from ..writing.batch import diffuse
+from ..writing.diffuse import diffuse
 from .prompts import Prompt
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def baseline_writer(baseline: Baseline) -> Writer:
 
 
 def answer_all(jobs: Sequence[tuple[Writer, Prompt, int, list[Run]]]) -> None:
-    """Answers prompt after prompt, each job a writer, a prompt, a seed, and the list that its run is added to. What is
-    there when Ctrl-C comes is kept."""
+    """Answers prompt after prompt, each job a writer, a prompt, a seed, and the list that its run is added to."""
     with progress(len(jobs)) as bar:
         for write, prompt, seed, runs in jobs:
             runs.append(write(prompt, seed))
@@ -101,8 +100,7 @@ def steps_per_block(runs: Sequence[Run], cap: int) -> dict[str, float] | None:
     if not blocks:
         return None
     p50, p90 = np.percentile(blocks, [50, 90]).tolist()
-    at_cap = sum(steps == cap for steps in blocks) / len(blocks)
-    return {"mean": statistics.mean(blocks), "p50": p50, "p90": p90, "at_cap": at_cap}
+    return {"mean": statistics.mean(blocks), "p50": p50, "p90": p90, "at_cap": blocks.count(cap) / len(blocks)}
 
 
 def summary(runs: Sequence[Run], cap: int) -> dict[str, Any]:
@@ -116,10 +114,8 @@ def summary(runs: Sequence[Run], cap: int) -> dict[str, Any]:
         "seconds_to_first": spread([run["seconds_to_first"] for run in runs if run["seconds_to_first"] is not None]),
         "solved": spread([rate for seed in seeds if (rate := solve_rate(seed)) is not None]),
     }
-    if (blocks := steps_per_block(runs, cap)) is None:
-        return total
-    return total | {
-        "steps_per_block": blocks,
-        "tokens_per_forward": spread([run["tokens_per_forward"] for run in runs]),
-        "seconds_per_step": spread([run["seconds"] / sum(run["steps_per_block"]) for run in runs]),
-    }
+    if blocks := steps_per_block(runs, cap):
+        total["steps_per_block"] = blocks
+        total["tokens_per_forward"] = spread([run["tokens_per_forward"] for run in runs])
+        total["seconds_per_step"] = spread([run["seconds"] / sum(run["steps_per_block"]) for run in runs])
+    return total

@@ -10,14 +10,14 @@ from ..checkpoint.folder import read_json
 from ..errors import Mistake
 from .count import parameters
 
-PACKAGE = Path(__file__).parent.parent
-SHAPES = {"26b-a4b": PACKAGE / "benchmark" / "26b-a4b.json", "tiny": PACKAGE / "tiny" / "config.json"}
+HERE = Path(__file__).parent
+SHAPES = {"26b-a4b": HERE / "26b-a4b.json", "tiny": HERE.parent / "tiny" / "config.json"}
 
 
 def shape(name: str) -> dict[str, Any]:
     """Reads config.json of a published model. Mistake with the list if there is none of this name."""
     if name not in SHAPES:
-        raise Mistake(f"{name!r} is no published shape that we know; need one of {', '.join(SHAPES)}")
+        raise Mistake(f"{name!r} is no published shape that is known; need one of {', '.join(SHAPES)}")
     return read_json(SHAPES[name])
 
 
@@ -26,7 +26,6 @@ def published(name: str) -> ModelConfig:
 
 
 def is_embedded(config: ModelConfig) -> bool:
-    """Says whether `config` has the embedded model's shape, however its weights are stored: that one knows the
-    tasks."""
+    """Says whether `config` has the shape of the embedded model, which knows the tasks, however it is stored."""
     tiny = published("tiny")
     return parameters(config) == parameters(tiny) and config.canvas_length == tiny.canvas_length

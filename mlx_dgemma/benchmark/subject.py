@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..checkpoint.config import ModelConfig, Recipe, parse_config
+from ..checkpoint.config import Recipe
 from ..checkpoint.folder import read_configs
 from ..checkpoint.hub import find
 from ..checkpoint.memory import check_memory
@@ -15,8 +15,9 @@ from ..load import choose_backend, dummy, load
 from ..seam.model import DiffusionModel
 from ..tokens.tokenizer import Tokenizer
 from ..writing.sampling import Sampling
-from .count import Count, precision
-from .shapes import shape
+from .count import PRECISIONS as BITS
+from .count import Count
+from .shapes import published, shape
 
 PRECISIONS: dict[str, tuple[str, Recipe]] = {  # of random weights -> dtype, how each layer is stored
     "float32": ("float32", plain),
@@ -56,28 +57,26 @@ class Subject:
     sampling: Sampling
     backend: str
     stored: dict[str, Any]  # its config.json
-    config: ModelConfig
 
 
-def load_checkpoint(settings: Settings) -> Subject:
-    """Raises Mistake if there is no such checkpoint, or too little memory for it."""
-    backend, folder = settings.backend or choose_backend(), find(settings.model)
-    stored, generation = read_configs(folder)
+def make_subject(settings: Settings) -> Subject:
+    """Raises Mistake if there is no such checkpoint, shape or precision, or too little memory for it."""
+    backend = settings.backend or choose_backend()
+    if settings.dummy:
+        return Subject(_random_model(settings, backend), None, Sampling(), backend, shape(settings.dummy))
+    folder = find(settings.model)
     model, tokenizer, sampling = load(folder, backend=backend, dtype=settings.dtype)
     sampling = replace(sampling, max_denoising_steps=settings.max_denoising_steps or sampling.max_denoising_steps)
-    return Subject(model, tokenizer, sampling, backend, stored, parse_config(stored, generation))
+    return Subject(model, tokenizer, sampling, backend, read_configs(folder)[0])
 
 
-def make_dummy(settings: Settings) -> Subject:
-    """Raises Mistake if there is no such shape or precision, or too little memory for it."""
-    backend, stored = settings.backend or choose_backend(), shape(settings.dummy)
+def _random_model(settings: Settings, backend: str) -> DiffusionModel:
+    config = published(settings.dummy)
     known = [name for name in PRECISIONS if backend == "torch" or name != "fp8"]
     if settings.precision not in known:
-        given = f"precision {settings.precision!r} is not one that {backend} makes"
-        raise Mistake(f"{given}: need one of {', '.join(known)}")
-    config, bits = parse_config(stored), precision(settings.precision)
+        wrong = f"precision {settings.precision!r} is not one that {backend} makes"
+        raise Mistake(f"{wrong}: need one of {', '.join(known)}")
     if backend == "mlx":  # torch asks its device
-        what = f"random weights of {settings.dummy} in {settings.precision}"
-        check_memory(int(Count(config, bits).resident), what)
-    model = dummy(config, backend, *PRECISIONS[settings.precision], seed=settings.seed, peaked=settings.peaked)
-    return Subject(model, None, Sampling(), backend, stored, config)
+        needed = int(Count(config, BITS[settings.precision]).resident)
+        check_memory(needed, f"random weights of {settings.dummy} in {settings.precision}")
+    return dummy(config, backend, *PRECISIONS[settings.precision], seed=settings.seed, peaked=settings.peaked)

@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..checkpoint.memory import gigabytes
-from .count import PARTS
 from .report import MODES, Report, lookup
 
 Figure = tuple[str, str, Callable[[Any], str]]  # title of its row, where it is in a report, how it is written
 
 
-def plain(value: float, scale: float = 1.0, unit: str = "") -> str:
+def plain(value: float, scale: float = 1.0) -> str:
     """Writes three digits and no exponent."""
     value *= scale
-    return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}") + unit
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def ms(seconds: float) -> str:
@@ -43,16 +42,15 @@ def _pairs(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {plain(v) if isinstance(v, float) else v}" for name, v in known.items()) or "-"
 
 
-def _model(settings: dict[str, Any]) -> str:
+def model_name(settings: dict[str, Any]) -> str:
     if settings["dummy"]:
         return f"random weights of the shape {settings['dummy']}"
-    return settings["model"] or "the embedded one"
+    return settings["model"] or "the embedded model"
 
 
 def _timed(name: str, title: str) -> list[Figure]:
     return [
-        (f"{title}, ms", f"{name}.seconds.median", ms),
-        ("  least to most", f"{name}.seconds", lambda s: f"{ms(s['min'])}-{ms(s['max'])}"),
+        (f"{title}, ms", f"{name}.seconds", lambda seconds: spread(seconds, 1e3)),
         ("  its floor, by count", f"{name}.floor_seconds", ms),
         ("  GB", f"{name}.bytes", giga),
         ("    share of the copy", f"{name}.share_of_copy", percent),
@@ -66,7 +64,7 @@ MACHINE: list[Figure] = [
     ("  memory", "machine.device.memory", gigabytes),
     ("", "machine.device.shared_memory", lambda shared: "shared with the CPU" if shared else "the GPU's own"),
     ("  backend", "machine.device.backend", str),
-    ("model", "settings", _model),
+    ("model", "settings", model_name),
     ("  precision", "settings.precision", str),
     ("ceilings: copy, GB/s", "ceilings.copy_bytes_per_second", giga),
     ("  product, TFLOP/s", "ceilings.product_flops_per_second", lambda rate: plain(rate, 1e-12)),
@@ -75,10 +73,10 @@ DETAILS: list[Figure] = [
     ("bits a weight", "bits", _pairs),
     ("  of the AR model", "modes.baseline.bits", _pairs),
     ("loaded in, s", "load_seconds", plain),
-    ("power, heat", "state.before", _pairs),
+    ("heat, power", "state.before", _pairs),
     ("system", "machine.system", str),
     ("versions", "versions", _pairs),
-    ("git", "git", _pairs),
+    ("git", "git", str),
 ]
 PASS: list[Figure] = [
     ("tokens of context", "context", "{:,}".format),
@@ -145,9 +143,10 @@ def show(report: Report) -> None:
         print_table(["answers", *map(MODES.get, modes)], rows(ANSWERS, [report["modes"][mode] for mode in modes]))
     if points:
         seconds, floor = points[0]["parts"]["seconds"], points[0]["parts"]["floor_seconds"]
-        shares = {part: seconds[part] / sum(seconds.values()) for part in seconds}
-        floors = {part: ms(floor[part]) for part in PARTS} | {"rest": "-"}
-        parts = [(part, ms(seconds[part]), percent(shares[part]), floors[part]) for part in (*PARTS, "rest")]
+        whole = sum(seconds.values())
+        parts = [
+            (part, ms(s), percent(s / whole), ms(floor[part]) if part in floor else "-") for part, s in seconds.items()
+        ]
         print_table(("part of a step", "ms", "share", "floor, ms"), parts)
     notes = [(f"not known: {name}", reason) for name, reason in report["missing"].items()]
     if report["interrupted"]:
