@@ -9,8 +9,7 @@ from pathlib import Path
 from ..errors import Mistake
 from ..terminal.command import Parser
 from .plot import check, plot_comparison
-from .report import MODES, Report, lookup, read_report, speed
-from .tables import MACHINE, PASS, Figure, percent, plain, print_table, rows
+from .report import MACHINE, MODES, PASS, Figure, Report, lookup, percent, plain, print_table, read_report, rows, speed
 
 FIGURES: list[Figure] = [
     *MACHINE,

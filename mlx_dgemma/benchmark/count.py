@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..checkpoint.config import LayerConfig, ModelConfig
+from ..checkpoint.config import ModelConfig
 
 PARTS = ("linears", "experts", "attention", "head and draw", "self-conditioning")
 CLASSES = ("experts", "attention", "dense MLP", "router", "self-conditioning", "embedding")
@@ -30,19 +30,15 @@ def parameters(config: ModelConfig) -> dict[str, int]:
     """Counts weights by class. Norms and scalars, one in ten thousand, are left out."""
     hidden, layers, mlp = config.hidden_size, len(config.layers), 3 * config.hidden_size * config.intermediate_size
     queries = sum(2 * config.num_attention_heads * layer.head_dim for layer in config.layers)  # q_proj and o_proj
-    keys = sum((2 if layer.sliding else 1) * _kv_size(layer) for layer in config.layers)  # full layers have no v_proj
+    keys = sum((2 if layer.sliding else 1) * layer.num_key_value_heads * layer.head_dim for layer in config.layers)
     return {
         "experts": layers * config.num_experts * 3 * hidden * config.moe_intermediate_size,
-        "attention": hidden * (queries + keys),
+        "attention": hidden * (queries + keys),  # full layers have no v_proj
         "dense MLP": layers * mlp,
         "router": layers * (hidden * config.num_experts + hidden + config.num_experts),  # proj and two scales
         "self-conditioning": mlp,
         "embedding": config.vocab_size * hidden,
     }
-
-
-def _kv_size(layer: LayerConfig) -> int:
-    return layer.num_key_value_heads * layer.head_dim
 
 
 @dataclass(frozen=True)
@@ -83,15 +79,15 @@ class Count:
         """Bytes of all weights."""
         return sum(self.stored.values())
 
-    def _visible(self, layer: LayerConfig, context: int) -> int:
-        return min(context, self.config.sliding_window - 1) if layer.sliding else context
-
     def _body(self, tokens: int, context: int, rows: int) -> Work:
         """Counts the layers for `tokens` in all of `rows` sequences, each behind `context` tokens of text."""
         config, length = self.config, tokens // rows
         active = config.top_k_experts / config.num_experts
-        scores = sum(layer.head_dim * (self._visible(layer, context) + length) for layer in config.layers)
-        keys = sum(_kv_size(layer) * self._visible(layer, context) for layer in config.layers)
+        scores = keys = 0
+        for layer in config.layers:
+            seen = min(context, config.sliding_window - 1) if layer.sliding else context
+            scores += layer.head_dim * (seen + length)
+            keys += layer.num_key_value_heads * layer.head_dim * seen
         chosen = 1 - (1 - active) ** tokens  # share of experts that a token goes to, each taking its experts at random
         flops = {
             "linears": 2 * tokens * sum(self.weights[name] for name in LINEARS),

@@ -7,6 +7,7 @@ import gc
 import itertools
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,18 +16,14 @@ from types import ModuleType
 from typing import Any
 
 from ..checkpoint.config import DTYPES
-from ..checkpoint.hub import is_hub_id
-from ..errors import NotFound
 from ..load import baseline, instruments
 from ..writing.ask import Ask
 from . import machine
 from .count import Count, parameters
 from .passes import Passes, check_context, measure_passes
-from .prompts import Prompt, from_file, from_kinds, from_tasks
 from .report import KEY, VERSION, Report
-from .runs import Writer, answer_all, baseline_writer, summary, writer
-from .shapes import is_embedded
-from .subject import Settings, Subject, make_subject
+from .runs import Prompt, Writer, answer_all, baseline_writer, from_file, from_kinds, from_tasks, summary, writer
+from .subject import Subject, is_embedded, make_subject
 
 
 @contextmanager
@@ -43,20 +40,24 @@ def phase(name: str) -> Iterator[None]:
 class Measurement:
     """Measures what `settings` ask for. `report` holds what was measured so far, whenever it ends."""
 
-    def __init__(self, settings: Settings, command: Sequence[str]):
+    def __init__(self, settings: Namespace, command: Sequence[str]):
         before = machine.state()
         self.settings = settings
         self.report: Report = {
             KEY: VERSION, "interrupted": False, "command": list(command),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": machine.versions(), "git": machine.revision(), "state": {"before": before, "after": None},
-            "settings": asdict(settings), "passes": [], "modes": {}, "missing": machine.missing(before),
+            "settings": dict(vars(settings)), "passes": [], "modes": {}, "missing": machine.missing(before),
         }  # fmt: skip
 
     def run(self) -> None:
         subject = self.load()
         check_context(subject.model.facts, max(self.settings.context))
-        prompts, library = self.prompts(subject), self.library(subject.backend)
+        prompts, library = self.prompts(subject), None
+        if self.settings.ar_model:
+            library = baseline(subject.backend)
+        else:
+            self.report["missing"]["AR model"] = "no --ar-model was given"
         try:
             self.measure(subject, prompts)
             if library:
@@ -75,8 +76,8 @@ class Measurement:
             tools = instruments(subject.backend)
             tools.wait()
         seconds, stored, config = time.perf_counter() - start, tools.weight_bytes(subject.model), subject.model.config
-        dtype = settings.dtype or settings.precision or config.dtype
-        precision = settings.precision or f"{dtype}, as it is stored"
+        dtype = settings.dtype or ((settings.precision or "bf16") if settings.dummy else config.dtype)
+        precision = dtype if settings.dummy else f"{dtype}, as it is stored"
         dtype = dtype if dtype in DTYPES else "bfloat16"  # of activations, when weights are narrower
         self.report["settings"] |= {"precision": precision, "dtype": dtype, "sampling": asdict(subject.sampling)}
         self.report |= {
@@ -99,16 +100,6 @@ class Measurement:
             return from_tasks(tokenizer, longest, settings.each)
         missing["solved"] = "right answers are known for the embedded model's tasks alone"
         return from_kinds(tokenizer, longest)
-
-    def library(self, backend: str) -> ModuleType | None:
-        """Returns the library of --ar-model. NotFound if there is no such model, before anything is measured."""
-        path = self.settings.ar_model
-        if path is None:
-            self.report["missing"]["AR model"] = "no --ar-model was given"
-            return None
-        if not Path(path).is_dir() and not is_hub_id(path):
-            raise NotFound(f"--ar-model {path}: no such folder, and no hub id either")
-        return baseline(backend)
 
     def measure(self, subject: Subject, prompts: list[Prompt]) -> None:
         """Measures cold answers, passes, and answers by denoising and left to right."""

@@ -34,17 +34,14 @@ def check_context(facts: Facts, context: int) -> None:
         raise Mistake(f"--context {context}: the model has room for {room} tokens before its canvases")
 
 
-def endless_blocks(
-    model: DiffusionModel, caches: Sequence[Cache], sampling: Sampling, seed: int
-) -> tuple[Batch, list[Writing]]:
-    """Starts a canvas behind each of `caches`, to be denoised for `sampling.max_denoising_steps` passes whatever it
-    predicts."""
+def endless_blocks(model: DiffusionModel, caches: Sequence[Cache], sampling: Sampling, seed: int) -> Batch:
+    """Starts a canvas behind each of `caches`, denoised for `sampling.max_denoising_steps` passes in any case."""
     sampling = replace(sampling, stability_threshold=sampling.max_denoising_steps)
     batch, facts = Batch(model, len(caches)), model.facts
     for number, cache in enumerate(caches):
         layout = Open(facts, facts.max_position_embeddings - cache.length, max_tokens=1)
         batch.add(Writing(model, Text(), layout, sampling, np.random.default_rng(seed + number), cache))
-    return batch, list(batch.texts)
+    return batch
 
 
 @dataclass(frozen=True)
@@ -83,9 +80,9 @@ class Passes:
         """Times denoise steps of blocks that do not settle; and returns rows as they are late in a block."""
         passes = self.repeat + 1
         sampling = replace(self.sampling, max_denoising_steps=passes + 1)
-        batch, writings = endless_blocks(self.model, [cache.copy() for _ in range(self.rows)], sampling, self.seed)
+        batch = endless_blocks(self.model, [cache.copy() for _ in range(self.rows)], sampling, self.seed)
         seconds = [self._timed(batch.step) for _ in range(passes)]
-        return seconds, [writing.row() for writing in writings]
+        return seconds, [writing.row() for writing in batch.texts]
 
     def commits(self, cache: Cache) -> list[float]:
         """Times encoding a canvas a row. In a run it goes with the next block's first pass."""

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Mistake
 from .count import PARTS, tokens_per_second
-from .report import MODES, Report, lookup, speed
-from .tables import model_name
+from .report import MODES, Report, lookup, model_name, speed
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -113,7 +112,8 @@ def plot_steps(curve: dict[str, Any], path: Path) -> None:
     figure, both = pyplot().subplots(2, 1, figsize=(7, 6.2), sharex=True, layout="constrained")
     points, beside = curve["points"], curve["autoregression"]
     caps = [point["max_denoising_steps"] for point in points]
-    for axes, name, scale, label in zip(both, ("solved", "tokens_per_second"), (100, 1), ("solved, %", "tokens/s")):
+    shown = ("solved", 100, "solved, %"), ("tokens_per_second", 1, "tokens/s")
+    for axes, (name, scale, label) in zip(both, shown, strict=True):
         axes.plot(caps, [scale * point[name] for point in points], "o-", color=COLOURS["diffusion"], label="diffusion")
         axes.axhline(scale * beside[name], color=COLOURS["autoregression"], label="left to right")
         axes.set(ylabel=label, ylim=(0, None))

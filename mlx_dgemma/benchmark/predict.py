@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+import tomllib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,10 @@ from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
 from ..terminal.command import Parser, at_least
 from .count import PRECISIONS, BreakEven, Count, tokens_per_second
-from .devices import device, devices
-from .report import read_report
-from .shapes import published
-from .tables import ms, plain, print_lines
+from .report import ms, plain, print_lines, read_report
+from .subject import published
 
+DEVICES = Path(__file__).with_name("devices.toml")
 SHAPE = "26b-a4b"  # of which there are measurements
 STEPS = (4, 8, 12, 16, 24, 32, 48)
 WORKLOADS = {  # steps a full canvas takes, as others saw them with the published model
@@ -29,6 +29,45 @@ WORKLOADS = {  # steps a full canvas takes, as others saw them with the publishe
     "maths, code": (10, 20),
     "prose": (20, 35),
 }
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str
+    bandwidth: float  # bytes a second
+    flops: dict[str, float]  # FLOPs a second, by what is multiplied
+    memory: float  # bytes
+    sources: dict[str, str]
+    measured: list[dict[str, Any]]  # both modes as others measured them
+
+    def flops_for(self, precision: str) -> float:
+        """Returns the rate of products: fp8 weights with fp8 numbers where the machine can, all others as bf16."""
+        return self.flops.get(precision, self.flops["bf16"])
+
+
+def devices() -> dict[str, Device]:
+    """Reads all of them, by the name that --device takes."""
+    table = tomllib.loads(DEVICES.read_text(encoding="utf-8"))
+    measured = table.pop("measured")
+    return {
+        key: Device(
+            name=entry["name"],
+            bandwidth=entry["bandwidth"]["value"] * 1e9,
+            flops={kind: value * 1e12 for kind, value in entry["flops"].items() if isinstance(value, float)},
+            memory=entry["memory"] * 1e9,
+            sources={name: f"{entry[name]['kind']}: {entry[name]['source']}" for name in ("bandwidth", "flops")},
+            measured=[pair for pair in measured if pair["device"] == key],
+        )
+        for key, entry in table.items()
+    }
+
+
+def device(name: str) -> Device:
+    """Raises Mistake with the list if it is none of them."""
+    known = devices()
+    if name not in known:
+        raise Mistake(f"--device {name!r} is not known; need one of {', '.join(known)}")
+    return known[name]
 
 
 def prediction(

@@ -14,10 +14,9 @@ from ..load import load
 from ..terminal.command import Parser, at_least
 from ..writing.ask import Ask
 from .plot import check, plot_steps
-from .prompts import from_tasks
-from .runs import Run, answer_all, solve_rate, speed, steps_per_block, writer
-from .shapes import is_embedded
-from .tables import Figure, percent, plain, print_table, rows
+from .report import Figure, percent, plain, print_table, rows
+from .runs import Run, answer_all, from_tasks, solve_rate, speed, steps_per_block, writer
+from .subject import is_embedded
 from .tasks import LEARNT
 
 CAPS = (4, 8, 12, 16, 24, 32, 48)

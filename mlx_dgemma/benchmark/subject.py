@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from ..checkpoint.config import Recipe
-from ..checkpoint.folder import read_configs
+from ..checkpoint.config import ModelConfig, Recipe, parse_config
+from ..checkpoint.folder import read_configs, read_json
 from ..checkpoint.hub import find
 from ..checkpoint.memory import check_memory
 from ..convert.recipes import mlx_community, plain, quantization
@@ -16,9 +18,10 @@ from ..seam.model import DiffusionModel
 from ..tokens.tokenizer import Tokenizer
 from ..writing.sampling import Sampling
 from .count import PRECISIONS as BITS
-from .count import Count
-from .shapes import published, shape
+from .count import Count, parameters
 
+HERE = Path(__file__).parent
+SHAPES = {"26b-a4b": HERE / "26b-a4b.json", "tiny": HERE.parent / "tiny" / "config.json"}
 PRECISIONS: dict[str, tuple[str, Recipe]] = {  # of random weights -> dtype, how each layer is stored
     "float32": ("float32", plain),
     "bf16": ("bfloat16", plain),
@@ -27,27 +30,21 @@ PRECISIONS: dict[str, tuple[str, Recipe]] = {  # of random weights -> dtype, how
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is to be measured; each is a flag of the command."""
+def shape(name: str) -> dict[str, Any]:
+    """Reads config.json of a published model. Mistake with the list if there is none of this name."""
+    if name not in SHAPES:
+        raise Mistake(f"{name!r} is no published shape that is known; need one of {', '.join(SHAPES)}")
+    return read_json(SHAPES[name])
 
-    model: str | None
-    dummy: str | None
-    precision: str | None
-    peaked: float | None
-    steps_per_block: int
-    backend: str | None
-    dtype: str | None
-    ar_model: str | None
-    prompts: str | None
-    each: int
-    max_tokens: int | None
-    max_denoising_steps: int | None
-    context: list[int]
-    batch: list[int]
-    repeat: int
-    seeds: int
-    seed: int
+
+def published(name: str) -> ModelConfig:
+    return parse_config(shape(name))
+
+
+def is_embedded(config: ModelConfig) -> bool:
+    """Says whether `config` has the shape of the embedded model, which knows the tasks, however it is stored."""
+    tiny = published("tiny")
+    return parameters(config) == parameters(tiny) and config.canvas_length == tiny.canvas_length
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Subject:
     stored: dict[str, Any]  # its config.json
 
 
-def make_subject(settings: Settings) -> Subject:
+def make_subject(settings: Namespace) -> Subject:
     """Raises Mistake if there is no such checkpoint, shape or precision, or too little memory for it."""
     backend = settings.backend or choose_backend()
     if settings.dummy:
@@ -70,13 +67,14 @@ def make_subject(settings: Settings) -> Subject:
     return Subject(model, tokenizer, sampling, backend, read_configs(folder)[0])
 
 
-def _random_model(settings: Settings, backend: str) -> DiffusionModel:
+def _random_model(settings: Namespace, backend: str) -> DiffusionModel:
     config = published(settings.dummy)
     known = [name for name in PRECISIONS if backend == "torch" or name != "fp8"]
-    if settings.precision not in known:
-        wrong = f"precision {settings.precision!r} is not one that {backend} makes"
+    stored_as = settings.precision or "bf16"
+    if stored_as not in known:
+        wrong = f"precision {stored_as!r} is not one that {backend} makes"
         raise Mistake(f"{wrong}: need one of {', '.join(known)}")
     if backend == "mlx":  # torch asks its device
-        needed = int(Count(config, BITS[settings.precision]).resident)
-        check_memory(needed, f"random weights of {settings.dummy} in {settings.precision}")
-    return dummy(config, backend, *PRECISIONS[settings.precision], seed=settings.seed, peaked=settings.peaked)
+        needed = int(Count(config, BITS[stored_as]).resident)
+        check_memory(needed, f"random weights of {settings.dummy} in {stored_as}")
+    return dummy(config, backend, *PRECISIONS[stored_as], seed=settings.seed, peaked=settings.peaked or 1.0)

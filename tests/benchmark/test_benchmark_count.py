@@ -11,9 +11,8 @@ import checkpoints
 import pytest
 
 from mlx_dgemma.benchmark.count import PRECISIONS, BreakEven, Count, parameters
-from mlx_dgemma.benchmark.devices import Device, device, devices
-from mlx_dgemma.benchmark.predict import advice, prediction
-from mlx_dgemma.benchmark.shapes import published
+from mlx_dgemma.benchmark.predict import Device, advice, device, devices, prediction
+from mlx_dgemma.benchmark.subject import published
 from mlx_dgemma.checkpoint.folder import read_tensors
 from mlx_dgemma.checkpoint.names import weight_class
 from mlx_dgemma.errors import Mistake
