@@ -51,12 +51,12 @@ def devices() -> dict[str, Device]:
     measured = table.pop("measured")
     return {
         key: Device(
-            name=entry["name"],
-            bandwidth=entry["bandwidth"]["value"] * 1e9,
-            flops={kind: value * 1e12 for kind, value in entry["flops"].items() if isinstance(value, float)},
-            memory=entry["memory"] * 1e9,
-            sources={name: f"{entry[name]['kind']}: {entry[name]['source']}" for name in ("bandwidth", "flops")},
-            measured=[pair for pair in measured if pair["device"] == key],
+            entry["name"],
+            entry["bandwidth"]["value"] * 1e9,
+            {kind: value * 1e12 for kind, value in entry["flops"].items() if isinstance(value, float)},
+            entry["memory"] * 1e9,
+            {name: f"{entry[name]['kind']}: {entry[name]['source']}" for name in ("bandwidth", "flops")},
+            [pair for pair in measured if pair["device"] == key],
         )
         for key, entry in table.items()
     }
@@ -98,12 +98,6 @@ def advice(steps: float) -> dict[str, str]:
     }
 
 
-def with_advice(predicted: dict[str, Any], measured: list[dict[str, Any]]) -> dict[str, Any]:
-    """Adds the advice to a prediction, by what was measured where something was."""
-    even, by = (measured[0], "measured") if measured else (predicted["break_even"], "predicted")
-    return predicted | {"measured": measured, "advised_by": by, "advice": advice(even["steps"])}
-
-
 def predict_device(options: argparse.Namespace) -> dict[str, Any]:
     machine, config = device(options.device), published(options.shape)
     count = Count(config, PRECISIONS[options.precision])
@@ -116,7 +110,7 @@ def predict_device(options: argparse.Namespace) -> dict[str, Any]:
     predicted = prediction(count, options.context, machine.bandwidth, machine.flops_for(options.precision))
     needed = count.resident + count.token(options.context).bytes["attention"]
     about = {"device": options.device, "name": machine.name, "sources": machine.sources, "precision": options.precision}
-    return with_advice(about | {"memory": machine.memory, "needed_memory": needed} | predicted, measured)
+    return about | {"memory": machine.memory, "needed_memory": needed, "measured": measured} | predicted
 
 
 def predict_report(path: Path) -> dict[str, Any]:
@@ -130,7 +124,7 @@ def predict_report(path: Path) -> dict[str, Any]:
     about = {"name": report["machine"]["device"]["name"], "precision": report["settings"]["precision"]}
     step, token = (point[name]["seconds"]["median"] for name in ("step", "token"))
     measured = [{"step": step, "token": token, **point["break_even"], "source": str(path)}]
-    return with_advice(about | prediction(count, point["context"], *rates, point["rows"]), measured)
+    return about | {"measured": measured} | prediction(count, point["context"], *rates, point["rows"])
 
 
 def equal(even: dict[str, Any]) -> str:
@@ -186,5 +180,10 @@ def command(options: argparse.Namespace) -> int:
     if (options.device is None) == (options.report is None):
         raise Mistake(f"need --device NAME or --report FILE.json; devices: {', '.join(devices())}")
     predicted = predict_device(options) if options.device else predict_report(Path(options.report))
+    even, by = (
+        (*predicted["measured"], predicted["break_even"])[0],
+        "measured" if predicted["measured"] else "predicted",
+    )
+    predicted |= {"advised_by": by, "advice": advice(even["steps"])}  # by what was measured, where something was
     print(json.dumps(predicted)) if options.json else print_lines(lines(predicted))
     return 0
