@@ -121,19 +121,12 @@ class Count:
         return Work(body.flops | {"head and draw": head}, body.bytes | {"head and draw": self.stored["embedding"]})
 
 
-@dataclass(frozen=True)
-class BreakEven:
-    """Where diffusion and autoregression are equally fast: a full canvas in `steps` passes and one commit takes as long
-    as its tokens one by one."""
-
-    steps: float  # below one: diffusion cannot win
-    tokens_per_forward: float | None  # that a text needs for diffusion to win; None where not even zero steps would do
-
-    @classmethod
-    def of(cls, canvas: int, step: float, commit: float, token: float) -> BreakEven:
-        """Takes seconds of a step, of a commit, and of a token."""
-        steps = (canvas * token - commit) / step
-        return cls(steps, canvas / steps if steps > 0 else None)
+def break_even(canvas: int, step: float, commit: float, token: float) -> dict[str, float | None]:
+    """Returns the `steps` a block with which a canvas and its commit take as long as its tokens one by one: below one,
+    diffusion cannot win; and the same in `tokens_per_forward`, None where not even zero steps would do. Takes seconds
+    of a step, of a commit, and of a token."""
+    steps = (canvas * token - commit) / step
+    return {"steps": steps, "tokens_per_forward": canvas / steps if steps > 0 else None}
 
 
 def tokens_per_second(canvas: int, steps: float, step: float, commit: float, rows: int = 1) -> float:

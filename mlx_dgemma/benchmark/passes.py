@@ -20,7 +20,7 @@ from ..writing.batch import Batch
 from ..writing.blocks import Open
 from ..writing.sampling import Sampling
 from ..writing.writing import Writing
-from .count import BreakEven, Count, Work, tokens_per_second
+from .count import Count, Work, break_even, tokens_per_second
 from .runs import spread
 
 WARM_UP = 512  # tokens that are encoded once before any are timed
@@ -137,7 +137,7 @@ def measure_passes(passes: Passes, count: Count, ceilings: Ceilings, assumed: fl
         "rows": rows,
         "prefill_tokens_per_second": prefill,
         **timed,
-        "break_even": asdict(BreakEven.of(canvas, step, commit, token)),
+        "break_even": break_even(canvas, step, commit, token),
         "assumed": {"steps": assumed, "diffusion": speed, "autoregression": rows / token},
         "parts": {"seconds": parts, "floor_seconds": work.seconds_by_part(*ceilings)},
     }

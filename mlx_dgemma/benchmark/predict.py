@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from ..checkpoint.config import parse_config
 from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
 from ..terminal.command import Parser, at_least
-from .count import PRECISIONS, BreakEven, Count, tokens_per_second
-from .report import ms, plain, print_lines, read_report
+from .count import PRECISIONS, Count, break_even, tokens_per_second
+from .report import ms, plain, print_table, read_report
 from .subject import published
 
 DEVICES = Path(__file__).with_name("devices.toml")
@@ -86,7 +86,7 @@ def prediction(
         "bound_by": "bytes" if by_bytes else "FLOPs",
         "autoregression": rows / seconds["token"],
         "diffusion": {n: tokens_per_second(canvas, n, seconds["step"], seconds["commit"], rows) for n in STEPS},
-        "break_even": asdict(BreakEven.of(canvas, **seconds)),
+        "break_even": break_even(canvas, **seconds),
     }
 
 
@@ -105,8 +105,8 @@ def predict_device(options: argparse.Namespace) -> dict[str, Any]:
     for pair in machine.measured if options.shape == SHAPE else ():
         if pair["precision"] == options.precision:
             step, token = pair["step"], 1 / pair["tokens_per_second"]
-            even = BreakEven.of(config.canvas_length, step, 0.0, token)  # nobody tells what a commit takes
-            measured.append({"step": step, "token": token, **asdict(even), "source": pair["source"]})
+            even = break_even(config.canvas_length, step, 0.0, token)  # nobody tells what a commit takes
+            measured.append({"step": step, "token": token, **even, "source": pair["source"]})
     predicted = prediction(count, options.context, machine.bandwidth, machine.flops_for(options.precision))
     needed = count.resident + count.token(options.context).bytes["attention"]
     about = {"device": options.device, "name": machine.name, "sources": machine.sources, "precision": options.precision}
@@ -185,5 +185,5 @@ def command(options: argparse.Namespace) -> int:
         "measured" if predicted["measured"] else "predicted",
     )
     predicted |= {"advised_by": by, "advice": advice(even["steps"])}  # by what was measured, where something was
-    print(json.dumps(predicted)) if options.json else print_lines(lines(predicted))
+    print(json.dumps(predicted)) if options.json else print_table(("", ""), lines(predicted), left=2)
     return 0

@@ -168,26 +168,20 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, left: i
     Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False).print(table)
 
 
-def print_lines(lines: Iterable[Sequence[str]]) -> None:
-    print_table(("", ""), lines, left=2)
-
-
 def show(report: Report) -> None:
     """Prints all tables of a report; the parts of a step are those of the first context and number of rows."""
-    print_lines(row for row in rows(MACHINE + DETAILS, [report]) if row[1] != "-")
+    print_table(("", ""), [row for row in rows(MACHINE + DETAILS, [report]) if row[1] != "-"], left=2)
     points, modes = report["passes"], [mode for mode in MODES if lookup(report, f"modes.{mode}.summary")]
     if points:
         print_table(["passes", *[""] * len(points)], rows(PASS, points))
     if modes:
         print_table(["answers", *map(MODES.get, modes)], rows(ANSWERS, [report["modes"][mode] for mode in modes]))
     if points:
-        seconds, floor = points[0]["parts"]["seconds"], points[0]["parts"]["floor_seconds"]
-        whole = sum(seconds.values())
-        parts = [
-            (part, ms(s), percent(s / whole), ms(floor[part]) if part in floor else "-") for part, s in seconds.items()
-        ]
-        print_table(("part of a step", "ms", "share", "floor, ms"), parts)
+        parts, whole = points[0]["parts"], sum(points[0]["parts"]["seconds"].values())
+        floors = {part: ms(seconds) for part, seconds in parts["floor_seconds"].items()} | {"rest": "-"}
+        table = [(part, ms(s), percent(s / whole), floors[part]) for part, s in parts["seconds"].items()]
+        print_table(("part of a step", "ms", "share", "floor, ms"), table)
     notes = [(f"not known: {name}", reason) for name, reason in report["missing"].items()]
     if report["interrupted"]:
         notes.append(("interrupted", "these are the figures till then"))
-    print_lines(notes)
+    print_table(("", ""), notes, left=2)

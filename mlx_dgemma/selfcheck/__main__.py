@@ -46,15 +46,13 @@ def show(report: dict[str, Any]) -> None:
 
     print(report["device_info"]["device_name"], f"{gigabytes(report['memory'])} of memory", report["system"], sep=", ")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for title in ("part", "verdict", "seconds", "CPU s", "vs CPU", "exact", "bound"):
-        table.add_column(title, justify="left" if title in ("part", "verdict") else "right")
+    for title in ("part", "verdict", "seconds", "CPU s", "vs CPU", "exact", "bound", "note"):
+        table.add_column(title, justify="left" if title in ("part", "verdict", "note") else "right")
     for part in report["parts"]:
         figures = (part[name] for name in ("seconds", "reference_seconds", "error", "exact_error", "bound"))
-        table.add_row(part["name"], part["verdict"], *("" if value is None else f"{value:.2g}" for value in figures))
-    Console(width=100, highlight=False).print(table)  # 80 are enough for it
-    for part in report["parts"]:
-        if part["note"] and part["verdict"] != "not available":
-            print(f"{part['name']}: {part['note']}")
+        cells = ("" if value is None else f"{value:.2g}" for value in figures)
+        table.add_row(part["name"], part["verdict"], *cells, part["note"])
+    Console(width=140, highlight=False, markup=False).print(table)
     step = report["step"] or {}
     if "seconds" in step:
         seconds = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in step["seconds"].items())
