@@ -22,8 +22,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_dgemma.benchmark.passes import endless_blocks
-from mlx_dgemma.benchmark.shapes import shape as published
 from mlx_dgemma.benchmark.subject import PRECISIONS
+from mlx_dgemma.benchmark.subject import shape as published
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.checkpoint.names import published_name
 from mlx_dgemma.load import dummy
@@ -62,7 +62,7 @@ def ours(model, prompt: np.ndarray, rows: int = 1):
     caches = [model.new_cache() for _ in range(rows)]
     model.encode([Text(prompt)] * rows, caches)
     sampling = Sampling(entropy_bound=BOUND, t_min=TEMPERATURE, t_max=TEMPERATURE, max_denoising_steps=10**6)
-    batch, _ = endless_blocks(model, caches, sampling, seed=1)
+    batch = endless_blocks(model, caches, sampling, seed=1)
     return lambda: float(np.median([step.entropy for step in batch.step()]))
 
 

@@ -16,7 +16,7 @@ import psutil
 
 from mlx_dgemma import load
 from mlx_dgemma.writing.ask import Ask
-from mlx_dgemma.writing.batch import diffuse
+from mlx_dgemma.writing.diffuse import diffuse
 from mlx_dgemma.writing.sampling import Sampling
 
 

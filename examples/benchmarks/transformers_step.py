@@ -15,7 +15,7 @@ import torch
 import transformers
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
-from mlx_dgemma.benchmark.shapes import shape
+from mlx_dgemma.benchmark.subject import shape
 
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 

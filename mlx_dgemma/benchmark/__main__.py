@@ -5,17 +5,15 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
-from ..errors import Mistake
+from ..checkpoint.hub import is_hub_id
+from ..errors import Mistake, NotFound
 from ..terminal.command import Parser, at_least, run
-from . import baseline, compare, predict, steps
+from . import baseline, compare, plot, predict, steps
 from .measure import Measurement
-from .plot import check, plot_report
-from .report import write_report
-from .subject import Settings
-from .tables import show
+from .report import show
 
 NAME = "mlx_dgemma.benchmark"
 OTHERS = {"predict": predict, "compare": compare, "steps": steps, "baseline": baseline}
@@ -55,44 +53,42 @@ def parser() -> Parser:
     return parser
 
 
-def settings_of(given: dict[str, Any]) -> Settings:
-    """Checks which flags go together, before anything is loaded."""
-    if given["dummy"]:
-        clash = [f"--{name.replace('_', '-')}" for name in ("model", "prompts", "ar_model", "dtype") if given[name]]
-        if clash:
+def check_flags(options: Namespace) -> None:
+    """Checks what can be checked before anything is loaded. Mistake names the flag."""
+    if options.dummy:
+        flags = {"--model": options.model, "--prompts": options.prompts, "--ar-model": options.ar_model}
+        if clash := [name for name, value in (flags | {"--dtype": options.dtype}).items() if value]:
             raise Mistake(f"--dummy has random weights and no tokenizer: leave out {', '.join(clash)}")
-        given = {**given, "precision": given["precision"] or "bf16", "peaked": given["peaked"] or 1.0}
-    elif given["precision"] or given["peaked"]:
+    elif options.precision or options.peaked:
         raise Mistake("--precision and --peaked are of --dummy NAME; a checkpoint is taken as it is stored")
-    return Settings(**given)
+    if (path := options.ar_model) and not Path(path).is_dir() and not is_hub_id(path):
+        raise NotFound(f"--ar-model {path}: no such folder, and no hub id either")
+    if options.plot:
+        plot.check(Path(options.plot))
+    if options.out and not Path(options.out).absolute().parent.is_dir():
+        raise Mistake(f"--out {options.out}: there is no folder {Path(options.out).parent}")
 
 
-def measure(given: dict[str, Any], command: list[str]) -> int:
-    as_json, out, plot = given.pop("json"), given.pop("out"), given.pop("plot")
-    settings = settings_of(given)
-    if plot:
-        check(Path(plot))
-    if out and not Path(out).absolute().parent.is_dir():
-        raise Mistake(f"--out {out}: there is no folder {Path(out).parent}")
-    measurement = Measurement(settings, [NAME, *command])
+def measure(options: Namespace, arguments: list[str]) -> int:
+    check_flags(options)
+    measurement = Measurement(options, [NAME, *arguments])
     measurement.run()
     report = measurement.report
-    if out:
-        write_report(Path(out), report)
-    if plot and report["passes"]:
-        plot_report(report, Path(plot))
-    print(json.dumps(report, ensure_ascii=False)) if as_json else show(report)
+    if options.out:
+        Path(options.out).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if options.plot and report["passes"]:
+        plot.plot_report(report, Path(options.plot))
+    print(json.dumps(report, ensure_ascii=False)) if options.json else show(report)
     return 130 if report["interrupted"] else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = sys.argv[1:] if arguments is None else arguments
-    if given and given[0] in OTHERS:
-        module = OTHERS[given[0]]
-        options = module.parser().parse_args(given[1:])
-        return run(f"{NAME} {given[0]}", lambda: module.command(options))
-    options = parser().parse_args(given)
-    return run(NAME, lambda: measure(vars(options), given))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and (module := OTHERS.get(arguments[0])):
+        options = module.parser().parse_args(arguments[1:])
+        return run(f"{NAME} {arguments[0]}", lambda: module.command(options))
+    options = parser().parse_args(arguments)
+    return run(NAME, lambda: measure(options, arguments))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..checkpoint.config import LayerConfig, ModelConfig
-from ..errors import Mistake
+from ..checkpoint.config import ModelConfig
 
 PARTS = ("linears", "experts", "attention", "head and draw", "self-conditioning")
 CLASSES = ("experts", "attention", "dense MLP", "router", "self-conditioning", "embedding")
-_LINEARS = ("attention", "dense MLP", "router")
+LINEARS = ("attention", "dense MLP", "router")
 # Bits a weight, scales and biases of its group among them: affine in groups of 64 has two 16-bit numbers a group.
 PRECISIONS: dict[str, dict[str, float]] = {
     "float32": dict.fromkeys(CLASSES, 32.0),
@@ -27,28 +26,17 @@ PRECISIONS: dict[str, dict[str, float]] = {
 }
 
 
-def precision(name: str) -> dict[str, float]:
-    """Returns bits a weight by class. Mistake if there is no such precision."""
-    if name not in PRECISIONS:
-        raise Mistake(f"precision {name!r} is not one we count; need one of {', '.join(PRECISIONS)}")
-    return PRECISIONS[name]
-
-
-def _attention_parameters(config: ModelConfig, layer: LayerConfig) -> int:
-    queries = 2 * config.num_attention_heads * layer.head_dim  # q_proj and o_proj
-    keys = (2 if layer.sliding else 1) * layer.num_key_value_heads * layer.head_dim  # full layers have no v_proj
-    return config.hidden_size * (queries + keys)
-
-
 def parameters(config: ModelConfig) -> dict[str, int]:
     """Counts weights by class. Norms and scalars, one in ten thousand, are left out."""
-    hidden, layers = config.hidden_size, len(config.layers)
+    hidden, layers, mlp = config.hidden_size, len(config.layers), 3 * config.hidden_size * config.intermediate_size
+    queries = sum(2 * config.num_attention_heads * layer.head_dim for layer in config.layers)  # q_proj and o_proj
+    keys = sum((2 if layer.sliding else 1) * layer.num_key_value_heads * layer.head_dim for layer in config.layers)
     return {
         "experts": layers * config.num_experts * 3 * hidden * config.moe_intermediate_size,
-        "attention": sum(_attention_parameters(config, layer) for layer in config.layers),
-        "dense MLP": layers * 3 * hidden * config.intermediate_size,
+        "attention": hidden * (queries + keys),  # full layers have no v_proj
+        "dense MLP": layers * mlp,
         "router": layers * (hidden * config.num_experts + hidden + config.num_experts),  # proj and two scales
-        "self-conditioning": 3 * hidden * config.intermediate_size,
+        "self-conditioning": mlp,
         "embedding": config.vocab_size * hidden,
     }
 
@@ -75,50 +63,40 @@ class Work:
     def seconds_by_part(self, bytes_per_second: float, flops_per_second: float) -> dict[str, float]:
         """Applies it to each part alone. Their sum is above that of the whole where some wait for bytes and others
         for products."""
-        return {
-            part: max(self.bytes[part] / bytes_per_second, self.flops[part] / flops_per_second) for part in self.flops
-        }
+        rates = bytes_per_second, flops_per_second
+        return {part: max(self.bytes[part] / rates[0], self.flops[part] / rates[1]) for part in self.flops}
 
 
-@dataclass(frozen=True)
 class Count:
     """Counts passes of a model of this shape, `bits` a weight by class, K and V of `kv_bytes` a number."""
 
-    config: ModelConfig
-    bits: Mapping[str, float]
-    kv_bytes: float = 2.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", parameters(self.config))
+    def __init__(self, config: ModelConfig, bits: Mapping[str, float], kv_bytes: float = 2.0):
+        self.config, self.kv_bytes, self.weights = config, kv_bytes, parameters(config)
+        self.stored = {name: self.weights[name] * bits[name] / 8 for name in CLASSES}  # bytes
 
     @property
     def resident(self) -> float:
         """Bytes of all weights."""
-        return sum(map(self._stored, CLASSES))
-
-    def _stored(self, name: str) -> float:
-        return self.weights[name] * self.bits[name] / 8
-
-    def _visible(self, layer: LayerConfig, context: int) -> int:
-        return min(context, self.config.sliding_window - 1) if layer.sliding else context
+        return sum(self.stored.values())
 
     def _body(self, tokens: int, context: int, rows: int) -> Work:
         """Counts the layers for `tokens` in all of `rows` sequences, each behind `context` tokens of text."""
         config, length = self.config, tokens // rows
         active = config.top_k_experts / config.num_experts
-        scores = sum(layer.head_dim * (self._visible(layer, context) + length) for layer in config.layers)
+        scores = keys = 0
+        for layer in config.layers:
+            seen = min(context, config.sliding_window - 1) if layer.sliding else context
+            scores += layer.head_dim * (seen + length)
+            keys += layer.num_key_value_heads * layer.head_dim * seen
+        chosen = 1 - (1 - active) ** tokens  # share of experts that a token goes to, each taking its experts at random
         flops = {
-            "linears": 2 * tokens * sum(self.weights[name] for name in _LINEARS),
+            "linears": 2 * tokens * sum(self.weights[name] for name in LINEARS),
             "experts": 2 * tokens * self.weights["experts"] * active,
             "attention": 4 * tokens * config.num_attention_heads * scores,
         }
-        chosen = 1 - (1 - active) ** tokens  # share of experts that a token goes to, each taking its experts at random
-        keys = sum(
-            layer.num_key_value_heads * layer.head_dim * self._visible(layer, context) for layer in config.layers
-        )
         read = {
-            "linears": sum(map(self._stored, _LINEARS)),
-            "experts": self._stored("experts") * chosen,
+            "linears": sum(self.stored[name] for name in LINEARS),
+            "experts": self.stored["experts"] * chosen,
             "attention": rows * 2 * self.kv_bytes * keys,
         }
         return Work(flops, read)
@@ -130,33 +108,25 @@ class Count:
     def denoise(self, context: int, rows: int = 1) -> Work:
         """Counts one step of `rows` canvases. The sum over the whole vocabulary that self-conditioning may need is
         counted, although an implementation may find out that it need not make it."""
-        tokens, table = rows * self.config.canvas_length, self.weights["embedding"]
-        body, mixing = self.commit(context, rows), self.weights["self-conditioning"]
-        head = {"head and draw": 2 * tokens * table, "self-conditioning": 2 * tokens * (table + mixing)}
-        read = {"head and draw": self._stored("embedding")}
-        read["self-conditioning"] = self._stored("embedding") + self._stored("self-conditioning")
+        body, mlp, table = self.commit(context, rows), self.weights["self-conditioning"], self.weights["embedding"]
+        double = 2 * rows * self.config.canvas_length
+        head = {"head and draw": double * table, "self-conditioning": double * (table + mlp)}
+        read = {"head and draw": self.stored["embedding"]}
+        read["self-conditioning"] = self.stored["embedding"] + self.stored["self-conditioning"]
         return Work(body.flops | head, body.bytes | read)
 
     def token(self, context: int, rows: int = 1) -> Work:
         """Counts the next token of each of `rows` texts, left to right."""
         body, head = self._body(rows, context, rows), 2 * rows * self.weights["embedding"]
-        read = self._stored("embedding")
-        return Work(body.flops | {"head and draw": head}, body.bytes | {"head and draw": read})
+        return Work(body.flops | {"head and draw": head}, body.bytes | {"head and draw": self.stored["embedding"]})
 
 
-@dataclass(frozen=True)
-class BreakEven:
-    """Where diffusion and autoregression are equally fast: a full canvas in `steps` passes and one commit takes as long
-    as its tokens one by one."""
-
-    steps: float  # below one: diffusion cannot win
-    tokens_per_forward: float | None  # that a text needs for diffusion to win; None where not even zero steps would do
-
-    @classmethod
-    def of(cls, canvas: int, step: float, commit: float, token: float) -> BreakEven:
-        """Takes seconds of a step, of a commit, and of a token."""
-        steps = (canvas * token - commit) / step
-        return cls(steps, canvas / steps if steps > 0 else None)
+def break_even(canvas: int, step: float, commit: float, token: float) -> dict[str, float | None]:
+    """Returns the `steps` a block with which a canvas and its commit take as long as its tokens one by one: below one,
+    diffusion cannot win; and the same in `tokens_per_forward`, None where not even zero steps would do. Takes seconds
+    of a step, of a commit, and of a token."""
+    steps = (canvas * token - commit) / step
+    return {"steps": steps, "tokens_per_forward": canvas / steps if steps > 0 else None}
 
 
 def tokens_per_second(canvas: int, steps: float, step: float, commit: float, rows: int = 1) -> float:

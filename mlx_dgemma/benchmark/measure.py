@@ -7,6 +7,7 @@ import gc
 import itertools
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,20 +15,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..checkpoint.hub import is_hub_id
-from ..errors import NotFound
+from ..checkpoint.config import DTYPES
 from ..load import baseline, instruments
 from ..writing.ask import Ask
 from . import machine
 from .count import Count, parameters
 from .passes import Passes, check_context, measure_passes
-from .prompts import Prompt, from_file, from_kinds, from_tasks
 from .report import KEY, VERSION, Report
-from .runs import Run, Writer, answer_all, baseline_writer, summary, writer
-from .shapes import is_embedded
-from .subject import Settings, Subject, load_checkpoint, make_dummy
-
-ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
+from .runs import Prompt, Writer, answer_all, baseline_writer, from_file, from_kinds, from_tasks, summary, writer
+from .subject import Subject, is_embedded, make_subject
 
 
 @contextmanager
@@ -41,33 +37,27 @@ def phase(name: str) -> Iterator[None]:
         print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
 
 
-def empty_report(settings: Settings, command: Sequence[str]) -> Report:
-    before = machine.state()
-    return {
-        KEY: VERSION,
-        "interrupted": False,
-        "command": list(command),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": machine.versions(),
-        "git": machine.revision(),
-        "state": {"before": before, "after": None},
-        "settings": asdict(settings),
-        "passes": [],
-        "modes": {},
-        "missing": machine.missing(before),
-    }
-
-
 class Measurement:
     """Measures what `settings` ask for. `report` holds what was measured so far, whenever it ends."""
 
-    def __init__(self, settings: Settings, command: Sequence[str]):
-        self.settings, self.report = settings, empty_report(settings, command)
+    def __init__(self, settings: Namespace, command: Sequence[str]):
+        before = machine.state()
+        self.settings = settings
+        self.report: Report = {
+            KEY: VERSION, "interrupted": False, "command": list(command),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": machine.versions(), "git": machine.revision(), "state": {"before": before, "after": None},
+            "settings": dict(vars(settings)), "passes": [], "modes": {}, "missing": machine.missing(before),
+        }  # fmt: skip
 
     def run(self) -> None:
         subject = self.load()
         check_context(subject.model.facts, max(self.settings.context))
-        prompts, library = self.prompts(subject), self.library(subject.backend)
+        prompts, library = self.prompts(subject), None
+        if self.settings.ar_model:
+            library = baseline(subject.backend)
+        else:
+            self.report["missing"]["AR model"] = "no --ar-model was given"
         try:
             self.measure(subject, prompts)
             if library:
@@ -82,52 +72,41 @@ class Measurement:
     def load(self) -> Subject:
         settings, start = self.settings, time.perf_counter()
         with phase("loading"):
-            subject = make_dummy(settings) if settings.dummy else load_checkpoint(settings)
+            subject = make_subject(settings)
             tools = instruments(subject.backend)
             tools.wait()
-        seconds, stored = time.perf_counter() - start, tools.weight_bytes(subject.model)
-        dtype = settings.dtype or settings.precision or subject.config.dtype
-        precision = settings.precision or f"{dtype}, as it is stored"
-        dtype = dtype if dtype in ITEM else "bfloat16"  # of activations, when weights are narrower
+        seconds, stored, config = time.perf_counter() - start, tools.weight_bytes(subject.model), subject.model.config
+        dtype = settings.dtype or ((settings.precision or "bf16") if settings.dummy else config.dtype)
+        precision = dtype if settings.dummy else f"{dtype}, as it is stored"
+        dtype = dtype if dtype in DTYPES else "bfloat16"  # of activations, when weights are narrower
         self.report["settings"] |= {"precision": precision, "dtype": dtype, "sampling": asdict(subject.sampling)}
         self.report |= {
             "config": subject.stored, "load_seconds": seconds, "machine": machine.describe(tools.device()),
-            "bits": {name: 8 * stored[name] / count for name, count in parameters(subject.config).items()},
-            "weight_bytes": stored, "kv_bytes": ITEM[dtype],
+            "bits": {name: 8 * stored[name] / count for name, count in parameters(config).items()},
+            "weight_bytes": stored, "kv_bytes": 4 if dtype == "float32" else 2,
         }  # fmt: skip
         return subject
 
     def prompts(self, subject: Subject) -> list[Prompt]:
         """Reads or makes what is to be answered: nothing by random weights."""
-        settings, tokenizer = self.settings, subject.tokenizer
+        settings, tokenizer, missing = self.settings, subject.tokenizer, self.report["missing"]
         if tokenizer is None:
-            self.report["missing"]["answers"] = "random weights have none; steps a block are assumed, not measured"
+            missing["answers"] = "random weights have none; steps a block are assumed, not measured"
             return []
         longest = settings.max_tokens or subject.model.facts.canvas_length
         if settings.prompts:
             return from_file(Path(settings.prompts), subject.model, tokenizer, longest)
-        if is_embedded(subject.config):
+        if is_embedded(subject.model.config):
             return from_tasks(tokenizer, longest, settings.each)
-        self.report["missing"]["solved"] = "right answers are known for the embedded model's tasks alone"
+        missing["solved"] = "right answers are known for the embedded model's tasks alone"
         return from_kinds(tokenizer, longest)
-
-    def library(self, backend: str) -> ModuleType | None:
-        """Finds the library of --ar-model, before anything is measured."""
-        path = self.settings.ar_model
-        if path is None:
-            self.report["missing"]["AR model"] = "no --ar-model was given"
-            return None
-        if not Path(path).is_dir() and not is_hub_id(path):
-            raise NotFound(f"--ar-model {path}: no such folder, and no hub id either")
-        return baseline(backend)
 
     def measure(self, subject: Subject, prompts: list[Prompt]) -> None:
         """Measures cold answers, passes, and answers by denoising and left to right."""
         asks = {"diffusion": Ask(sampling=subject.sampling), "autoregression": Ask(mode="ar")} if prompts else {}
         writers = {mode: writer(subject.model, subject.tokenizer, ask) for mode, ask in asks.items()}
         for mode, write in writers.items():
-            settings = {"temp": asks[mode].draw.temp} if asks[mode].mode == "ar" else asdict(asks[mode].sampling)
-            self.answer_cold(mode, write, prompts[0], settings)
+            self.answer_cold(mode, write, prompts[0], asdict(asks[mode]))
         self.time_passes(subject)
         for mode, write in writers.items():
             self.answer(mode, write, prompts, subject.model.peak_memory)
@@ -137,32 +116,29 @@ class Measurement:
         with phase("ceilings of the device"):
             report["ceilings"] = tools.ceilings(report["settings"]["dtype"])
         ceilings = report["ceilings"]["copy_bytes_per_second"], report["ceilings"]["product_flops_per_second"]
-        count = Count(subject.config, report["bits"], report["kv_bytes"])
+        count = Count(subject.model.config, report["bits"], report["kv_bytes"])
         for context, rows in itertools.product(settings.context, settings.batch):
-            passes = Passes(
-                subject.model, tools, subject.sampling, context, rows, repeat=settings.repeat, seed=settings.seed
-            )
+            passes = Passes(subject.model, tools, subject.sampling, context, rows, settings.repeat, settings.seed)
             with phase(f"passes of {rows} x {context} tokens"):
                 report["passes"].append(measure_passes(passes, count, ceilings, settings.steps_per_block))
 
     def answer_cold(self, mode: str, write: Writer, prompt: Prompt, settings: dict[str, Any]) -> None:
         """Answers for the first time in this process."""
-        found = {"settings": settings, "cold": None, "runs": [], "summary": None, "peak_memory": None}
-        self.report["modes"][mode] = found
+        result = {"settings": settings, "cold": None, "runs": [], "summary": None, "peak_memory": None}
+        self.report["modes"][mode] = result
         with phase(f"{mode}, cold"):
-            found["cold"] = write(prompt, self.settings.seed)
+            result["cold"] = write(prompt, self.settings.seed)
 
     def answer(self, mode: str, write: Writer, prompts: list[Prompt], peak_memory: Callable[[], int]) -> None:
         """Answers all prompts with every seed. What is there when Ctrl-C comes is summed up."""
-        found, cap = self.report["modes"][mode], self.report["settings"]["sampling"]["max_denoising_steps"]
-        runs: list[Run] = found["runs"]
-        seeds = range(self.settings.seed, self.settings.seed + self.settings.seeds)
+        result, cap = self.report["modes"][mode], self.report["settings"]["sampling"]["max_denoising_steps"]
+        runs, seeds = result["runs"], range(self.settings.seed, self.settings.seed + self.settings.seeds)
         try:
             with phase(f"{mode}, {len(prompts)} prompts x {len(seeds)} seeds"):
                 answer_all([(write, prompt, seed, runs) for seed in seeds for prompt in prompts])
         finally:
-            found["summary"] = summary(runs, cap) if runs else None
-            found["peak_memory"] = peak_memory()
+            result["summary"] = summary(runs, cap) if runs else None
+            result["peak_memory"] = peak_memory()
 
     def measure_baseline(self, library: ModuleType, prompts: list[Prompt]) -> None:
         """Answers by another model, left to right, with the library that is the field's for it."""

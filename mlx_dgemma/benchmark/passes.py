@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -20,10 +20,11 @@ from ..writing.batch import Batch
 from ..writing.blocks import Open
 from ..writing.sampling import Sampling
 from ..writing.writing import Writing
-from .count import BreakEven, Count, Work, tokens_per_second
+from .count import Count, Work, break_even, tokens_per_second
 from .runs import spread
 
 WARM_UP = 512  # tokens that are encoded once before any are timed
+Ceilings = tuple[float, float]  # bytes copied a second, FLOPs of a product a second
 
 
 def check_context(facts: Facts, context: int) -> None:
@@ -33,30 +34,22 @@ def check_context(facts: Facts, context: int) -> None:
         raise Mistake(f"--context {context}: the model has room for {room} tokens before its canvases")
 
 
-def endless_blocks(
-    model: DiffusionModel, caches: Sequence[Cache], sampling: Sampling, seed: int
-) -> tuple[Batch, list[Writing]]:
-    """Starts a canvas behind each of `caches`, to be denoised for `sampling.max_denoising_steps` passes whatever it
-    predicts."""
+def endless_blocks(model: DiffusionModel, caches: Sequence[Cache], sampling: Sampling, seed: int) -> Batch:
+    """Starts a canvas behind each of `caches`, denoised for `sampling.max_denoising_steps` passes in any case."""
     sampling = replace(sampling, stability_threshold=sampling.max_denoising_steps)
-    batch, writings, facts = Batch(model, len(caches)), [], model.facts
+    batch, facts = Batch(model, len(caches)), model.facts
     for number, cache in enumerate(caches):
         layout = Open(facts, facts.max_position_embeddings - cache.length, max_tokens=1)
-        rng = np.random.default_rng(seed + number)
-        writings.append(Writing(model, Text(), layout=layout, sampling=sampling, rng=rng, cache=cache))
-        batch.add(writings[-1])
-    return batch, writings
+        batch.add(Writing(model, Text(), layout, sampling, np.random.default_rng(seed + number), cache))
+    return batch
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Times the passes of `rows` sequences at once, each behind `context` random tokens, `repeat` times.
-
-    `instruments` is the backend's module `measure`. All times are seconds.
-    """
+    """Times the passes of `rows` sequences at once, each behind `context` random tokens, `repeat` times. Seconds."""
 
     model: DiffusionModel
-    instruments: ModuleType
+    instruments: ModuleType  # `measure` of the backend
     sampling: Sampling
     context: int
     rows: int
@@ -87,9 +80,9 @@ class Passes:
         """Times denoise steps of blocks that do not settle; and returns rows as they are late in a block."""
         passes = self.repeat + 1
         sampling = replace(self.sampling, max_denoising_steps=passes + 1)
-        batch, writings = endless_blocks(self.model, [cache.copy() for _ in range(self.rows)], sampling, self.seed)
+        batch = endless_blocks(self.model, [cache.copy() for _ in range(self.rows)], sampling, self.seed)
         seconds = [self._timed(batch.step) for _ in range(passes)]
-        return seconds, [writing.row() for writing in writings]
+        return seconds, [writing.row() for writing in batch.texts]
 
     def commits(self, cache: Cache) -> list[float]:
         """Times encoding a canvas a row. In a run it goes with the next block's first pass."""
@@ -105,14 +98,9 @@ class Passes:
         """Times the next token of every row, left to right; the likeliest is taken."""
         uniforms = np.zeros(2 * self.repeat + 1, np.float32)
         rows = [Continuation(cache.copy(), self._text(1, number), uniforms) for number in range(self.rows)]
-        seconds, start = [], time.perf_counter()
-        for _ in self.model.autoregress(rows, Draw()):
-            seconds.append(time.perf_counter() - start)
-            start = time.perf_counter()
-        return seconds
-
-
-Ceilings = tuple[float, float]  # bytes copied a second, FLOPs of a product a second
+        times = [time.perf_counter()]
+        times += [time.perf_counter() for _ in self.model.autoregress(rows, Draw())]
+        return np.diff(times).tolist()
 
 
 def compared(work: Work, seconds: Sequence[float], ceilings: Ceilings) -> dict[str, Any]:
@@ -121,8 +109,7 @@ def compared(work: Work, seconds: Sequence[float], ceilings: Ceilings) -> dict[s
     return {
         "first_seconds": seconds[0],
         "seconds": spread(seconds[1:]),
-        "flops": work.flops,
-        "bytes": work.bytes,
+        **asdict(work),
         "floor_seconds": work.seconds(*ceilings),
         "share_of_copy": work.total_bytes / median / ceilings[0],
         "share_of_product": work.total_flops / median / ceilings[1],
@@ -137,16 +124,20 @@ def measure_passes(passes: Passes, count: Count, ceilings: Ceilings, assumed: fl
     seconds, late = passes.steps(cache)
     parts = passes.instruments.step_parts(passes.model, late)
     del late  # and the forks of the cache with them
-    step = compared(count.denoise(context, rows), seconds, ceilings)
-    commit = compared(count.commit(context, rows), passes.commits(cache), ceilings)
-    token = compared(count.token(context, rows), passes.tokens(cache), ceilings)
-    step_s, commit_s, token_s = (timed["seconds"]["median"] for timed in (step, commit, token))
-    even = BreakEven.of(canvas, step_s, commit_s, token_s)
-    speed = tokens_per_second(canvas, assumed, step_s, commit_s, rows)
+    work = count.denoise(context, rows)
+    timed = {
+        "step": compared(work, seconds, ceilings),
+        "commit": compared(count.commit(context, rows), passes.commits(cache), ceilings),
+        "token": compared(count.token(context, rows), passes.tokens(cache), ceilings),
+    }
+    step, commit, token = (part["seconds"]["median"] for part in timed.values())
+    speed = tokens_per_second(canvas, assumed, step, commit, rows)
     return {
-        "context": context, "rows": rows, "prefill_tokens_per_second": prefill,
-        "step": step, "commit": commit, "token": token,
-        "break_even": {"steps": even.steps, "tokens_per_forward": even.tokens_per_forward},
-        "assumed": {"steps": assumed, "diffusion": speed, "autoregression": rows / token_s},
-        "parts": {"seconds": parts, "floor_seconds": count.denoise(context, rows).seconds_by_part(*ceilings)},
-    }  # fmt: skip
+        "context": context,
+        "rows": rows,
+        "prefill_tokens_per_second": prefill,
+        **timed,
+        "break_even": break_even(canvas, step, commit, token),
+        "assumed": {"steps": assumed, "diffusion": speed, "autoregression": rows / token},
+        "parts": {"seconds": parts, "floor_seconds": work.seconds_by_part(*ceilings)},
+    }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Mistake
 from .count import PARTS, tokens_per_second
-from .report import MODES, Report, lookup, speed
+from .report import MODES, Report, lookup, model_name, speed
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -17,9 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#2563a8", "#c8601a", "#8a8f98"
-COLOURS = ("#2563a8", "#6fa3d8", "#8c6bb1", "#3d8f6d", "#c8a13a", "#c4c8ce")  # of parts, and of the rest
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left", "legend.frameon": False}
+COLOURS = {"diffusion": "#2563a8", "autoregression": "#c8601a", "baseline": "#8a8f98"}
 
 
 def pyplot() -> ModuleType:
@@ -31,7 +28,7 @@ def pyplot() -> ModuleType:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update(STYLE)
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
     return plt
 
 
@@ -45,27 +42,24 @@ def check(path: Path) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=144, bbox_inches="tight")
+    figure.savefig(path, dpi=144)
     pyplot().close(figure)
 
 
 def draw_speed(axes: Axes, report: Report) -> None:
     """Draws tokens a second over steps a block: lines from the timed passes, marks where answers were measured."""
-    point, canvas = report["passes"][0], report["config"]["canvas_length"]
+    point, canvas, steps = report["passes"][0], report["config"]["canvas_length"], range(1, 49)
     step, commit, token = (point[name]["seconds"]["median"] for name in ("step", "commit", "token"))
-    rows, even, steps = point["rows"], point["break_even"], range(1, 49)
+    rows, even = point["rows"], point["break_even"]["steps"]
     speeds = [tokens_per_second(canvas, n, step, commit, rows) for n in steps]
-    axes.loglog(steps, speeds, color=BLUE, lw=2, label="diffusion, full canvases")
-    axes.axhline(rows / token, color=ORANGE, lw=2, label="left to right")
-    if 1 <= even["steps"] <= 48:
-        label = f"equal at {even['steps']:.1f} steps,\n{even['tokens_per_forward']:.1f} tokens per forward"
-        axes.axvline(even["steps"], color=GREY, lw=1, ls=":", label=label)
+    axes.loglog(steps, speeds, color=COLOURS["diffusion"], label="diffusion, full canvases")
+    axes.axhline(rows / token, color=COLOURS["autoregression"], label="left to right")
+    if 1 <= even <= 48:
+        axes.axvline(even, color="grey", ls=":", label=f"equal at {even:.1f} steps")
     for mode, title in MODES.items():
-        if rate := lookup(report, f"modes.{mode}.summary.tokens_per_second"):
+        if rate := lookup(report, f"modes.{mode}.summary.tokens_per_second.median"):
             mean = lookup(report, f"modes.{mode}.summary.steps_per_block.mean") or 48
-            around = [[rate["median"] - rate["min"]], [rate["max"] - rate["median"]]]
-            look = {"color": BLUE if mode == "diffusion" else ORANGE, "fmt": "s" if mode == "baseline" else "o"}
-            axes.errorbar([mean], [rate["median"]], around, **look, clip_on=False, label=f"{title}, answers")
+            axes.plot([mean], [rate], "o", color=COLOURS[mode], clip_on=False, label=f"{title}, answers")
     axes.set(xlabel="steps a block", ylabel="tokens a second", xlim=(1, 48))
     axes.set_xticks([1, 2, 4, 8, 16, 32, 48], labels=["1", "2", "4", "8", "16", "32", "48"])
     axes.yaxis.set_major_locator(pyplot().matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
@@ -78,65 +72,53 @@ def draw_speed(axes: Axes, report: Report) -> None:
 def draw_parts(axes: Axes, reports: Sequence[tuple[str, Report]]) -> None:
     """Draws stacked bars of the parts of a step: of each report what was measured, and its floor."""
     bars = [report["passes"][0]["parts"][kind] for _, report in reports for kind in ("seconds", "floor_seconds")]
-    bottom = [0.0] * len(bars)
-    for part, colour in zip((*PARTS, "rest"), COLOURS, strict=True):
-        heights = [1e3 * max(bar.get(part, 0.0), 0.0) for bar in bars]
-        drawn = axes.bar(range(len(bars)), heights, 0.62, bottom, color=colour, label=part)
-        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    axes.bar_label(drawn, [f"{top:.3g} ms" for top in bottom], padding=3)
     labels = [f"{kind}\n{name}" for name, _ in reports for kind in ("measured", "floor")]
-    axes.set_xticks(range(len(bars)), labels=labels)
-    axes.margins(y=0.1)
+    bottom = [0.0] * len(bars)
+    for part in (*PARTS, "rest"):
+        heights = [1e3 * max(bar.get(part, 0.0), 0.0) for bar in bars]
+        drawn = axes.bar(labels, heights, bottom=bottom, label=part)
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    axes.bar_label(drawn, [f"{top:.3g} ms" for top in bottom])
     axes.set(ylabel="ms a step", title="One denoise step, by part")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
+    axes.legend(reverse=True)
 
 
 def plot_report(report: Report, path: Path) -> None:
-    figure, (left, right) = pyplot().subplots(1, 2, figsize=(11, 4.4), width_ratios=(3, 2), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     draw_speed(left, report)
     draw_parts(right, [("", report)])
     settings, device = report["settings"], report["machine"]["device"]["name"]
-    model = settings["dummy"] or settings["model"] or "embedded model"
-    figure.suptitle(f"{model}, {settings['precision']}, on {device}", x=0.01, ha="left", weight="bold")
+    figure.suptitle(f"{model_name(settings)}, {settings['precision']}, on {device}")
     save(figure, path)
 
 
 def plot_comparison(reports: Sequence[tuple[str, Report]], path: Path) -> None:
     """Draws speed of both modes and the parts of a step, one group of bars a machine."""
-    size = (4.5 + 2.6 * len(reports), 4.6)
-    figure, (left, right) = pyplot().subplots(1, 2, figsize=size, width_ratios=(1, 1.1), layout="constrained")
-    reports = [(textwrap.fill(name, 16), report) for name, report in reports]
-    for offset, mode, label, colour in (
-        (-0.2, "diffusion", "diffusion", BLUE),
-        (0.2, "autoregression", "left to right, same checkpoint", ORANGE),
-    ):
+    size = (4 + 4 * len(reports), 4.6)
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=size, width_ratios=(1, 2), layout="constrained")
+    for offset, mode in ((-0.2, "diffusion"), (0.2, "autoregression")):
         speeds = [speed(report, mode) or 0.0 for _, report in reports]
-        bars = left.bar([n + offset for n in range(len(reports))], speeds, 0.38, color=colour, label=label)
-        left.bar_label(bars, [f"{value:.3g}" for value in speeds], padding=3)
+        places = [number + offset for number in range(len(reports))]
+        left.bar_label(left.bar(places, speeds, 0.38, color=COLOURS[mode], label=MODES[mode]), fmt="%.3g")
     left.set_xticks(range(len(reports)), labels=[name for name, _ in reports])
-    left.margins(y=0.1)
     left.set(ylabel="tokens a second", title="Speed")
-    left.legend(loc="upper left", bbox_to_anchor=(0, -0.12))
+    left.legend()
     draw_parts(right, reports)
     save(figure, path)
 
 
 def plot_steps(curve: dict[str, Any], path: Path) -> None:
     """Draws solve rate and speed over the cap on steps, points measured; left to right as a line."""
-    figure, (top, bottom) = pyplot().subplots(2, 1, figsize=(7, 6.2), sharex=True, layout="constrained")
-    caps = [point["max_denoising_steps"] for point in curve["points"]]
-    for axes, name, scale, label in ((top, "solved", 100, "solved, %"), (bottom, "tokens_per_second", 1, "tokens/s")):
-        values, beside = [scale * point[name] for point in curve["points"]], scale * curve["autoregression"][name]
-        axes.semilogx(caps, values, "o-", color=BLUE, lw=2, clip_on=False, label="diffusion")
-        for cap, value in zip(caps, values, strict=True):
-            axes.annotate(f"{value:.3g}", (cap, value), (0, -15), textcoords="offset points", ha="center", color=BLUE)
-        axes.axhline(beside, color=ORANGE, lw=1.5, label=f"left to right, {beside:.3g}")
-        axes.set_ylim(bottom=0)
-        axes.set_ylabel(label)
-        axes.legend(loc="best")
-    bottom.set_xticks(caps, labels=[str(cap) for cap in caps])
-    bottom.minorticks_off()
-    bottom.set_xlabel("steps that a block may take")
-    tasks = len(curve["autoregression"]["solved_by_task"])
-    top.set_title(f"{curve['prompts']} prompts of {tasks} tasks, the embedded model")
+    figure, both = pyplot().subplots(2, 1, figsize=(7, 6.2), sharex=True, layout="constrained")
+    points, beside = curve["points"], curve["autoregression"]
+    caps = [point["max_denoising_steps"] for point in points]
+    shown = ("solved", 100, "solved, %"), ("tokens_per_second", 1, "tokens/s")
+    for axes, (name, scale, label) in zip(both, shown, strict=True):
+        axes.plot(caps, [scale * point[name] for point in points], "o-", color=COLOURS["diffusion"], label="diffusion")
+        axes.axhline(scale * beside[name], color=COLOURS["autoregression"], label="left to right")
+        axes.set(ylabel=label, ylim=(0, None))
+        axes.legend()
+    both[1].set_xticks(caps)
+    both[1].set_xlabel("steps that a block may take")
+    both[0].set_title(f"{curve['prompts']} prompts of {len(beside['solved_by_task'])} tasks, the embedded model")
     save(figure, path)

@@ -1,37 +1,38 @@
-"""A report: what was measured, and all that is needed to measure it again. JSON for programs; `tables` for people."""
+"""A report: what was measured, and all that is needed to measure it again. JSON for programs, tables for people."""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import Mistake, NotFound
+from ..checkpoint.memory import gigabytes
+from ..errors import Mistake
+from ..terminal.command import read_file
 
 VERSION = 1
 KEY = "mlx_dgemma_benchmark"  # whose value is the version
 MODES = {"diffusion": "diffusion", "autoregression": "left to right", "baseline": "AR model"}
 Report = dict[str, Any]
+Figure = tuple[str, str, Callable[[Any], str]]  # title of its row, where it is in a report, how it is written
 
 
 def read_report(path: Path) -> Report:
     """Raises Mistake if it is no report, or one of another version."""
+    text = read_file(path)
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise NotFound(f"{path}: no such file; need a report that the benchmark wrote with --out") from None
+        report = json.loads(text)
     except ValueError as error:
         raise Mistake(f"{path} is not JSON: {error}") from None
-    version = report.get(KEY) if isinstance(report, dict) else None
-    if version is None:
+    if not isinstance(report, dict) or KEY not in report:
         raise Mistake(f"{path} is no report of this benchmark: it has no {KEY!r}")
-    if version != VERSION:
-        raise Mistake(f"{path} is a report of version {version}, this program reads version {VERSION}: measure again")
+    if report[KEY] != VERSION:
+        raise Mistake(
+            f"{path} is a report of version {report[KEY]}, this program reads version {VERSION}: measure again"
+        )
     return report
-
-
-def write_report(path: Path, report: Report) -> None:
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def lookup(part: Any, path: str) -> Any:
@@ -48,3 +49,139 @@ def speed(report: Report, mode: str) -> float | None:
     """Returns tokens a second of the answers; where there are none, of the passes at the assumed steps a block."""
     answers = lookup(report, f"modes.{mode}.summary.tokens_per_second.median")
     return lookup(report, f"passes.0.assumed.{mode}") if answers is None else answers
+
+
+def plain(value: float, scale: float = 1.0) -> str:
+    """Writes three digits and no exponent."""
+    value *= scale
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def ms(seconds: float) -> str:
+    return plain(seconds, 1e3)
+
+
+def giga(value: float | dict[str, float]) -> str:
+    """Writes billions of a number, or of the sum of all parts."""
+    return plain(sum(value.values()) if isinstance(value, dict) else value, 1e-9)
+
+
+def percent(share: float) -> str:
+    return f"{share:.0%}"
+
+
+def spread(values: dict[str, float], scale: float = 1.0, unit: str = "") -> str:
+    """Writes the median, and least to most where they differ."""
+    median, least, most = (plain(values[name], scale) for name in ("median", "min", "max"))
+    return f"{median}{unit}" + (f" ({least}-{most})" if least != most else "")
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    known = {name: value for name, value in values.items() if value is not None}
+    return ", ".join(f"{name} {plain(v) if isinstance(v, float) else v}" for name, v in known.items()) or "-"
+
+
+def model_name(settings: dict[str, Any]) -> str:
+    if settings["dummy"]:
+        return f"random weights of the shape {settings['dummy']}"
+    return settings["model"] or "the embedded model"
+
+
+def _timed(name: str, title: str) -> list[Figure]:
+    return [
+        (f"{title}, ms", f"{name}.seconds", lambda seconds: spread(seconds, 1e3)),
+        ("  its floor, by count", f"{name}.floor_seconds", ms),
+        ("  GB", f"{name}.bytes", giga),
+        ("    share of the copy", f"{name}.share_of_copy", percent),
+        ("  GFLOP", f"{name}.flops", giga),
+        ("    share of the product", f"{name}.share_of_product", percent),
+    ]
+
+
+MACHINE: list[Figure] = [
+    ("machine", "machine.device.name", str),
+    ("  memory", "machine.device.memory", gigabytes),
+    ("", "machine.device.shared_memory", lambda shared: "shared with the CPU" if shared else "the GPU's own"),
+    ("  backend", "machine.device.backend", str),
+    ("model", "settings", model_name),
+    ("  precision", "settings.precision", str),
+    ("ceilings: copy, GB/s", "ceilings.copy_bytes_per_second", giga),
+    ("  product, TFLOP/s", "ceilings.product_flops_per_second", lambda rate: plain(rate, 1e-12)),
+]
+DETAILS: list[Figure] = [
+    ("bits a weight", "bits", _pairs),
+    ("  of the AR model", "modes.baseline.bits", _pairs),
+    ("loaded in, s", "load_seconds", plain),
+    ("heat, power", "state.before", _pairs),
+    ("system", "machine.system", str),
+    ("versions", "versions", _pairs),
+    ("git", "git", str),
+]
+PASS: list[Figure] = [
+    ("tokens of context", "context", "{:,}".format),
+    ("sequences at once", "rows", str),
+    ("prefill, tokens/s", "prefill_tokens_per_second", plain),
+    *_timed("step", "denoise step"),
+    *_timed("commit", "commit"),
+    *_timed("token", "token, left to right"),
+    ("break-even, steps a block", "break_even.steps", plain),
+    ("break-even, tokens per forward", "break_even.tokens_per_forward", plain),
+    ("tokens/s, left to right", "assumed.autoregression", plain),
+    ("tokens/s, diffusion", "assumed.diffusion", plain),
+    ("  if a block takes so many steps", "assumed.steps", plain),
+]
+ANSWERS: list[Figure] = [
+    ("tokens/s of kept text", "summary.tokens_per_second", spread),
+    ("solved", "summary.solved", lambda rates: spread(rates, 100, " %")),
+    ("first text after, s: warm", "summary.seconds_to_first", spread),
+    ("  cold, the first of the process", "cold.seconds_to_first", plain),
+    ("tokens per forward", "summary.tokens_per_forward", spread),
+    ("steps a block: mean", "summary.steps_per_block.mean", plain),
+    ("  p50", "summary.steps_per_block.p50", plain),
+    ("  p90", "summary.steps_per_block.p90", plain),
+    ("  share at the cap", "summary.steps_per_block.at_cap", percent),
+    ("ms a step, prefill and commits in it", "summary.seconds_per_step", lambda s: spread(s, 1e3)),
+    ("peak memory of the process so far", "peak_memory", gigabytes),
+]
+
+
+def rows(figures: Iterable[Figure], parts: Sequence[Any]) -> list[list[str]]:
+    """Makes a row a figure, a column a part of a report; "-" where it was not measured."""
+    table = []
+    for title, path, write in figures:
+        values = [lookup(part, path) for part in parts]
+        table.append([title, *("-" if value is None else write(value) for value in values)])
+    return table
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
+    """Prints on standard output; the first `left` columns are text, the others numbers."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD if any(titles) else None, show_header=any(titles), pad_edge=False)
+    for number, title in enumerate(titles):
+        table.add_column(title, justify="left" if number < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False).print(table)
+
+
+def show(report: Report) -> None:
+    """Prints all tables of a report; the parts of a step are those of the first context and number of rows."""
+    print_table(("", ""), [row for row in rows(MACHINE + DETAILS, [report]) if row[1] != "-"], left=2)
+    points, modes = report["passes"], [mode for mode in MODES if lookup(report, f"modes.{mode}.summary")]
+    if points:
+        print_table(["passes", *[""] * len(points)], rows(PASS, points))
+    if modes:
+        print_table(["answers", *map(MODES.get, modes)], rows(ANSWERS, [report["modes"][mode] for mode in modes]))
+    if points:
+        parts, whole = points[0]["parts"], sum(points[0]["parts"]["seconds"].values())
+        floors = {part: ms(seconds) for part, seconds in parts["floor_seconds"].items()} | {"rest": "-"}
+        table = [(part, ms(s), percent(s / whole), floors[part]) for part, s in parts["seconds"].items()]
+        print_table(("part of a step", "ms", "share", "floor, ms"), table)
+    notes = [(f"not known: {name}", reason) for name, reason in report["missing"].items()]
+    if report["interrupted"]:
+        notes.append(("interrupted", "these are the figures till then"))
+    print_table(("", ""), notes, left=2)

@@ -1,28 +1,79 @@
-"""Answers prompts and times them: by denoising and left to right, or by another library; and sums up many runs."""
+"""Answers prompts and times them: by denoising, left to right, or by another library; and sums up many runs.
+
+The prompts are those of a file, tasks with one right answer, or one of each kind of work."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import Mistake
 from ..seam.model import DiffusionModel
 from ..terminal.command import progress
+from ..terminal.requests import read_requests
+from ..tokens.messages import prompt_tokens
 from ..tokens.tokenizer import Tokenizer
 from ..writing.answer import Answer
 from ..writing.ask import Ask
-from ..writing.batch import diffuse
-from .prompts import Prompt
+from ..writing.diffuse import diffuse
+from .tasks import LEARNT, made
 
 if TYPE_CHECKING:
     from ..mlx_backend.baseline import Baseline
 
+KINDS = {  # name -> prompt, for a model that knows more than the tasks
+    "json": "Answer with JSON only, with the keys name, age, job and city: Ivan, a clerk from Kyiv, is 43 years old.",
+    "short answer": "What is the capital of Australia? Answer with its name only.",
+    "code": "Write a Python function that returns the n-th Fibonacci number without recursion. Code only.",
+    "maths": "A train leaves at 9:40, goes at 84 km/h and arrives at 13:05. How far does it go? Think step by step.",
+    "explanation": "Explain why the sky is blue to a ten-year-old, in about 150 words.",
+    "story": "Write the beginning of a story about a lighthouse keeper who finds a letter, in about 250 words.",
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    name: str
+    messages: list[dict[str, str]]  # for a model with another tokenizer and chat template
+    tokens: list[int]
+    max_tokens: int
+    thinking: bool = False
+    right: str | None = None  # the one right answer, where there is one
+
+    def solved(self, text: str) -> bool | None:
+        return None if self.right is None else text == self.right
+
+
 Run = dict[str, Any]
 Writer = Callable[[Prompt, int], Run]  # a prompt and a seed -> a run
+
+
+def _prompt(tokenizer: Tokenizer, max_tokens: int, name: str, text: str, right: str | None = None) -> Prompt:
+    messages = [{"role": "user", "content": text}]
+    return Prompt(name, messages, prompt_tokens(tokenizer, messages), max_tokens, right=right)
+
+
+def from_tasks(tokenizer: Tokenizer, max_tokens: int, each: int) -> list[Prompt]:
+    """Makes `each` prompts of every task that the embedded model learnt, the same ones as in the solve rates."""
+    return [_prompt(tokenizer, max_tokens, name, *task) for name in LEARNT for task in made(name, each)]
+
+
+def from_kinds(tokenizer: Tokenizer, max_tokens: int) -> list[Prompt]:
+    return [_prompt(tokenizer, max_tokens, *kind) for kind in KINDS.items()]
+
+
+def from_file(path: Path, model: DiffusionModel, tokenizer: Tokenizer, max_tokens: int) -> list[Prompt]:
+    """Reads one JSON object a line, as the command `batch` takes them. Mistake names the line."""
+    requests = read_requests(path, model, tokenizer, Ask(max_tokens=max_tokens))
+    if any(request.fill for request in requests):
+        raise Mistake(f"{path}: its lines are to be filled; what is measured is answers: need prompts")
+    return [Prompt(f"prompt {r.number + 1}", r.messages, r.tokens, r.ask.max_tokens, r.thinking) for r in requests]
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
@@ -76,8 +127,7 @@ def baseline_writer(baseline: Baseline) -> Writer:
 
 
 def answer_all(jobs: Sequence[tuple[Writer, Prompt, int, list[Run]]]) -> None:
-    """Answers prompt after prompt, each job a writer, a prompt, a seed, and the list that its run is added to. What is
-    there when Ctrl-C comes is kept."""
+    """Answers prompt after prompt, each job a writer, a prompt, a seed, and the list that its run is added to."""
     with progress(len(jobs)) as bar:
         for write, prompt, seed, runs in jobs:
             runs.append(write(prompt, seed))
@@ -101,8 +151,7 @@ def steps_per_block(runs: Sequence[Run], cap: int) -> dict[str, float] | None:
     if not blocks:
         return None
     p50, p90 = np.percentile(blocks, [50, 90]).tolist()
-    at_cap = sum(steps == cap for steps in blocks) / len(blocks)
-    return {"mean": statistics.mean(blocks), "p50": p50, "p90": p90, "at_cap": at_cap}
+    return {"mean": statistics.mean(blocks), "p50": p50, "p90": p90, "at_cap": blocks.count(cap) / len(blocks)}
 
 
 def summary(runs: Sequence[Run], cap: int) -> dict[str, Any]:
@@ -116,10 +165,8 @@ def summary(runs: Sequence[Run], cap: int) -> dict[str, Any]:
         "seconds_to_first": spread([run["seconds_to_first"] for run in runs if run["seconds_to_first"] is not None]),
         "solved": spread([rate for seed in seeds if (rate := solve_rate(seed)) is not None]),
     }
-    if (blocks := steps_per_block(runs, cap)) is None:
-        return total
-    return total | {
-        "steps_per_block": blocks,
-        "tokens_per_forward": spread([run["tokens_per_forward"] for run in runs]),
-        "seconds_per_step": spread([run["seconds"] / sum(run["steps_per_block"]) for run in runs]),
-    }
+    if blocks := steps_per_block(runs, cap):
+        total["steps_per_block"] = blocks
+        total["tokens_per_forward"] = spread([run["tokens_per_forward"] for run in runs])
+        total["seconds_per_step"] = spread([run["seconds"] / sum(run["steps_per_block"]) for run in runs])
+    return total

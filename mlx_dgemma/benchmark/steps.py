@@ -14,13 +14,19 @@ from ..load import load
 from ..terminal.command import Parser, at_least
 from ..writing.ask import Ask
 from .plot import check, plot_steps
-from .prompts import from_tasks
-from .runs import Run, answer_all, solve_rate, speed, steps_per_block, writer
-from .shapes import is_embedded
-from .tables import Figure, percent, print_table, rows
+from .report import Figure, percent, plain, print_table, rows
+from .runs import Run, answer_all, from_tasks, solve_rate, speed, steps_per_block, writer
+from .subject import is_embedded
 from .tasks import LEARNT
 
 CAPS = (4, 8, 12, 16, 24, 32, 48)
+FIGURES: list[Figure] = [
+    ("solved", "solved", "{:.1%}".format),
+    *((f"  {task}", f"solved_by_task.{task}", percent) for task in LEARNT),
+    ("steps a block, mean", "steps_per_block.mean", plain),
+    ("  share at the cap", "steps_per_block.at_cap", percent),
+    ("tokens/s", "tokens_per_second", plain),
+]
 
 
 def parser() -> Parser:
@@ -39,9 +45,10 @@ def parser() -> Parser:
 
 
 def point(runs: list[Run], cap: int) -> dict[str, Any]:
-    """Sums up all runs with one cap."""
+    """Sums up all runs with one cap; 0 is left to right."""
     tasks = {task: [run for run in runs if run["prompt"] == task] for task in LEARNT}
     return {
+        "max_denoising_steps": cap,
         "solved": solve_rate(runs),
         "solved_by_task": {task: solve_rate(answers) for task, answers in tasks.items() if answers},
         "tokens_per_second": speed(runs),
@@ -68,27 +75,12 @@ def command(options: argparse.Namespace) -> int:
     count = min(map(len, runs.values()))
     if not count:
         return 130
-    runs = {cap: answers[:count] for cap, answers in runs.items()}
-    curve = {
-        "prompts": count,
-        "seed": options.seed,
-        "autoregression": point(runs[0], 0),
-        "points": [{"max_denoising_steps": cap, **point(runs[cap], cap)} for cap in CAPS],
-    }
+    left_to_right, *points = (point(runs[cap][:count], cap) for cap in writers)
+    curve = {"prompts": count, "seed": options.seed, "autoregression": left_to_right, "points": points}
     if options.plot:
         plot_steps(curve, Path(options.plot))
-    print(json.dumps(curve)) if options.json else show(curve)
+    if options.json:
+        print(json.dumps(curve))
+    else:
+        print_table(["steps at most", *map(str, CAPS), "left to right"], rows(FIGURES, [*points, left_to_right]))
     return 0 if count == len(prompts) else 130
-
-
-def show(curve: dict[str, Any]) -> None:
-    points = [*curve["points"], curve["autoregression"]]
-    figures: list[Figure] = [
-        ("solved", "solved", "{:.1%}".format),
-        *((f"  {task}", f"solved_by_task.{task}", percent) for task in LEARNT),
-        ("steps a block, mean", "steps_per_block.mean", "{:.2f}".format),
-        ("  share at the cap", "steps_per_block.at_cap", percent),
-        ("tokens/s", "tokens_per_second", "{:.4g}".format),
-    ]
-    caps = [str(point["max_denoising_steps"]) for point in curve["points"]]
-    print_table(["steps at most", *caps, "left to right"], rows(figures, points))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..checkpoint.config import ModelConfig, Recipe, parse_config
-from ..checkpoint.folder import read_configs
+from ..checkpoint.folder import read_configs, read_json
 from ..checkpoint.hub import find
 from ..checkpoint.memory import check_memory
 from ..convert.recipes import mlx_community, plain, quantization
@@ -15,9 +17,11 @@ from ..load import choose_backend, dummy, load
 from ..seam.model import DiffusionModel
 from ..tokens.tokenizer import Tokenizer
 from ..writing.sampling import Sampling
-from .count import Count, precision
-from .shapes import shape
+from .count import PRECISIONS as BITS
+from .count import Count, parameters
 
+HERE = Path(__file__).parent
+SHAPES = {"26b-a4b": HERE / "26b-a4b.json", "tiny": HERE.parent / "tiny" / "config.json"}
 PRECISIONS: dict[str, tuple[str, Recipe]] = {  # of random weights -> dtype, how each layer is stored
     "float32": ("float32", plain),
     "bf16": ("bfloat16", plain),
@@ -26,27 +30,21 @@ PRECISIONS: dict[str, tuple[str, Recipe]] = {  # of random weights -> dtype, how
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is to be measured; each is a flag of the command."""
+def shape(name: str) -> dict[str, Any]:
+    """Reads config.json of a published model. Mistake with the list if there is none of this name."""
+    if name not in SHAPES:
+        raise Mistake(f"{name!r} is no published shape that is known; need one of {', '.join(SHAPES)}")
+    return read_json(SHAPES[name])
 
-    model: str | None
-    dummy: str | None
-    precision: str | None
-    peaked: float | None
-    steps_per_block: int
-    backend: str | None
-    dtype: str | None
-    ar_model: str | None
-    prompts: str | None
-    each: int
-    max_tokens: int | None
-    max_denoising_steps: int | None
-    context: list[int]
-    batch: list[int]
-    repeat: int
-    seeds: int
-    seed: int
+
+def published(name: str) -> ModelConfig:
+    return parse_config(shape(name))
+
+
+def is_embedded(config: ModelConfig) -> bool:
+    """Says whether `config` has the shape of the embedded model, which knows the tasks, however it is stored."""
+    tiny = published("tiny")
+    return parameters(config) == parameters(tiny) and config.canvas_length == tiny.canvas_length
 
 
 @dataclass(frozen=True)
@@ -56,28 +54,27 @@ class Subject:
     sampling: Sampling
     backend: str
     stored: dict[str, Any]  # its config.json
-    config: ModelConfig
 
 
-def load_checkpoint(settings: Settings) -> Subject:
-    """Raises Mistake if there is no such checkpoint, or too little memory for it."""
-    backend, folder = settings.backend or choose_backend(), find(settings.model)
-    stored, generation = read_configs(folder)
+def make_subject(settings: Namespace) -> Subject:
+    """Raises Mistake if there is no such checkpoint, shape or precision, or too little memory for it."""
+    backend = settings.backend or choose_backend()
+    if settings.dummy:
+        return Subject(_random_model(settings, backend), None, Sampling(), backend, shape(settings.dummy))
+    folder = find(settings.model)
     model, tokenizer, sampling = load(folder, backend=backend, dtype=settings.dtype)
     sampling = replace(sampling, max_denoising_steps=settings.max_denoising_steps or sampling.max_denoising_steps)
-    return Subject(model, tokenizer, sampling, backend, stored, parse_config(stored, generation))
+    return Subject(model, tokenizer, sampling, backend, read_configs(folder)[0])
 
 
-def make_dummy(settings: Settings) -> Subject:
-    """Raises Mistake if there is no such shape or precision, or too little memory for it."""
-    backend, stored = settings.backend or choose_backend(), shape(settings.dummy)
+def _random_model(settings: Namespace, backend: str) -> DiffusionModel:
+    config = published(settings.dummy)
     known = [name for name in PRECISIONS if backend == "torch" or name != "fp8"]
-    if settings.precision not in known:
-        given = f"precision {settings.precision!r} is not one that {backend} makes"
-        raise Mistake(f"{given}: need one of {', '.join(known)}")
-    config, bits = parse_config(stored), precision(settings.precision)
+    stored_as = settings.precision or "bf16"
+    if stored_as not in known:
+        wrong = f"precision {stored_as!r} is not one that {backend} makes"
+        raise Mistake(f"{wrong}: need one of {', '.join(known)}")
     if backend == "mlx":  # torch asks its device
-        what = f"random weights of {settings.dummy} in {settings.precision}"
-        check_memory(int(Count(config, bits).resident), what)
-    model = dummy(config, backend, *PRECISIONS[settings.precision], seed=settings.seed, peaked=settings.peaked)
-    return Subject(model, None, Sampling(), backend, stored, config)
+        needed = int(Count(config, BITS[stored_as]).resident)
+        check_memory(needed, f"random weights of {settings.dummy} in {stored_as}")
+    return dummy(config, backend, *PRECISIONS[stored_as], seed=settings.seed, peaked=settings.peaked or 1.0)

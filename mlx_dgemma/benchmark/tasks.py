@@ -1,7 +1,4 @@
-"""Prompts with one right answer, of the kinds that the embedded model was trained on.
-
-python -m mlx_dgemma.benchmark.tasks       # prints some
-"""
+"""Prompts with one right answer, of the kinds that the embedded model was trained on."""
 
 from __future__ import annotations
 
@@ -33,25 +30,25 @@ def shuffled_solution(r: random.Random, size: int, height: int) -> Grid:
     return [[digits[(width * (i % height) + i // height + j) % size] for j in columns] for i in rows]
 
 
+def _free(grid: Grid, height: int, i: int, j: int) -> set[str]:
+    """Returns the digits that row, column and box of a cell lack."""
+    size, width = len(grid), len(grid) // height
+    top, left = i // height * height, j // width * width
+    box = {digit for row in grid[top : top + height] for digit in row[left : left + width]}
+    return set("123456789"[:size]) - set(grid[i]) - {row[j] for row in grid} - box
+
+
 def solutions(grid: Grid, height: int, limit: int = 2) -> int:
     """Counts the ways to fill the dots, up to `limit`. Tries the cell with the fewest digits left."""
-    size, width, cells = len(grid), len(grid) // height, []
-    for i, j in product(range(size), range(size)):
-        if grid[i][j] == ".":
-            top, left = i // height * height, j // width * width
-            seen = set(grid[i]) | {row[j] for row in grid}
-            seen |= {grid[a][b] for a in range(top, top + height) for b in range(left, left + width)}
-            cells.append((i, j, [digit for digit in "123456789"[:size] if digit not in seen]))
-    if not cells:
+    empty = [(i, j) for i, row in enumerate(grid) for j, digit in enumerate(row) if digit == "."]
+    if not empty:
         return 1
+    i, j = min(empty, key=lambda cell: len(_free(grid, height, *cell)))
     count = 0
-    i, j, free = min(cells, key=lambda cell: len(cell[2]))
-    for digit in free:
+    for digit in _free(grid, height, i, j):
         grid[i][j] = digit
-        count += solutions(grid, height, limit - count)
-        grid[i][j] = "."
-        if count >= limit:
-            break
+        count += solutions(grid, height, limit - count) if count < limit else 0
+    grid[i][j] = "."
     return count
 
 
@@ -105,8 +102,8 @@ def addition(r: random.Random) -> tuple[str, str]:
 
 def words(verb: str, answer: Callable[[list[str]], list[str]]) -> Task:
     def task(r: random.Random) -> tuple[str, str]:
-        given = [r.choice(WORDS) for _ in range(r.randint(3, 6))]
-        return f"{verb}: " + ", ".join(given), ", ".join(answer(given))
+        question = [r.choice(WORDS) for _ in range(r.randint(3, 6))]
+        return f"{verb}: " + ", ".join(question), ", ".join(answer(question))
 
     return task
 
@@ -127,8 +124,3 @@ def made(name: str, count: int) -> list[tuple[str, str]]:
     """Makes the first `count` prompts of a task and their right answers: always the same ones."""
     numbers = random.Random(f"999 {name}")
     return [TASKS[name](numbers) for _ in range(count)]
-
-
-if __name__ == "__main__":
-    for name in TASKS:
-        print(name, *map(repr, made(name, 1)[0]), sep="\n  ")

@@ -22,46 +22,37 @@ if TYPE_CHECKING:
 NAME = "mlx_dgemma.selfcheck"
 
 
-def machine() -> dict:
-    """Versions and devices; nothing that names the machine or its user."""
+def machine() -> dict[str, Any]:
+    """Describes versions and devices; nothing that names the machine or its user."""
     import mlx.core as mx
     import psutil
 
     from .. import __version__
     from .parts import device
 
-    mac = platform.mac_ver()[0]
     return {
-        "system": f"macOS {mac}" if mac else platform.system(), "processor": platform.machine(),
-        "memory": psutil.virtual_memory().total, "python": platform.python_version(), "mlx": mx.__version__,
-        "mlx_dgemma": __version__, "device": device(), "device_info": mx.device_info(getattr(mx, device())),
-        "tf32": os.environ.get("MLX_ENABLE_TF32"),
+        "system": platform.platform(), "memory": psutil.virtual_memory().total, "python": platform.python_version(),
+        "mlx": mx.__version__, "mlx_dgemma": __version__, "device": device(),
+        "device_info": mx.device_info(getattr(mx, device())), "tf32": os.environ.get("MLX_ENABLE_TF32"),
     }  # fmt: skip
 
 
-def show(report: dict) -> None:
-    """The table, on standard output."""
+def show(report: dict[str, Any]) -> None:
+    """Prints the table on standard output."""
     from rich.console import Console
     from rich.table import Table
 
     from ..checkpoint.memory import gigabytes
 
-    info = report["device_info"]
-    limit = info.get("max_recommended_working_set_size")
-    print(f"{info.get('device_name', report['processor'])}, {gigabytes(report['memory'])} of memory", end=", ")
-    print(f"{gigabytes(limit)} of it recommended for the GPU, " if limit else "", end="")
-    print(report["system"], *(f"{name} {report[name]}" for name in ("mlx", "mlx_dgemma", "python")), sep=", ")
+    print(report["device_info"]["device_name"], f"{gigabytes(report['memory'])} of memory", report["system"], sep=", ")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for title in ("part", "verdict", "seconds", "CPU s", "vs CPU", "exact", "bound"):
-        table.add_column(title, justify="left" if title in ("part", "verdict") else "right")
-    styles = {"seconds": ".4f", "reference_seconds": ".4f", "error": ".0e", "exact_error": ".0e", "bound": ".0e"}
+    for title in ("part", "verdict", "seconds", "CPU s", "vs CPU", "exact", "bound", "note"):
+        table.add_column(title, justify="left" if title in ("part", "verdict", "note") else "right")
     for part in report["parts"]:
-        cells = ["" if part[name] is None else format(part[name], style) for name, style in styles.items()]
-        table.add_row(part["name"], part["verdict"], *cells)
-    Console(width=100, highlight=False).print(table)  # 80 are enough for it
-    for part in report["parts"]:
-        if part["note"] and part["verdict"] != "not available":
-            print(f"{part['name']}: {part['note']}")
+        figures = (part[name] for name in ("seconds", "reference_seconds", "error", "exact_error", "bound"))
+        cells = ("" if value is None else f"{value:.2g}" for value in figures)
+        table.add_row(part["name"], part["verdict"], *cells, part["note"])
+    Console(width=140, highlight=False, markup=False).print(table)
     step = report["step"] or {}
     if "seconds" in step:
         seconds = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in step["seconds"].items())
@@ -70,7 +61,7 @@ def show(report: dict) -> None:
 
 
 def check(sizes: Sizes | None, parts: list[Part]) -> dict[str, Any]:
-    """Append the result of every check to `parts`, also of those that raise -> `parts.step` of the embedded model."""
+    """Appends the result of every check to `parts`, also of those that raise -> `parts.step` of the embedded model."""
     from ..load import load
     from . import parts as module
 
@@ -82,16 +73,12 @@ def check(sizes: Sizes | None, parts: list[Part]) -> dict[str, Any]:
         try:
             parts.append(part(name, sizes or module.Sizes()))
         except (RuntimeError, ValueError) as error:
-            parts.append(module.Part(name=name, device=module.device(), verdict="failed", note=_line(error)))
+            parts.append(module.Part(name=name, verdict="failed", note=" ".join(str(error).split())))
         print(parts[-1].verdict, file=sys.stderr, flush=True)
     try:
         return module.step(loaded[0])
     except (RuntimeError, ValueError) as error:
-        return {"failed": _line(error)}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        return {"failed": " ".join(str(error).split())}
 
 
 def selfcheck(sizes: Sizes | None, *, only_json: bool) -> int:
@@ -112,14 +99,10 @@ def selfcheck(sizes: Sizes | None, *, only_json: bool) -> int:
     return {"ok": 0, "differs": 1, "interrupted": 130}[verdict]
 
 
-def parser() -> Parser:
+def main(arguments: list[str] | None = None, sizes: Sizes | None = None) -> int:
     parser = Parser(prog=f"python -m {NAME}", description="Check this machine's arithmetic, part by part, and time it.")
     parser.add_argument("--json", action="store_true", help="print the JSON object alone, without the table")
-    return parser
-
-
-def main(arguments: list[str] | None = None, sizes: Sizes | None = None) -> int:
-    options = parser().parse_args(arguments)
+    options = parser.parse_args(arguments)
     os.environ["MLX_ENABLE_TF32"] = "0"  # MLX reads it at its first product: float32 is float32, on an M5 too
     return run(NAME, lambda: selfcheck(sizes, only_json=options.json))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 
 import mlx.core as mx
 import numpy as np
@@ -36,7 +36,12 @@ TASKS = {  # prompt -> the only right answer
 Arrays = list[np.ndarray]
 Compute = Callable[[], list[mx.array]]
 Prepare = Callable[[mx.Dtype], Compute]
+Measure = Callable[[Arrays, Arrays], tuple[float, str]]
 Loaded = tuple[MLXModel, Tokenizer, Sampling]
+
+
+def device() -> str:
+    return "gpu" if mx.is_available(mx.gpu) else "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +63,8 @@ class Part:
     """The result of one check."""
 
     name: str
-    device: str  # that is checked: "gpu" or "cpu"
-    seconds: float | None = None  # median of a few runs
+    device: str = field(default_factory=lambda: device())  # that is checked: "gpu" or "cpu"
+    seconds: float | None = None  # median of some runs
     reference_seconds: float | None = None  # of the CPU device, where it is the GPU that is checked
     error: float | None = None  # against the CPU device, likewise
     exact_error: float | None = None  # against NumPy in float64
@@ -69,12 +74,8 @@ class Part:
     note: str = ""
 
 
-def device() -> str:
-    return "gpu" if mx.is_available(mx.gpu) else "cpu"
-
-
 def timed(compute: Compute) -> tuple[Arrays, float]:
-    """Arrays, and the median seconds of a few runs behind a warm-up. On a CPU a long warm-up counts."""
+    """Returns arrays, and the median seconds of some runs behind a warm-up. On a CPU a long warm-up counts."""
     seconds: list[float] = []
     while len(seconds) < 6 and sum(seconds[1:]) < 0.5:
         start = time.perf_counter()
@@ -87,24 +88,26 @@ def timed(compute: Compute) -> tuple[Arrays, float]:
 
 
 def relative(arrays: Arrays, expected: Arrays) -> tuple[float, str]:
-    """The largest difference over the largest expected value. RuntimeError if a number is not finite."""
+    """Returns the largest difference over the largest expected value, and no note. RuntimeError if a number is not
+    finite."""
     for array in (*arrays, *expected):
-        if wrong := int((~np.isfinite(array)).sum()):
-            raise RuntimeError(f"{wrong} of {array.size} numbers are not finite")
+        if not np.isfinite(array).all():
+            raise RuntimeError(f"{np.sum(~np.isfinite(array))} of {array.size} numbers are not finite")
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(arrays, expected, strict=True)), ""
 
 
 def compare(
-    name: str, prepare: Prepare, exact: Callable[[], Arrays], bound: float, *, dtype: str = "float32",
-    reference: Prepare | None = None, measure: Callable[[Arrays, Arrays], tuple[float, str]] = relative,
+    name: str, prepare: Prepare, exact: Arrays, dtype: str = "float32", *,
+    reference: Prepare | None = None, bound: float | None = None, measure: Measure = relative,
 ) -> Part:  # fmt: skip
-    """Check `prepare(dtype)` on the device against `reference` (or itself) in float32 on the CPU device, and `exact()`.
+    """Checks `prepare(dtype)` on the device against `reference` (or itself) in float32 on the CPU, and `exact`.
     `measure` makes an error and a note of arrays and those expected."""
+    bound = BOUNDS[dtype] if bound is None else bound
     mx.reset_peak_memory()
     with mx.stream(getattr(mx, device())):
         arrays, seconds = timed(prepare(getattr(mx, dtype)))
     peak_memory = mx.get_peak_memory()
-    exact_error, note = measure(arrays, exact())
+    exact_error, note = measure(arrays, exact)
     worst, error, reference_seconds = exact_error, None, None
     if device() == "gpu":
         with mx.stream(mx.cpu):
@@ -113,15 +116,19 @@ def compare(
         worst, note = max(error, exact_error), note if exact_error > bound else other
     mx.clear_cache()
     return Part(
-        name=name, device=device(), seconds=seconds, reference_seconds=reference_seconds, error=error,
-        exact_error=exact_error, bound=bound, peak_memory=peak_memory, note=note,
-        verdict="ok" if worst <= bound else "differs",
+        name=name, seconds=seconds, reference_seconds=reference_seconds, error=error, exact_error=exact_error,
+        bound=bound, peak_memory=peak_memory, note=note, verdict="ok" if worst <= bound else "differs",
     )  # fmt: skip
 
 
+def softmax(scores: np.ndarray) -> np.ndarray:
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
 def attention(name: str, sizes: Sizes, *, dim: int, causal: bool = False, fused: bool = False, dtype: str) -> Part:
-    """Attention of a canvas or of a chunk of text; or of a canvas with the fused kernel, which network.py does not ask
-    for and a device may lack."""
+    """Checks attention of a canvas or of a chunk of text; or of a canvas with the fused kernel, which network.py does
+    not ask for and a device may lack."""
     groups, window = {256: (8, sizes.past + 1), 512: (2, None)}[dim]
     keys, rng = sizes.past + sizes.queries, np.random.default_rng(dim)
     arrays = [rng.normal(0, 2 / dim**0.5, (1, sizes.heads, sizes.queries, dim))]  # scores of a few units
@@ -133,27 +140,23 @@ def attention(name: str, sizes: Sizes, *, dim: int, causal: bool = False, fused:
             return lambda: [mx.fast.scaled_dot_product_attention(*inputs, scale=1.0, force_fused=True)]
         return lambda: [attend(*inputs, causal=causal, window=window)]
 
-    def exact() -> Arrays:
-        q, k, v = arrays
-        q = q.reshape(groups, -1, sizes.queries, dim)  # head h looks at key head h // (heads / groups)
-        scores = q @ k[0][:, None].swapaxes(-1, -2)
-        if causal:
-            distance = np.arange(sizes.past, keys)[:, None] - np.arange(keys)
-            scores[..., (distance < 0) | (distance >= (window or keys))] = -np.inf
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
-        return [(weights @ v[0][:, None]).reshape(1, -1, sizes.queries, dim)]
-
+    q, k, v = arrays
+    q = q.reshape(groups, -1, sizes.queries, dim)  # head h looks at key head h // (heads / groups)
+    scores = q @ k[0][:, None].swapaxes(-1, -2)
+    if causal:
+        distance = np.arange(sizes.past, keys)[:, None] - np.arange(keys)
+        scores[..., (distance < 0) | (distance >= (window or keys))] = -np.inf
+    exact = (softmax(scores) @ v[0][:, None]).reshape(1, -1, sizes.queries, dim)
     try:
-        return compare(name, partial(prepare, force=fused), exact, BOUNDS[dtype], dtype=dtype, reference=prepare)
+        return compare(name, partial(prepare, force=fused), [exact], dtype, reference=prepare)
     except ValueError as error:
         if not fused:
             raise
-        return Part(name=name, device=device(), verdict="not available", note=str(error).split("] ")[-1])
+        return Part(name=name, verdict="not available", note=str(error).split("] ")[-1])
 
 
 def random_weight(rng: np.random.Generator, shape: tuple[int, ...], bits: int | None) -> dict[str, np.ndarray]:
-    """The arrays of a `Linear` with values of about 1 / sqrt(in), plain or in groups of 64."""
+    """Makes the arrays of a `Linear` with values of about 1 / sqrt(in), plain or in groups of 64."""
     *outer, width = shape
     if bits is None:
         return {"weight": rng.standard_normal(shape, dtype=np.float32) * np.float32(width**-0.5)}
@@ -163,7 +166,7 @@ def random_weight(rng: np.random.Generator, shape: tuple[int, ...], bits: int | 
 
 
 def exact_weight(arrays: dict[str, np.ndarray], bits: int | None) -> np.ndarray:
-    """The same, [out, in] float64, unpacked: the lowest bits are the first value."""
+    """Unpacks the same into [out, in] float64: the lowest bits are the first value."""
     if bits is None:
         return arrays["weight"].astype(np.float64)
     values = arrays["weight"][..., None] >> np.arange(0, 32, bits, dtype=np.uint32) & np.uint32(2**bits - 1)
@@ -172,7 +175,7 @@ def exact_weight(arrays: dict[str, np.ndarray], bits: int | None) -> np.ndarray:
 
 
 def fill(linear: Linear, arrays: dict[str, np.ndarray], bits: int | None, dtype: mx.Dtype) -> None:
-    """Give `linear` the arrays of `random_weight`, the floats among them as `dtype`."""
+    """Gives `linear` the arrays of `random_weight`, the floats among them as `dtype`."""
     if bits is not None:
         linear.quantize(Quantization(bits=bits, group_size=64))
     linear.load_weights([(name, mx.array(array)) for name, array in arrays.items()])
@@ -180,7 +183,7 @@ def fill(linear: Linear, arrays: dict[str, np.ndarray], bits: int | None, dtype:
 
 
 def experts(name: str, sizes: Sizes, *, shape: tuple[int, int], bits: int | None, dtype: str) -> Part:
-    """`ExpertLinear` on rows sorted by expert: gather_qmm or gather_mm."""
+    """Checks `ExpertLinear` on rows sorted by expert: gather_qmm or gather_mm."""
     rng = np.random.default_rng(shape[1])
     arrays = random_weight(rng, (sizes.experts, *shape), bits)
     x = rng.standard_normal((sizes.rows, shape[1]), dtype=np.float32)
@@ -192,19 +195,16 @@ def experts(name: str, sizes: Sizes, *, shape: tuple[int, int], bits: int | None
         inputs, index = mx.array(x).astype(dtype), mx.array(chosen)
         return lambda: [layer(inputs, index, ascending=True)]
 
-    def exact() -> Arrays:
-        y = np.zeros((sizes.rows, shape[0]))
-        for expert in set(chosen.tolist()):
-            weight = exact_weight({name: array[expert] for name, array in arrays.items()}, bits)
-            y[chosen == expert] = x[chosen == expert].astype(np.float64) @ weight.T
-        return [y]
-
-    return compare(name, prepare, exact, BOUNDS[dtype], dtype=dtype)
+    exact = np.zeros((sizes.rows, shape[0]))
+    for expert in set(chosen.tolist()):
+        weight = exact_weight({name: array[expert] for name, array in arrays.items()}, bits)
+        exact[chosen == expert] = x[chosen == expert].astype(np.float64) @ weight.T
+    return compare(name, prepare, [exact], dtype)
 
 
 def vocabulary(name: str, sizes: Sizes, *, spread: float) -> Part:
-    """`sweep.Sweep` over an 8-bit table. Two samples are both right where the uniform lies within a rounding of the
-    boundary between them, and so are two argmaxes of equal logits."""
+    """Checks `sweep.Sweep` over an 8-bit table. Two samples are both right where the uniform lies within a rounding of
+    the boundary between them, and so are two argmaxes of equal logits."""
     L, V, cap, temperature = sizes.positions, sizes.vocabulary, 30.0, 0.8
     rng, each = np.random.default_rng(int(spread)), np.arange(L)
     arrays = random_weight(rng, (V, sizes.width), 8)
@@ -212,8 +212,7 @@ def vocabulary(name: str, sizes: Sizes, *, spread: float) -> Part:
     uniforms = rng.random(L, dtype=np.float32)
     uniforms[:2] = 0, np.nextafter(np.float32(1), np.float32(0))
     logits = np.tanh(hidden.astype(np.float64) @ exact_weight(arrays, 8).T / cap) * (cap / temperature)
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
+    shares = softmax(logits)
     sums = np.cumsum(shares, axis=1)
 
     def prepare(dtype: mx.Dtype) -> Compute:
@@ -232,36 +231,34 @@ def vocabulary(name: str, sizes: Sizes, *, spread: float) -> Part:
     right += [shares.max(axis=1), shares @ exact_weight(arrays, 8)]
 
     def weighed(argmax: np.ndarray, sample: np.ndarray, *others: np.ndarray) -> Arrays:
-        """The argmax's logit, the nearest uniform of the sample, entropy, confidence over the sample's probability, top
-        over the argmax's, soft embedding."""
+        """Returns the argmax's logit, the nearest uniform of the sample, entropy, confidence over the sample's
+        probability, top over the argmax's, soft embedding."""
         argmax, sample = argmax.astype(int), sample.astype(int)
-        if max(argmax.max(), sample.max()) >= V:
-            raise RuntimeError(f"token {max(argmax.max(), sample.max())} is past the vocabulary of {V}")
-        share, highest = shares[each, sample], shares[each, argmax]
+        if (highest := max(argmax.max(), sample.max())) >= V:
+            raise RuntimeError(f"token {highest} is past the vocabulary of {V}")
+        share, (entropy, confidence, top, soft) = shares[each, sample], others
         nearest = np.clip(uniforms, sums[each, sample] - share, sums[each, sample])
-        entropy, confidence, top, soft = others
-        return [logits[each, argmax], nearest, entropy, confidence / share, top / highest, soft]
+        return [logits[each, argmax], nearest, entropy, confidence / share, top / shares[each, argmax], soft]
 
     def measure(arrays: Arrays, expected: Arrays) -> tuple[float, str]:
         other = [int((a != b).sum()) for a, b in zip(arrays[:2], expected[:2], strict=True)]
         error, _ = relative(weighed(*arrays), weighed(*expected))
         return error, f"of {L}, other argmax {other[0]}, other sample {other[1]}"
 
-    return compare(name, prepare, lambda: right, VOCABULARY_BOUND, measure=measure)
+    return compare(name, prepare, right, bound=VOCABULARY_BOUND, measure=measure)
 
 
 def generation(name: str, sizes: Sizes, *, loaded: Loaded) -> Part:
-    """Whole answers of the embedded model. The error counts the tokens that are other ones."""
+    """Checks whole answers of the embedded model. The error counts the tokens that differ."""
     model, tokenizer, sampling = loaded
     longest, stops = model.facts.canvas_length, model.facts.stop_ids
 
     def write(prompt: str) -> mx.array:
-        """[1 + n]: how many steps it took, and the tokens before the stop."""
+        """Returns [1 + n]: how many steps it took, and the tokens before the stop."""
         tokens = tokenizer.chat([{"role": "user", "content": prompt}])
         steps = list(diffuse(model, tokens, Ask(max_tokens=longest, sampling=sampling)))
         written = [token for step in steps if step.final for token in step.draft.tolist()]
-        end = next((i for i, token in enumerate(written) if token in stops), len(written))
-        return mx.array([len(steps), *written[:end]])
+        return mx.array([len(steps), *takewhile(lambda token: token not in stops, written)])
 
     def measure(arrays: Arrays, expected: Arrays) -> tuple[float, str]:
         steps = ["/".join(str(int(array[0])) for array in side) for side in (arrays, expected)]
@@ -275,11 +272,11 @@ def generation(name: str, sizes: Sizes, *, loaded: Loaded) -> Part:
         return float(count), note
 
     right = [np.array([0, *tokenizer.encode(text)]) for text in TASKS.values()]  # of steps, nothing is known
-    return compare(name, lambda _: lambda: [write(prompt) for prompt in TASKS], lambda: right, 0.0, measure=measure)
+    return compare(name, lambda _: lambda: [write(prompt) for prompt in TASKS], right, bound=0.0, measure=measure)
 
 
 def checks(loaded: Loaded) -> Iterator[tuple[str, Callable[[str, Sizes], Part]]]:
-    """Name -> check, in the order in which they run."""
+    """Yields names and checks, in the order in which they run."""
     for dim in (256, 512):
         for dtype in BOUNDS:
             yield f"attention {dim} canvas {dtype}", partial(attention, dim=dim, dtype=dtype)
@@ -294,8 +291,8 @@ def checks(loaded: Loaded) -> Iterator[tuple[str, Callable[[str, Sizes], Part]]]
 
 
 def step(model: MLXModel) -> dict[str, object]:
-    """A denoise step of the embedded model behind a short text, not the first of its block: `seconds` by part, and the
-    `primitives` of MLX's graph by name, `kernels` of which are no mere views."""
+    """Times a denoise step of the embedded model behind a short text, not the first of its block: `seconds` by part,
+    and the `primitives` of MLX's graph by name, `kernels` of which are no mere views."""
     rng, length = np.random.default_rng(0), model.facts.canvas_length
     cache = model.new_cache()
     model.encode([Text(rng.integers(model.facts.vocab_size, size=length))], [cache])

@@ -10,9 +10,8 @@ import pytest
 
 from mlx_dgemma.benchmark import machine, measure
 from mlx_dgemma.benchmark.__main__ import main
-from mlx_dgemma.benchmark.report import KEY, VERSION
+from mlx_dgemma.benchmark.report import KEY, VERSION, show
 from mlx_dgemma.benchmark.runs import spread, summary
-from mlx_dgemma.benchmark.tables import show
 
 QUICK = ["--context", "64", "--repeat", "3", "--seeds", "2", "--each", "1", "--max-denoising-steps", "6"]
 pytest.importorskip("matplotlib", reason="plots need matplotlib")

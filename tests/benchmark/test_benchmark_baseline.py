@@ -8,8 +8,7 @@ import pytest
 import twin
 
 from mlx_dgemma.benchmark.__main__ import main
-from mlx_dgemma.benchmark.prompts import from_tasks
-from mlx_dgemma.benchmark.runs import written
+from mlx_dgemma.benchmark.runs import from_tasks, written
 from mlx_dgemma.load import baseline as load_baseline
 from mlx_dgemma.load import load
 from mlx_dgemma.writing.ask import Ask

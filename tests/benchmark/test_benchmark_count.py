@@ -10,10 +10,9 @@ from dataclasses import replace
 import checkpoints
 import pytest
 
-from mlx_dgemma.benchmark.count import PRECISIONS, BreakEven, Count, parameters
-from mlx_dgemma.benchmark.devices import Device, device, devices
-from mlx_dgemma.benchmark.predict import advice, prediction
-from mlx_dgemma.benchmark.shapes import published
+from mlx_dgemma.benchmark.count import PRECISIONS, Count, break_even, parameters
+from mlx_dgemma.benchmark.predict import Device, advice, device, devices, prediction
+from mlx_dgemma.benchmark.subject import published
 from mlx_dgemma.checkpoint.folder import read_tensors
 from mlx_dgemma.checkpoint.names import weight_class
 from mlx_dgemma.errors import Mistake
@@ -85,10 +84,10 @@ def test_seconds_and_break_even(name):
 
 
 def test_a_break_even_is_where_both_take_as_long():
-    even = BreakEven.of(256, step=0.1, commit=0.07, token=0.01)
-    assert math.isclose(even.steps * 0.1 + 0.07, 256 * 0.01)
-    assert math.isclose(even.steps * even.tokens_per_forward, 256)
-    assert BreakEven.of(256, step=0.1, commit=3.0, token=0.01).tokens_per_forward is None
+    even = break_even(256, step=0.1, commit=0.07, token=0.01)
+    assert math.isclose(even["steps"] * 0.1 + 0.07, 256 * 0.01)
+    assert math.isclose(even["steps"] * even["tokens_per_forward"], 256)
+    assert break_even(256, step=0.1, commit=3.0, token=0.01)["tokens_per_forward"] is None
 
 
 def test_parameters_are_those_of_the_file():
