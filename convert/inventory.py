@@ -13,10 +13,10 @@ from mlx.utils import tree_flatten
 from ..checkpoint.config import ModelConfig, Quantization, parse_config
 from ..checkpoint.folder import Tensor, read_configs, read_tensors
 from ..checkpoint.names import GLOBAL_SCALE, MODELOPT_EXPERT, is_dropped, is_vision
+from ..checkpoint.parameters import quantize_where_stored
 from ..errors import Mistake
-from ..mlx_backend.layers import Linear
 from ..mlx_backend.network import Network
-from ..mlx_backend.weights import match, quantize_where_stored
+from ..mlx_backend.weights import linears, match
 from .source import NVFP4, Block, Weight, row_count
 
 
@@ -41,14 +41,14 @@ def read_source(folder: Path, text_only: bool) -> Source:
     weights = {name: Weight.plain(tensors.pop(name)) for name in list(tensors) if is_vision(name)}
     network = Network(model)  # its arrays are lazy: shapes that take no memory
     shapes = {path: tuple(array.shape) for path, array in tree_flatten(network.parameters())}
-    linears = {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
-    layers = [path.removesuffix(".weight") for path in shapes]
-    widths = {path: shapes[f"{path}.weight"][-1] for path in layers if path in linears}
+    layers = linears(network)
+    names = [path.removesuffix(".weight") for path in shapes]
+    widths = {path: shapes[f"{path}.weight"][-1] for path in names if path in layers}
     experts = _modelopt_experts(tensors, shapes)
     stand_ins = {path: Tensor(path, folder / "experts", "F32", shapes[path], 0, 0) for path in experts}
-    quantize_where_stored(network, model, tensors)
+    quantize_where_stored(layers, model, tensors)
     matched = match(network, tensors | stand_ins)
-    quantized = {f"{path}.weight": module.quantization for path, module in linears.items()}
+    quantized = {f"{path}.weight": module.quantization for path, module in layers.items()}
     for path, shape in shapes.items():
         weights[path] = experts.get(path) or _weight(path, shape, matched, quantized.get(path))
     return Source(folder, config, model, weights, widths, dropped)

@@ -13,25 +13,16 @@ from ..checkpoint import parameters
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.folder import Tensor
 from ..checkpoint.names import GLOBAL_SCALE
-from ..checkpoint.parameters import FLOATS, stored_quantization
-from ..errors import Mistake
-from .layers import ExpertLinear, Linear
+from ..checkpoint.parameters import FLOATS, quantize_where_stored
+from .layers import Linear
 from .network import Network
 
 CHECKED = 1 << 24  # words whose checksum is taken at a time: 128 MB as 64-bit numbers
 
 
-def quantize_where_stored(network: Network, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
-    """Layers with scales in the checkpoint become quantized ones, as the config says of their path."""
-    linears = {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
-    for path, quantization in stored_quantization(linears, config, tensors).items():
-        try:
-            linears[path].quantize(quantization)
-        except ValueError as error:
-            raise Mistake(f"config.json: quantization of {path}: {error}") from None
-        factor = tensors.get(f"{path}.{GLOBAL_SCALE}")
-        if factor is not None and isinstance(linears[path], ExpertLinear):
-            linears[path].scale_globally(per_row=len(factor.shape) > 1)
+def linears(network: Network) -> dict[str, Linear]:
+    """Return the layers that can be quantized, by path."""
+    return {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
 
 
 def match(network: Network, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -43,7 +34,7 @@ def match(network: Network, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def load_weights(network: Network, config: ModelConfig, tensors: dict[str, Tensor], dtype: mx.Dtype) -> None:
     """Fill `network` from the text tensors of a checkpoint, floats cast to `dtype`. Mistake names tensor and file."""
-    quantize_where_stored(network, config, tensors)
+    quantize_where_stored(linears(network), config, tensors)
     stored = match(network, tensors)
     weights = []
     for file in sorted({tensor.file for tensor in stored.values()}):

@@ -6,11 +6,11 @@ import math
 
 import torch
 
-from ..checkpoint.config import ModelConfig
+from ..checkpoint.config import FP8, ModelConfig
 from ..checkpoint.folder import Tensor
+from ..checkpoint.memory import check_memory
 from ..checkpoint.names import parameter_name
 from ..errors import Mistake
-from ..load import FP8, check_memory
 from . import device as devices
 from . import parallel
 from .layers import Linear

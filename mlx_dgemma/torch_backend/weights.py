@@ -12,16 +12,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..checkpoint import parameters
-from ..checkpoint.config import ModelConfig
+from ..checkpoint.config import FP8, ModelConfig
 from ..checkpoint.folder import Tensor as Stored
 from ..checkpoint.names import GLOBAL_SCALE
-from ..checkpoint.parameters import FLOATS, stored_quantization
-from ..errors import Mistake
+from ..checkpoint.parameters import FLOATS, quantize_where_stored
 from . import parallel
-from .layers import Embedding, ExpertLinear, Linear
+from .layers import Embedding, Linear
 from .network import Network
 
-FP8 = "fp8"  # weights in E4M3, activations in bfloat16
 DTYPES = {  # the names that --dtype has -> of activations, and of weights that are neither quantized nor FP8
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -37,14 +35,7 @@ def declare(config: ModelConfig, tensors: Mapping[str, Stored]) -> Network:
     with torch.device("meta"):
         network = Network(config)
         linears = {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
-        for path, quantization in stored_quantization(linears, config, tensors).items():
-            try:
-                linears[path].quantize(quantization)
-            except ValueError as error:
-                raise Mistake(f"config.json: quantization of {path}: {error}") from None
-            factor = tensors.get(f"{path}.{GLOBAL_SCALE}")
-            if factor is not None and isinstance(linears[path], ExpertLinear):
-                linears[path].scale_globally(per_row=len(factor.shape) > 1)
+        quantize_where_stored(linears, config, tensors)
     return network
 
 
