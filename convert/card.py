@@ -29,8 +29,8 @@ def write(plan: Plan, errors: Errors, command: str, folder: Path) -> None:
         pipeline_tag="text-generation",
         tags=["diffusion_gemma", *(["mlx"] if to_mlx else [])],
     )
-    head, body = report.rows(plan, errors)
-    table = "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body))
+    head, *rows = report.rows(plan, errors)
+    table = "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
     notes = "\n".join(f"- {line}" for line in report.notes(plan))
     text = f"""---
 {data.to_yaml()}
