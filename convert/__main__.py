@@ -177,7 +177,7 @@ def _convert(options: argparse.Namespace) -> None:
     except PermissionError as error:
         raise Mistake(f"no permission for {error.filename}") from error
     except KeyboardInterrupt:
-        if (part := Path(f"{options.mlx_path}.part")).is_dir():
+        if (part := Path(f"{Path(options.mlx_path).expanduser()}.part")).is_dir():
             _print_line(f"interrupted; {part} is kept, the same command goes on with it")
         raise
 

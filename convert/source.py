@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,11 +93,6 @@ def _is_finite(array: np.ndarray, dtype: str) -> bool:
     return all((bits[i : i + 65536] & mask).max() < infinity for i in range(0, bits.size, 65536))
 
 
-def to_mlx(array: np.ndarray, dtype: str) -> mx.array:
-    """Return the array in MLX; `dtype` is the tensor's in the file."""
-    return mx.array(array).view(mx.bfloat16) if dtype == "BF16" else mx.array(array)
-
-
 @dataclass(frozen=True)
 class Block:
     """Consecutive rows of a weight: all of it in most folders, one expert's projection in NVIDIA's."""
@@ -137,36 +131,35 @@ class Weight:
 
     def read(self, reader: Reader, first: int, last: int) -> Raw:
         """Read rows [first, last). Mistake names a tensor with NaN or Inf."""
-        raw: dict[str, list[np.ndarray]] = defaultdict(list)
-        end = 0
+        blocks, end = [], 0
         for block in self.blocks:
             start, end = end, end + block.rows
             if start < last and first < end:
-                for kind, array in self._read(block, reader, max(first - start, 0), min(last, end) - start):
-                    raw[kind].append(array)
-        return {kind: np.concatenate(parts) if len(parts) > 1 else parts[0] for kind, parts in raw.items()}
+                blocks.append(self._read(block, reader, max(first - start, 0), min(last, end) - start))
+        return (
+            blocks[0] if len(blocks) == 1 else {kind: np.concatenate([b[kind] for b in blocks]) for kind in blocks[0]}
+        )
 
-    def _read(self, block: Block, reader: Reader, first: int, last: int) -> Iterator[tuple[str, np.ndarray]]:
+    def _read(self, block: Block, reader: Reader, first: int, last: int) -> Raw:
         weight = reader.rows(block.weight, first, last)
         if self.quantization is None:
-            yield "weight", weight
-            return
+            return {"weight": weight}
         mode, scales = self.quantization.mode, reader.rows(block.scales, first, last)
         if np.isin(scales, _NAN_SCALES.get(mode, ())).any():
             raise Mistake(f"{block.scales.where} holds NaN; fetch it again")
         if mode == "mxfp8" and (weight.view(np.uint8) & 0x7F == 0x7F).any():
             raise Mistake(f"{block.weight.where} holds NaN; fetch it again")
-        yield "weight", weight.view(np.uint32)
-        yield "scales", scales
+        raw = {"weight": weight.view(np.uint32), "scales": scales}
         if block.biases:
-            yield "biases", reader.rows(block.biases, first, last)
+            raw["biases"] = reader.rows(block.biases, first, last)
         if block.factor:
-            yield "factors", block.factors(reader)[first:last]
+            raw["factors"] = block.factors(reader)[first:last]
+        return raw
 
     def arrays(self, raw: Raw) -> list[mx.array]:
         """Return the rows in MLX: the weight, or what `mx.dequantize` takes, weight, scales and, of affine, biases."""
-        tensors = {"weight": self.blocks[0].weight, "scales": self.blocks[0].scales, "biases": self.blocks[0].biases}
-        return [to_mlx(raw[kind], tensor.dtype) for kind, tensor in tensors.items() if kind in raw]
+        arrays = [mx.array(raw[kind]) for kind in ("weight", "scales", "biases") if kind in raw]
+        return [array.view(mx.bfloat16) if array.dtype == mx.uint16 else array for array in arrays]
 
     def floats(self, raw: Raw, dtype: str) -> mx.array:
         """Return plain rows as they are stored, and quantized ones as a network of `dtype` dequantizes them."""

@@ -37,11 +37,13 @@ def convert_rows(job: Job, raw: Raw) -> tuple[list[np.ndarray], tuple[float, flo
     if job.dtype is None:
         return [raw["weight"]], exact
     if q is not None and weight.quantization == q:
-        return _keep_packed(job, weight.arrays(raw)), exact
+        packed, *groups = weight.arrays(raw)
+        if q.mode == "affine":
+            groups = [_cast(job, array) for array in groups]
+        return [_numpy(array) for array in (packed, *groups)], exact
     floats = weight.floats(raw, job.dtype if q is None else "float32")
     array = _cast(job, floats)
     if q is None:
-        mx.eval(array)
         rounded = array.dtype != floats.dtype and array.dtype != mx.float32
         return [_numpy(array)], _error(floats[::SAMPLE], array[::SAMPLE]) if rounded else exact
     groups = {"group_size": q.group_size, "bits": q.bits, "mode": q.mode}
@@ -49,15 +51,6 @@ def convert_rows(job: Job, raw: Raw) -> tuple[list[np.ndarray], tuple[float, flo
     mx.eval(arrays)  # for each piece, so that no graph holds more than one
     restored = mx.dequantize(*(part[::SAMPLE] for part in arrays), **groups)
     return [_numpy(part) for part in arrays], _error(floats[::SAMPLE], restored)
-
-
-def _keep_packed(job: Job, arrays: list[mx.array]) -> list[np.ndarray]:
-    """Keep packed values; affine scales and biases take the job's dtype."""
-    weight, *groups = arrays
-    if job.quantization.mode == "affine":
-        groups = [_cast(job, array) for array in groups]
-    mx.eval(groups)
-    return [_numpy(array) for array in (weight, *groups)]
 
 
 def _cast(job: Job, array: mx.array) -> mx.array:
