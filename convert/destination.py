@@ -36,8 +36,7 @@ def check(destination: Path) -> None:
     """Raise Mistake unless the folder can be made, or a run was killed just before it ended."""
     if os.path.lexists(destination) and not (destination / JOURNAL).is_file():
         raise Mistake(f"{destination} exists: need a new folder for --mlx-path")
-    parent = destination.parent
-    if not parent.is_dir():
+    if not (parent := destination.parent).is_dir():
         raise NotFound(f"{parent} is no folder: make it first, {destination.name} is to be in it")
     if not os.access(parent, os.W_OK):
         raise Mistake(f"{parent} cannot be written to: no permission")
@@ -60,11 +59,8 @@ def _check_room(plan: Plan, copied: list[Path], part: Path, destination: Path) -
 
 
 def make(plan: Plan, command: str, destination: Path, show: Show) -> Errors:
-    """Make the folder, or go on where a run ended, and return the errors of its weights.
-
-    Raises:
-        Mistake: the source is wrong, and nothing is kept; or there is too little room, and the same command goes on.
-    """
+    """Make the folder, or go on where a run ended, and return the errors of its weights. Mistake: the source is wrong,
+    and nothing is kept; or there is too little room, and the same command goes on."""
     part = unfinished(destination)
     if destination.is_dir():  # a run was killed before it removed its journal
         with Journal(destination, plan.fingerprint, command) as journal:

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 
 from ..checkpoint.config import ModelConfig, parse_config
 from ..checkpoint.folder import Tensor, read_configs, read_tensors
-from ..checkpoint.names import GLOBAL_SCALE, MODELOPT_EXPERT, is_dropped, is_vision
+from ..checkpoint.names import DROPPED, GLOBAL_SCALE, MODELOPT_EXPERT, is_vision
 from ..checkpoint.parameters import quantize_where_stored
 from ..errors import Mistake
 from ..mlx_backend.layers import Linear
@@ -24,7 +24,6 @@ from .source import NVFP4, Block, Weight, row_count
 
 @dataclass(frozen=True)
 class Source:
-    folder: Path
     config: dict[str, Any]  # config.json, without NVIDIA's entry
     model: ModelConfig
     weights: dict[str, Weight]  # by the parameter's path; vision tensors by their name
@@ -37,7 +36,7 @@ def read_source(folder: Path, text_only: bool) -> Source:
     stored, generation = read_configs(folder)
     config = _without_modelopt(folder, stored)
     model, tensors = parse_config(config, generation), read_tensors(folder)
-    dropped = tuple(sorted(name for name in tensors if is_dropped(name) or (text_only and is_vision(name))))
+    dropped = tuple(sorted(name for name in tensors if name.endswith(DROPPED) or (text_only and is_vision(name))))
     for name in dropped:
         del tensors[name]
     weights = {name: Weight.plain(tensors.pop(name)) for name in list(tensors) if is_vision(name)}
@@ -52,7 +51,7 @@ def read_source(folder: Path, text_only: bool) -> Source:
     matched = match(network, tensors | stand_ins)
     for path, shape in shapes.items():
         weights[path] = experts.get(path) or _weight(path, shape, matched, layers.get(path.removesuffix(".weight")))
-    return Source(folder, config, model, weights, widths, dropped)
+    return Source(config, model, weights, widths, dropped)
 
 
 def _weight(path: str, shape: tuple[int, ...], matched: Mapping[str, Tensor], layer: Linear | None) -> Weight:
@@ -64,7 +63,7 @@ def _weight(path: str, shape: tuple[int, ...], matched: Mapping[str, Tensor], la
 
 
 def _without_modelopt(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return config.json without NVIDIA's entry: the tensors tell the rest. Mistake at another format of theirs."""
+    """Return config.json without NVIDIA's entry: the tensors say the rest. Mistake if it is not NVFP4."""
     entry = config.get("quantization_config")
     if not isinstance(entry, dict) or entry.get("quant_method") != "modelopt":
         return config
@@ -75,8 +74,7 @@ def _without_modelopt(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _modelopt_experts(tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Weight]:
-    """Remove the experts that are stored singly from `tensors` and return them by parameter. Mistake names what is
-    missing or misshapen."""
+    """Take the experts that are stored singly out of `tensors`. Mistake names what is missing or misshapen."""
     stored: dict[tuple[str, int, str], dict[str, Tensor]] = defaultdict(dict)
     for name in list(tensors):
         if match := MODELOPT_EXPERT.fullmatch(name):

@@ -63,7 +63,7 @@ def uniform(default: Quantization) -> Recipe:
 
 
 def precise(default: Quantization) -> Recipe:
-    """Quantize experts alone: the other layers cost memory, and save denoising steps."""
+    """Quantize experts alone: unquantized, the other layers cost memory and save denoising steps."""
     return lambda path: default if ".experts." in path else None
 
 

@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..checkpoint.config import ModelConfig
 from ..checkpoint.folder import FLOATS
 from ..checkpoint.memory import gigabytes
 from ..checkpoint.names import CLASSES, weight_class
@@ -76,18 +75,15 @@ def _cells(line: Line) -> tuple[str, ...]:
     return line.name, str(line.tensors), str(weights), line.stored, f"{line.bits_per_weight:.2f}", size, error
 
 
-def working_bytes(config: ModelConfig) -> int:
-    """Return the memory beside the weights: K and V of CONTEXT tokens in 16 bits, four float32 tables of logits."""
-    size = 4 * 4 * config.canvas_length * config.vocab_size
+def memory(plan: Plan) -> int:
+    """Return the bytes that the model needs: weights, K and V of CONTEXT tokens in 16 bits, four float32 tables of
+    logits."""
+    config = plan.model
+    size = plan.text_bytes + 4 * 4 * config.canvas_length * config.vocab_size
     for layer in config.layers:
         length = min(CONTEXT, config.sliding_window) if layer.sliding else CONTEXT
         size += 2 * 2 * length * layer.head_dim * layer.num_key_value_heads
     return size
-
-
-def memory(plan: Plan) -> int:
-    """Return the bytes that the model needs."""
-    return plan.text_bytes + working_bytes(plan.model)
 
 
 def macs(needed: int) -> list[int]:

@@ -22,9 +22,8 @@ from ..errors import Mistake
 NVFP4 = Quantization(bits=4, group_size=16, mode="nvfp4")
 # As NumPy reads them, bfloat16 as its bits; every other dtype is read as bytes.
 _NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32}
-# The type of a float's bits, the mask that removes its sign, and the smallest pattern that is Inf or NaN.
-_BITS = {"F32": (np.uint32, 0x7FFFFFFF, 0x7F800000), "F16": (np.uint16, 0x7FFF, 0x7C00)}
-_BITS["BF16"] = (np.uint16, 0x7FFF, 0x7F80)
+# The mask that removes a float's sign, and the smallest pattern that is Inf or NaN.
+_BITS = {"F32": (0x7FFFFFFF, 0x7F800000), "F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80)}
 _NAN_SCALES = {"mxfp4": (255,), "mxfp8": (255,), "nvfp4": (127, 255)}  # codes of E8M0 and E4M3
 Raw = dict[str, np.ndarray]  # rows of a weight as they are stored: weight, scales, biases, factors
 
@@ -70,10 +69,11 @@ class Reader:
         """Return rows [n, width], bfloat16 as uint16. Mistake names a tensor with NaN or Inf."""
         row_bytes = tensor.nbytes // row_count(tensor.shape)
         raw = self.bytes(tensor, first * row_bytes, last * row_bytes)
-        array = raw.view(_NUMPY.get(tensor.dtype, np.uint8)).reshape(last - first, -1)
-        if not _is_finite(array, tensor.dtype):
+        if tensor.dtype in _BITS and not _is_finite(
+            raw.view(np.uint32 if tensor.dtype == "F32" else np.uint16), *_BITS[tensor.dtype]
+        ):
             raise Mistake(f"{tensor.where} holds NaN or Inf; fetch it again")
-        return array
+        return raw.view(_NUMPY.get(tensor.dtype, np.uint8)).reshape(last - first, -1)
 
     def finish(self, file: Path) -> None:
         """Hash the rest of a file. Mistake if the hash is not the expected one."""
@@ -83,12 +83,9 @@ class Reader:
             raise Mistake(f"{file}: its SHA-256 is {actual}, and not what the hub says; delete it and fetch again")
 
 
-def _is_finite(array: np.ndarray, dtype: str) -> bool:
+def _is_finite(bits: np.ndarray, mask: int, infinity: int) -> bool:
     """Compare bit patterns: MLX's isfinite takes longer on a CPU than its quantize."""
-    if dtype not in _BITS:
-        return True
-    unsigned, mask, infinity = _BITS[dtype]
-    bits, mask = array.view(unsigned).ravel(), unsigned(mask)
+    mask = bits.dtype.type(mask)
     # In parts that stay in the processor's cache.
     return all((bits[i : i + 65536] & mask).max() < infinity for i in range(0, bits.size, 65536))
 
@@ -136,9 +133,9 @@ class Weight:
             start, end = end, end + block.rows
             if start < last and first < end:
                 blocks.append(self._read(block, reader, max(first - start, 0), min(last, end) - start))
-        return (
-            blocks[0] if len(blocks) == 1 else {kind: np.concatenate([b[kind] for b in blocks]) for kind in blocks[0]}
-        )
+        if len(blocks) == 1:
+            return blocks[0]
+        return {kind: np.concatenate([block[kind] for block in blocks]) for kind in blocks[0]}
 
     def _read(self, block: Block, reader: Reader, first: int, last: int) -> Raw:
         weight = reader.rows(block.weight, first, last)

@@ -174,11 +174,8 @@ def write(plan: Plan, folder: Path, journal: Journal) -> Iterator[int]:
 
 
 def verify(plan: Plan, folder: Path, journal: Journal) -> Iterator[int]:
-    """Read what was written, from the disk where the system allows it. Yields bytes.
-
-    Raises:
-        Mistake: a file is not as it was written. The journal then forgets its jobs, so that they are done again.
-    """
+    """Read what was written, from the disk where the system allows it. Yields bytes. Mistake if a file is not as it was
+    written; the journal then forgets its jobs, so that they are done again."""
     first = 0
     for number, jobs in enumerate(plan.shards):
         indices = list(range(first, first := first + len(jobs)))
@@ -200,14 +197,11 @@ def verify(plan: Plan, folder: Path, journal: Journal) -> Iterator[int]:
 
 
 def _checksum(file: BinaryIO, place: int, size: int) -> int:
-    """Return the CRC-32 of `size` bytes from `place` on; -1 if the file ends before."""
-    checksum = 0
+    """Return the CRC-32 of `size` bytes from `place` on."""
+    checksum, step = 0, 1 << 24
     file.seek(place)
-    while size:
-        piece = file.read(min(1 << 24, size))
-        if not piece:
-            return -1
-        checksum, size = zlib.crc32(piece, checksum), size - len(piece)
+    for remaining in range(size, 0, -step):
+        checksum = zlib.crc32(file.read(min(step, remaining)), checksum)
     return checksum
 
 
