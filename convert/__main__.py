@@ -31,7 +31,9 @@ def parser() -> Parser:
     add = parser.add_argument
     add("--hf-path", "--model", required=True, metavar="SRC", help="folder, or hub id, of the checkpoint")
     add("--mlx-path", default="mlx_model", metavar="DST", help="folder to make")
-    add("-q", "--quantize", action="store_true", help="quantize as the recipe says")
+    either = parser.add_mutually_exclusive_group().add_argument
+    either("-q", "--quantize", action="store_true", help="quantize as the recipe says")
+    either("-d", "--dequantize", action="store_true", help="back to plain weights in the layout of transformers")
     add("--q-bits", type=int, choices=BITS, help="of experts and self-conditioning (default: 4)")
     add("--q-group-size", type=int, help="weights that share a scale: 32 or 64 (default: 64, or the mode's own)")
     add("--q-mode", choices=list(MODES), help="of experts and self-conditioning (default: affine)")
@@ -39,7 +41,6 @@ def parser() -> Parser:
     recipes += ': {"*.self_attn.*": 8, "*.router.proj": false, ...}'
     add("--quant-predicate", metavar="RECIPE", help=recipes)
     add("--dtype", choices=DTYPES, help="of scales and what is not quantized (default: the checkpoint's)")
-    add("-d", "--dequantize", action="store_true", help="back to plain weights in the layout of transformers")
     add("--text-only", action="store_true", help="leave the image tower out")
     add("--upload-repo", metavar="ID", help="send the folder to this hub repository")
     add("--dry-run", action="store_true", help="print what would be made, read no weights")
@@ -47,18 +48,20 @@ def parser() -> Parser:
     return parser
 
 
-def _request(options: argparse.Namespace, shard_bytes: int | None) -> Request:
+def _quantization_flags(options: argparse.Namespace) -> dict[str, int | str | None]:
+    return {
+        "--q-bits": options.q_bits,
+        "--q-group-size": options.q_group_size,
+        "--q-mode": options.q_mode,
+        "--quant-predicate": options.quant_predicate,
+    }
+
+
+def _request(options: argparse.Namespace) -> Request:
     """Mistake: flags that do not go together."""
-    from .plan import SHARD, Request
+    from .plan import Request
     from .recipes import choose, quantization
 
-    values = {"--q-bits": options.q_bits, "--q-group-size": options.q_group_size, "--q-mode": options.q_mode}
-    values["--quant-predicate"] = options.quant_predicate
-    flags = [flag for flag, value in values.items() if value is not None]
-    if options.quantize and options.dequantize:
-        raise Mistake("-q and -d: choose one")
-    if flags and not options.quantize:
-        raise Mistake(f"{' and '.join(flags)}: need -q")
     recipe = default = None
     if options.quantize:
         name, group = options.quant_predicate or NAMED[0], options.q_group_size
@@ -66,14 +69,9 @@ def _request(options: argparse.Namespace, shard_bytes: int | None) -> Request:
             group = 32
         default = quantization(options.q_mode, options.q_bits, group)
         recipe = partial(choose, name, default)
-    return Request(
-        recipe=recipe,
-        default=default,
-        dequantize=options.dequantize,
-        dtype=options.dtype,
-        text_only=options.text_only,
-        shard_bytes=shard_bytes or SHARD,
-    )
+    elif flags := [flag for flag, value in _quantization_flags(options).items() if value is not None]:
+        raise Mistake(f"{' and '.join(flags)}: need -q")
+    return Request(recipe, default, options.dequantize, options.dtype, options.text_only)
 
 
 def _command_line(options: argparse.Namespace) -> str:
@@ -83,9 +81,7 @@ def _command_line(options: argparse.Namespace) -> str:
         "--hf-path": path.name if path.is_dir() else options.hf_path,
         "-q": options.quantize,
         "-d": options.dequantize,
-        "--q-bits": options.q_bits,
-        "--q-group-size": options.q_group_size,
-        "--q-mode": options.q_mode,
+        **_quantization_flags(options),
         "--quant-predicate": recipe and Path(recipe).name,
         "--dtype": options.dtype,
         "--text-only": options.text_only,
@@ -102,13 +98,7 @@ def _show(steps: Iterator[int], total: int, what: str) -> None:
     from rich import progress
     from rich.console import Console
 
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-    )
+    columns = (*progress.Progress.get_default_columns(), progress.TransferSpeedColumn())
     console = Console(stderr=True)
     with progress.Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=total)
@@ -122,11 +112,10 @@ def _print_table(plan: Plan, errors: Errors | None, file: TextIO) -> None:
 
     from . import report
 
-    head, body = report.rows(plan, errors)
-    table = Table(box=None, pad_edge=False)
+    table, (head, *rows) = Table(box=None, pad_edge=False), report.rows(plan, errors)
     for name in head:
         table.add_column(name, justify="left" if name in ("class", "stored as") else "right", no_wrap=True)
-    for row in body:
+    for row in rows:
         table.add_row(*row)
     console = Console(file=file, width=None if file.isatty() else 120, highlight=False)
     console.print(table)
@@ -148,18 +137,7 @@ def _plan_before_fetching(options: argparse.Namespace, request: Request, destina
     return planned
 
 
-def _make(plan: Plan, options: argparse.Namespace, destination: Path) -> Errors:
-    from .destination import make, unfinished
-
-    try:
-        return make(plan, _command_line(options), destination, _show)
-    except KeyboardInterrupt:
-        if (part := unfinished(destination)).is_dir():
-            _print_line(f"interrupted; {part} is kept, the same command goes on with it")
-        raise
-
-
-def convert(options: argparse.Namespace, shard_bytes: int | None = None) -> None:
+def convert(options: argparse.Namespace) -> None:
     """Convert as the options say. Mistake: nothing was made, or the same command goes on."""
     from ..checkpoint.hub import find
     from ..checkpoint.memory import gigabytes
@@ -167,7 +145,7 @@ def convert(options: argparse.Namespace, shard_bytes: int | None = None) -> None
     from . import hub, report
     from .plan import plan
 
-    started, request = time.perf_counter(), _request(options, shard_bytes)
+    started, request = time.perf_counter(), _request(options)
     destination = Path(options.mlx_path).expanduser().absolute()
     if not options.dry_run:
         folders.check(destination)
@@ -176,7 +154,7 @@ def convert(options: argparse.Namespace, shard_bytes: int | None = None) -> None
     planned = _plan_before_fetching(options, request, destination)
     if planned is None or not options.dry_run:
         planned = plan(find(options.hf_path, to_load=False), request)
-    errors = None if options.dry_run else _make(planned, options, destination)
+    errors = None if options.dry_run else folders.make(planned, _command_line(options), destination, _show)
     seconds = time.perf_counter() - started
     for line in report.notes(planned):
         _print_line(line)
@@ -187,8 +165,8 @@ def convert(options: argparse.Namespace, shard_bytes: int | None = None) -> None
         _print_table(planned, errors, sys.stdout if options.dry_run else sys.stderr)
     if options.dry_run:
         return
-    bits = planned.bits_per_weight
-    _print_line(f"{destination}: {gigabytes(planned.nbytes)}, {bits:.2f} bits per weight, {seconds:.1f} s")
+    size, bits = gigabytes(planned.nbytes), planned.bits_per_weight
+    _print_line(f"{destination}: {size}, {bits:.2f} bits per weight, {seconds:.1f} s")
     if options.upload_repo:
         _print_line(f"sent to {hub.upload(destination, options.upload_repo)}")
 
@@ -198,6 +176,10 @@ def _convert(options: argparse.Namespace) -> None:
         convert(options)
     except PermissionError as error:
         raise Mistake(f"no permission for {error.filename}") from error
+    except KeyboardInterrupt:
+        if (part := Path(f"{Path(options.mlx_path).expanduser()}.part")).is_dir():
+            _print_line(f"interrupted; {part} is kept, the same command goes on with it")
+        raise
 
 
 def main(argv: list[str] | None = None) -> int:

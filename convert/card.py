@@ -14,23 +14,23 @@ BASE = "google/diffusiongemma-26B-A4B-it"
 
 
 def write(plan: Plan, errors: Errors, command: str, folder: Path) -> None:
-    """Write the card. It holds no date and no path, so it is the same whenever it is written."""
+    """Write the card. It holds no date and no path: it is the same whenever it is written."""
     import mlx.core as mx
     from huggingface_hub import ModelCard, ModelCardData
 
-    to_mlx, hub = plan.metadata["format"] == "mlx", snapshot(plan.source)
-    origin = f"the local folder `{plan.source.name}`"
-    if hub:
-        origin = f"[{hub[0]}](https://huggingface.co/{hub[0]}) at revision `{hub[1]}`"
+    to_mlx, base, origin = plan.metadata["format"] == "mlx", BASE, f"the local folder `{plan.source.name}`"
+    if hub := snapshot(plan.source):
+        base, revision = hub
+        origin = f"[{base}](https://huggingface.co/{base}) at revision `{revision}`"
     data = ModelCardData(
-        base_model=hub[0] if hub else BASE,
+        base_model=base,
         library_name="mlx" if to_mlx else "transformers",
         license="apache-2.0",
         pipeline_tag="text-generation",
         tags=["diffusion_gemma", *(["mlx"] if to_mlx else [])],
     )
-    head, body = report.rows(plan, errors)
-    table = "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body))
+    head, *rows = report.rows(plan, errors)
+    table = "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
     notes = "\n".join(f"- {line}" for line in report.notes(plan))
     text = f"""---
 {data.to_yaml()}

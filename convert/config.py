@@ -12,16 +12,10 @@ _LEFT_OUT = ("torch_dtype", "_name_or_path", "quantization", "quantization_confi
 
 
 def hub_config(stored: Mapping[str, Any], config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """Rewrite config.json in the hub's layout, without quantization.
-
-    Args:
-        stored: the source's config.json, in either layout.
-        config: the same, parsed.
-        dtype: of the weights that are not quantized.
+    """Rewrite config.json in the hub's layout, without quantization; `config` is `stored`, parsed.
 
     Raises:
-        Mistake: a layer's heads differ from others of its kind. The hub's layout has one entry for all sliding layers,
-            and one for all full layers.
+        Mistake: a layer's heads differ from others of its kind. The hub's layout has one entry for each kind.
     """
     result = {name: value for name, value in stored.items() if name not in _LEFT_OUT} | {
         "canvas_length": config.canvas_length,
@@ -36,11 +30,9 @@ def hub_config(stored: Mapping[str, Any], config: ModelConfig, dtype: str) -> di
         result["vision_config"] = {**vision, "rope_parameters": {**rope, "rope_type": "default"}}
     for index, (layer, written) in enumerate(zip(config.layers, parse_config(result).layers, strict=True)):
         if layer != written:
-            raise Mistake(
-                f"config.json: layer {index} has {layer.num_key_value_heads} key-value heads of {layer.head_dim}, "
-                f"others of its kind not ({written.num_key_value_heads} of {written.head_dim}); the hub's layout "
-                "cannot say it"
-            )
+            heads = f"{layer.num_key_value_heads} key-value heads of {layer.head_dim}"
+            others = f"others of its kind {written.num_key_value_heads} of {written.head_dim}"
+            raise Mistake(f"config.json: layer {index} has {heads}, {others}; the hub's layout cannot express it")
     return result
 
 

@@ -6,12 +6,11 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ..checkpoint import memory
 from ..checkpoint.hub import cache_folder
-from ..checkpoint.memory import gigabytes
+from ..checkpoint.memory import check_disk, gigabytes
 from ..errors import Mistake, NotFound
 from . import card, stream
 from .journal import NAME as JOURNAL
@@ -37,8 +36,7 @@ def check(destination: Path) -> None:
     """Raise Mistake unless the folder can be made, or a run was killed just before it ended."""
     if os.path.lexists(destination) and not (destination / JOURNAL).is_file():
         raise Mistake(f"{destination} exists: need a new folder for --mlx-path")
-    parent = destination.parent
-    if not parent.is_dir():
+    if not (parent := destination.parent).is_dir():
         raise NotFound(f"{parent} is no folder: make it first, {destination.name} is to be in it")
     if not os.access(parent, os.W_OK):
         raise Mistake(f"{parent} cannot be written to: no permission")
@@ -47,69 +45,57 @@ def check(destination: Path) -> None:
 def check_room_to_fetch(plan: Plan, destination: Path) -> None:
     """Raise Mistake unless the disk has room for the output and, if the hub's cache is on it, for the source."""
     shared = cache_folder().stat().st_dev == destination.parent.stat().st_dev
-    what = "to fetch and to convert it" if shared else "to convert it"
-    _check_disk(destination, plan.nbytes + shared * plan.source_bytes, what)
-
-
-def _check_disk(destination: Path, needed: int, what: str = "") -> None:
-    free = shutil.disk_usage(destination.parent).free
-    if needed > free:
-        needs = " ".join(filter(None, ("needs", gigabytes(needed), what)))
-        raise Mistake(f"too little disk for {destination}: {needs}, {gigabytes(free)} are free")
+    what = f"{destination} and its source, which is to be fetched" if shared else str(destination)
+    check_disk(destination.parent, plan.nbytes + shared * plan.source_bytes, what)
 
 
 def _check_room(plan: Plan, copied: list[Path], part: Path, destination: Path) -> None:
     """Raise Mistake unless there is room for what is left to write, and memory for a piece of it."""
-    written = sum(file.stat().st_blocks * 512 for file in part.glob("*")) if part.is_dir() else 0
+    written = sum(file.stat().st_blocks * 512 for file in part.glob("*"))
     needed = plan.nbytes + sum(file.stat().st_size for file in copied) + 1_000_000 * (len(plan.shards) + 1)
-    _check_disk(destination, needed - written)
+    check_disk(destination.parent, needed - written, str(destination))
     if (free := memory.available()) < min(MEMORY, 2 * plan.source_bytes):
         raise Mistake(f"too little memory: needs {gigabytes(MEMORY)}, {gigabytes(free)} are free")
 
 
 def make(plan: Plan, command: str, destination: Path, show: Show) -> Errors:
-    """Make the folder, or go on where a run ended, and return the errors of its weights.
-
-    Raises:
-        Mistake: the source is wrong, and nothing is kept; or there is too little room, and the same command goes on.
-    """
+    """Make the folder, or go on where a run ended, and return the errors of its weights. Mistake: the source is wrong,
+    and nothing is kept; or there is too little room, and the same command goes on."""
     part = unfinished(destination)
-    if destination.is_dir():  # a run was killed between the last two lines of this function
+    if destination.is_dir():  # a run was killed before it removed its journal
         with Journal(destination, plan.fingerprint, command) as journal:
             os.unlink(destination / JOURNAL)
             return journal.errors
     copied = sorted({file for pattern in COPIED for file in plan.source.glob(pattern) if file.is_file()})
     _check_room(plan, copied, part, destination)
-    with _opened(part), Journal(part, plan.fingerprint, command) as journal:
-        try:
-            show(stream.write(plan, part, journal), plan.source_bytes, "converting")
-        except Mistake:  # the source is wrong, so its conversion is worth nothing
-            shutil.rmtree(part)
-            raise
-        show(stream.verify(plan, part, journal), plan.nbytes, "verifying")
-        for file in copied:
-            shutil.copyfile(file, part / file.name)
-        card.write(plan, journal.errors, command, part)
-        stream.write_configs(plan, part)
-        for path in part.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        part.rename(destination)
-        os.unlink(destination / JOURNAL)
-    return journal.errors
-
-
-@contextmanager
-def _opened(part: Path) -> Iterator[None]:
-    """Make the folder if need be. A full disk leaves it, and the message says that the same command goes on."""
     if part.is_dir() and any(part.iterdir()) and not (part / JOURNAL).is_file():
         raise Mistake(f"{part} exists, and no conversion left it; remove it")
     part.mkdir(exist_ok=True)
     try:
-        yield
+        with Journal(part, plan.fingerprint, command) as journal:
+            _write(plan, part, journal, copied, show)
+            part.rename(destination)
+            os.unlink(destination / JOURNAL)
     except OSError as error:
-        if isinstance(error, Mistake) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise Mistake(
-            f"{part}: {os.strerror(error.errno)}; make room and give the same command again, it goes on from there"
-        ) from error
+        reason = os.strerror(error.errno)
+        raise Mistake(f"{part}: {reason}; make room and give the same command again, it goes on from there") from error
+    return journal.errors
+
+
+def _write(plan: Plan, part: Path, journal: Journal, copied: list[Path], show: Show) -> None:
+    """Write every file to the disk."""
+    try:
+        show(stream.write(plan, part, journal), plan.source_bytes, "converting")
+    except Mistake:  # the source is wrong, so its conversion is worth nothing
+        shutil.rmtree(part)
+        raise
+    show(stream.verify(plan, part, journal), plan.nbytes, "verifying")
+    for file in copied:
+        shutil.copyfile(file, part / file.name)
+    card.write(plan, journal.errors, journal.head["made"], part)
+    stream.write_configs(plan, part)
+    for path in part.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

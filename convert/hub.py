@@ -54,9 +54,8 @@ def upload(folder: Path, name: str) -> str:
         HfApi().create_repo(name, repo_type="model", exist_ok=True)
         HfApi().upload_folder(repo_id=name, folder_path=folder, repo_type="model")
     except (HTTPError, OSError) as error:
-        raise Mistake(
-            f"{folder} is whole, but could not be sent to {name} ({_line(error)}); later: hf upload {name} {folder}"
-        ) from error
+        reason = f"{folder} is whole, but could not be sent to {name} ({_line(error)})"
+        raise Mistake(f"{reason}; later: hf upload {name} {folder}") from error
     return f"https://huggingface.co/{name}"
 
 

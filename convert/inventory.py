@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from mlx.utils import tree_flatten
 
-from ..checkpoint.config import ModelConfig, Quantization, parse_config
+from ..checkpoint.config import ModelConfig, parse_config
 from ..checkpoint.folder import Tensor, read_configs, read_tensors
-from ..checkpoint.names import GLOBAL_SCALE, MODELOPT_EXPERT, is_dropped, is_vision
+from ..checkpoint.names import DROPPED, GLOBAL_SCALE, MODELOPT_EXPERT, is_vision
+from ..checkpoint.parameters import quantize_where_stored
 from ..errors import Mistake
 from ..mlx_backend.layers import Linear
 from ..mlx_backend.network import Network
-from ..mlx_backend.weights import match, quantize_where_stored
+from ..mlx_backend.weights import linears, match
 from .source import NVFP4, Block, Weight, row_count
 
 
 @dataclass(frozen=True)
 class Source:
-    folder: Path
     config: dict[str, Any]  # config.json, without NVIDIA's entry
     model: ModelConfig
     weights: dict[str, Weight]  # by the parameter's path; vision tensors by their name
@@ -35,37 +36,34 @@ def read_source(folder: Path, text_only: bool) -> Source:
     stored, generation = read_configs(folder)
     config = _without_modelopt(folder, stored)
     model, tensors = parse_config(config, generation), read_tensors(folder)
-    dropped = tuple(sorted(name for name in tensors if is_dropped(name) or (text_only and is_vision(name))))
+    dropped = tuple(sorted(name for name in tensors if name.endswith(DROPPED) or (text_only and is_vision(name))))
     for name in dropped:
         del tensors[name]
     weights = {name: Weight.plain(tensors.pop(name)) for name in list(tensors) if is_vision(name)}
     network = Network(model)  # its arrays are lazy: shapes that take no memory
     shapes = {path: tuple(array.shape) for path, array in tree_flatten(network.parameters())}
-    linears = {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
-    layers = [path.removesuffix(".weight") for path in shapes]
-    widths = {path: shapes[f"{path}.weight"][-1] for path in layers if path in linears}
+    layers = linears(network)
+    names = [path.removesuffix(".weight") for path in shapes]
+    widths = {path: shapes[f"{path}.weight"][-1] for path in names if path in layers}
     experts = _modelopt_experts(tensors, shapes)
     stand_ins = {path: Tensor(path, folder / "experts", "F32", shapes[path], 0, 0) for path in experts}
-    quantize_where_stored(network, model, tensors)
+    quantize_where_stored(layers, model, tensors)
     matched = match(network, tensors | stand_ins)
-    quantized = {f"{path}.weight": module.quantization for path, module in linears.items()}
     for path, shape in shapes.items():
-        weights[path] = experts.get(path) or _weight(path, shape, matched, quantized.get(path))
-    return Source(folder, config, model, weights, widths, dropped)
+        weights[path] = experts.get(path) or _weight(path, shape, matched, layers.get(path.removesuffix(".weight")))
+    return Source(config, model, weights, widths, dropped)
 
 
-def _weight(
-    path: str, shape: tuple[int, ...], matched: Mapping[str, Tensor], quantization: Quantization | None
-) -> Weight:
-    if quantization is None:
+def _weight(path: str, shape: tuple[int, ...], matched: Mapping[str, Tensor], layer: Linear | None) -> Weight:
+    if layer is None or layer.quantization is None:
         return Weight.plain(matched[path])
-    layer = path.removesuffix(".weight")
-    parts = [matched.get(f"{layer}.{kind}") for kind in ("scales", "biases", GLOBAL_SCALE)]
-    return Weight(shape, quantization, (Block(row_count(shape), matched[path], *parts),))
+    kinds = ("weight", "scales", "biases", GLOBAL_SCALE)
+    parts = [matched.get(f"{path.removesuffix('weight')}{kind}") for kind in kinds]
+    return Weight(shape, layer.quantization, (Block(row_count(shape), *parts),))
 
 
 def _without_modelopt(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return config.json without NVIDIA's entry: the tensors tell the rest. Mistake at another format of theirs."""
+    """Return config.json without NVIDIA's entry: the tensors say the rest. Mistake if it is not NVFP4."""
     entry = config.get("quantization_config")
     if not isinstance(entry, dict) or entry.get("quant_method") != "modelopt":
         return config
@@ -76,8 +74,7 @@ def _without_modelopt(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _modelopt_experts(tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Weight]:
-    """Remove the experts that are stored singly from `tensors` and return them by parameter. Mistake names what is
-    missing or misshapen."""
+    """Take the experts that are stored singly out of `tensors`. Mistake names what is missing or misshapen."""
     stored: dict[tuple[str, int, str], dict[str, Tensor]] = defaultdict(dict)
     for name in list(tensors):
         if match := MODELOPT_EXPERT.fullmatch(name):
@@ -90,16 +87,10 @@ def _modelopt_experts(tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int
             if path not in shapes:
                 raise Mistake(f"tensors {experts}.* are not part of this model")
             count, out, width = shapes[path]
-            blocks = [
-                _block(
-                    f"{experts}.{expert}.{projection}_proj",
-                    stored.pop((experts, expert, projection), {}),
-                    out // len(projections),
-                    width,
-                )
-                for expert in range(count)
-                for projection in projections
-            ]
+            blocks = []
+            for expert, projection in product(range(count), projections):
+                parts, prefix = stored.pop((experts, expert, projection), {}), f"{experts}.{expert}.{projection}_proj"
+                blocks.append(_block(prefix, parts, out // len(projections), width))
             packed[path] = Weight(shapes[path], NVFP4, tuple(blocks))
     for experts, expert, projection in stored:
         raise Mistake(f"tensors {experts}.{expert}.{projection}_proj.* are not part of this model")
@@ -108,12 +99,8 @@ def _modelopt_experts(tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int
 
 def _block(prefix: str, parts: Mapping[str, Tensor], rows: int, width: int) -> Block:
     """Check the three tensors of one expert's projection."""
-    needed = {
-        "weight": ("U8", (rows, width // 2)),
-        "weight_scale": ("F8_E4M3", (rows, width // 16)),
-        GLOBAL_SCALE: ("F32", ()),
-    }
-    for kind, (dtype, shape) in needed.items():
+    needed = {"weight": ("U8", (rows, width // 2)), "weight_scale": ("F8_E4M3", (rows, width // 16))}
+    for kind, (dtype, shape) in {**needed, GLOBAL_SCALE: ("F32", ())}.items():
         if kind not in parts:
             raise Mistake(f"tensor {prefix}.{kind} is missing from the checkpoint")
         tensor = parts[kind]

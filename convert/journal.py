@@ -9,7 +9,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from collections import defaultdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +25,7 @@ class Progress:
     """How far one job has come."""
 
     rows: int = 0  # written
-    sums: list[int] = field(default_factory=list)  # CRC-32 of what is written of each output
+    sums: tuple[int, ...] = (0, 0, 0)  # CRC-32 of what is written of each output
     error: tuple[float, float] = (0.0, 0.0)  # see `Errors`
 
 
@@ -34,7 +35,7 @@ class Journal:
     def __init__(self, folder: Path, fingerprint: str, command: str):
         self.path = folder / NAME
         self.head = {"fingerprint": fingerprint, "made": command}
-        self.jobs: dict[int, Progress] = {}
+        self.jobs: defaultdict[int, Progress] = defaultdict(Progress)
         self.hashed: set[str] = set()  # names of source files whose SHA-256 was right
         self._pending: set[int] = set()
 
@@ -43,11 +44,10 @@ class Journal:
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
-        except BlockingIOError:
+        except Exception as error:
             self.file.close()
-            raise Mistake(f"{self.path.parent} is being written by another conversion; wait for it") from None
-        except BaseException:
-            self.file.close()
+            if isinstance(error, BlockingIOError):
+                raise Mistake(f"{self.path.parent} is being written by another conversion; wait for it") from None
             raise
         return self
 
@@ -71,9 +71,6 @@ class Journal:
         for entry in entries:
             if "hashed" in entry:
                 self.hashed.add(entry["hashed"])
-            elif "again" in entry:
-                for job in entry["again"]:
-                    self.jobs.pop(job, None)
             else:
                 self.jobs[entry["job"]] = Progress(entry["rows"], entry["sums"], tuple(entry["error"]))
 
@@ -93,9 +90,8 @@ class Journal:
 
     def commit(self) -> None:
         """Write what was noted: its bytes are on the disk now."""
-        if self._pending:
-            self._append(*({"job": job, **asdict(self.jobs[job])} for job in sorted(self._pending)))
-            self._pending.clear()
+        self._append(*({"job": job, **asdict(self.jobs[job])} for job in sorted(self._pending)))
+        self._pending.clear()
 
     def add_hashed(self, file: Path) -> None:
         """Write that the file's SHA-256 was right."""
@@ -105,5 +101,5 @@ class Journal:
     def forget(self, jobs: list[int]) -> None:
         """Write that these jobs must be done again: what is on the disk is not what was written."""
         for job in jobs:
-            self.jobs.pop(job, None)
-        self._append({"again": jobs})
+            self.note(job, Progress())
+        self.commit()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from .source import Factors, Weight, row_count
 SHARD = 5_000_000_000  # bytes that a file of weights may have
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Request:
     """What the user asks for. Without `recipe` every layer stays as it is."""
 
@@ -33,7 +33,6 @@ class Request:
     dequantize: bool = False
     dtype: str | None = None  # None: the checkpoint's
     text_only: bool = False
-    shard_bytes: int = SHARD
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Plan:
     shards: tuple[tuple[Job, ...], ...]
     indivisible: tuple[str, ...]  # a line for each layer that the recipe would quantize and whose rows do not allow it
     dropped: tuple[str, ...]  # the source's tensors that nothing is made of
-    metadata: Mapping[str, str]  # of every file
+    metadata: dict[str, str]  # of every file
 
     @property
     def jobs(self) -> list[Job]:
@@ -122,9 +121,8 @@ class Plan:
     def fingerprint(self) -> str:
         """Changes with everything that the bytes of the output depend on."""
         outputs = [[asdict(output) for job in shard for output in job.outputs] for shard in self.shards]
-        stats = [(file.name, file.stat()) for file in self.sources]
-        sources = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-        parts = [self.config, outputs, sources, dict(self.metadata), mx.__version__]
+        sources = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in self.sources]
+        parts = [self.config, outputs, sources, self.metadata, mx.__version__]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -135,11 +133,9 @@ def plan(folder: Path, request: Request) -> Plan:
     if dtype not in FLOATS:
         raise Mistake(f"config.json: dtype {dtype} is not one we write; give --dtype, one of {', '.join(FLOATS)}")
     layers, indivisible = _layers(source, request)
-    jobs = [
-        job
-        for path, weight in source.weights.items()
-        for job in _jobs(path, weight, layers.get(path.removesuffix(".weight")), dtype)
-    ]
+    jobs = []
+    for path, weight in source.weights.items():
+        jobs += _jobs(path, weight, layers.get(path.removesuffix(".weight")), dtype)
     if request.dequantize:
         jobs = [_published(job) for job in jobs]
     # The source is read from front to back.
@@ -151,8 +147,7 @@ def plan(folder: Path, request: Request) -> Plan:
         default = request.default or source.model.quantization or next(filter(None, layers.values()))
         config["quantization"] = config["quantization_config"] = entries(default, layers)
     metadata = {"format": "pt" if request.dequantize else "mlx"}
-    shards = _shards(jobs, request.shard_bytes)
-    return Plan(folder, config, parse_config(config), shards, indivisible, source.dropped, metadata)
+    return Plan(folder, config, parse_config(config), _shards(jobs), indivisible, source.dropped, metadata)
 
 
 def _layers(source: Source, request: Request) -> tuple[dict[str, Quantization | None], tuple[str, ...]]:
@@ -164,17 +159,15 @@ def _layers(source: Source, request: Request) -> tuple[dict[str, Quantization | 
     recipe, layers, indivisible = request.recipe(list(source.widths)), {}, []
     for path, width in source.widths.items():
         layers[path] = quantization = recipe(path)
-        if quantization and width % quantization.group_size:
+        if quantization and width % (group := quantization.group_size):
             layers[path] = None
-            indivisible.append(
-                f"{path} stays unquantized: groups of {quantization.group_size} do not divide its rows of {width}"
-            )
+            indivisible.append(f"{path} stays unquantized: groups of {group} do not divide its rows of {width}")
     return layers, tuple(indivisible)
 
 
 def _jobs(path: str, weight: Weight, quantization: Quantization | None, dtype: str) -> list[Job]:
     if is_vision(path):
-        [tensor] = weight.parts
+        tensor = weight.blocks[0].weight
         return [Job(path, weight, None, None, (Output(path, tensor.dtype, tensor.shape, tensor.nbytes),))]
     jobs = [Job(path, weight, dtype, quantization, _outputs(path, weight.shape, quantization, dtype))]
     if weight.quantization == quantization and weight.blocks[0].factor:
@@ -206,12 +199,11 @@ def _published(job: Job) -> Job:
     return replace(job, path=published_name(job.path), outputs=outputs)
 
 
-def _shards(jobs: list[Job], limit: int) -> tuple[tuple[Job, ...], ...]:
-    """Divide the jobs into files of at most `limit` bytes."""
-    shards: list[list[Job]] = [[]]
-    size = 0
+def _shards(jobs: list[Job]) -> tuple[tuple[Job, ...], ...]:
+    """Divide the jobs into files of at most SHARD bytes."""
+    shards, size = [[]], 0
     for job in jobs:
-        if shards[-1] and size + job.nbytes > limit:
+        if shards[-1] and size + job.nbytes > SHARD:
             shards.append([])
             size = 0
         shards[-1].append(job)

@@ -6,6 +6,7 @@ A recipe sees names only; `plan` checks whether a group divides a layer's rows.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -24,7 +25,7 @@ MODES = {  # mode -> groups it can have, bits it can have; the first of each is 
 }
 NAMED = ("mlx-community", "uniform", "precise")
 EIGHT = Quantization(bits=8, group_size=64)
-_READ_BY_EVERY_TOKEN = (".embed_tokens", ".mlp.gate_proj", ".mlp.up_proj", ".mlp.down_proj")
+_READ_BY_EVERY_TOKEN = re.compile(r"\.embed_tokens$|\.mlp\.(gate|up|down)_proj$|\.self_attn\.|\.router\.")
 
 
 def quantization(
@@ -37,10 +38,8 @@ def quantization(
     groups, widths = MODES[mode]
     bits, group_size = widths[0] if bits is None else bits, groups[0] if group_size is None else group_size
     if group_size == 128 and mode == "affine":
-        raise Mistake(
-            f"{where}--q-group-size 128: rows of 704 (experts) and 2112 (dense MLP) are not multiples of 128; "
-            "take 64 or 32"
-        )
+        rows = "rows of 704 (experts) and 2112 (dense MLP) are not multiples of 128"
+        raise Mistake(f"{where}--q-group-size 128: {rows}; take 64 or 32")
     for flag, value, known in (("--q-group-size", group_size, groups), ("--q-bits", bits, widths)):
         if value not in known:
             known = ", ".join(map(str, sorted(known)))
@@ -55,12 +54,7 @@ def plain(path: str) -> None:
 def mlx_community(default: Quantization) -> Recipe:
     """Store as mlx-community's conversions do: `default` for experts and self-conditioning, 8 bits in groups of 64 for
     what every token reads, whatever the mode (mlx-vlm 0.7.10: `quant_predicate` of diffusion_gemma)."""
-
-    def recipe(path: str) -> Quantization:
-        always_read = path.endswith(_READ_BY_EVERY_TOKEN) or ".self_attn." in path or ".router." in path
-        return EIGHT if always_read else default
-
-    return recipe
+    return lambda path: EIGHT if _READ_BY_EVERY_TOKEN.search(path) else default
 
 
 def uniform(default: Quantization) -> Recipe:
@@ -69,7 +63,7 @@ def uniform(default: Quantization) -> Recipe:
 
 
 def precise(default: Quantization) -> Recipe:
-    """Quantize experts alone: the other layers cost memory, and save denoising steps."""
+    """Quantize experts alone: unquantized, the other layers cost memory and save denoising steps."""
     return lambda path: default if ".experts." in path else None
 
 
@@ -78,24 +72,19 @@ def _entry(pattern: str, value: Any, file: Path) -> Quantization | None:
         return None
     value = {"bits": value} if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(value, Mapping) or not set(value) <= {"bits", "group_size", "mode"}:
-        raise Mistake(
-            f"{file}: {pattern!r} needs bits, false, or an object of bits, group_size and mode, got {value!r}"
-        )
+        needs = "needs bits, false, or an object of bits, group_size and mode"
+        raise Mistake(f"{file}: {pattern!r} {needs}, got {value!r}")
     return quantization(value.get("mode"), value.get("bits"), value.get("group_size"), f"{file}: {pattern!r}: ")
 
 
 def from_file(file: Path, default: Quantization, paths: Iterable[str]) -> Recipe:
     """Read a JSON object of shell patterns. The first pattern that matches a path decides, `default` if none does.
-
-    Raises:
-        Mistake: it is no such file, or a pattern matches none of `paths`.
-    """
+    Mistake if it is no such file, or a pattern matches none of `paths`."""
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
-        raise NotFound(
-            f"--quant-predicate {file}: no such file, and no recipe of that name either ({', '.join(NAMED)})"
-        ) from None
+        names = ", ".join(NAMED)
+        raise NotFound(f"--quant-predicate {file}: no such file, and no recipe of that name ({names})") from None
     except ValueError as error:
         raise Mistake(f"--quant-predicate {file} is not JSON: {error}") from None
     if not isinstance(table, dict):
@@ -104,11 +93,7 @@ def from_file(file: Path, default: Quantization, paths: Iterable[str]) -> Recipe
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in paths):
             raise Mistake(f"{file}: pattern {pattern!r} matches no layer; they are named like {paths[0]}")
-
-    def recipe(path: str) -> Quantization | None:
-        return next((entry for pattern, entry in patterns.items() if fnmatchcase(path, pattern)), default)
-
-    return recipe
+    return lambda path: next((entry for pattern, entry in patterns.items() if fnmatchcase(path, pattern)), default)
 
 
 def choose(name: str, default: Quantization, paths: Iterable[str]) -> Recipe:

@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..checkpoint.config import ModelConfig
 from ..checkpoint.folder import FLOATS
 from ..checkpoint.memory import gigabytes
 from ..checkpoint.names import CLASSES, weight_class
@@ -15,6 +14,7 @@ from .journal import Errors
 from .plan import Job, Plan
 
 CONTEXT = 8192  # tokens of text that the memory is stated for
+HEAD = ("class", "tensors", "weights", "stored as", "bits a weight", "size", "relative error")
 MACS = (8, 16, 18, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)  # GiB that they were sold with
 
 
@@ -58,50 +58,32 @@ def _stored(job: Job) -> str:
     return f"{f'{q.bits}-bit' if q.mode == 'affine' else q.mode}, groups of {q.group_size}"
 
 
-def rows(plan: Plan, errors: Errors | None) -> tuple[list[str], list[list[str]]]:
-    """Return the table in words: its head, and a row for each class and the total."""
-    head = ["class", "tensors", "weights", "stored as", "bits a weight", "size", "relative error"]
+def rows(plan: Plan, errors: Errors | None) -> list[tuple[str, ...]]:
+    """Return the table in words: its head, a row for each class, and the total."""
     table = lines(plan, errors)
-    total = sum(line.tensors for line in table)
-    table.append(Line("total", total, plan.parameters, "", plan.bits_per_weight, plan.nbytes, None))
-    body = [
-        [
-            line.name, str(line.tensors), _count(line.weights), line.stored, f"{line.bits_per_weight:.2f}",
-            _size(line.nbytes), _error(line.relative_error),
-        ]
-        for line in table
-    ]  # fmt: skip
-    return (head, body) if errors is not None else (head[:-1], [row[:-1] for row in body])
+    tensors = sum(line.tensors for line in table)
+    table.append(Line("total", tensors, plan.parameters, "", plan.bits_per_weight, plan.nbytes, None))
+    columns = len(HEAD) if errors is not None else len(HEAD) - 1
+    return [row[:columns] for row in (HEAD, *map(_cells, table))]
 
 
-def _count(weights: int) -> str:
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if weights >= unit:
-            return f"{weights / unit:.2f} {name}"
-    return str(weights)
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"
-
-
-def _error(value: float | None) -> str:
-    return "" if value is None else "exact" if value == 0 else f"{value:.2g}"
-
-
-def working_bytes(config: ModelConfig) -> int:
-    """Return the memory beside the weights: K and V of CONTEXT tokens in 16 bits, four float32 tables of logits."""
-    cache = sum(
-        2 * 2 * (min(CONTEXT, config.sliding_window) if layer.sliding else CONTEXT)
-        * layer.head_dim * layer.num_key_value_heads
-        for layer in config.layers
-    )  # fmt: skip
-    return cache + 4 * 4 * config.canvas_length * config.vocab_size
+def _cells(line: Line) -> tuple[str, ...]:
+    units = ((1e9, " B"), (1e6, " M"), (1e3, " K"))
+    weights = next((f"{line.weights / unit:.2f}{name}" for unit, name in units if line.weights >= unit), line.weights)
+    size = f"{line.nbytes / 1e9:.2f} GB" if line.nbytes >= 1e8 else f"{line.nbytes / 1e6:.2f} MB"
+    error = "" if line.relative_error is None else f"{line.relative_error:.2g}" if line.relative_error else "exact"
+    return line.name, str(line.tensors), str(weights), line.stored, f"{line.bits_per_weight:.2f}", size, error
 
 
 def memory(plan: Plan) -> int:
-    """Return the bytes that the model needs."""
-    return plan.text_bytes + working_bytes(plan.model)
+    """Return the bytes that the model needs: weights, K and V of CONTEXT tokens in 16 bits, four float32 tables of
+    logits."""
+    config = plan.model
+    size = plan.text_bytes + 4 * 4 * config.canvas_length * config.vocab_size
+    for layer in config.layers:
+        length = min(CONTEXT, config.sliding_window) if layer.sliding else CONTEXT
+        size += 2 * 2 * length * layer.head_dim * layer.num_key_value_heads
+    return size
 
 
 def macs(needed: int) -> list[int]:
@@ -112,8 +94,7 @@ def macs(needed: int) -> list[int]:
 def memory_line(plan: Plan) -> str:
     """Return the memory and the Macs that have it, as the end of a sentence."""
     needed = memory(plan)
-    fitting = macs(needed)
-    which = f"a Mac with {fitting[0]} GB or more" if fitting else "no Mac that is sold"
+    which = f"a Mac with {fitting[0]} GB or more" if (fitting := macs(needed)) else "no Mac that is sold"
     parts = f"{gigabytes(plan.text_bytes)} of weights, {CONTEXT:,} tokens of text"
     return f"needs {gigabytes(needed)} of memory ({parts}): {which}"
 
@@ -122,8 +103,8 @@ def notes(plan: Plan) -> list[str]:
     """Return a line for each layer that stays unquantized, and for each kind of dropped tensor (* for numbers)."""
     names = (name.split(".") for name in plan.dropped)
     kinds = Counter(".".join("*" if part.isdigit() else part for part in parts) for parts in names)
-    many = {kind: f" ({count} of them)" if count > 1 else "" for kind, count in kinds.items()}
-    return [*plan.indivisible, *(f"dropped: {kind}{count}" for kind, count in many.items())]
+    dropped = (f"dropped: {kind}" + f" ({count} of them)" * (count > 1) for kind, count in kinds.items())
+    return [*plan.indivisible, *dropped]
 
 
 def as_json(plan: Plan, errors: Errors | None) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +22,8 @@ from ..errors import Mistake
 NVFP4 = Quantization(bits=4, group_size=16, mode="nvfp4")
 # As NumPy reads them, bfloat16 as its bits; every other dtype is read as bytes.
 _NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32}
-# The type of a float's bits, the mask that removes its sign, and the smallest pattern that is Inf or NaN.
-_BITS = {"F32": (np.uint32, 0x7FFFFFFF, 0x7F800000), "F16": (np.uint16, 0x7FFF, 0x7C00)}
-_BITS["BF16"] = (np.uint16, 0x7FFF, 0x7F80)
+# The mask that removes a float's sign, and the smallest pattern that is Inf or NaN.
+_BITS = {"F32": (0x7FFFFFFF, 0x7F800000), "F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80)}
 _NAN_SCALES = {"mxfp4": (255,), "mxfp8": (255,), "nvfp4": (127, 255)}  # codes of E8M0 and E4M3
 Raw = dict[str, np.ndarray]  # rows of a weight as they are stored: weight, scales, biases, factors
 
@@ -71,10 +69,11 @@ class Reader:
         """Return rows [n, width], bfloat16 as uint16. Mistake names a tensor with NaN or Inf."""
         row_bytes = tensor.nbytes // row_count(tensor.shape)
         raw = self.bytes(tensor, first * row_bytes, last * row_bytes)
-        array = raw.view(_NUMPY.get(tensor.dtype, np.uint8)).reshape(last - first, -1)
-        if not _is_finite(array, tensor.dtype):
+        if tensor.dtype in _BITS and not _is_finite(
+            raw.view(np.uint32 if tensor.dtype == "F32" else np.uint16), *_BITS[tensor.dtype]
+        ):
             raise Mistake(f"{tensor.where} holds NaN or Inf; fetch it again")
-        return array
+        return raw.view(_NUMPY.get(tensor.dtype, np.uint8)).reshape(last - first, -1)
 
     def finish(self, file: Path) -> None:
         """Hash the rest of a file. Mistake if the hash is not the expected one."""
@@ -84,19 +83,11 @@ class Reader:
             raise Mistake(f"{file}: its SHA-256 is {actual}, and not what the hub says; delete it and fetch again")
 
 
-def _is_finite(array: np.ndarray, dtype: str) -> bool:
+def _is_finite(bits: np.ndarray, mask: int, infinity: int) -> bool:
     """Compare bit patterns: MLX's isfinite takes longer on a CPU than its quantize."""
-    if dtype not in _BITS:
-        return True
-    unsigned, mask, infinity = _BITS[dtype]
-    bits, mask = array.view(unsigned).ravel(), unsigned(mask)
+    mask = bits.dtype.type(mask)
     # In parts that stay in the processor's cache.
     return all((bits[i : i + 65536] & mask).max() < infinity for i in range(0, bits.size, 65536))
-
-
-def to_mlx(array: np.ndarray, dtype: str) -> mx.array:
-    """Return the array in MLX; `dtype` is the tensor's in the file."""
-    return mx.array(array).view(mx.bfloat16) if dtype == "BF16" else mx.array(array)
 
 
 @dataclass(frozen=True)
@@ -137,36 +128,35 @@ class Weight:
 
     def read(self, reader: Reader, first: int, last: int) -> Raw:
         """Read rows [first, last). Mistake names a tensor with NaN or Inf."""
-        raw: dict[str, list[np.ndarray]] = defaultdict(list)
-        end = 0
+        blocks, end = [], 0
         for block in self.blocks:
             start, end = end, end + block.rows
             if start < last and first < end:
-                for kind, array in self._read(block, reader, max(first - start, 0), min(last, end) - start):
-                    raw[kind].append(array)
-        return {kind: np.concatenate(parts) if len(parts) > 1 else parts[0] for kind, parts in raw.items()}
+                blocks.append(self._read(block, reader, max(first - start, 0), min(last, end) - start))
+        if len(blocks) == 1:
+            return blocks[0]
+        return {kind: np.concatenate([block[kind] for block in blocks]) for kind in blocks[0]}
 
-    def _read(self, block: Block, reader: Reader, first: int, last: int) -> Iterator[tuple[str, np.ndarray]]:
+    def _read(self, block: Block, reader: Reader, first: int, last: int) -> Raw:
         weight = reader.rows(block.weight, first, last)
         if self.quantization is None:
-            yield "weight", weight
-            return
+            return {"weight": weight}
         mode, scales = self.quantization.mode, reader.rows(block.scales, first, last)
         if np.isin(scales, _NAN_SCALES.get(mode, ())).any():
             raise Mistake(f"{block.scales.where} holds NaN; fetch it again")
         if mode == "mxfp8" and (weight.view(np.uint8) & 0x7F == 0x7F).any():
             raise Mistake(f"{block.weight.where} holds NaN; fetch it again")
-        yield "weight", weight.view(np.uint32)
-        yield "scales", scales
+        raw = {"weight": weight.view(np.uint32), "scales": scales}
         if block.biases:
-            yield "biases", reader.rows(block.biases, first, last)
+            raw["biases"] = reader.rows(block.biases, first, last)
         if block.factor:
-            yield "factors", block.factors(reader)[first:last]
+            raw["factors"] = block.factors(reader)[first:last]
+        return raw
 
     def arrays(self, raw: Raw) -> list[mx.array]:
         """Return the rows in MLX: the weight, or what `mx.dequantize` takes, weight, scales and, of affine, biases."""
-        tensors = {"weight": self.blocks[0].weight, "scales": self.blocks[0].scales, "biases": self.blocks[0].biases}
-        return [to_mlx(raw[kind], tensor.dtype) for kind, tensor in tensors.items() if kind in raw]
+        arrays = [mx.array(raw[kind]) for kind in ("weight", "scales", "biases") if kind in raw]
+        return [array.view(mx.bfloat16) if array.dtype == mx.uint16 else array for array in arrays]
 
     def floats(self, raw: Raw, dtype: str) -> mx.array:
         """Return plain rows as they are stored, and quantized ones as a network of `dtype` dequantizes them."""

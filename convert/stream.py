@@ -9,8 +9,10 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,16 +33,17 @@ SAMPLE = 32  # the relative error is that of every 32nd row
 
 def convert_rows(job: Job, raw: Raw) -> tuple[list[np.ndarray], tuple[float, float]]:
     """Return rows of every output, made from the same rows of the source, and their error as `Errors` has it."""
-    weight, q = job.weight, job.quantization
-    exact = (0.0, 0.0)
+    weight, q, exact = job.weight, job.quantization, (0.0, 0.0)
     if job.dtype is None:
         return [raw["weight"]], exact
     if q is not None and weight.quantization == q:
-        return _keep_packed(job, weight.arrays(raw)), exact
+        packed, *groups = weight.arrays(raw)
+        if q.mode == "affine":
+            groups = [_cast(job, array) for array in groups]
+        return [_numpy(array) for array in (packed, *groups)], exact
     floats = weight.floats(raw, job.dtype if q is None else "float32")
     array = _cast(job, floats)
     if q is None:
-        mx.eval(array)
         rounded = array.dtype != floats.dtype and array.dtype != mx.float32
         return [_numpy(array)], _error(floats[::SAMPLE], array[::SAMPLE]) if rounded else exact
     groups = {"group_size": q.group_size, "bits": q.bits, "mode": q.mode}
@@ -48,15 +51,6 @@ def convert_rows(job: Job, raw: Raw) -> tuple[list[np.ndarray], tuple[float, flo
     mx.eval(arrays)  # for each piece, so that no graph holds more than one
     restored = mx.dequantize(*(part[::SAMPLE] for part in arrays), **groups)
     return [_numpy(part) for part in arrays], _error(floats[::SAMPLE], restored)
-
-
-def _keep_packed(job: Job, arrays: list[mx.array]) -> list[np.ndarray]:
-    """Keep packed values; affine scales and biases take the job's dtype."""
-    weight, *groups = arrays
-    if job.quantization.mode == "affine":
-        groups = [_cast(job, array) for array in groups]
-    mx.eval(groups)
-    return [_numpy(array) for array in (weight, *groups)]
 
 
 def _cast(job: Job, array: mx.array) -> mx.array:
@@ -75,24 +69,15 @@ def _error(before: mx.array, after: mx.array) -> tuple[float, float]:
     return mx.square(before - after).sum().item(), mx.square(before).sum().item()
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """A shard before it is written."""
-
-    start: bytes  # header
-    places: dict[str, int]  # output -> byte of the file where it begins
-    nbytes: int  # of the whole file
-
-
-def _layout(plan: Plan, number: int) -> _Layout:
+def _layout(plan: Plan, number: int) -> tuple[bytes, dict[str, int], int]:
+    """Return a shard's header, the byte of the file where each output begins, and the file's size."""
     outputs = [output for job in plan.shards[number] for output in job.outputs]
     outputs.sort(key=lambda output: (-ITEM.get(output.dtype, 0), output.name))  # wide ones first: all are aligned
     table, end = {}, 0
     for output in outputs:
         table[output.name] = output.dtype, output.shape, (end, end := end + output.nbytes)
     start = file_start(table, plan.metadata)
-    places = {name: len(start) + offsets[0] for name, (_, _, offsets) in table.items()}
-    return _Layout(start, places, len(start) + end)
+    return start, {name: len(start) + offsets[0] for name, (_, _, offsets) in table.items()}, len(start) + end
 
 
 @dataclass(frozen=True)
@@ -112,38 +97,29 @@ class _Piece:
 
 def _remaining(plan: Plan, journal: Journal) -> Iterator[_Piece]:
     """Yield the pieces that the journal does not have, in order."""
-    index = 0
-    for number, jobs in enumerate(plan.shards):
-        for job in jobs:
-            done = journal.jobs[index].rows if index in journal.jobs else 0
-            step = max(PIECE // max(job.source_bytes // job.rows, 1), 1)
-            for first in range(done, job.rows, step):
-                yield _Piece(number, index, job, first, min(first + step, job.rows))
-            index += 1
+    numbers = (number for number, jobs in enumerate(plan.shards) for _ in jobs)
+    for index, (number, job) in enumerate(zip(numbers, plan.jobs, strict=True)):
+        step = max(PIECE // max(job.source_bytes // job.rows, 1), 1)
+        for first in range(journal.jobs[index].rows, job.rows, step):
+            yield _Piece(number, index, job, first, min(first + step, job.rows))
 
 
 def _prefetch(pieces: Iterator[_Piece], reader: Reader, thread: Executor) -> Iterator[tuple[_Piece, Raw]]:
     """Yield pieces with their rows. While a piece is worked on, `thread` reads the next."""
-    previous: tuple[_Piece, Future] | None = None
-    for piece in pieces:
-        reading = thread.submit(piece.job.weight.read, reader, piece.first, piece.last)
-        if previous:
-            yield previous[0], previous[1].result()
-        previous = piece, reading
-    if previous:
-        yield previous[0], previous[1].result()
+    readings = ((piece, thread.submit(piece.job.weight.read, reader, piece.first, piece.last)) for piece in pieces)
+    for (piece, reading), _ in pairwise(chain(readings, [None])):
+        yield piece, reading.result()
 
 
 class _Shard:
     """A file that is being written."""
 
     def __init__(self, folder: Path, plan: Plan, number: int, journal: Journal):
-        layout = _layout(plan, number)
-        self.number, self.places, self.journal = number, layout.places, journal
-        self.uncommitted = 0  # bytes of the source
+        start, self.places, size = _layout(plan, number)
+        self.journal, self.uncommitted = journal, 0  # bytes of the source
         self.file = os.open(folder / plan.files[number], os.O_RDWR | os.O_CREAT, 0o666)
-        os.ftruncate(self.file, layout.nbytes)
-        self._write(layout.start, 0)
+        os.ftruncate(self.file, size)
+        self._write(start, 0)
 
     def _write(self, data: bytes | memoryview, place: int) -> None:
         view = memoryview(data).cast("B")
@@ -153,13 +129,13 @@ class _Shard:
 
     def put(self, piece: _Piece, arrays: list[np.ndarray], error: tuple[float, float]) -> None:
         """Write the rows of every output to their places."""
-        before, sums = self.journal.jobs.get(piece.index, Progress()), []
-        for output, array, checksum in zip(piece.job.outputs, arrays, before.sums or [0] * len(arrays), strict=True):
+        before, sums = self.journal.jobs[piece.index], []
+        for output, array, checksum in zip(piece.job.outputs, arrays, before.sums, strict=False):
             data = memoryview(np.ascontiguousarray(array)).cast("B")
             self._write(data, self.places[output.name] + piece.first * (output.nbytes // piece.job.rows))
             sums.append(zlib.crc32(data, checksum))
         total = before.error[0] + error[0], before.error[1] + error[1]
-        self.journal.note(piece.index, Progress(piece.last, sums, total))
+        self.journal.note(piece.index, Progress(piece.last, tuple(sums), total))
         self.uncommitted += piece.source_bytes
         if self.uncommitted >= COMMIT:
             self.commit()
@@ -178,70 +154,54 @@ def write(plan: Plan, folder: Path, journal: Journal) -> Iterator[int]:
     """Write the weights. Yields bytes of the source: first what an earlier run did, then each piece."""
     reader = Reader({f: sha for f in plan.sources if f.name not in journal.hashed and (sha := expected_sha256(f))})
     last_job = {part.file: index for index, job in enumerate(plan.jobs) for part in job.weight.parts}
-    shard = None
     yield plan.source_bytes - sum(piece.source_bytes for piece in _remaining(plan, journal))
     with ThreadPoolExecutor(1) as thread:
-        try:
-            for piece, raw in _prefetch(_remaining(plan, journal), reader, thread):
-                if shard is None or shard.number != piece.shard:
-                    if shard:
-                        shard.commit()
-                        shard.close()
-                    shard = _Shard(folder, plan, piece.shard, journal)
-                shard.put(piece, *convert_rows(piece.job, raw))
-                yield piece.source_bytes
-                if piece.last == piece.job.rows:
-                    mx.clear_cache()  # the next tensor's pieces have other sizes
-                    for file in [file for file in reader.expected if last_job[file] == piece.index]:
-                        thread.submit(reader.finish, file).result()
-                        journal.add_hashed(file)
-            if shard:
+        filled = _prefetch(_remaining(plan, journal), reader, thread)
+        for number, pieces in groupby(filled, key=lambda pair: pair[0].shard):
+            with closing(_Shard(folder, plan, number, journal)) as shard:
+                for piece, raw in pieces:
+                    shard.put(piece, *convert_rows(piece.job, raw))
+                    yield piece.source_bytes
+                    if piece.last == piece.job.rows:
+                        mx.clear_cache()  # the next tensor's pieces have other sizes
+                        for file in [file for file in reader.expected if last_job[file] == piece.index]:
+                            thread.submit(reader.finish, file).result()
+                            journal.add_hashed(file)
                 shard.commit()
-        finally:
-            if shard:
-                shard.close()
     for file in list(reader.expected):  # the tensors of these were written by an earlier run
         reader.finish(file)
         journal.add_hashed(file)
 
 
 def verify(plan: Plan, folder: Path, journal: Journal) -> Iterator[int]:
-    """Read what was written, from the disk where the system allows it. Yields bytes.
-
-    Raises:
-        Mistake: a file is not as it was written. The journal then forgets its jobs, so that they are done again.
-    """
+    """Read what was written, from the disk where the system allows it. Yields bytes. Mistake if a file is not as it was
+    written; the journal then forgets its jobs, so that they are done again."""
     first = 0
     for number, jobs in enumerate(plan.shards):
         indices = list(range(first, first := first + len(jobs)))
-        path, layout = folder / plan.files[number], _layout(plan, number)
+        path, (start, places, size) = folder / plan.files[number], _layout(plan, number)
         if not path.is_file():
             journal.forget(indices)
             raise Mistake(f"{path} was taken away while it was made; the same command makes it again")
         with path.open("rb") as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            intact = path.stat().st_size == layout.nbytes and file.read(len(layout.start)) == layout.start
+            intact = path.stat().st_size == size and file.read(len(start)) == start
             for index, job in zip(indices, jobs, strict=True):
                 for output, expected in zip(job.outputs, journal.jobs[index].sums, strict=True):
-                    intact = intact and _checksum(file, layout.places[output.name], output.nbytes) == expected
+                    intact = intact and _checksum(file, places[output.name], output.nbytes) == expected
                 yield job.nbytes
         if not intact:
             journal.forget(indices)
-            raise Mistake(
-                f"{path} does not hold what was written to it: is the disk sound? The same command makes it again"
-            )
+            raise Mistake(f"{path} does not hold what was written: is the disk sound? The same command makes it again")
 
 
 def _checksum(file: BinaryIO, place: int, size: int) -> int:
-    """Return the CRC-32 of `size` bytes from `place` on; -1 if the file ends before."""
-    checksum, end = 0, place + size
+    """Return the CRC-32 of `size` bytes from `place` on."""
+    checksum, step = 0, 1 << 24
     file.seek(place)
-    while place < end:
-        piece = file.read(min(1 << 24, end - place))
-        if not piece:
-            return -1
-        checksum, place = zlib.crc32(piece, checksum), place + len(piece)
+    for remaining in range(size, 0, -step):
+        checksum = zlib.crc32(file.read(min(step, remaining)), checksum)
     return checksum
 
 

@@ -5,12 +5,12 @@ A framework is imported when its backend is used.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -32,12 +32,9 @@ _INSTALL = {"mlx": "pip install 'mlx_dgemma[cpu]' on Linux", "torch": "pip insta
 
 
 def load(
-    path: str | Path | None = None,
-    backend: str | None = None,
-    dtype: str | None = None,
+    path: str | Path | None = None, backend: str | None = None, dtype: str | None = None
 ) -> tuple[DiffusionModel, Tokenizer, Sampling]:
-    """Load a DiffusionGemma checkpoint in a published layout. Its size is compared with memory before it is read. Under
-    torchrun the model is divided over the ranks.
+    """Load a DiffusionGemma checkpoint. Under torchrun the model is divided over the ranks.
 
     Args:
         path: a folder, a hub id, or None for the small model that comes with the package.
@@ -46,16 +43,15 @@ def load(
             linears in E4M3, activations in bfloat16; None: the checkpoint's.
 
     Raises:
-        Mistake: one line that names what was wrong and what to do.
+        Mistake: the checkpoint is not whole, does not fit into memory, or does not go with the other arguments.
     """
     from .tokens.tokenizer import Tokenizer
 
     folder = find(path)
     stored, generation = read_configs(folder)
     config, sampling = parse_config(stored, generation), parse_sampling(generation)
-    tokenizer = Tokenizer(folder)
-    model = load_model(folder, config, backend or choose_backend(), dtype or config.dtype)
-    return model, tokenizer, sampling
+    tokenizer = Tokenizer(folder)  # before the weights, which take longer
+    return load_model(folder, config, backend or choose_backend(), dtype or config.dtype), tokenizer, sampling
 
 
 def load_model(folder: Path, config: ModelConfig, backend: str, dtype: str) -> DiffusionModel:
@@ -79,12 +75,13 @@ def load_model(folder: Path, config: ModelConfig, backend: str, dtype: str) -> D
 
 
 def choose_backend() -> str:
-    """Return "torch" where there is a CUDA device and no Metal, or no MLX; otherwise "mlx". torch takes seconds to
-    import, so it is asked only where the system shows an NVIDIA driver."""
-    if not _is_installed("mlx"):
-        return "torch" if _is_installed("torch") else "mlx"
+    """Return "torch" where there is a CUDA device and no Metal, or no MLX; otherwise "mlx"."""
+    if not find_spec("torch"):
+        return "mlx"
+    if not find_spec("mlx"):
+        return "torch"
     driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
-    if sys.platform == "darwin" or not driver or not _is_installed("torch"):
+    if sys.platform == "darwin" or not driver:  # torch, which takes seconds to import, need not be asked
         return "mlx"
     from .torch_backend.device import has_gpu
 
@@ -146,7 +143,3 @@ def _framework(backend: str) -> Iterator[None]:
         if missing not in (backend, "triton") and "libcu" not in str(error):
             raise
         raise Mistake(f"{backend} cannot be imported ({error}): {_INSTALL[backend]}") from error
-
-
-def _is_installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None

@@ -52,11 +52,9 @@ Recipe = Callable[[str], Quantization | None]  # path of a layer -> how it is to
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Facts):
     """The text model's sizes, as transformers names them, and how its weights are stored."""
 
-    vocab_size: int
-    canvas_length: int
     hidden_size: int
     intermediate_size: int
     moe_intermediate_size: int
@@ -66,31 +64,15 @@ class ModelConfig:
     rms_norm_eps: float
     sliding_window: int
     final_logit_softcapping: float
-    max_position_embeddings: int
     layers: tuple[LayerConfig, ...]
     dtype: str  # one of DTYPES
-    stop_ids: tuple[int, ...]
-    pad_id: int
     quantization: Quantization | None = None  # of layers with scales that `quantized_paths` does not name
     quantized_paths: Mapping[str, Quantization | None] | None = None  # layer -> its entry; None: not quantized
-
-    @property
-    def facts(self) -> Facts:
-        """The part that the loop above the seam knows."""
-        return Facts(
-            vocab_size=self.vocab_size,
-            canvas_length=self.canvas_length,
-            max_position_embeddings=self.max_position_embeddings,
-            stop_ids=self.stop_ids,
-            pad_id=self.pad_id,
-        )
 
 
 def _take(values: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
     """Return the positive number `values[name]`, or `default`. Mistake if there is neither, or it is something else."""
-    value = values.get(name)
-    if value is None:
-        value = default
+    value = default if values.get(name) is None else values[name]
     if value is None:
         raise Mistake(f"config.json: {name} is missing")
     if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int | float) and value <= 0):
@@ -106,20 +88,17 @@ def _check_supported(config: Mapping[str, Any], text: Mapping[str, Any]) -> None
         "tie_word_embeddings": True,
         "use_bidirectional_attention": "vision",
     }
-    for name, supported in expected.items():
-        value = text.get(name)
-        if value is not None and value != supported:
-            raise Mistake(f"config.json: {name} = {value!r} is not supported, only {supported!r}")
-    if config.get("tie_word_embeddings") is False:
-        raise Mistake("config.json: tie_word_embeddings = False is not supported, only True")
+    stored = [(name, values.get(name)) for values in (text, config) for name in expected]
+    for name, value in stored:
+        if value not in (None, expected[name]):
+            raise Mistake(f"config.json: {name} = {value!r} is not supported, only {expected[name]!r}")
 
 
 def _rotated(kind: str, head_dim: int, rope: Mapping[str, Any]) -> int:
     """Return how many pairs of a head rotate (transformers: `_compute_proportional_rope_parameters`)."""
-    rope_type = rope.get("rope_type", "default")
-    factor = rope.get("partial_rotary_factor", 1.0)
-    unsupported = {k: v for k, v in rope.items() if k not in ("rope_type", "rope_theta", "partial_rotary_factor")}
-    if rope_type not in ("default", "proportional") or unsupported or (rope_type == "default" and factor != 1.0):
+    rope_type, factor = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1.0)
+    known = set(rope) <= {"rope_type", "rope_theta", "partial_rotary_factor"}
+    if not known or rope_type not in ("default", "proportional") or (rope_type == "default" and factor != 1.0):
         raise Mistake(f"config.json: rope_parameters of {kind} = {dict(rope)} are not supported")
     return int(factor * head_dim // 2)
 
@@ -171,11 +150,10 @@ def _quantization_entry(path: str, entry: Any) -> Quantization | None:
         return None
     if not isinstance(entry, Mapping) or "group_size" not in entry or "bits" not in entry:
         raise Mistake(f"config.json: quantization of {path} needs group_size and bits, got {entry!r}")
-    quantization = Quantization(bits=entry["bits"], group_size=entry["group_size"], mode=entry.get("mode", "affine"))
-    numbers = (quantization.bits, quantization.group_size)
-    if quantization.mode not in MODES or not all(isinstance(n, int) and n > 0 for n in numbers):
+    bits, group_size, mode = entry["bits"], entry["group_size"], entry.get("mode", "affine")
+    if mode not in MODES or not all(isinstance(number, int) and number > 0 for number in (bits, group_size)):
         raise Mistake(f"config.json: quantization of {path} is not supported: {entry!r}")
-    return quantization
+    return Quantization(bits=bits, group_size=group_size, mode=mode)
 
 
 def _quantization(config: Mapping[str, Any]) -> tuple[Quantization | None, dict[str, Quantization | None]]:
@@ -189,8 +167,8 @@ def _quantization(config: Mapping[str, Any]) -> tuple[Quantization | None, dict[
             f"config.json: weights quantized by {stored['quant_method']!r} cannot be loaded; "
             f"convert {first} with `python -m mlx_dgemma.convert`"
         )
-    whole = {name: value for name, value in stored.items() if not isinstance(value, dict | bool)}
-    layers = {path: value for path, value in stored.items() if isinstance(value, dict) or value is False}
+    layers = {path: entry for path, entry in stored.items() if isinstance(entry, dict) or entry is False}
+    whole = {name: value for name, value in stored.items() if name not in layers}
     default = _quantization_entry("the whole model", whole)
     return default, {path: _quantization_entry(path, entry) for path, entry in layers.items()}
 
@@ -200,15 +178,12 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 
 def _check_sizes(model: ModelConfig) -> None:
-    """Raise Mistake at sizes that do not go together."""
     if model.top_k_experts > model.num_experts:
         raise Mistake(f"config.json: top_k_experts = {model.top_k_experts} of num_experts = {model.num_experts}")
-    for layer in model.layers:
-        if model.num_attention_heads % layer.num_key_value_heads:
-            raise Mistake(
-                f"config.json: {layer.num_key_value_heads} key-value heads do not divide "
-                f"{model.num_attention_heads} heads"
-            )
+    heads = model.num_attention_heads
+    for count in (layer.num_key_value_heads for layer in model.layers):
+        if heads % count:
+            raise Mistake(f"config.json: {count} key-value heads do not divide {heads} heads")
 
 
 def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:

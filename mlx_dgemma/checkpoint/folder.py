@@ -59,13 +59,13 @@ def read_header(path: Path) -> dict[str, Tensor]:
         raise NotFound(f"{path} is missing: fetch the checkpoint again") from None
     if not header or len(header) < length:
         raise Mistake(f"{path} is truncated or no safetensors file: {size} bytes and no whole header")
+    tensors = {}
     try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        tensors = {}
-        for name, entry in entries.items():
-            first, last = entry["data_offsets"]
-            tensors[name] = Tensor(name, path, entry["dtype"], tuple(entry["shape"]), 8 + length + first, last - first)
+        for name, entry in json.loads(header).items():
+            if name != "__metadata__":
+                first, last = entry["data_offsets"]
+                start = 8 + length + first
+                tensors[name] = Tensor(name, path, entry["dtype"], tuple(entry["shape"]), start, last - first)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Mistake(f"{path} has a damaged header: {error}") from None
     _check_places(path, tensors, 8 + length, size)
@@ -74,34 +74,29 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 def _check_places(path: Path, tensors: Mapping[str, Tensor], position: int, size: int) -> None:
     """Raise Mistake unless the tensors fill a file of `size` bytes from `position` to its end, without a gap."""
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].nbytes)):
-        needed = math.prod(tensor.shape) * ITEM.get(tensor.dtype, 0)
-        if needed not in (0, tensor.nbytes):
-            raise Mistake(
-                f"{path}: tensor {name} has {tensor.nbytes} bytes, its shape {list(tensor.shape)} needs {needed}"
-            )
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.nbytes)):
+        name, shape, nbytes = tensor.name, list(tensor.shape), tensor.nbytes
+        needed = math.prod(shape) * ITEM.get(tensor.dtype, 0)
+        if needed not in (0, nbytes):
+            raise Mistake(f"{path}: tensor {name} has {nbytes} bytes, its shape {shape} needs {needed}")
         if tensor.start != position:
             raise Mistake(f"{path} has a damaged header: tensor {name} is at {tensor.start}, need {position}")
-        position += tensor.nbytes
+        position += nbytes
         if position > size:
-            raise Mistake(
-                f"{path} is truncated: tensor {name} ends at byte {position}, the file has {size}; fetch it again"
-            )
+            raise Mistake(f"{path} is truncated: tensor {name} ends at byte {position} of {size}; fetch it again")
     if position != size:
         raise Mistake(f"{path} has {size} bytes, its header tells of {position}; fetch it again")
 
 
-def file_start(
-    tensors: Mapping[str, tuple[str, Sequence[int], Sequence[int]]], metadata: Mapping[str, str] | None = None
-) -> bytes:
-    """Write what precedes the tensors' bytes in a safetensors file.
+Place = tuple[str, Sequence[int], Sequence[int]]  # dtype as safetensors names it, shape, bytes from the header's end
 
-    Args:
-        tensors: name -> dtype in safetensors' words, shape, and (first, last) byte, counted from the end of the header.
-    """
+
+def file_start(tensors: Mapping[str, Place], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the bytes that precede the tensors in a safetensors file: the header with its length."""
     table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    for name, (dtype, shape, offsets) in tensors.items():
-        table[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+    table |= {
+        name: dict(zip(("dtype", "shape", "data_offsets"), place, strict=True)) for name, place in tensors.items()
+    }
     text = json.dumps(table).encode()
     text += b" " * (-len(text) % 8)  # the tensors are aligned
     return struct.pack("<Q", len(text)) + text
@@ -110,14 +105,11 @@ def file_start(
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Return every tensor of a checkpoint, vision included, by name. Errors name the tensor and the file."""
     index = folder / INDEX
-    if index.exists():
-        weight_map = read_json(index).get("weight_map", {})
-        files = [folder / name for name in sorted(set(weight_map.values()))]
-        missing = [file.name for file in files if not file.exists()]
-        if missing:
-            raise NotFound(f"{folder} lacks {', '.join(missing)}, which {INDEX} names; fetch the checkpoint again")
-    else:
-        weight_map = {}
+    weight_map = read_json(index).get("weight_map", {}) if index.exists() else {}
+    files = [folder / name for name in sorted(set(weight_map.values()))]
+    if missing := [file.name for file in files if not file.exists()]:
+        raise NotFound(f"{folder} lacks {', '.join(missing)}, which {INDEX} names; fetch the checkpoint again")
+    if not index.exists():
         files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise NotFound(f"{folder} has no weights: need model.safetensors, or shards and {INDEX}")

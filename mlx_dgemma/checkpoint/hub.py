@@ -11,12 +11,17 @@ from tempfile import TemporaryDirectory
 
 from ..errors import Mistake, NotFound
 from .folder import INDEX, file_start, read_configs, read_tensors
-from .memory import check_memory, gigabytes
+from .memory import check_disk, check_memory
 
 TINY = Path(__file__).parents[1] / "tiny"
 CONFIGS = ["config.json", "generation_config.json", INDEX]
 # The files of a repository that are fetched: no code, no pickles.
 FILES = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model", "LICENSE*"]
+_REASONS = {  # HTTP status -> why a repository cannot be fetched
+    401: "it needs a login: set HF_TOKEN",
+    403: "access is not granted to your HF_TOKEN",
+    404: "no such repository",
+}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -27,11 +32,7 @@ def is_hub_id(path: str | Path) -> bool:
 
 
 def find(path: str | Path | None, *, to_load: bool = True) -> Path:
-    """Return a checkpoint's folder: a folder as it is, a hub id's snapshot (see `fetch`), or the embedded model's.
-
-    Raises:
-        Mistake: `path` is neither, or it cannot be fetched.
-    """
+    """Return a checkpoint's folder: `path`, a hub id's snapshot, or the embedded model's. Mistake if there is none."""
     if path is None:
         return TINY
     folder = Path(path).expanduser()
@@ -40,12 +41,12 @@ def find(path: str | Path | None, *, to_load: bool = True) -> Path:
     if folder.is_file():
         raise Mistake(f"{path} is a file: need the folder of a checkpoint, or a hub id")
     if is_hub_id(path):
-        return fetch(str(path), to_load=to_load)
+        return _fetch(str(path), to_load=to_load)
     raise NotFound(f"{path}: no such folder, and no hub id either (those look like google/diffusiongemma-26B-A4B-it)")
 
 
 def cached(hub_id: str) -> Path | None:
-    """Return the folder of a repository in the local cache, or None if it is not there or not whole."""
+    """Return a repository's folder in the local cache; None if it is not there or not whole."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -57,28 +58,20 @@ def cached(hub_id: str) -> Path | None:
         return None
 
 
-def fetch(hub_id: str, *, to_load: bool) -> Path:
+def _fetch(hub_id: str, *, to_load: bool) -> Path:
     """Return the folder of a repository: from the cache if it is whole there, otherwise downloaded (with HF_TOKEN).
-
-    Raises:
-        NotFound: it is not cached and cannot be fetched; the message says why.
-        Mistake: it would not fit on the disk or, with `to_load`, into memory.
-    """
+    Mistake if it cannot be fetched, or would not fit on the disk or, with `to_load`, into memory."""
     from huggingface_hub import HfApi, snapshot_download
 
     if folder := cached(hub_id):
         return folder
-    with hub_errors(hub_id):
+    with _hub_errors(hub_id):
         siblings = HfApi().model_info(hub_id, files_metadata=True).siblings or []
-        size = sum(file.size or 0 for file in siblings if _is_weights(file.rfilename))
+        files = {file.rfilename: file.size or 0 for file in siblings}
+        size = sum(files[name] for name in files if name.endswith(".safetensors") and "/" not in name)
         if to_load:
             check_memory(size, hub_id)
-        cache = cache_folder()
-        free = shutil.disk_usage(cache).free
-        if size > free:
-            raise Mistake(
-                f"too little disk for {hub_id}: needs {gigabytes(size)}, {gigabytes(free)} are free in {cache}"
-            )
+        check_disk(cache_folder(), size, hub_id)
         return Path(snapshot_download(hub_id, allow_patterns=FILES, ignore_patterns=["*/*"]))
 
 
@@ -100,7 +93,7 @@ def outline(hub_id: str) -> Iterator[Path]:
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         try:
-            with hub_errors(hub_id):
+            with _hub_errors(hub_id):
                 fetched = Path(snapshot_download(hub_id, allow_patterns=CONFIGS))
                 shards = HfApi().get_safetensors_metadata(hub_id).files_metadata
         except NotASafetensorsRepoError:
@@ -117,7 +110,7 @@ def outline(hub_id: str) -> Iterator[Path]:
 
 
 @contextmanager
-def hub_errors(hub_id: str) -> Iterator[None]:
+def _hub_errors(hub_id: str) -> Iterator[None]:
     """Turn the errors of a request to the hub into NotFound, one line that says what to do."""
     from huggingface_hub import is_offline_mode
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
@@ -125,16 +118,6 @@ def hub_errors(hub_id: str) -> Iterator[None]:
     try:
         yield
     except (HTTPError, OSError) as error:  # offline mode is one of the latter
-        reasons = {
-            401: "it needs a login: set HF_TOKEN",
-            403: "access is not granted to your HF_TOKEN",
-            404: "no such repository",
-        }
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        offline = " (offline mode is set)" if is_offline_mode() else ""
-        reason = reasons.get(status, f"the hub cannot be reached{offline}")
-        raise NotFound(f"{hub_id} is not in the local cache, and {reason}") from error
-
-
-def _is_weights(name: str) -> bool:
-    return name.endswith(".safetensors") and "/" not in name
+        unreachable = "the hub cannot be reached" + " (offline mode is set)" * is_offline_mode()
+        raise NotFound(f"{hub_id} is not in the local cache, and {_REASONS.get(status, unreachable)}") from error

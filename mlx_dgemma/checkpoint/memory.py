@@ -1,9 +1,11 @@
-"""Memory of this process: what it may take, what it has taken, and whether a checkpoint fits. All sizes are bytes."""
+"""Memory and disk: what this process may take, what it has taken, whether a checkpoint fits. All sizes are bytes."""
 
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
+from pathlib import Path
 
 from ..errors import Mistake
 
@@ -28,14 +30,19 @@ def available() -> int:
     return free if limit == resource.RLIM_INFINITY else min(free, limit)
 
 
+def check_disk(folder: Path, needed: int, what: str) -> None:
+    """Raise Mistake if `folder` is on a disk with less room than is needed for `what`."""
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise Mistake(f"too little disk for {what}: needs {gigabytes(needed)}, {gigabytes(free)} are free in {folder}")
+
+
 def peak() -> int:
     """Return the most that the process has held at a time, all its allocators together."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def check_memory(needed: int, what: str, free: int | None = None) -> None:
-    """Raise Mistake if `needed` is more than `free` (default: `available()`), and name a published checkpoint that
-    would fit. `what` names the checkpoint in the message."""
+    """Raise Mistake if checkpoint `what` needs more than `free` (default: `available()`), and name one that fits."""
     free = available() if free is None else free
     if needed <= free:
         return

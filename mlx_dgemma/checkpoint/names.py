@@ -18,7 +18,7 @@ MODELOPT_EXPERT = re.compile(
 )
 # Left out of every output: scales of activations and of the K/V cache, which stay in the model's dtype here, and tables
 # that are computed.
-_DROPPED = (".input_scale", ".k_scale", ".v_scale", ".rotary_emb.inv_freq")
+DROPPED = (".input_scale", ".k_scale", ".v_scale", ".rotary_emb.inv_freq")
 _CLASSES = {
     "experts": ".experts.",
     "attention": ".self_attn.",
@@ -33,11 +33,6 @@ CLASSES = (*_CLASSES, "norms and scalars", "vision")
 def is_vision(name: str) -> bool:
     """Return whether the tensor belongs to image input."""
     return name.startswith(VISION)
-
-
-def is_dropped(name: str) -> bool:
-    """Return whether a conversion leaves the tensor out."""
-    return name.endswith(_DROPPED)
 
 
 def parameter_name(name: str) -> str:

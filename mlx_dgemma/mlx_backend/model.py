@@ -33,7 +33,7 @@ class MLXModel:
     dtype: mx.Dtype
 
     def __post_init__(self) -> None:
-        self.facts = self.config.facts
+        self.facts = self.config
         self.table = self.network.model.decoder.embed_tokens
         self.slices = Slices(self.table)
         self.cap = self.config.final_logit_softcapping

@@ -38,7 +38,7 @@ SCORED = 256  # tokens whose logits are whole in memory at a time, when a text i
 class TorchModel:
     def __init__(self, network: Network, config: ModelConfig, device: torch.device):
         self.network, self.config, self.device = network, config, device
-        self.facts, self.cap = config.facts, config.final_logit_softcapping
+        self.facts, self.cap = config, config.final_logit_softcapping
         self.graphs = Graphs(device)
         self.pool = Pool(config, network.kinds, network.dtype, device, PREFILL_CHUNK)
         self.pool.moved = lambda: self.graphs.clear()

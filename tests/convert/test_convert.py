@@ -14,8 +14,7 @@ from conversions import arrays, check, converted, parsed, source
 
 from mlx_dgemma.checkpoint.config import DEFAULT_ROPE, Quantization, parse_config
 from mlx_dgemma.checkpoint.folder import read_tensors
-from mlx_dgemma.convert import recipes, stream
-from mlx_dgemma.convert.__main__ import convert, parser
+from mlx_dgemma.convert import plan, recipes, stream
 from mlx_dgemma.convert.config import hub_config
 
 EIGHT = {"bits": 8, "group_size": 64, "mode": "affine"}
@@ -117,9 +116,10 @@ def test_rows_that_the_group_does_not_divide(tmp_path, capsys):
     check(made, original, mx.float32, quantized=True)
 
 
-def test_shards(tmp_path):
+def test_shards(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "SHARD", 300_000)
     original, made = source(tmp_path / "source"), tmp_path / "made"
-    convert(parser().parse_args(["--hf-path", str(original), "--mlx-path", str(made)]), shard_bytes=300_000)
+    converted(capsys, original, made)
     files = sorted(file.name for file in made.glob("*.safetensors"))
     assert len(files) > 3 and files == [
         f"model-{n:05}-of-{len(files):05}.safetensors" for n in range(1, len(files) + 1)

@@ -178,9 +178,9 @@ def test_powers_of_two():
 def test_what_is_chosen(monkeypatch):
     module = sys.modules["mlx_dgemma.load"]
     assert choose_backend() == ("torch" if torch.cuda.is_available() and sys.platform != "darwin" else "mlx")
-    monkeypatch.setattr(module, "_is_installed", lambda name: name == "torch")
+    monkeypatch.setattr(module, "find_spec", lambda name: name == "torch")
     assert choose_backend() == "torch"
-    monkeypatch.setattr(module, "_is_installed", lambda name: False)
+    monkeypatch.setattr(module, "find_spec", lambda name: False)
     assert choose_backend() == "mlx"
 
 
