@@ -31,8 +31,8 @@ def answers(
     run from its admission. `language`: each answer is a text of it, or "incomplete" and then empty."""
     running: dict[int, tuple[Answer, Request]] = {}
     finished: dict[int, Result] = {}
-    order = iter(requests)
-    next_one = next(order, None)
+    following = iter(requests)
+    awaited = next(following, None)
 
     def texts() -> Iterator[InProgress]:
         for request in requests:
@@ -49,13 +49,13 @@ def answers(
         if step.reason is None:
             continue
         del running[step.request]
-        numbers = answer.statistics(len(request.tokens))
+        result = answer.statistics(len(request.tokens))
         if language and len(language.ending(answer.tokens)):
-            numbers |= {"text": "", "finish_reason": "incomplete"}
-        finished[step.request] = {"request": step.request, **numbers, "seed": request.ask.seed}
-        while next_one and next_one.number in finished:
-            yield finished.pop(next_one.number)
-            next_one = next(order, None)
+            result |= {"text": "", "finish_reason": "incomplete"}
+        finished[step.request] = {"request": step.request, **result, "seed": request.ask.seed}
+        while awaited and awaited.number in finished:
+            yield finished.pop(awaited.number)
+            awaited = next(following, None)
 
 
 def fillings(model: DiffusionModel, tokenizer: Tokenizer, requests: Sequence[Request], size: int) -> Iterator[Result]:
@@ -67,8 +67,13 @@ def fillings(model: DiffusionModel, tokenizer: Tokenizer, requests: Sequence[Req
         seconds = time.perf_counter() - start
         for request, filled in zip(together, results, strict=True):
             numbers = {"tokens": sum(filled.lengths), "steps": sum(filled.steps), "seconds": seconds}
-            numbers |= {"seed": request.ask.seed}
-            yield {"request": request.number, "text": filled.text, **asdict(filled), **numbers}
+            yield {
+                "request": request.number,
+                "text": filled.text,
+                **asdict(filled),
+                **numbers,
+                "seed": request.ask.seed,
+            }
 
 
 def choices(
