@@ -115,8 +115,7 @@ def write(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    return run(NAME, lambda: batch(options))
+    return run(NAME, lambda: batch(parser().parse_args(arguments)))
 
 
 if __name__ == "__main__":

@@ -70,8 +70,7 @@ def edit(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    return run(NAME, lambda: edit(options))
+    return run(NAME, lambda: edit(parser().parse_args(arguments)))
 
 
 if __name__ == "__main__":

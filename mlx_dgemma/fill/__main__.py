@@ -72,8 +72,7 @@ def fill(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    return run(NAME, lambda: fill(options))
+    return run(NAME, lambda: fill(parser().parse_args(arguments)))
 
 
 if __name__ == "__main__":

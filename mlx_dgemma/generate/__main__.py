@@ -124,8 +124,7 @@ def summary(numbers: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    return run(NAME, lambda: generate(options))
+    return run(NAME, lambda: generate(parser().parse_args(arguments)))
 
 
 if __name__ == "__main__":
