@@ -6,17 +6,18 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.status import Status
 
 from ..errors import Mistake, need
 from ..terminal.command import CUT, Parser, on_terminal, run, to_stdout, waiting
-from ..terminal.keyboard import Interrupt, Terminal, line_of_pipe
+from ..terminal.keyboard import Interrupt, line_editor, line_of_pipe
 from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask, open_model
 from ..terminal.watch import Watch
 from ..tokens.parts import GeneratedText
@@ -113,8 +114,8 @@ class Session:
         read, turns = f"read {unread} of {len(conversation.tokens)} tokens", len(conversation.messages)
         watch = Watch(conversation.tokenizer, conversation.how.sampling.max_denoising_steps, drawn=self.drawn)
         with Interrupt() as interrupt:
-            with waiting(f"reading {unread} tokens") as update:
-                pieces = self.pieces(interrupt, update)
+            with waiting(f"reading {unread} tokens") as status:
+                pieces = self.pieces(interrupt, status)
                 first = list(islice(pieces, 1))
             show(chain(first, pieces), watch)
         if answer := conversation.answer:
@@ -127,10 +128,10 @@ class Session:
         if interrupt.asked and not self.interactive:
             raise KeyboardInterrupt
 
-    def pieces(self, interrupt: Interrupt, update: Callable[[str], None]) -> Iterator[Piece]:
-        """Yields until the answer is done, or Ctrl-C is seen between two passes. `update` shows how much is unread."""
+    def pieces(self, interrupt: Interrupt, status: Status) -> Iterator[Piece]:
+        """Yields until the answer is done, or Ctrl-C is seen between two passes. `status` shows how much is unread."""
         for left in self.conversation.read():
-            update(f"reading {left} tokens")
+            status.update(f"reading {left} tokens")
             if interrupt.asked:
                 return self.conversation.close()
         with contextlib.closing(self.conversation.write()) as pieces:
@@ -188,8 +189,7 @@ COMMANDS = {  # name -> method, arguments, help
 
 
 def folder_of(text: str) -> Path:
-    if not text:
-        raise Mistake("need a folder")
+    need(bool(text), "a folder", "nothing")
     return Path(text).expanduser()
 
 
@@ -240,7 +240,7 @@ def chat(options: argparse.Namespace) -> None:
     read_line = line_of_pipe
     if interactive:
         note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
-        read_line = Terminal({name: () for name in COMMANDS} | {"/mode": MODES, "/save": Path, "/load": Path}).line
+        read_line = line_editor({name: () for name in COMMANDS} | {"/mode": MODES, "/save": Path, "/load": Path})
     while True:
         try:
             session.take(read_line(session.prompt))

@@ -10,7 +10,7 @@ from ..errors import Mistake
 from ..fill.edit import change, cut, unified_diff, write
 from ..terminal.command import Parser, at_least, read, read_prompt, run
 from ..terminal.filling import add_flags, fill_gaps, report
-from ..terminal.options import check_ask, encode_prompt, number, open_model
+from ..terminal.options import check_ask, encode_prompt, open_model
 
 NAME = "mlx_dgemma.edit"
 FILE_MARK = "<file>"
@@ -18,10 +18,9 @@ FILE_MARK = "<file>"
 
 def share(text: str) -> float:
     """An argparse type."""
-    value = number(text)
-    if not 0 <= value <= 1:
+    if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"need a number from 0 to 1, got {text!r}")
-    return value
+    return float(text)
 
 
 def line_range(text: str) -> tuple[int, int]:

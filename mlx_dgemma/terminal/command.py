@@ -12,6 +12,7 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.status import Status
 
 from ..errors import Mistake, NotFound
 
@@ -40,13 +41,9 @@ def at_least(smallest: int) -> Callable[[str], int]:
     """Makes an argparse type: whole numbers from `smallest` up."""
 
     def whole(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = smallest - 1
-        if number < smallest:
+        if not text.isdecimal() or int(text) < smallest:
             raise argparse.ArgumentTypeError(f"need a whole number >= {smallest}, got {text!r}")
-        return number
+        return int(text)
 
     return whole
 
@@ -95,26 +92,19 @@ def on_terminal() -> bool:
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 
-@contextmanager
-def waiting(message: str) -> Iterator[Callable[[str], None]]:
-    """Shows `message` on stderr, if that is a terminal, while it lasts. Gives a function that changes it."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    with Console(stderr=True).status(message) as status:
-        yield status.update
+def waiting(message: str) -> Status:
+    """Returns a context manager that shows `message` on stderr, if that is a terminal."""
+    return Console(stderr=True).status(message)
 
 
 @contextmanager
 def progress(total: int, done: int = 0, beside: TextIO | None = None) -> Iterator[Callable[[], None]]:
     """Shows a bar on stderr, if that is a terminal, and text that goes `beside` it is not written on one. Gives a
     function that moves it on by one."""
-    if not sys.stderr.isatty() or (beside is not None and beside.isatty()):
-        yield lambda: None
-        return
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    keep_out = {"redirect_stdout": False, "redirect_stderr": False}
-    with Progress(*columns, console=Console(stderr=True), transient=True, **keep_out) as bar:
+    modes = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
+    hidden = not sys.stderr.isatty() or (beside is not None and beside.isatty())
+    with Progress(*columns, console=Console(stderr=True), disable=hidden, **modes) as bar:
         task = bar.add_task("", total=total, completed=done)
         yield lambda: bar.advance(task)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from prompt_toolkit import PromptSession, completion
@@ -33,25 +33,23 @@ class Completer(completion.Completer):
         yield from completer.get_completions(Document(argument if space else name), event)
 
 
-class Terminal:
-    """A line editor with history, search (Ctrl-R), completion of commands (Tab) and an editor (Ctrl-X Ctrl-E). A paste
-    is one text, whatever lines it has, and Alt-Enter begins a new line."""
+def line_editor(commands: Commands) -> Callable[[str], str]:
+    """Returns a function: prompt -> what is typed. EOFError: Ctrl-D. KeyboardInterrupt: Ctrl-C, which throws that away.
 
-    def __init__(self, commands: Commands):
-        keys = KeyBindings()
-        keys.add("escape", "enter")(lambda event: event.current_buffer.newline(copy_margin=False))
-        self._session: PromptSession[str] = PromptSession(
-            history=_history(),
-            completer=Completer(commands),
-            complete_while_typing=False,
-            enable_open_in_editor=True,
-            enable_suspend=True,
-            key_bindings=keys,
-        )
-
-    def line(self, prompt: str) -> str:
-        """Returns what is typed next. EOFError: Ctrl-D. KeyboardInterrupt: Ctrl-C, which throws away what was typed."""
-        return self._session.prompt(prompt, prompt_continuation=" " * len(prompt))
+    It has history, search (Ctrl-R), completion of commands (Tab) and an editor (Ctrl-X Ctrl-E). A paste is one text,
+    whatever lines it has, and Alt-Enter begins a new line.
+    """
+    keys = KeyBindings()
+    keys.add("escape", "enter")(lambda event: event.current_buffer.newline(copy_margin=False))
+    session: PromptSession[str] = PromptSession(
+        history=_history(),
+        completer=Completer(commands),
+        complete_while_typing=False,
+        enable_open_in_editor=True,
+        enable_suspend=True,
+        key_bindings=keys,
+    )
+    return lambda prompt: session.prompt(prompt, prompt_continuation=" " * len(prompt))
 
 
 def _history() -> History:

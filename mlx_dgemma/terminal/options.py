@@ -58,14 +58,6 @@ def _number(text: str) -> float | str:
     return text
 
 
-def number(text: str) -> float:
-    """An argparse type."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"need a number, got {text!r}") from None
-
-
 def add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the model").add_argument
     checkpoint = "a DiffusionGemma checkpoint; without it, a tiny one that comes along"
@@ -92,7 +84,7 @@ def add_ask(parser: argparse.ArgumentParser, *, modes: bool = True) -> None:
     steps = "passes a canvas may take (default: the checkpoint's)"
     add("--max-denoising-steps", type=at_least(1), metavar="N", help=steps)
     add("--verify", action="store_true", help="check each block by the causal pass, write again what it doubts")
-    add("--deadline", type=number, metavar="SECONDS", help="end the text after that time, as it stands")
+    add("--deadline", type=float, metavar="SECONDS", help="end the text after that time, as it stands")
     add("--seed", type=at_least(0), default=0, metavar="N", help="of all random numbers: same seed, same text")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import Mistake
+from ..errors import Mistake, need
 from ..fill.infill import Infill, around, check_fill, fill_prompt, gap_lengths
 from ..seam.model import DiffusionModel
 from ..tokens.messages import prompt_tokens
@@ -18,12 +18,13 @@ from ..writing.blocks import Open
 from ..writing.writing import check_room
 from .command import read
 
-KINDS = {
+FIELDS = {  # name -> type, words
     **dict.fromkeys(["prompt", "fill", "prefix", "suffix"], (str, "a text")),
     **dict.fromkeys(["thinking", "heal"], (bool, "true or false")),
+    **dict.fromkeys(["max_tokens", "seed"], (int, "a whole number")),
+    "gap": (int | list | None, "tokens, or a list of such numbers"),
     "system": (str | None, "a text"),
     "messages": (list, "a list"),
-    **dict.fromkeys(["gap", "max_tokens", "seed"], (object, "")),
 }
 FILL_FIELDS = {"fill", "prefix", "suffix", "gap", "heal"}
 
@@ -97,16 +98,13 @@ def _object(line: str) -> dict[str, Any]:
     prompts = isinstance(given, dict) and ("prompt" in given) + ("messages" in given)
     if not isinstance(given, dict) or prompts > 1 or not (prompts or FILL_FIELDS & set(given)):
         raise Mistake(f'need an object with "prompt" or "messages", or with a text to fill, got {line[:60]}')
-    if unknown := sorted(given.keys() - KINDS):
-        raise Mistake(f"{unknown[0]} is not one of {', '.join(sorted(KINDS))}")
+    if unknown := sorted(given.keys() - FIELDS):
+        raise Mistake(f"{unknown[0]} is not one of {', '.join(sorted(FIELDS))}")
     for name, value in given.items():
-        kind, words = KINDS[name]
-        if not isinstance(value, kind):
-            raise Mistake(f'"{name}" is {words}, got {value!r}')
-    for name, smallest in (("max_tokens", 1), ("seed", 0)):
-        value = given.get(name, smallest)
-        if type(value) is not int or value < smallest:
-            raise Mistake(f"need {name} >= {smallest}, got {value!r}")
+        kind, words = FIELDS[name]
+        need(isinstance(value, kind), f'"{name}" to be {words}', repr(value))
+    _need_whole("max_tokens", given.get("max_tokens", 1), 1)
+    _need_whole("seed", given.get("seed", 0), 0)
     return given
 
 
@@ -114,12 +112,15 @@ def _gaps(given: dict[str, Any]) -> tuple[list[str], list[int] | None]:
     """Returns the texts around the gaps of a line, and the lengths of the gaps."""
     if "fill" in given and {"prefix", "suffix"} & set(given):
         raise Mistake('"fill" and "prefix" or "suffix" are two ways to say what is there: give one')
-    texts = around(*(given.get(name) for name in ("fill", "prefix", "suffix")))
-    gap = given.get("gap")
-    lengths = gap if isinstance(gap, list) or gap is None else [gap]
-    if lengths is not None and (not lengths or not all(type(n) is int and n >= 1 for n in lengths)):
-        raise Mistake(f"need gap to be tokens, 1 or more, or a list of such numbers, got {gap!r}")
+    texts, gap = around(*(given.get(name) for name in ("fill", "prefix", "suffix"))), given.get("gap")
+    lengths = [gap] if isinstance(gap, int) else gap
+    for length in lengths or ():
+        _need_whole("gap", length, 1)
     return texts, gap_lengths(lengths, len(texts) - 1)
+
+
+def _need_whole(name: str, value: Any, smallest: int) -> None:
+    need(type(value) is int and value >= smallest, f"{name} >= {smallest}", repr(value))
 
 
 def encode(requests: Sequence[Request], model: DiffusionModel, tokenizer: Tokenizer, ask: Ask) -> list[Request]:

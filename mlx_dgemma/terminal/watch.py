@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import groupby
 
 from rich.console import Console, Group
@@ -18,7 +19,7 @@ CONTROL = dict.fromkeys([*range(9), *range(11, 32), 127], EMPTY)  # noise must n
 Print = Callable[[str], None]
 
 
-class Watch:
+class Watch(AbstractContextManager):
     """A context manager that draws on stderr, and takes its drawing away again: stdout has the text alone.
 
     A drawing needs lines to itself. So the last line of a text that goes on is held, and shown before the canvas.
@@ -32,9 +33,6 @@ class Watch:
         self.console = console or Console(stderr=True)
         self.live: Live | None = None
         self.line, self.print = "", print
-
-    def __enter__(self) -> Watch:
-        return self
 
     def __exit__(self, *_) -> None:
         self._release()

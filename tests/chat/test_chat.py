@@ -21,7 +21,7 @@ from terminals import SOLVED, SUDOKU, Stdin, caller, mistake
 
 from mlx_dgemma.chat.__main__ import COMMANDS, Session, main
 from mlx_dgemma.errors import Mistake
-from mlx_dgemma.terminal.keyboard import Completer, Interrupt, Terminal
+from mlx_dgemma.terminal.keyboard import Completer, Interrupt, line_editor
 from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.sampling import Sampling
 
@@ -184,11 +184,11 @@ class TestTerminal:
         def call(keys: str) -> list[str]:
             lines = []
             with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
-                terminal = Terminal({})
+                line = line_editor({})
                 keyboard.send_text(keys)
                 while True:
                     try:
-                        lines.append(terminal.line("> "))
+                        lines.append(line("> "))
                     except EOFError:
                         return lines
                     except KeyboardInterrupt:

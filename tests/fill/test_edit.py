@@ -16,6 +16,7 @@ from mlx_dgemma.fill.edit import Edit, change, cut, unified_diff, write
 from mlx_dgemma.fill.infill import infill
 from mlx_dgemma.load import load
 from mlx_dgemma.writing.answer import prompt_tokens
+from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.sampling import Sampling
 
 PUZZLE = "Solve this sudoku:\n...3\n.124\n1342\n2.3."
@@ -61,17 +62,18 @@ def test_what_an_edit_starts_from():
     assert start(5, 0.0) == [5, 6, 7, 8, 9] and start(5, 1.0) == [-1] * 5
     assert start(3, 0.0) == [5, 6, 9] and start(7, 0.0) == [5, 6, 7, -1, -1, 8, 9]
     assert 400 < sum(start(5, 0.5).count(-1) for _ in range(200)) < 600
-    schedule = Edit(prompt=[2], texts=["", ""], old=[5], strength=0.25).schedule(Sampling())
+    schedule = Edit(prompt=[2], texts=["", ""], old=[5], strength=0.25).schedule()
     assert (schedule.max_denoising_steps, schedule.t_max) == (12, pytest.approx(0.5))
 
 
 def test_a_wrong_line_is_put_right_and_nothing_else_is_touched():
     model, tokenizer, sampling = load()
     lines = cut(WRONG, 2, 2)
-    requests = [change(tokenizer, lines, prompt=prompt_tokens(tokenizer, PUZZLE), seed=seed) for seed in range(3)]
-    found = infill(model, tokenizer, requests, sampling=sampling)
+    prompt, asks = prompt_tokens(tokenizer, PUZZLE), [Ask(sampling=sampling, seed=seed) for seed in range(3)]
+    requests = [change(tokenizer, lines, prompt=prompt, ask=ask) for ask in asks]
+    found = infill(model, tokenizer, requests)
     assert [lines.with_new(filled.gaps[0]) for filled in found] == [RIGHT] * 3
-    assert found[1].gaps == infill(model, tokenizer, requests[1:2], sampling=sampling)[0].gaps
+    assert found[1].gaps == infill(model, tokenizer, requests[1:2])[0].gaps
     assert all(4 in filled.tried[0] for filled in found)
 
 
@@ -80,8 +82,9 @@ def test_files_of_every_kind_keep_what_is_around():
     draw = random.Random(1)
     files = [random_file(draw) for _ in range(12)]
     cuts = [cut(text, 1 + i % (text.count("\n") or 1), text.count("\n") or 1) for i, text in enumerate(files)]
-    requests = [change(tokenizer, lines, prompt=[2, 40], length=3, seed=i) for i, lines in enumerate(cuts)]
-    for lines, filled in zip(cuts, infill(model, tokenizer, requests, sampling=FEW), strict=True):
+    asks = [Ask(sampling=FEW, seed=i) for i in range(12)]
+    requests = [change(tokenizer, cuts[i], prompt=[2, 40], ask=asks[i], length=3) for i in range(12)]
+    for lines, filled in zip(cuts, infill(model, tokenizer, requests), strict=True):
         new = lines.with_new(filled.gaps[0]).encode()
         assert new.startswith(lines.before.encode()) and new.endswith(lines.behind.encode())
 
