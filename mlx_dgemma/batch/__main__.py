@@ -74,11 +74,12 @@ def batch(options: argparse.Namespace) -> int:
     requests = encode(requests, model, tokenizer, ask)
     if done:
         note(f"{NAME}: {out} holds {done} of {len(requests)} answers already")
+    new_results = write(model, tokenizer, requests, form, done, options.size)
     start, count, tokens, steps, incomplete = time.perf_counter(), 0, 0, 0, 0
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(out.open("a", encoding="utf-8")) if out else sys.stdout
         bar = stack.enter_context(progress(len(requests), done, beside=sink))
-        for result in write(model, tokenizer, requests, form, done, options.size):
+        for result in new_results:
             print(to_json(options, result), file=sink, flush=True)
             count, tokens, steps = count + 1, tokens + result["tokens"], steps + result["steps"]
             incomplete += result.get("finish_reason") == "incomplete"

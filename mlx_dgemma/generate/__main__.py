@@ -11,15 +11,14 @@ from typing import Any
 from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
 from ..forms import choices
-from ..forms.language import Language, begin_within
-from ..seam.model import DiffusionModel, Text
+from ..forms.language import begin_within
+from ..seam.model import Text
 from ..terminal.command import CUT, Parser, note, on_terminal, read_prompt, run, to_stderr, to_stdout, waiting
 from ..terminal.form import INCOMPLETE, add_form, read_form
 from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask, encode_prompt, open_model, to_json
 from ..terminal.watch import Watch
 from ..writing import batch
 from ..writing.answer import Answer
-from ..writing.ask import Ask
 from ..writing.diffuse import diffuse
 from ..writing.writing import Step
 
@@ -58,8 +57,11 @@ def generate(options: argparse.Namespace) -> int:
     answer, code = Answer(model.facts, tokenizer, ask.max_tokens), 0
     watch = Watch(tokenizer, ask.sampling.max_denoising_steps, drawn=options.watch and on_terminal())
     try:
-        steps, printed = steps_of(model, tokens, ask, language), not (language or options.json)
-        write(answer, steps, watch, f"reading {len(tokens)} tokens", printed)
+        if language:
+            steps = batch.run(model, [begin_within(model, Text(tokens), ask, language)])
+        else:
+            steps = diffuse(model, tokens, ask)
+        write(answer, steps, watch, f"reading {len(tokens)} tokens", printed=not (language or options.json))
     except KeyboardInterrupt:
         code = 130
         # What is finished is kept; of a form, with the shortest ending that makes it whole.
@@ -83,12 +85,6 @@ def report_choice(options: argparse.Namespace, choice: dict[str, Any]) -> None:
     print(choice["text"])
     ranked = sorted(choice["probabilities"].items(), key=lambda item: -item[1])
     note(", ".join(f"{text} {value:.1%}" for text, value in ranked[:5]))
-
-
-def steps_of(model: DiffusionModel, tokens: list[int], ask: Ask, language: Language | None) -> Iterator[Step]:
-    if language is None:
-        return diffuse(model, tokens, ask)
-    return batch.run(model, [begin_within(model, Text(tokens), ask, language)])
 
 
 def write(answer: Answer, steps: Iterator[Step], watch: Watch, reading: str, printed: bool) -> None:
