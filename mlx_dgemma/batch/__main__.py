@@ -15,7 +15,7 @@ from ..seam.model import DiffusionModel
 from ..terminal.command import Parser, at_least, note, progress, run
 from ..terminal.form import INCOMPLETE, Form, add_form, read_form
 from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask, open_model, to_json
-from ..terminal.requests import Request, encode, read_lines
+from ..terminal.requests import Request, encode, read_lines, system_turn
 from ..tokens.tokenizer import Tokenizer
 from ..writing.ask import Ask
 from . import results
@@ -42,8 +42,7 @@ def parser() -> Parser:
 
 def read(options: argparse.Namespace, form: Form | None) -> list[Request]:
     """Reads the file. Mistake where its lines do not go with the flags."""
-    system = [] if options.system is None else [{"role": "system", "content": options.system}]
-    ask = Ask(max_tokens=options.max_tokens, seed=options.seed)
+    ask, system = Ask(max_tokens=options.max_tokens, seed=options.seed), system_turn(options.system)
     requests = read_lines(options.file, Request(messages=system, thinking=options.thinking, ask=ask))
     if requests[0].texts and (form or options.mode != "diffusion"):
         flag = form.flag if form else f"--mode {options.mode}"

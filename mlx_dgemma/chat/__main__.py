@@ -199,11 +199,10 @@ def without_thinking(tokenizer: Tokenizer, content: str) -> str:
 
 
 def result(line: str) -> Any:
-    """Returns what the line says as JSON, or else the line."""
-    try:
+    """Returns what the line is as JSON, or else the line."""
+    with contextlib.suppress(ValueError):
         return json.loads(line)
-    except ValueError:
-        return line
+    return line
 
 
 def outcome(answer: Answer | None) -> str:

@@ -31,8 +31,7 @@ def parser() -> Parser:
     add("--prompt", required=True, help="what to answer; - reads it from standard input")
     add("--system", help="a system turn before it")
     add("--thinking", action="store_true", help="let the model think first; its thoughts go to stderr")
-    raw = "take the prompt as it is: no chat template, control tokens in it are tokens"
-    add("--raw", action="store_true", help=raw)
+    add("--raw", action="store_true", help="no chat template: the prompt as it is, its control tokens are tokens")
     add("--special-tokens", action="store_true", help="control tokens written in the prompt are tokens, not text")
     add_max_tokens(add)
     add("--watch", action="store_true", help="show the canvas as it settles")

@@ -30,8 +30,8 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors and no abbreviations: a flag added later must not change what an old line means."""
 
-    def __init__(self, **options):
-        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+    def __init__(self, prog: str, description: str):
+        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message}; see --help\n")

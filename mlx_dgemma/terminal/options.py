@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
@@ -51,17 +52,14 @@ def _options_of(kind: type[Sampling | Draw], options: Options) -> Options:
 
 def _number(text: str) -> float | str:
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return text
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the model").add_argument
-    checkpoint = "a DiffusionGemma checkpoint; without it, a tiny one that comes along"
-    add("--model", metavar="FOLDER_OR_HUB_ID", help=checkpoint)
+    add("--model", metavar="FOLDER_OR_HUB_ID", help="a checkpoint; without it, a tiny one that comes along")
     add("--backend", choices=["mlx", "torch"], help="default: torch where there is a CUDA device, else mlx")
     dtype = "of activations (default: the checkpoint's); fp8, on torch: of experts and linears too"
     add("--dtype", choices=["float32", "bfloat16", "float16", "fp8"], help=dtype)
@@ -81,8 +79,7 @@ def add_ask(parser: argparse.ArgumentParser, *, modes: bool = True) -> None:
     else:
         parser.set_defaults(mode=None, max_tokens=Ask.max_tokens)
     add("--preset", type=preset, default={}, metavar="NAME[,OPTION=VALUE…]", help=single)
-    steps = "passes a canvas may take (default: the checkpoint's)"
-    add("--max-denoising-steps", type=at_least(1), metavar="N", help=steps)
+    add("--max-denoising-steps", type=at_least(1), metavar="N", help="passes of a canvas (default: the checkpoint's)")
     add("--verify", action="store_true", help="check each block by the causal pass, write again what it doubts")
     add("--deadline", type=float, metavar="SECONDS", help="end the text after that time, as it stands")
     add("--seed", type=at_least(0), default=0, metavar="N", help="of all random numbers: same seed, same text")

@@ -70,15 +70,13 @@ def read_lines(path: str, default: Request) -> list[Request]:
 
 
 def _parse(line: str, default: Request) -> Request:
-    given = _object(line)
+    given = _read_object(line)
     texts, lengths = _gaps(given) if FILL_FIELDS & set(given) else ([], None)
     thinking = given.get("thinking", default.thinking)
     if texts and thinking:
         raise Mistake("what fills a gap is not thought about: leave out thinking")
     messages = given.get("messages") or [{"role": "user", "content": given.get("prompt", fill_prompt(texts))}]
-    system = default.messages
-    if "system" in given:
-        system = [{"role": "system", "content": given["system"]}] if given["system"] is not None else []
+    system = system_turn(given["system"]) if "system" in given else default.messages
     return replace(
         default,
         messages=system + messages,
@@ -90,12 +88,16 @@ def _parse(line: str, default: Request) -> Request:
     )
 
 
-def _object(line: str) -> dict[str, Any]:
+def system_turn(text: str | None) -> list[dict]:
+    return [] if text is None else [{"role": "system", "content": text}]
+
+
+def _read_object(line: str) -> dict[str, Any]:
     try:
         given = json.loads(line)
     except ValueError as error:
         raise Mistake(f"not JSON: {error}") from None
-    prompts = isinstance(given, dict) and ("prompt" in given) + ("messages" in given)
+    prompts = isinstance(given, dict) and ("prompt" in given) + bool(given.get("messages"))
     if not isinstance(given, dict) or prompts > 1 or not (prompts or FILL_FIELDS & set(given)):
         raise Mistake(f'need an object with "prompt" or "messages", or with a text to fill, got {line[:60]}')
     if unknown := sorted(given.keys() - FIELDS):
@@ -103,8 +105,10 @@ def _object(line: str) -> dict[str, Any]:
     for name, value in given.items():
         kind, words = FIELDS[name]
         need(isinstance(value, kind), f'"{name}" to be {words}', repr(value))
-    _need_whole("max_tokens", given.get("max_tokens", 1), 1)
-    _need_whole("seed", given.get("seed", 0), 0)
+    for name, smallest in {"max_tokens": 1, "seed": 0, "gap": 1}.items():
+        value = smallest if given.get(name) is None else given[name]
+        for number in value if isinstance(value, list) else [value]:
+            need(type(number) is int and number >= smallest, f"{name} >= {smallest}", repr(number))
     return given
 
 
@@ -113,14 +117,7 @@ def _gaps(given: dict[str, Any]) -> tuple[list[str], list[int] | None]:
     if "fill" in given and {"prefix", "suffix"} & set(given):
         raise Mistake('"fill" and "prefix" or "suffix" are two ways to say what is there: give one')
     texts, gap = around(*(given.get(name) for name in ("fill", "prefix", "suffix"))), given.get("gap")
-    lengths = [gap] if isinstance(gap, int) else gap
-    for length in lengths or ():
-        _need_whole("gap", length, 1)
-    return texts, gap_lengths(lengths, len(texts) - 1)
-
-
-def _need_whole(name: str, value: Any, smallest: int) -> None:
-    need(type(value) is int and value >= smallest, f"{name} >= {smallest}", repr(value))
+    return texts, gap_lengths([gap] if isinstance(gap, int) else gap, len(texts) - 1)
 
 
 def encode(requests: Sequence[Request], model: DiffusionModel, tokenizer: Tokenizer, ask: Ask) -> list[Request]:

@@ -26,10 +26,8 @@ class Watch(AbstractContextManager):
     Where nothing is to be `drawn`, text is printed as it comes.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, max_denoising_steps: int, console: Console | None = None, *, drawn: bool = True
-    ):
-        self.tokenizer, self.max_denoising_steps, self.drawn = tokenizer, max_denoising_steps, drawn
+    def __init__(self, tokenizer: Tokenizer, max_steps: int, console: Console | None = None, *, drawn: bool = True):
+        self.tokenizer, self.max_steps, self.drawn = tokenizer, max_steps, drawn
         self.console = console or Console(stderr=True)
         self.live: Live | None = None
         self.line, self.print = "", print
@@ -84,7 +82,7 @@ class Watch(AbstractContextManager):
         for accepted, run in groupby(tokens, key=lambda token: token[1]):
             canvas.append(self._text([token for token, _ in run]), ACCEPTED if accepted else UNSETTLED)
         settled = f"{int(step.accepted.sum())} of {len(step.accepted)} accepted"
-        status = f"block {step.block + 1}  step {step.step + 1} of at most {self.max_denoising_steps}  {settled}"
+        status = f"block {step.block + 1}  step {step.step + 1} of at most {self.max_steps}  {settled}"
         return Group(canvas, Text(f"{status}  entropy {step.entropy.mean():.3f}", style="cyan"))
 
     def _text(self, tokens: list[int]) -> str:
