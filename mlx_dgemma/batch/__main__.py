@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
-from ..terminal.command import Parser, at_least, progress, run
+from ..seam.model import DiffusionModel
+from ..terminal.command import Parser, at_least, note, progress, run
 from ..terminal.form import INCOMPLETE, Form, add_form, read_form
-from ..terminal.options import add_ask, add_max_tokens, add_model, ask, check_ask, opened
-
-if TYPE_CHECKING:
-    from ..seam.model import DiffusionModel
-    from ..terminal.requests import Line, Request
-    from ..tokens.tokenizer import Tokenizer
+from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask, open_model, to_json
+from ..terminal.requests import Request, encode, read_lines, system_turn
+from ..tokens.tokenizer import Tokenizer
+from ..writing.ask import Ask
+from . import results
 
 NAME = "mlx_dgemma.batch"
 
@@ -28,11 +26,8 @@ NAME = "mlx_dgemma.batch"
 def parser() -> Parser:
     parser = Parser(prog=f"python -m {NAME}", description="Answer many requests at once, or fill many texts.")
     add = parser.add_argument_group("what to write").add_argument
-    add(
-        "file",
-        metavar="FILE.jsonl",
-        help='one request a line, {"prompt": …}, {"messages": […]} or {"fill": …}; - reads standard input',
-    )
+    lines = 'one request a line, {"prompt": …}, {"messages": […]} or {"fill": …}; - reads standard input'
+    add("file", metavar="FILE.jsonl", help=lines)
     add("--size", type=at_least(1), default=8, metavar="N", help="write N texts at once")
     add("--out", metavar="FILE", help="write there; requests whose answers it holds are not done again")
     add("--system", help="a system turn before each prompt")
@@ -41,33 +36,20 @@ def parser() -> Parser:
     add_form(parser)
     add_ask(parser)
     add_model(parser)
+    parser.set_defaults(watch=False)
     return parser
 
 
-@dataclass(frozen=True)
-class Job:
-    """The work that the command line and the files ask for, before anything is loaded."""
-
-    lines: list[Line]
-    form: Form | None
-    out: Path | None
-    done: int  # results that `out` holds already
-
-
-def read(options: argparse.Namespace) -> Job:
-    from ..terminal.requests import Line, read_lines
-
-    check_ask(options)
-    form = read_form(options)
-    default = Line(system=options.system, thinking=options.thinking, max_tokens=options.max_tokens, seed=options.seed)
-    lines = read_lines(options.file, default)
-    if lines[0].texts and (form or options.mode != "diffusion"):
+def read(options: argparse.Namespace, form: Form | None) -> list[Request]:
+    """Reads the file. Mistake where its lines do not go with the flags."""
+    ask, system = Ask(max_tokens=options.max_tokens, seed=options.seed), system_turn(options.system)
+    requests = read_lines(options.file, Request(messages=system, thinking=options.thinking, ask=ask))
+    if requests[0].texts and (form or options.mode != "diffusion"):
         flag = form.flag if form else f"--mode {options.mode}"
         raise Mistake(f"{flag} does not go with lines that are to be filled: leave it out")
-    if form and (thinking := [line for line in lines if line.thinking]):
+    if form and (thinking := [request for request in requests if request.thinking]):
         raise Mistake(f"{thinking[0].where}: thinking does not go with {form.flag}: leave it out")
-    out = Path(options.out) if options.out else None
-    return Job(lines, form, out, count_results(out) if out else 0)
+    return requests
 
 
 def count_results(path: Path) -> int:
@@ -83,41 +65,44 @@ def count_results(path: Path) -> int:
 
 
 def batch(options: argparse.Namespace) -> int:
-    from ..terminal.requests import to_requests
-
-    job = read(options)
-    model, tokenizer, sampling = opened(NAME, options)
-    requests = to_requests(job.lines, model, tokenizer, ask(options, sampling))
-    if job.done:
-        print(f"{NAME}: {job.out} holds {job.done} of {len(requests)} answers already", file=sys.stderr)
-    results = write(model, tokenizer, requests, job, options.size)
-    start, tokens, steps, incomplete = time.perf_counter(), 0, 0, 0
+    check_ask(options)
+    form = read_form(options)
+    requests, out = read(options, form), Path(options.out) if options.out else None
+    done = count_results(out) if out else 0
+    model, tokenizer, ask = open_model(NAME, options)
+    requests = encode(requests, model, tokenizer, ask)
+    if done:
+        note(f"{NAME}: {out} holds {done} of {len(requests)} answers already")
+    new_results = write(model, tokenizer, requests, form, done, options.size)
+    start, count, tokens, steps, incomplete = time.perf_counter(), 0, 0, 0, 0
     with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(job.out.open("a", encoding="utf-8")) if job.out else sys.stdout
-        bar = stack.enter_context(progress(len(requests), job.done, beside=sink))
-        for result in results:
-            print(json.dumps({**result, "model": options.model or "tiny"}, ensure_ascii=False), file=sink, flush=True)
-            tokens, steps = tokens + result["tokens"], steps + result["steps"]
+        sink = stack.enter_context(out.open("a", encoding="utf-8")) if out else sys.stdout
+        bar = stack.enter_context(progress(len(requests), done, beside=sink))
+        for result in new_results:
+            print(to_json(options, result), file=sink, flush=True)
+            count, tokens, steps = count + 1, tokens + result["tokens"], steps + result["steps"]
             incomplete += result.get("finish_reason") == "incomplete"
             bar()
-    seconds, count = time.perf_counter() - start, len(requests) - job.done
-    print(summary(count, tokens, steps, seconds, model.peak_memory()), file=sys.stderr)
+    seconds = time.perf_counter() - start
+    note(
+        f"{count} answers, {tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens a second, "
+        f"{steps / max(count, 1):.1f} steps an answer, peak memory {gigabytes(model.peak_memory())}"
+    )
     if incomplete:
-        print(f"{NAME}: {incomplete} answers do not fit {job.form.flag}: give more --max-tokens", file=sys.stderr)
+        note(f"{NAME}: {incomplete} answers do not fit {form.flag}: give more --max-tokens")
     return INCOMPLETE if incomplete else 0
 
 
-def write(model: DiffusionModel, tokenizer: Tokenizer, requests: list[Request], job: Job, size: int) -> Iterator[dict]:
-    """Chooses how the results of `requests` that are not done come about."""
-    from . import results
-
-    form, to_do = job.form, requests[job.done :]
-    if job.lines[0].texts:
+def write(
+    model: DiffusionModel, tokenizer: Tokenizer, requests: list[Request], form: Form | None, done: int, size: int
+) -> Iterator[results.Result]:
+    """Yields the results of all but the first `done` requests. Mistake where a form fits into no answer to one."""
+    to_do, language = requests[done:], None
+    if requests[0].texts:
         return results.fillings(model, tokenizer, to_do, size)
-    if form is None:
-        return results.answers(model, tokenizer, to_do, size)
-    if form.choices:
+    if form and form.choices:
         return results.choices(model, tokenizer, to_do, form.choices)
+<<<<<<< HEAD
     language = form.language(model, tokenizer)
     for line, request in zip(job.lines, requests, strict=True):
         try:
@@ -134,11 +119,22 @@ def summary(count: int, tokens: int, steps: int, seconds: float, memory: int) ->
         f"{count} answers, {tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens a second, "
         f"{steps / max(count, 1):.1f} steps an answer, peak memory {gigabytes(memory)}"
     )
+=======
+    if form:
+        language = form.language(model, tokenizer)
+        for request in requests:
+            room = model.facts.max_position_embeddings - len(request.tokens)
+            try:
+                language.check_fits(min(request.ask.max_tokens, room))
+            except Mistake as mistake:
+                raise Mistake(f"{request.where}: {mistake}") from None
+    answers = results.answers(model, tokenizer, to_do, size, language)
+    return (answer | form.slots(answer["text"]) for answer in answers) if form else answers
+>>>>>>> t/commands
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    return run(NAME, lambda: batch(options))
+    return run(NAME, lambda: batch(parser().parse_args(arguments)))
 
 
 if __name__ == "__main__":

@@ -21,18 +21,12 @@ Result = dict[str, Any]
 
 
 def answers(
-    model: DiffusionModel,
-    tokenizer: Tokenizer,
-    requests: Sequence[Request],
-    size: int,
-    language: Language | None = None,
+    model: DiffusionModel, tokenizer: Tokenizer, requests: Sequence[Request], size: int, language: Language | None
 ) -> Iterator[Result]:
     """Answers `requests`, at most `size` at a time. Text, steps and blocks are those that a request has alone; seconds
     run from its admission. `language`: each answer is a text of it, or "incomplete" and then empty."""
     running: dict[int, tuple[Answer, Request]] = {}
     finished: dict[int, Result] = {}
-    order = iter(requests)
-    next_one = next(order, None)
 
     def texts() -> Iterator[InProgress]:
         for request in requests:
@@ -43,19 +37,23 @@ def answers(
             else:
                 yield begin(model, text, request.ask, request=request.number)
 
-    for step in run(model, texts(), size):
-        answer, request = running[step.request]
-        answer.add(step)
-        if step.reason is None:
-            continue
-        del running[step.request]
-        numbers = answer.statistics(len(request.tokens))
-        if language and len(language.ending(answer.tokens)):
-            numbers |= {"text": "", "finish_reason": "incomplete"}
-        finished[step.request] = {"request": step.request, **numbers, "seed": request.ask.seed}
-        while next_one and next_one.number in finished:
-            yield finished.pop(next_one.number)
-            next_one = next(order, None)
+    steps = run(model, texts(), size)
+    for awaited in requests:
+        while awaited.number not in finished:
+            step = next(steps)
+            answer, request = running[step.request]
+            answer.add(step)
+            if step.reason is not None:
+                del running[step.request]
+                finished[step.request] = _result(answer, request, language)
+        yield finished.pop(awaited.number)
+
+
+def _result(answer: Answer, request: Request, language: Language | None) -> Result:
+    numbers = answer.statistics(len(request.tokens)) | {"seed": request.ask.seed}
+    if language and len(language.ending(answer.tokens)):
+        numbers |= {"text": "", "finish_reason": "incomplete"}
+    return {"request": request.number, **numbers}
 
 
 def fillings(model: DiffusionModel, tokenizer: Tokenizer, requests: Sequence[Request], size: int) -> Iterator[Result]:
@@ -66,8 +64,8 @@ def fillings(model: DiffusionModel, tokenizer: Tokenizer, requests: Sequence[Req
         results = infill(model, tokenizer, [request.fill for request in together], size=size)
         seconds = time.perf_counter() - start
         for request, filled in zip(together, results, strict=True):
-            numbers = {"tokens": sum(filled.lengths), "steps": sum(filled.steps), "seconds": seconds}
-            numbers |= {"seed": request.ask.seed}
+            counts = {"tokens": sum(filled.lengths), "steps": sum(filled.steps)}
+            numbers = counts | {"seconds": seconds, "seed": request.ask.seed}
             yield {"request": request.number, "text": filled.text, **asdict(filled), **numbers}
 
 

@@ -6,22 +6,26 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import Mistake
-from ..terminal.command import Parser, run, to_stdout, waiting
-from ..terminal.keyboard import Interrupt, Pipe, Terminal
-from ..terminal.options import add_ask, add_max_tokens, add_model, ask, check_ask, opened
+from rich.console import Console
+from rich.status import Status
+
+from ..errors import Mistake, need
+from ..terminal.command import CUT, Parser, on_terminal, run, to_stdout, waiting
+from ..terminal.keyboard import Interrupt, line_editor, line_of_pipe
+from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask, open_model
+from ..terminal.watch import Watch
+from ..tokens.parts import GeneratedText
+from ..tokens.stream import split_thinking
+from ..tokens.tokenizer import Tokenizer
+from ..writing.answer import Answer, Piece
 from ..writing.ask import MODES
-
-if TYPE_CHECKING:
-    from ..tokens.tokenizer import Tokenizer
-    from ..writing.answer import Answer, Piece
-    from ..writing.conversation import Conversation
+from ..writing.conversation import Conversation
 
 NAME = "mlx_dgemma.chat"
 KEYS = """
@@ -41,59 +45,46 @@ def parser() -> Parser:
     add("--thinking", action="store_true", help="let the model think first; its thoughts go to stderr")
     add("--tools", metavar="FILE.json", help="a list of functions that the model may call; you type their results")
     add_max_tokens(add)
-    watch = {"action": argparse.BooleanOptionalAction, "default": True}
-    add("--watch", **watch, help="on a terminal, show the canvas as it settles (default: --watch)")
+    watch = "on a terminal, show the canvas as it settles (default: --watch)"
+    add("--watch", action=argparse.BooleanOptionalAction, default=True, help=watch)
     add_ask(parser)
     add_model(parser)
     return parser
 
 
-class Screen:
-    """Answers go to stdout; thoughts and notes to stderr."""
+def note(text: str, style: str = "dim", end: str = "\n") -> None:
+    """Prints on stderr, wrapped if it is a whole line on a terminal."""
+    console = Console(stderr=True, highlight=False)
+    whole = console.is_terminal and end == "\n"
+    console.print(text, style=style, end=end, markup=False, emoji=False, soft_wrap=not whole)
 
-    def __init__(self, watched: bool):
-        from rich.console import Console
 
-        self.console = Console(stderr=True, highlight=False)
-        self.watched = watched and sys.stdout.isatty() and sys.stderr.isatty()
+def think(text: str) -> None:
+    note(text, "dim italic", end="")
 
-    def note(self, text: str, style: str = "dim", end: str = "\n") -> None:
-        """Prints it, wrapped if it is a whole line on a terminal."""
-        whole = self.console.is_terminal and end == "\n"
-        self.console.print(text, style=style, end=end, markup=False, emoji=False, soft_wrap=not whole)
 
-    def show(self, pieces: Iterator[Piece], conversation: Conversation) -> None:
-        """Shows text as blocks finish; in between, the canvas."""
-        with contextlib.ExitStack() as stack:
-            watch, write = None, lambda text, out: out(text)
-            if self.watched:
-                from ..terminal.watch import Watch
-
-                steps = conversation.how.sampling.max_denoising_steps
-                watch = stack.enter_context(Watch(conversation.tokenizer, steps))
-                write = watch.write
-            last, last_out = "\n", to_stdout
-            for piece in pieces:
-                for text, out in ((piece.thinking, self.think), (piece.text, to_stdout)):
-                    if not text:
-                        continue
-                    if out != last_out:  # a block of thinking stands apart
-                        write("thinking:\n" if out == self.think else "\n" * (2 - last.endswith("\n")), self.think)
-                    write(text, out)
-                    last, last_out = text, out
-                if watch:
-                    watch.show(piece.step)
-            write("" if last.endswith("\n") else "\n", last_out)
-
-    def think(self, text: str) -> None:
-        self.note(text, "dim italic", end="")
+def show(pieces: Iterator[Piece], watch: Watch) -> None:
+    """Prints text as blocks finish, and thoughts on stderr; in between, the canvas is drawn."""
+    with watch:
+        last, last_out = "\n", to_stdout
+        for piece in pieces:
+            for text, out in ((piece.thinking, think), (piece.text, to_stdout)):
+                if not text:
+                    continue
+                if out != last_out:  # a block of thinking stands apart
+                    watch.write("thinking:\n" if out == think else "\n" * (2 - last.endswith("\n")), think)
+                watch.write(text, out)
+                last, last_out = text, out
+            watch.show(piece.step)
+        watch.write("" if last.endswith("\n") else "\n", last_out)
 
 
 class Session:
-    """Lines that are typed: for the conversation, or commands."""
+    """Takes lines that are typed, for the conversation or as commands, and shows what comes of them."""
 
-    def __init__(self, conversation: Conversation, screen: Screen, interactive: bool):
-        self.conversation, self.screen, self.interactive = conversation, screen, interactive
+    def __init__(self, conversation: Conversation, *, watched: bool, interactive: bool):
+        self.conversation, self.interactive = conversation, interactive
+        self.drawn = watched and on_terminal()
 
     @property
     def prompt(self) -> str:
@@ -118,27 +109,29 @@ class Session:
             self.answer()
 
     def answer(self) -> None:
-        """The model's turn, or what follows in it, on the screen."""
+        """Shows the model's turn, or what follows in it."""
         conversation, unread = self.conversation, self.conversation.unread
         read, turns = f"read {unread} of {len(conversation.tokens)} tokens", len(conversation.messages)
+        watch = Watch(conversation.tokenizer, conversation.how.sampling.max_denoising_steps, drawn=self.drawn)
         with Interrupt() as interrupt:
-            with waiting(f"reading {unread} tokens") as update:
-                pieces = self.pieces(interrupt, update)
+            with waiting(f"reading {unread} tokens") as status:
+                pieces = self.pieces(interrupt, status)
                 first = list(islice(pieces, 1))
-            self.screen.show(chain(first, pieces), conversation)
-        for call in conversation.answer.calls if conversation.answer else []:
-            print(f"tool call: {call}", flush=True)
-        for note in conversation.answer.notes if conversation.answer else []:
-            self.screen.note(note)
+            show(chain(first, pieces), watch)
+        if answer := conversation.answer:
+            for call in answer.calls:
+                print(f"tool call: {call}", flush=True)
+            for line in answer.notes:
+                note(line)
         forgotten = ", and the question is forgotten" if len(conversation.messages) < turns else ""
-        self.screen.note(f"{outcome(conversation.answer)}{forgotten}; {read}")
+        note(f"{outcome(answer)}{forgotten}; {read}")
         if interrupt.asked and not self.interactive:
             raise KeyboardInterrupt
 
-    def pieces(self, interrupt: Interrupt, update: Callable[[str], None]) -> Iterator[Piece]:
-        """Yields until the answer is done, or Ctrl-C is seen between two passes. `update` shows how much is unread."""
+    def pieces(self, interrupt: Interrupt, status: Status) -> Iterator[Piece]:
+        """Yields until the answer is done, or Ctrl-C is seen between two passes. `status` shows how much is unread."""
         for left in self.conversation.read():
-            update(f"reading {left} tokens")
+            status.update(f"reading {left} tokens")
             if interrupt.asked:
                 return self.conversation.close()
         with contextlib.closing(self.conversation.write()) as pieces:
@@ -148,41 +141,37 @@ class Session:
                     return None
 
     def help(self, _: str) -> None:
-        for name, (_, argument, what) in COMMANDS.items():
-            self.screen.note(f"{f'{name} {argument}':14} {what}", "")
-        self.screen.note(KEYS, "")
+        for name, (_, argument, text) in COMMANDS.items():
+            note(f"{f'{name} {argument}':14} {text}", "")
+        note(KEYS, "")
 
     def reset(self, _: str) -> None:
         self.conversation.reset()
-        self.screen.note("all turns are forgotten")
+        note("all turns are forgotten")
 
     def mode(self, mode: str) -> None:
         if mode and mode not in MODES:
             raise Mistake(f"{mode} is not a mode: need one of {', '.join(MODES)}")
-        how = self.conversation.how
-        if how.verify and mode in MODES[1:]:
-            raise Mistake(f"--verify checks what was denoised: start the chat without it for mode {mode}")
-        self.conversation.how = replace(how, mode=mode or how.mode)
-        self.screen.note(f"mode: {self.conversation.how.mode}, of {', '.join(MODES)}")
+        self.conversation.how = replace(self.conversation.how, mode=mode or self.conversation.how.mode)
+        note(f"mode: {self.conversation.how.mode}, of {', '.join(MODES)}")
 
     def steps(self, steps: str) -> None:
         how = self.conversation.how
-        if steps and not (steps.isdecimal() and int(steps)):
-            raise Mistake(f"need a number of steps >= 1, got {steps!r}")
+        need(not steps or (steps.isdecimal() and int(steps) > 0), "a number of steps >= 1", repr(steps))
         most = int(steps or how.sampling.max_denoising_steps)
         self.conversation.how = replace(how, sampling=replace(how.sampling, max_denoising_steps=most))
-        self.screen.note(f"at most {most} steps a block")
+        note(f"at most {most} steps a block")
 
     def save(self, folder: str) -> None:
         path = folder_of(folder)
         self.conversation.save(path)
-        self.screen.note(f"saved to {path}: go on with /load, or --load at the start")
+        note(f"saved to {path}: go on with /load, or --load at the start")
 
     def load(self, folder: str) -> None:
         self.conversation.load(folder_of(folder))
         for message in self.conversation.messages:
-            text = shown(self.conversation.tokenizer, message["content"])
-            self.screen.note("> " * (message["role"] == "user") + text)
+            text = without_thinking(self.conversation.tokenizer, message["content"])
+            note("> " * (message["role"] == "user") + text)
 
     def leave(self, _: str) -> None:
         raise EOFError
@@ -200,26 +189,20 @@ COMMANDS = {  # name -> method, arguments, help
 
 
 def folder_of(text: str) -> Path:
-    if not text:
-        raise Mistake("need a folder")
+    need(bool(text), "a folder", "nothing")
     return Path(text).expanduser()
 
 
-def shown(tokenizer: Tokenizer, content: str) -> str:
-    """Returns the text of a message, without its thinking."""
-    from ..tokens.parts import GeneratedText
-    from ..tokens.stream import split_thinking
-
+def without_thinking(tokenizer: Tokenizer, content: str) -> str:
     tokens = content.tokens if isinstance(content, GeneratedText) else tokenizer.encode(content)
     return tokenizer.decode(split_thinking(tokenizer, tokens)[1])
 
 
 def result(line: str) -> Any:
-    """Returns what the line says as JSON, or else the line."""
-    try:
+    """Returns what the line is as JSON, or else the line."""
+    with contextlib.suppress(ValueError):
         return json.loads(line)
-    except ValueError:
-        return line
+    return line
 
 
 def outcome(answer: Answer | None) -> str:
@@ -228,11 +211,8 @@ def outcome(answer: Answer | None) -> str:
     numbers = f"{len(answer.tokens)} tokens, {answer.steps} steps, {answer.seconds:.2f} s"
     if answer.finish_reason is None:
         return f"stopped; what is finished is kept: {numbers}"
-    if answer.finish_reason == "length":
-        return f"{numbers}, cut at the length asked for"
-    if answer.finish_reason == "deadline":
-        return f"{numbers}, as it stood at the deadline"
-    return numbers if answer.text or answer.calls else f"an empty answer: {numbers}"
+    empty = not (answer.text or answer.calls or answer.finish_reason in CUT)
+    return "an empty answer: " * empty + numbers + CUT.get(answer.finish_reason, "")
 
 
 def read_tools(path: str) -> list[dict]:
@@ -245,31 +225,24 @@ def read_tools(path: str) -> list[dict]:
     return tools
 
 
-def open_conversation(options: argparse.Namespace) -> Conversation:
-    """Checks and reads what the flags name, then loads the model."""
+def chat(options: argparse.Namespace) -> None:
     check_ask(options)
     if options.load and (options.system is not None or options.thinking or options.tools):
         raise Mistake("a saved chat has its own --system, --thinking and --tools: leave them out, or --load")
     tools = read_tools(options.tools) if options.tools else None
-    model, tokenizer, sampling = opened(NAME, options)
-    from ..writing.conversation import Conversation
-
-    return Conversation(model, tokenizer, ask(options, sampling), options.system, options.thinking, tools)
-
-
-def chat(options: argparse.Namespace) -> None:
-    conversation = open_conversation(options)
+    model, tokenizer, ask = open_model(NAME, options)
+    conversation = Conversation(model, tokenizer, ask, options.system, options.thinking, tools)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    following = {"/mode": MODES, "/save": Path, "/load": Path}
-    keyboard = Terminal({name: following.get(name, ()) for name in COMMANDS}) if interactive else Pipe()
-    session = Session(conversation, Screen(options.watch), interactive)
+    session = Session(conversation, watched=options.watch, interactive=interactive)
     if options.load:
         session.load(options.load)
+    read_line = line_of_pipe
     if interactive:
-        session.screen.note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
+        note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
+        read_line = line_editor({name: () for name in COMMANDS} | {"/mode": MODES, "/save": Path, "/load": Path})
     while True:
         try:
-            session.take(keyboard.line(session.prompt))
+            session.take(read_line(session.prompt))
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -279,12 +252,11 @@ def chat(options: argparse.Namespace) -> None:
         except Mistake as mistake:
             if not interactive:
                 raise
-            session.screen.note(str(mistake), "red")
+            note(str(mistake), "red")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    return run(NAME, lambda: chat(options))
+    return run(NAME, lambda: chat(parser().parse_args(arguments)))
 
 
 if __name__ == "__main__":

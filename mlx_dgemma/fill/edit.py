@@ -32,8 +32,8 @@ class Edit(Infill):
     strength: float = 0.75  # share of them that is noise at first
 
     def blank(self, length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The old tokens, kept from both ends where the gap is shorter, apart in the middle where it is longer; those
-        that are not noised are what the first pass hears, too."""
+        """Returns the old tokens, kept from both ends where the gap is shorter, apart in the middle where it is longer;
+        those that are not noised are what the first pass hears, too."""
         kept = min(length, len(self.old))
         tokens, old = np.full(length, -1, np.int32), np.asarray(self.old, np.int32)
         tokens[: kept - kept // 2] = old[: kept - kept // 2]
@@ -43,7 +43,7 @@ class Edit(Infill):
         return start, start
 
     def schedule(self) -> Sampling:
-        """The rest of the schedule, where a share `strength` of noise is left."""
+        """Returns the rest of the schedule, where a share `strength` of noise is left."""
         sampling = self.ask.sampling
         left = max(1, round(self.strength * sampling.max_denoising_steps))
         t_max = sampling.t_min + (sampling.t_max - sampling.t_min) * left / sampling.max_denoising_steps
@@ -58,34 +58,25 @@ class Lines:
     old: str
     behind: str
 
-    @property
-    def newline(self) -> str:
-        """The one that most lines of the file end with."""
-        text = self.before + self.old + self.behind
-        return "\r\n" if 2 * text.count("\r\n") > text.count("\n") else "\n"
-
     def with_new(self, new: str) -> str:
-        """The whole file. The model writes "\\n"; the file's own convention is kept."""
-        new = new.replace("\r\n", "\n").replace("\n", self.newline)
-        return self.before + new + self.behind
+        """Returns the whole file. The model writes "\\n"; lines end as most of the file do."""
+        text = self.before + self.old + self.behind
+        newline = "\r\n" if 2 * text.count("\r\n") > text.count("\n") else "\n"
+        return self.before + new.replace("\r\n", "\n").replace("\n", newline) + self.behind
 
 
 def cut(text: str, first: int, last: int, name: str = "the text") -> Lines:
-    """Lines `first` to `last`, counted from 1, both included."""
+    """Takes out lines `first` to `last`, counted from 1, both included."""
     lines = split_lines(text)
     if not 1 <= first <= last <= len(lines):
-        raise Mistake(
-            f"lines {first}:{last} are not in {name}, which has {len(lines)} lines; need FIRST:LAST with "
-            "1 <= FIRST <= LAST <= that"
-        )
-    old = "".join(lines[first - 1 : last])
-    end = re.search(r"(\r?\n)?\Z", old).group()
-    old = old[: len(old) - len(end)]
+        holds = f"which has {len(lines)} lines"
+        raise Mistake(f"lines {first}:{last} are not in {name}, {holds}; need 1 <= FIRST <= LAST <= that")
+    old, end = re.fullmatch(r"(.*?)((?:\r?\n)?)", "".join(lines[first - 1 : last]), re.DOTALL).groups()
     return Lines("".join(lines[: first - 1]), old, end + "".join(lines[last:]))
 
 
 def split_lines(text: str) -> list[str]:
-    r"""With their ends; only "\n" ends a line, as everywhere outside Python."""
+    r"""Returns lines with their ends; only "\n" ends a line, as everywhere outside Python."""
     return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
@@ -98,9 +89,9 @@ def change(
     length: int | None = None,
     strength: float = 0.75,
 ) -> Edit:
-    """The request for `infill` whose gap is what `lines.with_new` takes. `prompt`: tokens, up to where the model's turn
-    begins; `length`: tokens that the lines become, None: searched, the present length among those tried; `strength`:
-    share of the old lines that is noise at first."""
+    """Makes the request for `infill` whose gap is what `lines.with_new` takes. `prompt`: tokens, up to where the
+    model's turn begins; `length`: tokens that the lines become, None: searched, the present length among those tried;
+    `strength`: share of the old lines that is noise at first."""
     before, old, behind = (part.replace("\r\n", "\n") for part in (lines.before, lines.old, lines.behind))
     tokens = tokenizer.encode(old)
     lengths, usual = (None if length is None else [length]), ([len(tokens)] if tokens else [])
@@ -110,14 +101,14 @@ def change(
 
 
 def unified_diff(old: str, new: str, name: str) -> str:
-    """As `diff -u` writes it, with its line about a missing newline at the end; empty where nothing changed."""
+    """Returns a diff as `diff -u` writes it, its line about a missing newline too; empty where nothing changed."""
     names = (name, name) if name.startswith("/") else (f"a/{name}", f"b/{name}")
-    found = difflib.unified_diff(split_lines(old), split_lines(new), *names)
-    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in found)
+    lines = difflib.unified_diff(split_lines(old), split_lines(new), *names)
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 
 def write(path: Path, text: str) -> None:
-    """All of it or nothing: a new file beside it takes its name, and its permissions. A link stays one."""
+    """Writes all of it or nothing: a new file beside it takes its name, and its permissions. A link stays one."""
     path = path.resolve()
     try:
         descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.status import Status
+
 from ..errors import Mistake, NotFound
 
 # A finish reason, as a line of numbers tells it.
@@ -26,53 +30,42 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors and no abbreviations: a flag added later must not change what an old line means."""
 
-    def __init__(self, **options):
-        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+    def __init__(self, prog: str, description: str):
+        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
 def at_least(smallest: int) -> Callable[[str], int]:
-    """An argparse type: whole numbers from `smallest` up."""
+    """Makes an argparse type: whole numbers from `smallest` up."""
 
     def whole(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = smallest - 1
-        if number < smallest:
+        if not text.isdecimal() or int(text) < smallest:
             raise argparse.ArgumentTypeError(f"need a whole number >= {smallest}, got {text!r}")
-        return number
+        return int(text)
 
     return whole
 
 
 def read_prompt(prompt: str, *, raw: bool = False) -> str:
-    """Returns the prompt itself, or standard input for "-". Mistake where it is empty; `raw`: blanks are something."""
-    text = read_stdin() if prompt == "-" else prompt
+    """Returns the prompt, or standard input for "-". Mistake where it is empty; if it is `raw`, blanks are a prompt."""
+    text = read(prompt) if prompt == "-" else prompt
     if not (text if raw else text.strip()):
         raise Mistake("the prompt is empty: say what you want")
     return text
 
 
-def read_stdin() -> str:
-    return as_text(sys.stdin.buffer.read(), "standard input")
-
-
-def read_file(path: str | Path) -> str:
-    """Returns the text to the byte: no newline is translated. Mistake where it is not text."""
+def read(path: str) -> str:
+    """Returns a file's text, or standard input for "-", to the byte: no newline is translated. Mistake where it cannot
+    be read, is not UTF-8, or holds a zero byte."""
+    name = "standard input" if path == "-" else path
     try:
-        data = Path(path).read_bytes()
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except FileNotFoundError:
         raise NotFound(f"{path}: no such file") from None
     except OSError as error:
         raise Mistake(f"{path} cannot be read: {error.strerror}") from None
-    return as_text(data, str(path))
-
-
-def as_text(data: bytes, name: str) -> str:
-    """Mistake where `data` is not UTF-8, or holds a zero byte."""
     if (zero := data.find(b"\0")) >= 0:
         raise Mistake(f"{name} is not text: byte 0x00 at offset {zero}; give a text in UTF-8")
     try:
@@ -90,31 +83,28 @@ def to_stderr(text: str) -> None:
     print(text, end="", file=sys.stderr, flush=True)
 
 
-@contextmanager
-def waiting(what: str) -> Iterator[Callable[[str], None]]:
-    """Shows `what` on stderr, if that is a terminal, while it lasts. Gives a function that changes the words."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
+def note(*lines: str) -> None:
+    for line in lines:
+        to_stderr(f"{line}\n")
 
-    with Console(stderr=True).status(what) as status:
-        yield status.update
+
+def on_terminal() -> bool:
+    return sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def waiting(message: str) -> Status:
+    """Returns a context manager that shows `message` on stderr, if that is a terminal."""
+    return Console(stderr=True).status(message)
 
 
 @contextmanager
 def progress(total: int, done: int = 0, beside: TextIO | None = None) -> Iterator[Callable[[], None]]:
     """Shows a bar on stderr, if that is a terminal, and text that goes `beside` it is not written on one. Gives a
     function that moves it on by one."""
-    if not sys.stderr.isatty() or (beside is not None and beside.isatty()):
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    keep_out = {"redirect_stdout": False, "redirect_stderr": False}
-    with Progress(*columns, console=Console(stderr=True), transient=True, **keep_out) as bar:
+    modes = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
+    hidden = not sys.stderr.isatty() or (beside is not None and beside.isatty())
+    with Progress(*columns, console=Console(stderr=True), disable=hidden, **modes) as bar:
         task = bar.add_task("", total=total, completed=done)
         yield lambda: bar.advance(task)
 
@@ -124,7 +114,7 @@ def run(name: str, command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except Mistake as mistake:
-        print(f"{name}: {' '.join(str(mistake).split())}", file=sys.stderr)
+        note(f"{name}: {' '.join(str(mistake).split())}")
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,25 +1,28 @@
-"""What `fill` and `edit` do alike: run a request, with its canvas on a terminal; print its text; tell its numbers."""
+"""The commands `fill` and `edit` share this: flags, the run with its canvas on a terminal, and the report."""
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
-from .command import CUT, waiting
+from ..fill.infill import Filled, Infill, infill
+from ..seam.model import DiffusionModel
+from ..tokens.tokenizer import Tokenizer
+from ..writing.writing import Step
+from .command import CUT, note, waiting
+from .options import add_ask, add_model, to_json
+from .watch import Watch
 
-if TYPE_CHECKING:
-    from ..fill.infill import Filled, Infill
-    from ..seam.model import DiffusionModel
-    from ..tokens.tokenizer import Tokenizer
-    from ..writing.writing import Step
-    from .watch import Watch
 
-
-def add_output(add) -> None:
+def add_flags(parser: argparse.ArgumentParser, add) -> None:
     add("--watch", action="store_true", help="show the canvas while lengths are searched and the gap settles")
     add("--json", action="store_true", help="print one JSON object instead of text")
+    add_ask(parser, modes=False)
+    add_model(parser)
+    parser.set_defaults(raw=False, thinking=False, special_tokens=False)
 
 
 def fill_gaps(
@@ -27,39 +30,29 @@ def fill_gaps(
 ) -> tuple[Filled, dict[str, Any]]:
     """Fills the gaps of `request`. Returns the result, and the numbers of the run. On a terminal the canvas is drawn
     if it is to be `watched`: of the lengths that are searched side by side, the likeliest."""
-    from ..fill.infill import infill
-
-    canvas: Watch | None = None
+    drawn, start = watched and sys.stderr.isatty(), time.perf_counter()
+    watch = Watch(tokenizer, request.schedule().max_denoising_steps, drawn=drawn)
 
     def show(step: Step) -> None:
-        if canvas and step.request == 0:
-            canvas.show_all(step)
+        if step.request == 0:
+            watch.show(step, finished_too=True)
 
-    start = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        if watched and sys.stderr.isatty():
-            from .watch import Watch
-
-            canvas = stack.enter_context(Watch(tokenizer, request.schedule().max_denoising_steps))
-        else:
-            stack.enter_context(waiting("filling"))
+    with watch if drawn else waiting("filling"):
         [filled] = infill(model, tokenizer, [request], show=show)
     return filled, {"seconds": time.perf_counter() - start, "peak_memory": model.peak_memory()}
 
 
-def print_exactly(text: str) -> None:
-    """Prints to the byte, but for a terminal, whose next line should not begin behind it."""
+def report(options: argparse.Namespace, filled: Filled, numbers: dict[str, Any], text: str, more: str) -> None:
+    """Prints `text`, and `more` behind the line of numbers; or with --json `numbers` alone."""
+    if options.json:
+        print(to_json(options, asdict(filled) | numbers))
+        return
+    # To the byte, but for a terminal, whose next line should not begin behind it.
     print(text, end="\n" if sys.stdout.isatty() and text and not text.endswith("\n") else "", flush=True)
-
-
-def print_summary(filled: Filled, seconds: float, more: str) -> None:
-    for note in filled.notes:
-        print(note, file=sys.stderr)
-    lengths = ", ".join(map(str, filled.lengths))
     tried = f" (of {sum(map(len, filled.tried))} lengths tried)" if filled.tried else ""
-    steps = ", ".join(map(str, filled.steps))
-    print(
-        f"{lengths} tokens{tried} in {steps} steps, {filled.passes} canvases looked at in {seconds:.2f} s, "
+    lengths, steps = (", ".join(map(str, counts)) for counts in (filled.lengths, filled.steps))
+    note(
+        *filled.notes,
+        f"{lengths} tokens{tried} in {steps} steps, {filled.passes} canvases looked at in {numbers['seconds']:.2f} s, "
         f"entropy left {filled.entropy:.3f}{CUT.get(filled.finish_reason, '')}{more}",
-        file=sys.stderr,
     )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..errors import Mistake
-
-if TYPE_CHECKING:
-    from ..forms.automaton import Automaton
-    from ..forms.language import Language
-    from ..seam.model import DiffusionModel
-    from ..tokens.tokenizer import Tokenizer
-
+from ..forms import choices, schema, template
+from ..forms.automaton import Automaton
+from ..forms.construction import build_automaton
+from ..forms.language import Language
+from ..forms.lattice import Vocabulary
+from ..seam.model import DiffusionModel
+from ..tokens.tokenizer import Tokenizer
 
 INCOMPLETE = 3  # exit code: no text of the form asked for
 
@@ -26,35 +25,25 @@ class Form:
     choices: tuple[str, ...] = ()
 
     def language(self, model: DiffusionModel, tokenizer: Tokenizer) -> Language:
-        from ..forms.language import Language
-        from ..forms.lattice import Vocabulary
-
         return Language(model, Vocabulary(tokenizer, model.facts.vocab_size), self.automaton)
 
     def slots(self, text: str) -> dict[str, dict[str, str]]:
-        """For --json: a template's slots."""
-        if self.template is None:
-            return {}
-        from ..forms.template import filled
-
-        return {"slots": filled(self.template, text)}
+        """Returns a template's slots, for --json."""
+        return {} if self.template is None else {"slots": template.filled(self.template, text)}
 
 
 def add_form(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the form that it must have").add_argument
     add("--json-schema", metavar="FILE", help="write a JSON document that this schema allows, and nothing else")
-    add(
-        "--template",
-        metavar="TEXT",
-        help="fill in its slots: {name} a line, {name:text}, {name:integer}, {name:number}, {name:boolean}, {name:a|b}",
-    )
+    slots = "{name} a line, {name:text}, {name:integer}, {name:number}, {name:boolean}, {name:a|b}"
+    add("--template", metavar="TEXT", help=f"fill in its slots: {slots}")
     add("--choices", metavar="A,B,…", help="answer with one of these; with --json, how probable each is")
 
 
 def read_form(options: argparse.Namespace) -> Form | None:
     """Returns the form that is asked for. Mistake where there are several, or it cannot be held. Loads nothing."""
-    names = ("json_schema", "template", "choices")
-    flags = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
+    given = {"--json-schema": options.json_schema, "--template": options.template, "--choices": options.choices}
+    flags = [flag for flag, value in given.items() if value is not None]
     if not flags:
         return None
     if len(flags) > 1:
@@ -66,28 +55,17 @@ def read_form(options: argparse.Namespace) -> Form | None:
     if options.json_schema is not None:
         return Form(flags[0], automaton=_schema(options.json_schema))
     if options.template is not None:
-        from ..forms.construction import build_automaton
-        from ..forms.template import template
-
-        return Form(flags[0], automaton=build_automaton(template(options.template)), template=options.template)
-    return _choices(options, flags[0])
-
-
-def _schema(path: str) -> Automaton:
-    from ..forms import schema
-
-    try:
-        return schema.language(schema.read(path))
-    except Mistake as mistake:
-        named = str(mistake).startswith(str(path))
-        raise mistake if named else Mistake(f"{path}: {mistake}") from None
-
-
-def _choices(options: argparse.Namespace, flag: str) -> Form:
-    from ..forms.choices import read
-
-    if wrong := [f"--{name}" for name in ("watch", "verify") if getattr(options, name, False)]:
+        return Form(flags[0], build_automaton(template.template(options.template)), options.template)
+    if wrong := [f"--{name}" for name in ("watch", "verify") if vars(options)[name]]:
         raise Mistake(f"{wrong[0]} does not go with --choices, which writes nothing: leave it out")
     if options.mode == "ar":
         raise Mistake("--mode ar does not go with --choices, which denoises: leave it out")
-    return Form(flag, choices=tuple(read(options.choices)))
+    return Form(flags[0], choices=tuple(choices.read(options.choices)))
+
+
+def _schema(path: str) -> Automaton:
+    document = schema.read(path)
+    try:
+        return schema.language(document)
+    except Mistake as mistake:
+        raise Mistake(f"{path}: {mistake}") from None

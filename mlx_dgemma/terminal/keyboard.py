@@ -5,57 +5,51 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from prompt_toolkit import PromptSession, completion
-from prompt_toolkit.completion import CompleteEvent, Completion, PathCompleter
+from prompt_toolkit.completion import CompleteEvent, Completion, PathCompleter, WordCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 
 from ..errors import Mistake
 
-Commands = Mapping[str, Iterable[str] | type[Path]]  # name -> the words that may follow it, or Path for any path
+Commands = Mapping[str, Sequence[str] | type[Path]]  # name -> the words that may follow it, or Path for any path
 
 
 class Completer(completion.Completer):
     """Completes commands, and words or paths behind them."""
 
     def __init__(self, commands: Commands):
-        self.commands, self.paths = commands, PathCompleter(expanduser=True)
+        self.commands = commands
 
     def get_completions(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
         name, space, argument = document.text_before_cursor.partition(" ")
-        following = self.commands.get(name, ()) if space else self.commands
-        if following is Path:
-            yield from self.paths.get_completions(Document(argument), event)
-        else:
-            typed = argument if space else name
-            yield from (Completion(w, -len(typed)) for w in following if w.startswith(typed))
+        following = self.commands.get(name, ()) if space else list(self.commands)
+        path = following is Path
+        completer = PathCompleter(expanduser=True) if path else WordCompleter(following, sentence=True)
+        yield from completer.get_completions(Document(argument if space else name), event)
 
 
-class Terminal:
-    """A line editor with history, search (Ctrl-R), completion of commands (Tab) and an editor (Ctrl-X Ctrl-E). A paste
-    is one text, whatever lines it has, and Alt-Enter begins a new line."""
+def line_editor(commands: Commands) -> Callable[[str], str]:
+    """Returns a function: prompt -> what is typed. EOFError: Ctrl-D. KeyboardInterrupt: Ctrl-C, which throws that away.
 
-    interactive = True
-
-    def __init__(self, commands: Commands):
-        keys = KeyBindings()
-        keys.add("escape", "enter")(lambda event: event.current_buffer.newline(copy_margin=False))
-        self._session: PromptSession[str] = PromptSession(
-            history=_history(),
-            completer=Completer(commands),
-            complete_while_typing=False,
-            enable_open_in_editor=True,
-            enable_suspend=True,
-            key_bindings=keys,
-        )
-
-    def line(self, prompt: str) -> str:
-        """Returns what is typed next. EOFError: Ctrl-D. KeyboardInterrupt: Ctrl-C, which throws away what was typed."""
-        return self._session.prompt(prompt, prompt_continuation=" " * len(prompt))
+    It has history, search (Ctrl-R), completion of commands (Tab) and an editor (Ctrl-X Ctrl-E). A paste is one text,
+    whatever lines it has, and Alt-Enter begins a new line.
+    """
+    keys = KeyBindings()
+    keys.add("escape", "enter")(lambda event: event.current_buffer.newline(copy_margin=False))
+    session: PromptSession[str] = PromptSession(
+        history=_history(),
+        completer=Completer(commands),
+        complete_while_typing=False,
+        enable_open_in_editor=True,
+        enable_suspend=True,
+        key_bindings=keys,
+    )
+    return lambda prompt: session.prompt(prompt, prompt_continuation=" " * len(prompt))
 
 
 def _history() -> History:
@@ -71,25 +65,20 @@ def _history() -> History:
     return FileHistory(str(path))
 
 
-class Pipe:
-    """Reads line by line; one that ends with a backslash goes on in the next."""
-
-    interactive = False
-
-    def line(self, prompt: str) -> str:
-        """Returns what comes next. EOFError: nothing."""
-        lines = []
-        while raw := sys.stdin.buffer.readline():
-            try:
-                line = raw.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError:
-                raise Mistake(f"standard input is not UTF-8: {raw[:40]!r}; convert it first") from None
-            lines.append(line.removesuffix("\\"))
-            if not line.endswith("\\"):
-                break
-        if not lines:
-            raise EOFError
-        return "\n".join(lines)
+def line_of_pipe(_: str) -> str:
+    """Returns what comes next on standard input; a line that ends with a backslash goes on. EOFError: nothing."""
+    lines = []
+    while raw := sys.stdin.buffer.readline():
+        try:
+            line = raw.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise Mistake(f"standard input is not UTF-8: {raw[:40]!r}; convert it first") from None
+        lines.append(line.removesuffix("\\"))
+        if not line.endswith("\\"):
+            break
+    if not lines:
+        raise EOFError
+    return "\n".join(lines)
 
 
 class Interrupt:

@@ -1,116 +1,87 @@
-"""The flags that commands share, and what they make of them: a model, and an `Ask`."""
+"""The flags that commands share, and what they make of them: a model, an `Ask`, a prompt in tokens, one JSON object."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+import json
+from contextlib import suppress
+from dataclasses import fields, replace
+from typing import Any
 
+from ..checkpoint.hub import find
 from ..errors import Mistake
-from ..seam.model import Draw
+from ..load import load, why_no_gpu
+from ..seam.model import DiffusionModel, Draw
+from ..tokens.messages import prompt_tokens
+from ..tokens.tokenizer import Tokenizer
 from ..writing.ask import MODES, Ask
 from ..writing.sampling import PRESETS, SAMPLERS, STOPS, Sampling
-from .command import at_least, waiting
-
-if TYPE_CHECKING:
-    from ..seam.model import DiffusionModel
-    from ..tokens.tokenizer import Tokenizer
+from .command import at_least, note, waiting
 
 REAL_MODEL = "mlx-community/diffusiongemma-26B-A4B-it-4bit"
-DENOISING, DRAWING = ({field.name for field in fields(kind)} for kind in (Sampling, Draw))
+Options = dict[str, float | str]
 
 
-@dataclass(frozen=True)
-class Preset:
-    """The options of `--preset`: of denoising, and of writing left to right."""
-
-    sampling: dict[str, float | str]
-    draw: dict[str, float | str]
-
-
-def preset(text: str) -> Preset:
+def preset(text: str) -> Options:
     """An argparse type: NAME, NAME=VALUE, or several of these with commas between them; later ones win."""
-    options: dict[str, float | str] = {}
+    options: Options = {}
+    known = [field.name for kind in (Sampling, Draw) for field in fields(kind)]
     for part in text.split(","):
         name, equals, value = part.partition("=")
         if not equals and name in PRESETS:
             options |= PRESETS[name]
-        elif equals and name in DENOISING | DRAWING:
+        elif equals and name in known:
             options[name] = _number(value)
         else:
-            known = f"{', '.join(PRESETS)}, or NAME=VALUE with one of {', '.join(sorted(DENOISING | DRAWING))}"
-            raise argparse.ArgumentTypeError(f"need {known}; got {part!r}")
-    chosen = [{name: options[name] for name in options.keys() & names} for names in (DENOISING, DRAWING)]
+            need = f"{', '.join(PRESETS)}, or NAME=VALUE with one of {', '.join(sorted(known))}"
+            raise argparse.ArgumentTypeError(f"need {need}; got {part!r}")
+    drawing = _options_of(Draw, options)
     try:  # what is wrong is known before anything is loaded
-        Sampling(**chosen[0]), Draw(**chosen[1])
+        Sampling(**_options_of(Sampling, options)), Draw(**drawing)
     except Mistake as mistake:
         raise argparse.ArgumentTypeError(str(mistake)) from None
-    if chosen[1] and not chosen[1].get("temp"):
-        raise argparse.ArgumentTypeError(f"{next(iter(chosen[1]))} is of tokens that are drawn: give temp=T, too")
-    return Preset(*chosen)
+    if drawing and not drawing.get("temp"):
+        raise argparse.ArgumentTypeError(f"{next(iter(drawing))} is of tokens that are drawn: give temp=T, too")
+    return options
+
+
+def _options_of(kind: type[Sampling | Draw], options: Options) -> Options:
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in options.items() if name in names}
 
 
 def _number(text: str) -> float | str:
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return text
-
-
-def number(text: str) -> float:
-    """An argparse type."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"need a number, got {text!r}") from None
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the model").add_argument
-    add(
-        "--model",
-        metavar="FOLDER_OR_HUB_ID",
-        help="a DiffusionGemma checkpoint; without it, a tiny one that comes along",
-    )
+    add("--model", metavar="FOLDER_OR_HUB_ID", help="a checkpoint; without it, a tiny one that comes along")
     add("--backend", choices=["mlx", "torch"], help="default: torch where there is a CUDA device, else mlx")
-    add(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16", "fp8"],
-        help="of activations (default: the checkpoint's); fp8, on torch: of experts and linears too",
-    )
+    dtype = "of activations (default: the checkpoint's); fp8, on torch: of experts and linears too"
+    add("--dtype", choices=["float32", "bfloat16", "float16", "fp8"], help=dtype)
 
 
 def add_ask(parser: argparse.ArgumentParser, *, modes: bool = True) -> None:
-    """`modes`: whether the text can be written left to right, too."""
+    """`modes`: whether the text can be written left to right, too; otherwise `mode` is None, and all of it is kept."""
     add = parser.add_argument_group("how to write it").add_argument
-    left_to_right = ""
+    single = (
+        f"{', '.join(PRESETS)}, and single options: sampler=NAME ({', '.join(SAMPLERS)}), stop=NAME "
+        f"({', '.join(STOPS)}), canvas_length=N or auto, entropy_bound=NATS, …"
+    )
     if modes:
-        left_to_right = "; left to right temp=T, top_p=P, top_k=K, min_p=P"
-        add(
-            "--mode",
-            choices=MODES,
-            default="diffusion",
-            help="denoise, write left to right, or block by block what costs less",
-        )
-    add(
-        "--preset",
-        type=preset,
-        default=Preset({}, {}),
-        metavar="NAME[,OPTION=VALUE…]",
-        help=f"{', '.join(PRESETS)}, and single options: sampler=NAME ({', '.join(SAMPLERS)}), stop=NAME "
-        f"({', '.join(STOPS)}), canvas_length=N or auto, entropy_bound=NATS, …{left_to_right}",
-    )
-    add(
-        "--max-denoising-steps",
-        type=at_least(1),
-        metavar="N",
-        help="passes a canvas may take (default: the checkpoint's)",
-    )
+        single += "; left to right temp=T, top_p=P, top_k=K, min_p=P"
+        mode = "denoise, write left to right, or block by block what costs less"
+        add("--mode", choices=MODES, default="diffusion", help=mode)
+    else:
+        parser.set_defaults(mode=None, max_tokens=Ask.max_tokens)
+    add("--preset", type=preset, default={}, metavar="NAME[,OPTION=VALUE…]", help=single)
+    add("--max-denoising-steps", type=at_least(1), metavar="N", help="passes of a canvas (default: the checkpoint's)")
     add("--verify", action="store_true", help="check each block by the causal pass, write again what it doubts")
-    add("--deadline", type=number, metavar="SECONDS", help="end the text after that time, as it stands")
+    add("--deadline", type=float, metavar="SECONDS", help="end the text after that time, as it stands")
     add("--seed", type=at_least(0), default=0, metavar="N", help="of all random numbers: same seed, same text")
 
 
@@ -120,59 +91,60 @@ def add_max_tokens(add) -> None:
 
 def check_ask(options: argparse.Namespace) -> None:
     """Mistake where flags contradict each other. Before anything is loaded."""
-    mode, given = _mode(options), options.preset
-    if given.draw and mode == "diffusion":
-        modes = " (--mode ar or auto)" if "mode" in options else ""
+    mode = options.mode or "diffusion"
+    denoising, drawing = _options_of(Sampling, options.preset), _options_of(Draw, options.preset)
+    if drawing and mode == "diffusion":
+        modes = " (--mode ar or auto)" if options.mode else ""
         raise Mistake(
-            f"{next(iter(given.draw))} is of writing left to right{modes}: while a canvas is denoised the temperature "
+            f"{next(iter(drawing))} is of writing left to right{modes}: while a canvas is denoised the temperature "
             "falls from t_max to t_min"
         )
-    if mode == "ar" and (given.sampling or options.max_denoising_steps):
-        name = f"--preset {next(iter(given.sampling))}" if given.sampling else "--max-denoising-steps"
+    if mode == "ar" and (denoising or options.max_denoising_steps):
+        name = f"--preset {next(iter(denoising))}" if denoising else "--max-denoising-steps"
         raise Mistake(f"{name} is of denoising: leave it out, or --mode ar")
     if options.verify and mode != "diffusion":
         raise Mistake(f"--verify checks what was denoised: leave it out, or --mode {mode}")
-    ask(options, Sampling())
+    _ask(options, Sampling())
 
 
-def _mode(options: argparse.Namespace) -> str:
-    return options.mode if "mode" in options else "diffusion"
-
-
-def ask(options: argparse.Namespace, sampling: Sampling) -> Ask:
+def _ask(options: argparse.Namespace, sampling: Sampling) -> Ask:
     """Returns what the flags ask for, over the checkpoint's `sampling`."""
     steps = {"max_denoising_steps": options.max_denoising_steps} if options.max_denoising_steps else {}
     return Ask(
-        sampling=replace(sampling, **{**options.preset.sampling, **steps}),
-        max_tokens=options.max_tokens if "max_tokens" in options else Ask.max_tokens,
+        sampling=replace(sampling, **_options_of(Sampling, options.preset) | steps),
+        max_tokens=options.max_tokens,
         seed=options.seed,
-        mode=_mode(options),
+        mode=options.mode or "diffusion",
         verify=options.verify,
         deadline=options.deadline,
-        draw=Draw(**options.preset.draw),
+        draw=Draw(**_options_of(Draw, options.preset)),
     )
 
 
-def opened(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, Tokenizer, Sampling]:
-    """The model that the flags of the command `name` name."""
-    from ..checkpoint.hub import find
-    from ..load import load, why_no_gpu
-
+def open_model(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, Tokenizer, Ask]:
+    """Loads the model of the command `name`, and returns it with what the flags ask of it."""
     if options.model is None:
-        print(
+        note(
             f"{name}: no --model given, so the tiny one that comes along answers: it knows the few tasks that README "
-            f"lists. The real one: --model {REAL_MODEL}",
-            file=sys.stderr,
+            f"lists. The real one: --model {REAL_MODEL}"
         )
     folder = find(options.model)  # a download has a progress bar of its own
     with waiting("loading"):
         model, tokenizer, sampling = load(folder, options.backend, options.dtype)
     if reason := why_no_gpu(options.backend):
-        print(f"{name}: no CUDA device, so torch computes on the CPU: {reason}", file=sys.stderr)
-    return model, tokenizer, sampling
+        note(f"{name}: no CUDA device, so torch computes on the CPU: {reason}")
+    return model, tokenizer, _ask(options, sampling)
 
 
-def raw_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Encodes a prompt as it is: no chat template, control tokens in it are tokens."""
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return start + tokenizer.encode(prompt, special_tokens=True)
+def encode_prompt(tokenizer: Tokenizer, options: argparse.Namespace, prompt: str) -> list[int]:
+    """Encodes a prompt by the chat template, or with --raw as it is: then control tokens in it are tokens."""
+    if options.raw:
+        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        return start + tokenizer.encode(prompt, special_tokens=True)
+    turns = {"system": options.system, "thinking": options.thinking, "special_tokens": options.special_tokens}
+    return prompt_tokens(tokenizer, prompt, **turns)
+
+
+def to_json(options: argparse.Namespace, result: dict[str, Any]) -> str:
+    """Returns one line: the result, with the seed if it has none, and the model."""
+    return json.dumps({"seed": options.seed, **result, "model": options.model or "tiny"}, ensure_ascii=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import Mistake
+from ..errors import Mistake, need
 from ..fill.infill import Infill, around, check_fill, fill_prompt, gap_lengths
 from ..seam.model import DiffusionModel
 from ..tokens.messages import prompt_tokens
@@ -16,89 +16,99 @@ from ..tokens.tokenizer import Tokenizer
 from ..writing.ask import Ask
 from ..writing.blocks import Open
 from ..writing.writing import check_room
-from .command import read_file, read_stdin
+from .command import read
 
-FIELDS = {"prompt", "messages", "system", "thinking", "max_tokens", "seed"}
+FIELDS = {  # name -> type, words
+    **dict.fromkeys(["prompt", "fill", "prefix", "suffix"], (str, "a text")),
+    **dict.fromkeys(["thinking", "heal"], (bool, "true or false")),
+    **dict.fromkeys(["max_tokens", "seed"], (int, "a whole number")),
+    "gap": (int | list | None, "tokens, or a list of such numbers"),
+    "system": (str | None, "a text"),
+    "messages": (list, "a list"),
+}
 FILL_FIELDS = {"fill", "prefix", "suffix", "gap", "heal"}
-KINDS = dict.fromkeys(["prompt", "fill", "prefix", "suffix"], (str, "a text"))
-KINDS |= dict.fromkeys(["thinking", "heal"], (bool, "true or false"))
-KINDS |= {"system": (str | None, "a text"), "messages": (list, "a list")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """A line as it was read. Without messages, it says what holds for lines that say nothing else."""
+class Request:
+    """A line of the file; or the default, which has what a line leaves out."""
 
+    number: int = 0  # among those of the file, from 0
     where: str = ""  # "FILE, line 3", for mistakes
-    messages: list[dict] = field(default_factory=list)
-    system: str | None = None
+    messages: list[dict] = field(default_factory=list)  # of the default: at most a system turn
     thinking: bool = False
-    max_tokens: int = Ask.max_tokens
-    seed: int = 0
+    ask: Ask = field(default_factory=Ask)
     texts: Sequence[str] = ()  # around the gaps; none: it asks for an answer
     lengths: Sequence[int] | None = None  # tokens of each gap; None: searched
     heal: bool = False
+    tokens: Sequence[int] = ()  # of the messages, once they are encoded
+
+    @property
+    def fill(self) -> Infill | None:
+        """The text to fill; None: it asks for an answer."""
+        if not self.texts:
+            return None
+        return Infill(prompt=self.tokens, texts=self.texts, lengths=self.lengths, heal=self.heal, ask=self.ask)
 
 
-@dataclass(frozen=True)
-class Request:
-    """A line in a model's tokens."""
-
-    number: int  # among those of the file, from 0
-    messages: list[dict]  # the text of `tokens`
-    thinking: bool
-    tokens: list[int]
-    ask: Ask
-    fill: Infill | None  # the text to fill; None: it asks for an answer
-
-
-def read_lines(path: str, default: Line) -> list[Line]:
+def read_lines(path: str, default: Request) -> list[Request]:
     """Reads a file, or standard input for "-". Mistake names the line that cannot be a request."""
-    name = "standard input" if path == "-" else path
-    text = read_stdin() if path == "-" else read_file(path)
-    lines = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            where = f"{name}, line {number}"
-            try:
-                lines.append(_parse(line, replace(default, where=where)))
-                if bool(lines[-1].texts) != bool(lines[0].texts):
-                    raise Mistake("some lines ask for an answer, and some are to be filled: make two files of them")
-            except Mistake as mistake:
-                raise Mistake(f"{where}: {mistake}") from None
-    if not lines:
+    name, requests = "standard input" if path == "-" else path, []
+    for line_number, line in enumerate(read(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{name}, line {line_number}"
+        try:
+            requests.append(_parse(line, replace(default, number=len(requests), where=where)))
+            if bool(requests[-1].texts) != bool(requests[0].texts):
+                raise Mistake("some lines ask for an answer, and some are to be filled: make two files of them")
+        except Mistake as mistake:
+            raise Mistake(f"{where}: {mistake}") from None
+    if not requests:
         raise Mistake(f"{name} holds no requests: need one JSON object a line")
-    return lines
+    return requests
 
 
-def _parse(line: str, default: Line) -> Line:
-    given = _object(line)
+def _parse(line: str, default: Request) -> Request:
+    given = _read_object(line)
     texts, lengths = _gaps(given) if FILL_FIELDS & set(given) else ([], None)
-    prompt = given.get("prompt", fill_prompt(texts))
-    options = {name: given[name] for name in ("system", "thinking", "max_tokens", "seed") if name in given}
-    parsed = replace(default, texts=texts, lengths=lengths, heal=given.get("heal", False), **options)
-    if texts and parsed.thinking:
+    thinking = given.get("thinking", default.thinking)
+    if texts and thinking:
         raise Mistake("what fills a gap is not thought about: leave out thinking")
-    return replace(parsed, messages=given.get("messages", [{"role": "user", "content": prompt}]))
+    messages = given.get("messages") or [{"role": "user", "content": given.get("prompt", fill_prompt(texts))}]
+    system = system_turn(given["system"]) if "system" in given else default.messages
+    return replace(
+        default,
+        messages=system + messages,
+        thinking=thinking,
+        ask=replace(default.ask, **{name: given[name] for name in ("max_tokens", "seed") if name in given}),
+        texts=texts,
+        lengths=lengths,
+        heal=given.get("heal", False),
+    )
 
 
-def _object(line: str) -> dict[str, Any]:
+def system_turn(text: str | None) -> list[dict]:
+    return [] if text is None else [{"role": "system", "content": text}]
+
+
+def _read_object(line: str) -> dict[str, Any]:
     try:
         given = json.loads(line)
     except ValueError as error:
         raise Mistake(f"not JSON: {error}") from None
-    prompts = isinstance(given, dict) and ("prompt" in given) + ("messages" in given)
+    prompts = isinstance(given, dict) and ("prompt" in given) + bool(given.get("messages"))
     if not isinstance(given, dict) or prompts > 1 or not (prompts or FILL_FIELDS & set(given)):
         raise Mistake(f'need an object with "prompt" or "messages", or with a text to fill, got {line[:60]}')
-    if unknown := set(given) - FIELDS - FILL_FIELDS:
-        raise Mistake(f"{sorted(unknown)[0]} is not one of {', '.join(sorted(FIELDS | FILL_FIELDS))}")
-    for name, (kind, words) in KINDS.items():
-        if name in given and not isinstance(given[name], kind):
-            raise Mistake(f'"{name}" is {words}, got {given[name]!r}')
-    for name, smallest in (("max_tokens", 1), ("seed", 0)):
-        value = given.get(name, smallest)
-        if type(value) is not int or value < smallest:
-            raise Mistake(f"need {name} >= {smallest}, got {value!r}")
+    if unknown := sorted(given.keys() - FIELDS):
+        raise Mistake(f"{unknown[0]} is not one of {', '.join(sorted(FIELDS))}")
+    for name, value in given.items():
+        kind, words = FIELDS[name]
+        need(isinstance(value, kind), f'"{name}" to be {words}', repr(value))
+    for name, smallest in {"max_tokens": 1, "seed": 0, "gap": 1}.items():
+        value = smallest if given.get(name) is None else given[name]
+        for number in value if isinstance(value, list) else [value]:
+            need(type(number) is int and number >= smallest, f"{name} >= {smallest}", repr(number))
     return given
 
 
@@ -106,43 +116,34 @@ def _gaps(given: dict[str, Any]) -> tuple[list[str], list[int] | None]:
     """Returns the texts around the gaps of a line, and the lengths of the gaps."""
     if "fill" in given and {"prefix", "suffix"} & set(given):
         raise Mistake('"fill" and "prefix" or "suffix" are two ways to say what is there: give one')
-    texts = around(*(given.get(name) for name in ("fill", "prefix", "suffix")))
-    gap = given.get("gap")
-    lengths = gap if isinstance(gap, list) or gap is None else [gap]
-    if lengths is not None and (not lengths or not all(type(n) is int and n >= 1 for n in lengths)):
-        raise Mistake(f"need gap to be tokens, 1 or more, or a list of such numbers, got {gap!r}")
-    return texts, gap_lengths(lengths, len(texts) - 1)
+    texts, gap = around(*(given.get(name) for name in ("fill", "prefix", "suffix"))), given.get("gap")
+    return texts, gap_lengths([gap] if isinstance(gap, int) else gap, len(texts) - 1)
 
 
-def to_requests(lines: Sequence[Line], model: DiffusionModel, tokenizer: Tokenizer, ask: Ask) -> list[Request]:
-    """Encodes all lines. Mistake names the line that this model has no room for."""
-    requests = []
-    for number, line in enumerate(lines):
+def encode(requests: Sequence[Request], model: DiffusionModel, tokenizer: Tokenizer, ask: Ask) -> list[Request]:
+    """Gives all requests their tokens, and `ask` in what they leave out. Mistake names the line that this model has no
+    room for."""
+    encoded = []
+    for request in requests:
+        asked = replace(ask, max_tokens=request.ask.max_tokens, seed=request.ask.seed)
         try:
-            requests.append(_request(line, number, model, tokenizer, ask))
+            tokens = prompt_tokens(tokenizer, request.messages, thinking=request.thinking)
+            encoded.append(replace(request, tokens=tokens, ask=asked))
+            _check_room(model, tokenizer, encoded[-1])
         except Mistake as mistake:
-            raise Mistake(f"{line.where}: {mistake}") from None
-    return requests
+            raise Mistake(f"{request.where}: {mistake}") from None
+    return encoded
 
 
-def _request(line: Line, number: int, model: DiffusionModel, tokenizer: Tokenizer, ask: Ask) -> Request:
-    tokens = prompt_tokens(tokenizer, line.messages, system=line.system, thinking=line.thinking)
-    system = [] if line.system is None else [{"role": "system", "content": line.system}]
-    ask, fill = replace(ask, max_tokens=line.max_tokens, seed=line.seed), None
-    if line.texts:
-        fill = Infill(prompt=tokens, texts=line.texts, lengths=line.lengths, heal=line.heal, ask=ask)
-        check_fill(model, tokenizer, fill)
-    else:
-        check_room(model, len(tokens), _narrowest(model, ask))
-    return Request(number, system + line.messages, line.thinking, tokens, ask, fill)
-
-
-def _narrowest(model: DiffusionModel, ask: Ask) -> int:
-    """Returns the tokens that an answer needs room for, as `diffuse.begin` does."""
-    width = Open(model.facts, 0, ask.max_tokens, ask.sampling.canvas_length).width()
-    return {"ar": 1, "auto": model.facts.canvas_length}.get(ask.mode, width)
+def _check_room(model: DiffusionModel, tokenizer: Tokenizer, request: Request) -> None:
+    if request.fill:
+        check_fill(model, tokenizer, request.fill)
+        return
+    ask, facts = request.ask, model.facts  # what an answer needs room for, as in `diffuse.begin`
+    width = Open(facts, 0, ask.max_tokens, ask.sampling.canvas_length).width()
+    check_room(model, len(request.tokens), {"ar": 1, "auto": facts.canvas_length}.get(ask.mode, width))
 
 
 def read_requests(path: Path, model: DiffusionModel, tokenizer: Tokenizer, ask: Ask) -> list[Request]:
     """Reads a file and encodes its lines, with `ask` for those that say nothing else."""
-    return to_requests(read_lines(str(path), Line(max_tokens=ask.max_tokens, seed=ask.seed)), model, tokenizer, ask)
+    return encode(read_lines(str(path), Request(ask=ask)), model, tokenizer, ask)

@@ -190,6 +190,15 @@ def test_the_choices_of_many(tmp_path, capsys):
         assert alone["text"] == result["text"] and alone["probabilities"] == result["probabilities"]
 
 
+def test_the_slots_of_a_template(tmp_path, run, capfd):
+    lines, flags = [{"prompt": "Sort: Yan, Omar"}], ["--template", "{first}, {second:Yan|Omar}", "--max-tokens", "32"]
+    code, out, _ = caller(main, capfd)(written(tmp_path, lines), *flags)
+    alone = json.loads(run("--prompt", lines[0]["prompt"], *flags, "--json")[1])
+    result = json.loads(out)
+    assert code == 0 and result["slots"].keys() == {"first", "second"}
+    assert (result["text"], result["slots"]) == (alone["text"], alone["slots"])
+
+
 def test_many_by_the_way_that_costs_less(tmp_path, capsys):
     """Which way is chosen goes by the clock, so only the form of the results is looked at."""
     lines = [{"prompt": "Reverse: Ivan, Zoe"}, {"prompt": "Sort: Lima, Kyiv", "max_tokens": 9}]

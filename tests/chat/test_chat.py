@@ -19,9 +19,9 @@ from ptys import Pty
 from scripted import random_bpe, scripted
 from terminals import SOLVED, SUDOKU, Stdin, caller, mistake
 
-from mlx_dgemma.chat.__main__ import COMMANDS, Screen, Session, main
+from mlx_dgemma.chat.__main__ import COMMANDS, Session, main
 from mlx_dgemma.errors import Mistake
-from mlx_dgemma.terminal.keyboard import Completer, Interrupt, Terminal
+from mlx_dgemma.terminal.keyboard import Completer, Interrupt, line_editor
 from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.sampling import Sampling
 
@@ -120,7 +120,7 @@ def bpe(tmp_path_factory):
 
 def test_thinking_stands_apart(bpe, capfd):
     thought = "<|channel>thought\nIt may be Oslo.\n<channel|>"
-    session = Session(scripted(*bpe, f"{thought}Rome\nor<turn|>", thinking=True), Screen(True), True)
+    session = Session(scripted(*bpe, f"{thought}Rome\nor<turn|>", thinking=True), watched=True, interactive=True)
     session.take("Where?")
     out, err = capfd.readouterr()
     assert out == "Rome\nor\n"
@@ -129,7 +129,9 @@ def test_thinking_stands_apart(bpe, capfd):
 
 def test_a_tool_call_is_shown_and_answered(bpe, capfd):
     call = '<|tool_call>call:weather{city:<|"|>Oslo<|"|>}<tool_call|><|tool_response>'
-    session = Session(scripted(*bpe, call, "Four degrees.<turn|>", call, "Fine.<turn|>"), Screen(False), True)
+    session = Session(
+        scripted(*bpe, call, "Four degrees.<turn|>", call, "Fine.<turn|>"), watched=False, interactive=True
+    )
     session.take("How warm is Oslo?")
     assert capfd.readouterr().out == 'tool call: weather{city:"Oslo"}\n'
     assert session.prompt == "what came of weather: "
@@ -144,7 +146,7 @@ def test_a_tool_call_is_shown_and_answered(bpe, capfd):
 
 
 def test_an_empty_answer_and_one_that_is_cut_are_told(bpe, capfd):
-    session = Session(scripted(*bpe, "<turn|>", "one two three four", "five"), Screen(False), True)
+    session = Session(scripted(*bpe, "<turn|>", "one two three four", "five"), watched=False, interactive=True)
     session.take("a")
     assert "an empty answer" in capfd.readouterr().err
     conversation = session.conversation
@@ -160,7 +162,7 @@ def test_what_is_stopped_before_a_block_is_done_was_never_asked(bpe, capfd, monk
     monkeypatch.setattr(Interrupt, "asked", True)  # Ctrl-C in each first pass
     call = "<|tool_call>call:a{}<tool_call|><|tool_response>"
     conversation = scripted(*bpe, call, "never said")
-    session = Session(conversation, Screen(False), True)
+    session = Session(conversation, watched=False, interactive=True)
     session.take("Go")  # one pass is all it takes
     conversation.how = Ask(sampling=Sampling(max_denoising_steps=9))
     session.take("4")
@@ -182,11 +184,11 @@ class TestTerminal:
         def call(keys: str) -> list[str]:
             lines = []
             with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
-                terminal = Terminal({})
+                line = line_editor({})
                 keyboard.send_text(keys)
                 while True:
                     try:
-                        lines.append(terminal.line("> "))
+                        lines.append(line("> "))
                     except EOFError:
                         return lines
                     except KeyboardInterrupt:
@@ -257,7 +259,7 @@ def test_ctrl_c_ends_a_pipe_with_130(endless):
 
 
 def test_the_session_survives_a_mistake(bpe):
-    session = Session(scripted(*bpe, "Hello<turn|>"), Screen(False), True)
+    session = Session(scripted(*bpe, "Hello<turn|>"), watched=False, interactive=True)
     with pytest.raises(Mistake):
         session.take("/load nowhere")
     session.take("Hi")

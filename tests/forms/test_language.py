@@ -240,7 +240,9 @@ def test_by_a_deadline_the_document_is_finished(models, name, form, seeds):
         deadline, most = draw.uniform(0.1, 4 if mode == "diffusion" else 80), draw.choice([140, 200, 300])
         options = {"mode": mode, "deadline": deadline, "seed": seed, "sampling": few, "max_tokens": most}
         timed = Timed(model)
-        answer = written(loaded, held, "Sort: Lima, Kyiv, Oslo", model=timed, draw=Draw(temp=draw.choice([0.0, 2.0])), **options)
+        answer = written(
+            loaded, held, "Sort: Lima, Kyiv, Oslo", model=timed, draw=Draw(temp=draw.choice([0.0, 2.0])), **options
+        )
         assert schema_rates.valid(form, answer.text), (options, answer.text)
         assert len(answer.tokens) <= most and timed.seconds <= max(2, deadline)
         reasons.add((mode, answer.finish_reason))
