@@ -102,24 +102,6 @@ def write(
         return results.fillings(model, tokenizer, to_do, size)
     if form and form.choices:
         return results.choices(model, tokenizer, to_do, form.choices)
-<<<<<<< HEAD
-    language = form.language(model, tokenizer)
-    for line, request in zip(job.lines, requests, strict=True):
-        try:
-            language.check_fits(min(line.max_tokens, model.facts.max_position_embeddings - len(request.tokens)))
-        except Mistake as mistake:
-            raise Mistake(f"{line.where}: {mistake}") from None
-    return results.answers(model, tokenizer, to_do, size, language)
-
-
-def summary(count: int, tokens: int, steps: int, seconds: float, memory: int) -> str:
-    from ..checkpoint.memory import gigabytes
-
-    return (
-        f"{count} answers, {tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens a second, "
-        f"{steps / max(count, 1):.1f} steps an answer, peak memory {gigabytes(memory)}"
-    )
-=======
     if form:
         language = form.language(model, tokenizer)
         for request in requests:
@@ -130,7 +112,6 @@ def summary(count: int, tokens: int, steps: int, seconds: float, memory: int) ->
                 raise Mistake(f"{request.where}: {mistake}") from None
     answers = results.answers(model, tokenizer, to_do, size, language)
     return (answer | form.slots(answer["text"]) for answer in answers) if form else answers
->>>>>>> t/commands
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,16 +13,16 @@ from ..checkpoint import parameters
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.folder import Tensor
 from ..checkpoint.names import GLOBAL_SCALE
-from ..checkpoint.parameters import FLOATS
+from ..checkpoint.parameters import FLOATS, quantize_where_stored
 from .layers import Linear
 from .network import Network
 
 CHECKED = 1 << 24  # words whose checksum is taken at a time: 128 MB as 64-bit numbers
 
 
-def quantize_where_stored(network: Network, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
-    linears = {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
-    parameters.quantize_where_stored(linears, config, tensors)
+def linears(network: Network) -> dict[str, Linear]:
+    """Return the layers that can be quantized, by path."""
+    return {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
 
 
 def match(network: Network, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -34,7 +34,7 @@ def match(network: Network, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def load_weights(network: Network, config: ModelConfig, tensors: dict[str, Tensor], dtype: mx.Dtype) -> None:
     """Fill `network` from the text tensors of a checkpoint, floats cast to `dtype`. Mistake names tensor and file."""
-    quantize_where_stored(network, config, tensors)
+    quantize_where_stored(linears(network), config, tensors)
     stored = match(network, tensors)
     weights = []
     for file in sorted({tensor.file for tensor in stored.values()}):

@@ -16,11 +16,7 @@ from mlx_dgemma.errors import Mistake
 from mlx_dgemma.fill.edit import Edit, change, cut, unified_diff, write
 from mlx_dgemma.fill.infill import infill
 from mlx_dgemma.load import load
-<<<<<<< HEAD
 from mlx_dgemma.tokens.messages import prompt_tokens
-=======
-from mlx_dgemma.writing.answer import prompt_tokens
->>>>>>> t/commands
 from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.sampling import Sampling
 
@@ -74,21 +70,12 @@ def test_what_an_edit_starts_from():
 def test_a_wrong_line_is_put_right_and_nothing_else_is_touched():
     model, tokenizer, sampling = load()
     lines = cut(WRONG, 2, 2)
-<<<<<<< HEAD
     asks = [Ask(sampling=sampling, seed=seed) for seed in range(3)]
     requests = [change(tokenizer, lines, prompt=prompt_tokens(tokenizer, PUZZLE), ask=ask) for ask in asks]
     results = infill(model, tokenizer, requests)
     assert [lines.with_new(filled.gaps[0]) for filled in results] == [RIGHT] * 3
     assert results[1].gaps == infill(model, tokenizer, requests[1:2])[0].gaps
     assert all(4 in filled.tried[0] for filled in results)
-=======
-    prompt, asks = prompt_tokens(tokenizer, PUZZLE), [Ask(sampling=sampling, seed=seed) for seed in range(3)]
-    requests = [change(tokenizer, lines, prompt=prompt, ask=ask) for ask in asks]
-    found = infill(model, tokenizer, requests)
-    assert [lines.with_new(filled.gaps[0]) for filled in found] == [RIGHT] * 3
-    assert found[1].gaps == infill(model, tokenizer, requests[1:2])[0].gaps
-    assert all(4 in filled.tried[0] for filled in found)
->>>>>>> t/commands
 
 
 def test_files_of_every_kind_keep_what_is_around():
@@ -96,14 +83,9 @@ def test_files_of_every_kind_keep_what_is_around():
     draw = random.Random(1)
     files = [random_file(draw) for _ in range(12)]
     cuts = [cut(text, 1 + i % (text.count("\n") or 1), text.count("\n") or 1) for i, text in enumerate(files)]
-<<<<<<< HEAD
     requests = [
         change(tokenizer, lines, prompt=[2, 40], length=3, ask=replace(FEW, seed=i)) for i, lines in enumerate(cuts)
     ]
-=======
-    asks = [Ask(sampling=FEW, seed=i) for i in range(12)]
-    requests = [change(tokenizer, cuts[i], prompt=[2, 40], ask=asks[i], length=3) for i in range(12)]
->>>>>>> t/commands
     for lines, filled in zip(cuts, infill(model, tokenizer, requests), strict=True):
         new = lines.with_new(filled.gaps[0]).encode()
         assert new.startswith(lines.before.encode()) and new.endswith(lines.behind.encode())
