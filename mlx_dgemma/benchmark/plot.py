@@ -80,6 +80,7 @@ def draw_parts(axes: Axes, reports: Sequence[tuple[str, Report]]) -> None:
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     axes.bar_label(drawn, [f"{top:.3g} ms" for top in bottom])
     axes.set(ylabel="ms a step", title="One denoise step, by part")
+    axes.tick_params(axis="x", labelsize="small")
     axes.legend(reverse=True)
 
 
@@ -94,7 +95,7 @@ def plot_report(report: Report, path: Path) -> None:
 
 def plot_comparison(reports: Sequence[tuple[str, Report]], path: Path) -> None:
     """Draws speed of both modes and the parts of a step, one group of bars a machine."""
-    size = (4 + 4 * len(reports), 4.6)
+    size = (4 + 5 * len(reports), 4.6)
     figure, (left, right) = pyplot().subplots(1, 2, figsize=size, width_ratios=(1, 2), layout="constrained")
     for offset, mode in ((-0.2, "diffusion"), (0.2, "autoregression")):
         speeds = [speed(report, mode) or 0.0 for _, report in reports]
