@@ -6,21 +6,30 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
-from ..seam.model import DiffusionModel
+from ..fill.infill import infill
+from ..forms import choices
+from ..forms.language import Language, begin_within
+from ..seam.model import DiffusionModel, Text
 from ..terminal.command import Parser, at_least, note, progress, run
 from ..terminal.form import INCOMPLETE, Form, add_form, read_form
 from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask, open_model, to_json
 from ..terminal.requests import Request, encode, read_lines, system_turn
 from ..tokens.tokenizer import Tokenizer
+from ..writing.answer import Answer
 from ..writing.ask import Ask
-from . import results
+from ..writing.batch import InProgress
+from ..writing.batch import run as run_batch
+from ..writing.diffuse import begin
 
 NAME = "mlx_dgemma.batch"
+Result = dict[str, Any]
 
 
 def parser() -> Parser:
@@ -71,15 +80,16 @@ def batch(options: argparse.Namespace) -> int:
     done = count_results(out) if out else 0
     model, tokenizer, ask = open_model(NAME, options)
     requests = encode(requests, model, tokenizer, ask)
+    results = write(model, tokenizer, requests, form, done, options.size)
     if done:
         note(f"{NAME}: {out} holds {done} of {len(requests)} answers already")
-    new_results = write(model, tokenizer, requests, form, done, options.size)
     start, count, tokens, steps, incomplete = time.perf_counter(), 0, 0, 0, 0
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(out.open("a", encoding="utf-8")) if out else sys.stdout
         bar = stack.enter_context(progress(len(requests), done, beside=sink))
-        for result in new_results:
-            print(to_json(options, result), file=sink, flush=True)
+        for request, result in zip(requests[done:], results, strict=True):
+            numbered = {"request": request.number, **result, "seed": request.ask.seed}
+            print(to_json(options, numbered), file=sink, flush=True)
             count, tokens, steps = count + 1, tokens + result["tokens"], steps + result["steps"]
             incomplete += result.get("finish_reason") == "incomplete"
             bar()
@@ -95,23 +105,79 @@ def batch(options: argparse.Namespace) -> int:
 
 def write(
     model: DiffusionModel, tokenizer: Tokenizer, requests: list[Request], form: Form | None, done: int, size: int
-) -> Iterator[results.Result]:
-    """Yields the results of all but the first `done` requests. Mistake where a form fits into no answer to one."""
-    to_do, language = requests[done:], None
+) -> Iterator[Result]:
+    """Yields the results of all but the first `done` requests, in their order, each as soon as it and all before it are
+    there. Mistake where a form fits into no answer to one."""
+    to_do = requests[done:]
     if requests[0].texts:
-        return results.fillings(model, tokenizer, to_do, size)
-    if form and form.choices:
-        return results.choices(model, tokenizer, to_do, form.choices)
-    if form:
-        language = form.language(model, tokenizer)
+        return fill_all(model, tokenizer, to_do, size)
+    if form is None:
+        return answer_all(model, tokenizer, to_do, size)
+    if form.choices:
+        return choose_all(model, tokenizer, to_do, form.choices)
+    language = form.language(model, tokenizer)
+    for request in requests:
+        room = model.facts.max_position_embeddings - len(request.tokens)
+        try:
+            language.check_fits(min(request.ask.max_tokens, room))
+        except Mistake as mistake:
+            raise Mistake(f"{request.where}: {mistake}") from None
+    return (result | form.slots(result["text"]) for result in answer_all(model, tokenizer, to_do, size, language))
+
+
+def answer_all(
+    model: DiffusionModel,
+    tokenizer: Tokenizer,
+    requests: Sequence[Request],
+    size: int,
+    language: Language | None = None,
+) -> Iterator[Result]:
+    """Answers `requests`, at most `size` at a time. Text, steps and blocks are those that a request has alone; seconds
+    run from its admission. `language`: each answer is a text of it, or "incomplete" and then empty."""
+    answers: dict[int, Answer] = {}
+
+    def texts() -> Iterator[InProgress]:
         for request in requests:
-            room = model.facts.max_position_embeddings - len(request.tokens)
-            try:
-                language.check_fits(min(request.ask.max_tokens, room))
-            except Mistake as mistake:
-                raise Mistake(f"{request.where}: {mistake}") from None
-    answers = results.answers(model, tokenizer, to_do, size, language)
-    return (answer | form.slots(answer["text"]) for answer in answers) if form else answers
+            answers[request.number] = Answer(model.facts, tokenizer, request.ask.max_tokens)
+            text = Text(request.tokens)
+            if language:
+                yield begin_within(model, text, request.ask, language, request=request.number)
+            else:
+                yield begin(model, text, request.ask, request=request.number)
+
+    steps = run_batch(model, texts(), size)
+    for request in requests:
+        while request.number not in answers or not answers[request.number].finish_reason:
+            step = next(steps)
+            answers[step.request].add(step)
+        answer = answers.pop(request.number)
+        result = answer.statistics(len(request.tokens))
+        if language and len(language.ending(answer.tokens)):
+            result |= {"text": "", "finish_reason": "incomplete"}
+        yield result
+
+
+def fill_all(model: DiffusionModel, tokenizer: Tokenizer, requests: Sequence[Request], size: int) -> Iterator[Result]:
+    """Fills the gaps of `requests`, `size` texts at a time, each as it is filled alone. Seconds are those of all that
+    were filled together."""
+    for first in range(0, len(requests), size):
+        start = time.perf_counter()
+        results = infill(model, tokenizer, [request.fill for request in requests[first : first + size]], size=size)
+        seconds = time.perf_counter() - start
+        for filled in results:
+            counts = {"tokens": sum(filled.lengths), "steps": sum(filled.steps)}
+            yield {"text": filled.text, **asdict(filled), **counts, "seconds": seconds}
+
+
+def choose_all(
+    model: DiffusionModel, tokenizer: Tokenizer, requests: Sequence[Request], texts: Sequence[str]
+) -> Iterator[Result]:
+    """Chooses the most probable of `texts` for each of `requests`, whose branches are denoised together."""
+    for request in requests:
+        start = time.perf_counter()
+        choice = choices.choose(model, tokenizer, request.tokens, texts, request.ask)
+        counts = {"tokens": len(tokenizer.encode(choice["text"])), "steps": choices.PASSES}
+        yield {**choice, **counts, "seconds": time.perf_counter() - start}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -72,6 +72,8 @@ def test_a_run_that_was_cut_short_is_gone_on_with(files, capsys):
         ("[1]", ["line 2", '"prompt" or "messages"']),
         ('{"prompt": ""}', ["line 2", "empty"]),
         ('{"prompt": 5}', ["line 2", "text"]),
+        ('{"messages": []}', ["line 2", '"prompt" or "messages"']),
+        ('{"prompt": "x", "seed": true}', ["line 2", "seed", "True"]),
         ('{"prompt": "x", "temp": 1}', ["line 2", "temp"]),
         ('{"prompt": "x", "thinking": "no"}', ["line 2", "thinking", "'no'"]),
         ('{"prompt": "x", "system": 5}', ["line 2", "system", "5"]),

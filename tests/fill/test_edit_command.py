@@ -46,6 +46,7 @@ def test_the_command(run, tmp_path, monkeypatch):
         (["latin", "--lines", "1"], ["latin is not UTF-8", "0xe9 at offset 3"]),
         (["gone", "--lines", "1"], ["gone", "no such file"]),
         ([".", "--lines", "1"], ["directory"]),
+        (["-", "--lines", "1"], ["standard input", "give a file"]),
         (["empty", "--lines", "1"], ["which has 0 lines"]),
         ([], ["--lines"]),
         (["--lines", "1", "--prompt", " "], ["prompt is empty"]),
