@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +135,8 @@ def plan(folder: Path, request: Request) -> Plan:
     layers, indivisible = _layers(source, request)
     jobs = []
     for path, weight in source.weights.items():
-        jobs += _jobs(path, weight, layers.get(path.removesuffix(".weight")), dtype)
-    if request.dequantize:
-        jobs = [_published(job) for job in jobs]
+        name = published_name(path) if request.dequantize else path
+        jobs += _jobs(name, weight, layers.get(path.removesuffix(".weight")), dtype)
     # The source is read from front to back.
     jobs.sort(key=lambda job: (job.weight.parts[0].file, job.weight.parts[0].start, job.path))
     config = hub_config(source.config, source.model, dtype)
@@ -191,12 +190,6 @@ def _outputs(path: str, shape: tuple[int, ...], quantization: Quantization | Non
 
 def _output(name: str, dtype: str, shape: tuple[int, ...]) -> Output:
     return Output(name, dtype, shape, math.prod(shape) * ITEM[dtype])
-
-
-def _published(job: Job) -> Job:
-    """Return the job under the published names."""
-    outputs = tuple(replace(output, name=published_name(output.name)) for output in job.outputs)
-    return replace(job, path=published_name(job.path), outputs=outputs)
 
 
 def _shards(jobs: list[Job]) -> tuple[tuple[Job, ...], ...]:
