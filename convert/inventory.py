@@ -92,9 +92,7 @@ def _modelopt_experts(tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int
     experts = {}
     for weight, singles in prefixes.items():
         rows = math.prod(shapes[weight][:-1]) // len(singles)
-        blocks = [
-            Block(rows, parts[f"{x}.weight"], parts[f"{x}.weight_scale"], None, parts[f"{x}.{GLOBAL_SCALE}"])
-            for x in singles
-        ]
+        kinds = ("weight", "weight_scale", None, GLOBAL_SCALE)
+        blocks = (Block(rows, *(parts.get(f"{single}.{kind}") for kind in kinds)) for single in singles)
         experts[weight] = Weight(shapes[weight], NVFP4, tuple(blocks))
     return experts

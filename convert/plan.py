@@ -131,7 +131,7 @@ def plan(folder: Path, request: Request) -> Plan:
     source = read_source(folder, request.text_only)
     dtype = request.dtype or source.model.dtype
     if dtype not in FLOATS:
-        raise Mistake(f"config.json: dtype {dtype} is not one we write; give --dtype, one of {', '.join(FLOATS)}")
+        raise Mistake(f"config.json: dtype {dtype} cannot be written; give --dtype, one of {', '.join(FLOATS)}")
     layers, indivisible = _layers(source, request)
     jobs = []
     for path, weight in source.weights.items():
