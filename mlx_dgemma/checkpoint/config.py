@@ -186,9 +186,9 @@ def _check_sizes(model: ModelConfig) -> None:
 
 def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
     """Read the two files' contents. Mistake names what is missing, wrong or not supported."""
-    model_type = config.get("model_type")
+    model_type = config.get("model_type") if isinstance(config, Mapping) else None
     if model_type != MODEL_TYPE:
-        raise Mistake(f"config.json: need model_type {MODEL_TYPE!r}: DiffusionGemma, got {model_type!r}")
+        raise Mistake(f"config.json: need a DiffusionGemma, model_type {MODEL_TYPE!r}, got {model_type!r}")
     text = config.get("text_config")
     if not isinstance(text, Mapping):
         raise Mistake("config.json: text_config is missing")
