@@ -1,7 +1,5 @@
 """The hub as a converter sees it: where a source came from, the hashes of its files, and the upload of a result."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

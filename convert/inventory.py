@@ -1,7 +1,5 @@
 """A checkpoint's folder -> the weight of each parameter. Every tensor belongs to one, or is dropped on purpose."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

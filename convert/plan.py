@@ -1,7 +1,5 @@
 """What is to be written, from headers alone: every tensor, its file and its place in it, before a weight is read."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """What a conversion tells: a table by class of weights, the memory that the model needs, and which Macs have it."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass

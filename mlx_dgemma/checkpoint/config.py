@@ -5,8 +5,6 @@ writes `per_layer_config` instead. A setting that is not supported is a Mistake 
 wrong answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Hub ids: finding a repository in the local cache, fetching it, and reading its headers before it is fetched."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
