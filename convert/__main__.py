@@ -37,9 +37,8 @@ def parser() -> Parser:
     add("--q-bits", type=int, choices=BITS, help="of experts and self-conditioning (default: 4)")
     add("--q-group-size", type=int, help="weights that share a scale: 32 or 64 (default: 64, or the mode's own)")
     add("--q-mode", choices=list(MODES), help="of experts and self-conditioning (default: affine)")
-    recipes = f"{', '.join(NAMED)} (default: {NAMED[0]}), or a JSON file"
-    recipes += ': {"*.self_attn.*": 8, "*.router.proj": false, ...}'
-    add("--quant-predicate", metavar="RECIPE", help=recipes)
+    file = 'or a JSON file: {"*.self_attn.*": 8, "*.router.proj": false, ...}'
+    add("--quant-predicate", metavar="RECIPE", help=f"{', '.join(NAMED)} (default: {NAMED[0]}), {file}")
     add("--dtype", choices=DTYPES, help="of scales and what is not quantized (default: the checkpoint's)")
     add("--text-only", action="store_true", help="leave the image tower out")
     add("--upload-repo", metavar="ID", help="send the folder to this hub repository")
@@ -177,7 +176,9 @@ def _convert(options: argparse.Namespace) -> None:
     except PermissionError as error:
         raise Mistake(f"no permission for {error.filename}") from error
     except KeyboardInterrupt:
-        if (part := Path(f"{Path(options.mlx_path).expanduser()}.part")).is_dir():
+        from .destination import unfinished
+
+        if (part := unfinished(Path(options.mlx_path).expanduser().absolute())).is_dir():
             _print_line(f"interrupted; {part} is kept, the same command goes on with it")
         raise
 

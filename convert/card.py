@@ -1,7 +1,5 @@
 """The README.md of a converted folder: how it was made, and what became of the weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from .. import __version__

@@ -1,7 +1,5 @@
 """config.json of the output."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

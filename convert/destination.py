@@ -1,7 +1,5 @@
 """The folder that a conversion makes. It is written as NAME.part, which is renamed once it is whole."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The hub as a converter sees it: where a source came from, the hashes of its files, and the upload of a result."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -12,10 +10,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 def snapshot(folder: Path) -> tuple[str, str] | None:
     """Return (hub id, revision) of a folder in the hub's cache, None for any other folder."""
-    parts = folder.absolute().parts
-    if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith("models--"):
-        return None
-    return parts[-3].removeprefix("models--").replace("--", "/"), parts[-1]
+    match = re.search(r"/models--([^/]+)/snapshots/([^/]+)$", folder.absolute().as_posix())
+    return (match[1].replace("--", "/"), match[2]) if match else None
 
 
 def expected_sha256(file: Path) -> str | None:

@@ -1,8 +1,6 @@
 """A checkpoint's folder -> the weight of each parameter. Every tensor belongs to one, or is dropped on purpose."""
 
-from __future__ import annotations
-
-from collections import defaultdict
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -11,10 +9,10 @@ from typing import Any
 
 from mlx.utils import tree_flatten
 
+from ..checkpoint import parameters
 from ..checkpoint.config import ModelConfig, parse_config
 from ..checkpoint.folder import Tensor, read_configs, read_tensors
 from ..checkpoint.names import DROPPED, GLOBAL_SCALE, MODELOPT_EXPERT, is_vision
-from ..checkpoint.parameters import quantize_where_stored
 from ..errors import Mistake
 from ..mlx_backend.layers import Linear
 from ..mlx_backend.network import Network
@@ -47,7 +45,7 @@ def read_source(folder: Path, text_only: bool) -> Source:
     widths = {path: shapes[f"{path}.weight"][-1] for path in names if path in layers}
     experts = _modelopt_experts(tensors, shapes)
     stand_ins = {path: Tensor(path, folder / "experts", "F32", shapes[path], 0, 0) for path in experts}
-    quantize_where_stored(layers, model, tensors)
+    parameters.quantize_where_stored(layers, model, tensors)
     matched = match(network, tensors | stand_ins)
     for path, shape in shapes.items():
         weights[path] = experts.get(path) or _weight(path, shape, matched, layers.get(path.removesuffix(".weight")))
@@ -75,36 +73,24 @@ def _without_modelopt(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 def _modelopt_experts(tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Weight]:
     """Take the experts that are stored singly out of `tensors`. Mistake names what is missing or misshapen."""
-    stored: dict[tuple[str, int, str], dict[str, Tensor]] = defaultdict(dict)
-    for name in list(tensors):
-        if match := MODELOPT_EXPERT.fullmatch(name):
-            key = (match["experts"], int(match["expert"]), match["projection"])
-            stored[key][match["kind"]] = tensors.pop(name)
-    packed = {}
-    for experts in sorted({key[0] for key in stored}):
-        for fused, projections in (("gate_up_proj", ("gate", "up")), ("down_proj", ("down",))):
-            path = f"{experts}.{fused}.weight"
-            if path not in shapes:
-                raise Mistake(f"tensors {experts}.* are not part of this model")
-            count, out, width = shapes[path]
-            blocks = []
-            for expert, projection in product(range(count), projections):
-                parts, prefix = stored.pop((experts, expert, projection), {}), f"{experts}.{expert}.{projection}_proj"
-                blocks.append(_block(prefix, parts, out // len(projections), width))
-            packed[path] = Weight(shapes[path], NVFP4, tuple(blocks))
-    for experts, expert, projection in stored:
-        raise Mistake(f"tensors {experts}.{expert}.{projection}_proj.* are not part of this model")
-    return packed
-
-
-def _block(prefix: str, parts: Mapping[str, Tensor], rows: int, width: int) -> Block:
-    """Check the three tensors of one expert's projection."""
-    needed = {"weight": ("U8", (rows, width // 2)), "weight_scale": ("F8_E4M3", (rows, width // 16))}
-    for kind, (dtype, shape) in {**needed, GLOBAL_SCALE: ("F32", ())}.items():
-        if kind not in parts:
-            raise Mistake(f"tensor {prefix}.{kind} is missing from the checkpoint")
-        tensor = parts[kind]
-        scalar = kind == GLOBAL_SCALE and tensor.nbytes == 4  # [] and [1] are the same
-        if tensor.dtype != dtype or not (scalar or tensor.shape == shape):
-            raise Mistake(f"{tensor.where} is {tensor.dtype} {list(tensor.shape)}, need {dtype} {list(shape)}")
-    return Block(rows, parts["weight"], parts["weight_scale"], None, parts[GLOBAL_SCALE])
+    names = {name: match["experts"] for name in tensors if (match := MODELOPT_EXPERT.fullmatch(name))}
+    stored = {name: tensors.pop(name) for name in names}
+    expected, prefixes = {}, {}
+    for path, projections in product(sorted(set(names.values())), (("gate", "up"), ("down",))):
+        weight = f"{path}.{'_'.join(projections)}_proj.weight"
+        count, out, width = shapes.get(weight, (0, 0, 0))
+        rows = out // len(projections)
+        prefixes[weight] = [f"{path}.{i}.{name}_proj" for i, name in product(range(count), projections)]
+        for prefix in prefixes[weight]:
+            expected[f"{prefix}.weight"] = (rows, width // 2), ("U8",)
+            expected[f"{prefix}.weight_scale"] = (rows, width // 16), ("F8_E4M3",)
+            scalar = stored.get(f"{prefix}.{GLOBAL_SCALE}")  # [] and [1] are the same
+            expected[f"{prefix}.{GLOBAL_SCALE}"] = scalar.shape if scalar and scalar.nbytes == 4 else (), ("F32",)
+    parts = parameters.match(expected, stored)
+    experts = {}
+    for weight, singles in prefixes.items():
+        rows = math.prod(shapes[weight][:-1]) // len(singles)
+        kinds = ("weight", "weight_scale", None, GLOBAL_SCALE)
+        blocks = (Block(rows, *(parts.get(f"{single}.{kind}") for kind in kinds)) for single in singles)
+        experts[weight] = Weight(shapes[weight], NVFP4, tuple(blocks))
+    return experts

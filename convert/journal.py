@@ -4,15 +4,13 @@
 which tensor are written, with what checksum. A line is written once what it describes is on the disk.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from ..errors import Mistake
 
@@ -39,7 +37,7 @@ class Journal:
         self.hashed: set[str] = set()  # names of source files whose SHA-256 was right
         self._pending: set[int] = set()
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         self.file: BinaryIO = self.path.open("a+b")
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,12 +1,10 @@
 """What is to be written, from headers alone: every tensor, its file and its place in it, before a weight is read."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +129,12 @@ def plan(folder: Path, request: Request) -> Plan:
     source = read_source(folder, request.text_only)
     dtype = request.dtype or source.model.dtype
     if dtype not in FLOATS:
-        raise Mistake(f"config.json: dtype {dtype} is not one we write; give --dtype, one of {', '.join(FLOATS)}")
+        raise Mistake(f"config.json: dtype {dtype} cannot be written; give --dtype, one of {', '.join(FLOATS)}")
     layers, indivisible = _layers(source, request)
     jobs = []
     for path, weight in source.weights.items():
-        jobs += _jobs(path, weight, layers.get(path.removesuffix(".weight")), dtype)
-    if request.dequantize:
-        jobs = [_published(job) for job in jobs]
+        name = published_name(path) if request.dequantize else path
+        jobs += _jobs(name, weight, layers.get(path.removesuffix(".weight")), dtype)
     # The source is read from front to back.
     jobs.sort(key=lambda job: (job.weight.parts[0].file, job.weight.parts[0].start, job.path))
     config = hub_config(source.config, source.model, dtype)
@@ -191,12 +188,6 @@ def _outputs(path: str, shape: tuple[int, ...], quantization: Quantization | Non
 
 def _output(name: str, dtype: str, shape: tuple[int, ...]) -> Output:
     return Output(name, dtype, shape, math.prod(shape) * ITEM[dtype])
-
-
-def _published(job: Job) -> Job:
-    """Return the job under the published names."""
-    outputs = tuple(replace(output, name=published_name(output.name)) for output in job.outputs)
-    return replace(job, path=published_name(job.path), outputs=outputs)
 
 
 def _shards(jobs: list[Job]) -> tuple[tuple[Job, ...], ...]:

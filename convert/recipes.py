@@ -3,8 +3,6 @@
 A recipe sees names only; `plan` checks whether a group divides a layer's rows.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping

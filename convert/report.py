@@ -1,7 +1,5 @@
 """What a conversion tells: a table by class of weights, the memory that the model needs, and which Macs have it."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
@@ -33,10 +31,10 @@ class Line:
 
 def lines(plan: Plan, errors: Errors | None) -> list[Line]:
     """Return the table's lines; without `errors` the weights have not been read."""
-    classes: dict[str, list[tuple[int, Job]]] = defaultdict(list)
+    classes: dict[str, dict[int, Job]] = defaultdict(dict)
     for index, job in enumerate(plan.jobs):
-        classes[weight_class(job.path)].append((index, job))
-    return [_line(name, dict(classes[name]), errors) for name in CLASSES if name in classes]
+        classes[weight_class(job.path)][index] = job
+    return [_line(name, classes[name], errors) for name in CLASSES if name in classes]
 
 
 def _line(name: str, jobs: dict[int, Job], errors: Errors | None) -> Line:

@@ -4,13 +4,12 @@ A weight is plain, or in the groups of `mx.quantize`. NVIDIA stores experts sing
 what MLX calls nvfp4, times a float32 for each expert and projection.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import mlx.core as mx
 import numpy as np
@@ -119,7 +118,7 @@ class Weight:
     blocks: tuple[Block, ...]
 
     @classmethod
-    def plain(cls, tensor: Tensor) -> Weight:
+    def plain(cls, tensor: Tensor) -> Self:
         return cls(tensor.shape, None, (Block(row_count(tensor.shape), tensor),))
 
     @property
@@ -174,7 +173,7 @@ class Factors(Weight):
     """The global scales of a packed weight that is kept: a parameter of their own, [experts] or [experts, rows]."""
 
     @classmethod
-    def of(cls, packed: Weight) -> Factors:
+    def of(cls, packed: Weight) -> Self:
         experts, rows = packed.shape[:2]
         stored = sum(math.prod(block.factor.shape) for block in packed.blocks)
         # A factor a row where gate and up differ, otherwise a factor an expert.

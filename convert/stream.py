@@ -3,8 +3,6 @@
 Nothing larger than a piece is in memory.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import zlib

@@ -135,7 +135,7 @@ def baseline(backend: str) -> ModuleType:
 def _framework(backend: str) -> Iterator[None]:
     """Raise Mistake if there is no such backend, or if the import of its framework fails in the block."""
     if backend not in BACKENDS:
-        raise Mistake(f"backend {backend!r} is not one we have: need {' or '.join(BACKENDS)}")
+        raise Mistake(f"need backend {' or '.join(BACKENDS)}, got {backend!r}")
     try:
         yield
     except ImportError as error:

@@ -5,8 +5,6 @@ writes `per_layer_config` instead. A setting that is not supported is a Mistake 
 wrong answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -162,11 +160,9 @@ def _quantization(config: Mapping[str, Any]) -> tuple[Quantization | None, dict[
     if stored is None:
         return None, {}
     if "quant_method" in stored:
-        first = "it" if stored["quant_method"] == "modelopt" else "the original checkpoint"
-        raise Mistake(
-            f"config.json: weights quantized by {stored['quant_method']!r} cannot be loaded; "
-            f"convert {first} with `python -m mlx_dgemma.convert`"
-        )
+        method = stored["quant_method"]
+        advice = f"convert {'it' if method == 'modelopt' else 'the original'} with `python -m mlx_dgemma.convert`"
+        raise Mistake(f"config.json: weights quantized by {method!r} cannot be loaded; {advice}")
     layers = {path: entry for path, entry in stored.items() if isinstance(entry, dict) or entry is False}
     whole = {name: value for name, value in stored.items() if name not in layers}
     default = _quantization_entry("the whole model", whole)
@@ -190,9 +186,7 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
     """Read the two files' contents. Mistake names what is missing, wrong or not supported."""
     model_type = config.get("model_type") if isinstance(config, Mapping) else None
     if model_type != MODEL_TYPE:
-        raise Mistake(
-            f"config.json: need model_type {MODEL_TYPE!r}, got {model_type!r}: this program runs DiffusionGemma only"
-        )
+        raise Mistake(f"config.json: need a DiffusionGemma, model_type {MODEL_TYPE!r}, got {model_type!r}")
     text = config.get("text_config")
     if not isinstance(text, Mapping):
         raise Mistake("config.json: text_config is missing")

@@ -3,8 +3,6 @@
 A safetensors file is eight bytes of header length, a JSON header, then the tensors' bytes.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import struct

@@ -1,7 +1,6 @@
 """Hub ids: finding a repository in the local cache, fetching it, and reading its headers before it is fetched."""
 
-from __future__ import annotations
-
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -88,24 +87,19 @@ def outline(hub_id: str) -> Iterator[Path]:
     """Make a temporary folder like the repository's, whose weights are holes. It fetches the JSON files and some
     kilobytes of each shard."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import NotASafetensorsRepoError
 
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        try:
-            with _hub_errors(hub_id):
-                fetched = Path(snapshot_download(hub_id, allow_patterns=CONFIGS))
-                shards = HfApi().get_safetensors_metadata(hub_id).files_metadata
-        except NotASafetensorsRepoError:
-            raise NotFound(f"{hub_id} has no weights: need model.safetensors, or shards and {INDEX}") from None
+        with _hub_errors(hub_id):
+            fetched = Path(snapshot_download(hub_id, allow_patterns=CONFIGS))
+            shards = HfApi().get_safetensors_metadata(hub_id).files_metadata
         for file in filter(Path.is_file, map(fetched.joinpath, CONFIGS)):
             shutil.copy(file, folder)
         for file_name, shard in shards.items():
             end = max((tensor.data_offsets[1] for tensor in shard.tensors.values()), default=0)
             start = file_start({name: (t.dtype, t.shape, t.data_offsets) for name, t in shard.tensors.items()})
-            with (folder / file_name).open("wb") as file:
-                file.write(start)
-                file.truncate(len(start) + end)
+            (folder / file_name).write_bytes(start)
+            os.truncate(folder / file_name, len(start) + end)
         yield folder
 
 
@@ -113,10 +107,12 @@ def outline(hub_id: str) -> Iterator[Path]:
 def _hub_errors(hub_id: str) -> Iterator[None]:
     """Turn the errors of a request to the hub into NotFound, one line that says what to do."""
     from huggingface_hub import is_offline_mode
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, NotASafetensorsRepoError
 
     try:
         yield
+    except NotASafetensorsRepoError:
+        raise NotFound(f"{hub_id} has no weights: need model.safetensors, or shards and {INDEX}") from None
     except (HTTPError, OSError) as error:  # offline mode is one of the latter
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         unreachable = "the hub cannot be reached" + " (offline mode is set)" * is_offline_mode()

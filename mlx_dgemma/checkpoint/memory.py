@@ -1,7 +1,5 @@
 """Memory and disk: what this process may take, what it has taken, whether a checkpoint fits. All sizes are bytes."""
 
-from __future__ import annotations
-
 import resource
 import shutil
 import sys

@@ -4,8 +4,6 @@ The network's names are the published ones with one exception, which mlx-communi
 experts are layers with a `.weight`, so that scales can stand beside it.
 """
 
-from __future__ import annotations
-
 import re
 
 # For image input. Converted folders keep these tensors; the text model leaves them out and never reads them.

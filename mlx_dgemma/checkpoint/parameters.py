@@ -3,8 +3,6 @@
 The networks of both backends carry the checkpoint's names, so this knows no framework.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Protocol
 

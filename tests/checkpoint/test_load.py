@@ -43,8 +43,8 @@ def test_dtypes(tmp_path, dtype):
     model, _, _ = load(write(tmp_path), dtype=dtype)
     canvas = np.arange(16, dtype=np.int32)
     cache = model.new_cache()
-    [found] = model.denoise([Row(canvas, cache, 1.0, np.zeros(16, np.float32), pending=Text([3, 4]))])
-    assert np.isfinite(found.entropy).all()
+    [prediction] = model.denoise([Row(canvas, cache, 1.0, np.zeros(16, np.float32), pending=Text([3, 4]))])
+    assert np.isfinite(prediction.entropy).all()
     assert cache.layers[0].keys.dtype == getattr(mx, dtype)
     exact = logits(load(tmp_path, dtype="float32")[0])
     # The median: where two experts score alike, a rounding may send a token elsewhere.
@@ -62,8 +62,8 @@ def test_quantized_folders_say_what_their_dequantized_weights_say(tmp_path, defa
     folder, plain, shape = quantized(tmp_path / "quantized", default=default)
     dequantized = {**tensors(**shape), **{name: np.array(array) for name, array in plain.items()}}
     expected = logits(load(write(tmp_path / "plain", dequantized, **shape))[0])
-    found = logits(load(folder)[0])
-    assert np.abs(found - expected).max() < 1e-3
+    result = logits(load(folder)[0])
+    assert np.abs(result - expected).max() < 1e-3
 
 
 def test_no_such_folder(tmp_path):

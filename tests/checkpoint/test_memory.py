@@ -22,10 +22,10 @@ def measured(*arguments: str) -> dict[str, int]:
 
 
 def test_a_step_over_the_real_vocabulary():
-    found = measured("step", "--hidden", "64")
-    assert max(found["grown"], found["allocated"]) < 120e6  # the logits alone would be 268
+    result = measured("step", "--hidden", "64")
+    assert max(result["grown"], result["allocated"]) < 120e6  # the logits alone would be 268
 
 
 def test_a_long_prompt_costs_its_kv_and_a_tile_of_scores():
-    found = measured("long", "--tokens", "20000", "--head-dim", "16")
-    assert found["grown"] < found["kv"] + 160e6
+    result = measured("long", "--tokens", "20000", "--head-dim", "16")
+    assert result["grown"] < result["kv"] + 160e6

@@ -78,12 +78,12 @@ def test_both_layouts(tmp_path, capsys, monkeypatch, layout, flags):
 
 def kinds(folder):
     """class -> the bits its layers have."""
-    config, found = parsed(folder), {}
+    config, result = parsed(folder), {}
     layers = [name for name in arrays(folder) if name.endswith("proj.weight") and "vision" not in name]
     for path in (name.removesuffix(".weight") for name in layers):
         q = config.quantized_paths.get(path, config.quantization)
-        found.setdefault(path.split(".")[-2], set()).add((q.bits, q.group_size) if q else None)
-    return found
+        result.setdefault(path.split(".")[-2], set()).add((q.bits, q.group_size) if q else None)
+    return result
 
 
 def test_recipes(tmp_path, capsys):
@@ -95,8 +95,8 @@ def test_recipes(tmp_path, capsys):
         "experts": {(4, 32)}, "self_attn": {None}, "mlp": {None}, "router": {None}, "self_conditioning": {None},
     }  # fmt: skip
     file = tmp_path / "own.json"
-    own = {"*.layers.0.experts.*": 8, "*.experts.down_proj": {"bits": 6, "group_size": 32}, "*.self_attn.*": False}
-    file.write_text(json.dumps(own | {"*.router.proj": {"mode": "mxfp8"}}))
+    custom = {"*.layers.0.experts.*": 8, "*.experts.down_proj": {"bits": 6, "group_size": 32}, "*.self_attn.*": False}
+    file.write_text(json.dumps(custom | {"*.router.proj": {"mode": "mxfp8"}}))
     converted(capsys, original, tmp_path / "own", "-q", "--quant-predicate", file)
     assert kinds(tmp_path / "own") == {
         "experts": {(8, 64), (6, 32), (4, 64)}, "self_attn": {None}, "mlp": {(4, 64)}, "router": {(8, 32)},
@@ -148,11 +148,11 @@ def test_sizes_of_the_published_model(tmp_path, capsys, flags, expected):
     """As mlx-community's; planned, no weight is read. Of the published tensors, vision is not here: 1.146 GB."""
     argv = ["--hf-path", checkpoints.published(tmp_path), "--mlx-path", tmp_path / "made", "--dry-run", "--json"]
     code, out, _ = conversions.run(capsys, *argv, *flags)
-    told = json.loads(out)
+    report = json.loads(out)
     assert code == 0 and not (tmp_path / "made").exists()
-    assert abs((told["bytes"] + 1_145_577_216) / 1e9 / expected - 1) < 1e-3
+    assert abs((report["bytes"] + 1_145_577_216) / 1e9 / expected - 1) < 1e-3
     if flags == ["-q"]:
-        assert told["macs"][0] == 24 and abs(told["text_bytes"] / 15.40e9 - 1) < 1e-3
+        assert report["macs"][0] == 24 and abs(report["text_bytes"] / 15.40e9 - 1) < 1e-3
 
 
 def test_hub_layout_says_what_the_source_leaves_to_defaults():

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not PYTHON, reason="MLX_VLM_PYTHON does not name
 BOUND = 1e-3  # of logits, in float32
 
 
-def theirs(*argv) -> None:
+def mlx_vlm(*argv) -> None:
     script = Path(__file__).parents[1] / "measure" / "mlx_vlm_side.py"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "LD_PRELOAD"))}
     done = subprocess.run([PYTHON, str(script), *map(str, argv)], capture_output=True, text=True, env=clean)
@@ -29,7 +29,7 @@ def theirs(*argv) -> None:
 
 
 def their_logits(folder, tmp_path):
-    theirs("logits", folder, tmp_path / "logits.npy")
+    mlx_vlm("logits", folder, tmp_path / "logits.npy")
     return np.load(tmp_path / "logits.npy")
 
 
@@ -44,26 +44,26 @@ def their_logits(folder, tmp_path):
 )  # fmt: skip
 def test_ours_there(tmp_path, capsys, flags):
     converted(capsys, checkpoints.TINY, tmp_path / "made", *flags)
-    found = their_logits(tmp_path / "made", tmp_path)
-    assert np.abs(found - logits(loaded(tmp_path / "made"))).max() < BOUND
+    result = their_logits(tmp_path / "made", tmp_path)
+    assert np.abs(result - logits(loaded(tmp_path / "made"))).max() < BOUND
 
 
 def test_ours_of_modelopt_there(tmp_path, capsys):
     modelopt(tmp_path / "nvidia")
     converted(capsys, tmp_path / "nvidia", tmp_path / "made", "--text-only")
-    found = their_logits(tmp_path / "made", tmp_path)
-    assert np.abs(found - logits(loaded(tmp_path / "made"))).max() < BOUND
+    result = their_logits(tmp_path / "made", tmp_path)
+    assert np.abs(result - logits(loaded(tmp_path / "made"))).max() < BOUND
 
 
 @pytest.mark.parametrize(("mode", "bits"), [("affine", 4), ("affine", 8), ("mxfp4", 4), ("nvfp4", 4), ("mxfp8", 8)])
 def test_theirs_here(tmp_path, capsys, mode, bits):
     """Theirs do not read the layout of transformers 5.23: ours turns the embedded model's into the hub's first."""
     converted(capsys, checkpoints.TINY, tmp_path / "plain")
-    theirs("convert", tmp_path / "plain", tmp_path / "made", mode, bits)
-    found = their_logits(tmp_path / "made", tmp_path)
-    assert np.abs(found - logits(loaded(tmp_path / "made"))).max() < BOUND
+    mlx_vlm("convert", tmp_path / "plain", tmp_path / "made", mode, bits)
+    result = their_logits(tmp_path / "made", tmp_path)
+    assert np.abs(result - logits(loaded(tmp_path / "made"))).max() < BOUND
     flags = ["-q", "--q-mode", mode, "--q-bits", bits]
     converted(capsys, checkpoints.TINY, tmp_path / "ours", *flags)
-    assert np.abs(found - logits(loaded(tmp_path / "ours"))).max() < BOUND
+    assert np.abs(result - logits(loaded(tmp_path / "ours"))).max() < BOUND
     converted(capsys, tmp_path / "made", tmp_path / "back", "-d")
     loaded(tmp_path / "back")

@@ -49,11 +49,11 @@ def test_the_table_and_the_card(tmp_path, capsys):
 
 def test_relative_errors_are_those_of_the_weights(tmp_path, capsys):
     _, out, _ = run(capsys, "--hf-path", checkpoints.TINY, "--mlx-path", tmp_path / "made", "-q", "--json")
-    found = {line["name"]: line["relative_error"] for line in json.loads(out)["classes"]}
+    errors = {line["name"]: line["relative_error"] for line in json.loads(out)["classes"]}
     whole = mx.load(str(checkpoints.TINY / "model.safetensors"))["model.decoder.embed_tokens.weight"]
     again = mx.dequantize(*mx.quantize(whole, group_size=64, bits=8), group_size=64, bits=8)
     exact = (mx.square(whole - again).sum() / mx.square(whole).sum()).sqrt().item()
-    assert abs(found["embedding"] / exact - 1) < 0.1 and found["vision"] == 0
+    assert abs(errors["embedding"] / exact - 1) < 0.1 and errors["vision"] == 0
 
 
 def test_macs():

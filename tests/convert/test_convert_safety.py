@@ -1,4 +1,4 @@
-"""A conversion that is broken off is gone on with; nothing that is wrong is written; what is written is looked at."""
+"""A conversion that is broken off is gone on with; nothing that is wrong is written; what is written is read again."""
 
 from __future__ import annotations
 
@@ -191,8 +191,8 @@ def test_broken_off_and_gone_on_with(tmp_path, capsys, monkeypatch, small_steps,
     assert run(capsys, *argv, "--mlx-path", whole)[0] == 0
     with monkeypatch.context() as patch:
         broken_off(patch, error, 200)
-        found, out, lines = run(capsys, *argv, "--mlx-path", made)
-        assert (found, out, len(lines)) == (code, "", 1)
+        exit_code, out, lines = run(capsys, *argv, "--mlx-path", made)
+        assert (exit_code, out, len(lines)) == (code, "", 1)
         for word in ("made.part", *words):
             assert word in lines[0]
     assert not made.exists()
@@ -228,7 +228,7 @@ def killed(argv, after):
 
 
 def test_killed_at_random_moments(tmp_path, capsys):
-    """KILLS of them; how long a run takes is found out first. Each goes on where the last one was killed."""
+    """KILLS of them; how long a run takes is measured first. Each goes on where the last one was killed."""
     kills, seed = int(os.environ.get("KILLS", "3")), int(os.environ.get("SEED", "0"))
     original = source(tmp_path / "source", moe_intermediate_size=128, num_experts=32, vocab_size=4096)
     made, whole = tmp_path / "a" / "made", tmp_path / "b" / "made"
@@ -289,7 +289,7 @@ def test_a_journal_that_was_torn(tmp_path, capsys, monkeypatch, small_steps):
 
 
 def test_what_the_disk_does_not_hold(tmp_path, capsys, monkeypatch):
-    """A flipped bit in what was written is found, named, and made again."""
+    """A flipped bit in what was written is noticed, named, and made again."""
     original, made = source(tmp_path / "source"), tmp_path / "made"
     real = stream.verify
 

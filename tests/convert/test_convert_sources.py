@@ -31,13 +31,13 @@ from mlx_dgemma.convert import stream
 
 def dequantized(folder, dtype):
     """path -> weight, as a network of `dtype` computes with it."""
-    found, config = arrays(folder), parsed(folder)
+    stored, config = arrays(folder), parsed(folder)
     made = {}
-    for name, array in found.items():
+    for name, array in stored.items():
         layer = name.removesuffix(".weight")
         q = (config.quantized_paths or {}).get(layer, config.quantization)
-        if name.endswith(".weight") and f"{layer}.scales" in found:
-            rest = [found[f"{layer}.{kind}"] for kind in ("scales", "biases") if f"{layer}.{kind}" in found]
+        if name.endswith(".weight") and f"{layer}.scales" in stored:
+            rest = [stored[f"{layer}.{kind}"] for kind in ("scales", "biases") if f"{layer}.{kind}" in stored]
             if q.mode == "affine":
                 rest = [part.astype(dtype) for part in rest]
             array = mx.dequantize(array, *rest, group_size=q.group_size, bits=q.bits, mode=q.mode)
@@ -55,8 +55,8 @@ def test_back_to_plain_weights(tmp_path, capsys, monkeypatch, mode, dtype):
     converted(capsys, original, small, "-q", "--q-mode", mode, "--quant-predicate", "uniform")
     converted(capsys, small, back, "-d")
     assert set(arrays(back)) == set(arrays(original))
-    expected, found = dequantized(small, getattr(mx, dtype)), arrays(back)
-    for name, array in found.items():
+    expected, stored = dequantized(small, getattr(mx, dtype)), arrays(back)
+    for name, array in stored.items():
         assert same(array, expected[parameter_name(name)]), name
     config = json.loads((back / "config.json").read_text())
     assert "quantization" not in config and "quantization_config" not in config and config["dtype"] == dtype
@@ -93,8 +93,10 @@ def test_kept_as_it_is(tmp_path, capsys):
     converted(capsys, small, tmp_path / "again", "-q")
     expected = contents(small)
     for folder in (copy, tmp_path / "again"):
-        found = contents(folder)
-        assert {n: found[n] for n in found if n != "README.md"} == {n: expected[n] for n in found if n != "README.md"}
+        stored = contents(folder)
+        assert {n: stored[n] for n in stored if n != "README.md"} == {
+            n: expected[n] for n in stored if n != "README.md"
+        }
     converted(capsys, small, tmp_path / "half", "--dtype", "float16")
     assert arrays(tmp_path / "half")["model.decoder.embed_tokens.scales"].dtype == mx.float16
     loaded(tmp_path / "half")
@@ -141,9 +143,9 @@ def test_modelopt(tmp_path, capsys, monkeypatch, layout):
     assert "dropped: model.decoder.layers.*.experts.*.gate_proj.input_scale (32 of them)" in "\n".join(lines)
     config = parsed(made)
     assert config.quantized_paths["model.decoder.layers.0.self_attn.q_proj"] is None
-    found = arrays(made)
-    assert found["model.decoder.layers.0.experts.gate_up_proj.weight_scale_2"].shape == (8, 128)
-    assert found["model.decoder.layers.0.experts.down_proj.weight_scale_2"].shape == (8,)
+    stored = arrays(made)
+    assert stored["model.decoder.layers.0.experts.gate_up_proj.weight_scale_2"].shape == (8, 128)
+    assert stored["model.decoder.layers.0.experts.down_proj.weight_scale_2"].shape == (8,)
     plain = checkpoints.config(**WIDE)
     expected = logits(loaded(checkpoints.write(tmp_path / "plain", plain, exact)))
     assert np.abs(logits(loaded(made)) - expected).max() < 1e-4
@@ -182,9 +184,9 @@ def test_modelopt_that_is_not_whole(tmp_path, capsys):
 def test_told_as_json(tmp_path, capsys):
     modelopt(tmp_path / "nvidia")
     code, out, _ = run(capsys, "--hf-path", tmp_path / "nvidia", "--mlx-path", tmp_path / "made", "--json", "-q")
-    told = json.loads(out)
-    assert code == 0 and len(told["dropped"]) == 4 * 8 * 3 and told["destination"] == str(tmp_path / "made")
-    by_class = {line["name"]: line for line in told["classes"]}
+    report = json.loads(out)
+    assert code == 0 and len(report["dropped"]) == 4 * 8 * 3 and report["destination"] == str(tmp_path / "made")
+    by_class = {line["name"]: line for line in report["classes"]}
     assert 0.05 < by_class["experts"]["relative_error"] < 0.15 and by_class["norms and scalars"]["relative_error"] == 0
-    assert told["bytes"] == sum(line["nbytes"] for line in told["classes"])
+    assert report["bytes"] == sum(line["nbytes"] for line in report["classes"])
     assert conversions.parsed(tmp_path / "made").quantization.bits == 4

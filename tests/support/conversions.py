@@ -100,29 +100,29 @@ def loaded(folder, dtype=None):
     return load_model(folder, config, "mlx", dtype or config.dtype)
 
 
-def same(one, other):
-    assert one.dtype == other.dtype and one.shape == other.shape, (one.dtype, one.shape, other.dtype, other.shape)
-    return mx.array_equal(one, other).item()
+def same(a, b):
+    assert a.dtype == b.dtype and a.shape == b.shape, (a.dtype, a.shape, b.dtype, b.shape)
+    return mx.array_equal(a, b).item()
 
 
 def check(folder, original, dtype, *, quantized):
     """Every tensor is what the source's, cast, quantizes to as a whole; vision is as it was; and the folder loads."""
-    found, config = arrays(folder), parsed(folder)
+    remaining, config = arrays(folder), parsed(folder)
     for name, array in arrays(original).items():
         path = parameter_name(name)
-        weight, layer = found.pop(path), path.removesuffix(".weight")
+        weight, layer = remaining.pop(path), path.removesuffix(".weight")
         if is_vision(name):
             assert same(weight, array)
-        elif f"{layer}.scales" in found:
+        elif f"{layer}.scales" in remaining:
             q = config.quantized_paths.get(layer, config.quantization)
             expected = mx.quantize(array.astype(dtype), group_size=q.group_size, bits=q.bits, mode=q.mode)
-            stored = [weight, found.pop(f"{layer}.scales")]
-            stored += [found.pop(f"{layer}.biases")] if q.mode == "affine" else []
+            stored = [weight, remaining.pop(f"{layer}.scales")]
+            stored += [remaining.pop(f"{layer}.biases")] if q.mode == "affine" else []
             assert all(same(a, b) for a, b in zip(stored, expected, strict=True)), name
         else:
             assert not quantized or array.ndim == 1 or config.quantized_paths[layer] is None, name
             assert same(weight, array.astype(dtype)), name
-    assert not found
+    assert not remaining
     return loaded(folder)
 
 
