@@ -10,7 +10,7 @@ from typing import Any
 
 from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
-from ..terminal.command import read_file
+from ..terminal.command import read
 
 VERSION = 1
 KEY = "mlx_dgemma_benchmark"  # whose value is the version
@@ -21,7 +21,7 @@ Figure = tuple[str, str, Callable[[Any], str]]  # title of its row, where it is 
 
 def read_report(path: Path) -> Report:
     """Raises Mistake if it is no report, or one of another version."""
-    text = read_file(path)
+    text = read(str(path))
     try:
         report = json.loads(text)
     except ValueError as error:
