@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .. import __version__
+from ..version import __version__
 from . import report
 from .hub import snapshot
 from .journal import Errors

@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib
 
 from .load import load  # at once, or the module of the same name would stand in its place
+from .version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["Ask", "Conversation", "Row", "Sampling", "load", "stream_generate"]
+__all__ = ["Ask", "Conversation", "Row", "Sampling", "__version__", "load", "stream_generate"]
 
 _HOME = {
     "Ask": "writing.ask",

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from .. import __version__
+from ..version import __version__
 
 QUERY = ("name", "driver_version", "power.draw", "power.limit", "temperature.gpu", "clocks.sm", "clocks.mem",
          "clocks_event_reasons.active")  # fmt: skip

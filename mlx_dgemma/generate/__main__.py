@@ -46,7 +46,7 @@ def generate(options: argparse.Namespace) -> int:
     check_ask(options)
     if options.raw and (options.system is not None or options.thinking or options.special_tokens):
         raise Mistake("--raw has no turns: leave out --system, --thinking and --special-tokens, or --raw")
-    form, prompt = read_form(options), read_prompt(options.prompt, raw=options.raw)
+    form, prompt = read_form(options, options.max_tokens), read_prompt(options.prompt, raw=options.raw)
     model, tokenizer, ask = open_model(NAME, options)
     tokens = encode_prompt(tokenizer, options, prompt)
     if form and form.choices:

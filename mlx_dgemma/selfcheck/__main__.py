@@ -27,7 +27,7 @@ def machine() -> dict[str, Any]:
     import mlx.core as mx
     import psutil
 
-    from .. import __version__
+    from ..version import __version__
     from .parts import device
 
     return {

@@ -15,6 +15,7 @@ from ..seam.model import DiffusionModel
 from ..tokens.tokenizer import Tokenizer
 
 INCOMPLETE = 3  # exit code: no text of the form asked for
+LONGEST = 256  # bytes of a token, at most
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,10 @@ class Form:
     choices: tuple[str, ...] = ()
 
     def language(self, model: DiffusionModel, tokenizer: Tokenizer) -> Language:
-        return Language(model, Vocabulary(tokenizer, model.facts.vocab_size), self.automaton)
+        vocabulary = Vocabulary(tokenizer, model.facts.vocab_size)
+        if vocabulary.longest > LONGEST:
+            raise Mistake(f"this tokenizer has a token of {vocabulary.longest} bytes, and a form takes {LONGEST} at most")
+        return Language(model, vocabulary, self.automaton)
 
     def slots(self, text: str) -> dict[str, dict[str, str]]:
         """Returns a template's slots, for --json."""
@@ -40,8 +44,11 @@ def add_form(parser: argparse.ArgumentParser) -> None:
     add("--choices", metavar="A,B,…", help="answer with one of these; with --json, how probable each is")
 
 
-def read_form(options: argparse.Namespace) -> Form | None:
-    """Returns the form that is asked for. Mistake where there are several, or it cannot be held. Loads nothing."""
+def read_form(options: argparse.Namespace, max_tokens: int | None = None) -> Form | None:
+    """Returns the form that is asked for. Mistake where there are several, or it cannot be held. Loads nothing.
+
+    A length limit of a schema that no text of `max_tokens` can reach costs nothing.
+    """
     given = {"--json-schema": options.json_schema, "--template": options.template, "--choices": options.choices}
     flags = [flag for flag, value in given.items() if value is not None]
     if not flags:
@@ -53,7 +60,7 @@ def read_form(options: argparse.Namespace) -> Form | None:
     if options.mode == "auto":
         raise Mistake(f"--mode auto does not go with {flags[0]}: leave it out, or give --mode ar")
     if options.json_schema is not None:
-        return Form(flags[0], automaton=_schema(options.json_schema))
+        return Form(flags[0], automaton=_schema(options.json_schema, max_tokens and max_tokens * LONGEST))
     if options.template is not None:
         return Form(flags[0], build_automaton(template.template(options.template)), options.template)
     if wrong := [f"--{name}" for name in ("watch", "verify") if vars(options)[name]]:
@@ -63,9 +70,9 @@ def read_form(options: argparse.Namespace) -> Form | None:
     return Form(flags[0], choices=tuple(choices.read(options.choices)))
 
 
-def _schema(path: str) -> Automaton:
+def _schema(path: str, reach: int | None) -> Automaton:
     document = schema.read(path)
     try:
-        return schema.language(document)
+        return schema.language(document, reach=reach)
     except Mistake as mistake:
         raise Mistake(f"{path}: {mistake}") from None
