@@ -28,7 +28,7 @@ class Form:
     def language(self, model: DiffusionModel, tokenizer: Tokenizer) -> Language:
         vocabulary = Vocabulary(tokenizer, model.facts.vocab_size)
         if vocabulary.longest > LONGEST:
-            raise Mistake(f"this tokenizer has a token of {vocabulary.longest} bytes, and a form takes {LONGEST} at most")
+            raise Mistake(f"this tokenizer has a token of {vocabulary.longest} bytes; a form takes {LONGEST} at most")
         return Language(model, vocabulary, self.automaton)
 
     def slots(self, text: str) -> dict[str, dict[str, str]]:
