@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,9 +23,6 @@ from ..writing.answer import Answer
 from ..writing.ask import Ask
 from ..writing.diffuse import diffuse
 from .tasks import LEARNT, made
-
-if TYPE_CHECKING:
-    from ..mlx_backend.baseline import Baseline
 
 KINDS = {  # name -> prompt, for a model that knows more than the tasks
     "json": "Answer with JSON only, with the keys name, age, job and city: Ivan, a clerk from Kyiv, is 43 years old.",
@@ -48,6 +45,14 @@ class Prompt:
 
     def solved(self, text: str) -> bool | None:
         return None if self.right is None else text == self.right
+
+
+class Baseline(Protocol):
+    """Another model with its library, as `baseline.Baseline` of a backend is."""
+
+    def prompt_tokens(self, messages: Sequence[dict[str, str]], thinking: bool) -> list[int]: ...
+    def write(self, tokens: Sequence[int], max_tokens: int, seed: int) -> Iterator[int]: ...
+    def text(self, tokens: Sequence[int]) -> str: ...
 
 
 Run = dict[str, Any]
