@@ -47,6 +47,14 @@ class Prompt:
         return None if self.right is None else text == self.right
 
 
+class Baseline(Protocol):
+    """Another model with its library, as `baseline.Baseline` of a backend is."""
+
+    def prompt_tokens(self, messages: Sequence[dict[str, str]], thinking: bool) -> list[int]: ...
+    def write(self, tokens: Sequence[int], max_tokens: int, seed: int) -> Iterator[int]: ...
+    def text(self, tokens: Sequence[int]) -> str: ...
+
+
 Run = dict[str, Any]
 Writer = Callable[[Prompt, int], Run]  # a prompt and a seed -> a run
 
