@@ -192,11 +192,9 @@ def _output(name: str, dtype: str, shape: tuple[int, ...]) -> Output:
 
 def _shards(jobs: list[Job]) -> tuple[tuple[Job, ...], ...]:
     """Divide the jobs into files of at most SHARD bytes."""
-    shards, size = [[]], 0
+    shards: list[list[Job]] = [[]]
     for job in jobs:
-        if shards[-1] and size + job.nbytes > SHARD:
+        if shards[-1] and sum(other.nbytes for other in shards[-1]) + job.nbytes > SHARD:
             shards.append([])
-            size = 0
         shards[-1].append(job)
-        size += job.nbytes
     return tuple(map(tuple, shards))
