@@ -20,7 +20,7 @@ Errors = dict[int, tuple[float, float]]  # job -> sums of squares over sampled r
 
 @dataclass
 class Progress:
-    """How far one job has come."""
+    """How far a job has come."""
 
     rows: int = 0  # written
     sums: tuple[int, ...] = (0, 0, 0)  # CRC-32 of what is written of each output

@@ -28,7 +28,7 @@ DEFAULT_ROPE = {  # transformers: DiffusionGemmaTextConfig
 
 @dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-    """One layer's attention."""
+    """A layer's attention."""
 
     sliding: bool
     head_dim: int
