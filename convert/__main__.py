@@ -48,12 +48,8 @@ def parser() -> Parser:
 
 
 def _quantization_flags(options: argparse.Namespace) -> dict[str, int | str | None]:
-    return {
-        "--q-bits": options.q_bits,
-        "--q-group-size": options.q_group_size,
-        "--q-mode": options.q_mode,
-        "--quant-predicate": options.quant_predicate,
-    }
+    values = {"--q-bits": options.q_bits, "--q-group-size": options.q_group_size, "--q-mode": options.q_mode}
+    return values | {"--quant-predicate": options.quant_predicate}
 
 
 def _request(options: argparse.Namespace) -> Request:

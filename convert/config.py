@@ -35,7 +35,7 @@ def hub_config(stored: Mapping[str, Any], config: ModelConfig, dtype: str) -> di
 
 
 def _text_config(stored: Mapping[str, Any], config: ModelConfig, dtype: str) -> dict[str, Any]:
-    full = next(layer for layer in config.layers if not layer.sliding)  # there is one: the last layer is full
+    full = next(layer for layer in config.layers if not layer.sliding)  # the last layer is full
     sliding = next((layer for layer in config.layers if layer.sliding), full)
     ropes = stored.get("rope_parameters") or {}
     return {name: value for name, value in stored.items() if name not in ("per_layer_config", "torch_dtype")} | {

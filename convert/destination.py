@@ -15,7 +15,7 @@ from .journal import NAME as JOURNAL
 from .journal import Errors, Journal
 from .plan import Plan
 
-# What goes along from the source as it is.
+# Copied from the source as they are.
 COPIED = (
     "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.*",
     "generation_config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",

@@ -20,7 +20,7 @@ Errors = dict[int, tuple[float, float]]  # job -> sums of squares over sampled r
 
 @dataclass
 class Progress:
-    """How far one job has come."""
+    """How far a job has come."""
 
     rows: int = 0  # written
     sums: tuple[int, ...] = (0, 0, 0)  # CRC-32 of what is written of each output
@@ -62,10 +62,8 @@ class Journal:
             return
         head, *entries = map(json.loads, lines)
         if head.get("fingerprint") != self.head["fingerprint"]:
-            raise Mistake(
-                f"{self.path.parent} is left from another conversion ({head.get('made')}), or its source has changed; "
-                "finish that one with its own options, or remove the folder"
-            )
+            left = f"{self.path.parent} is left from another conversion ({head.get('made')}), or its source has changed"
+            raise Mistake(f"{left}; finish that conversion with its options, or remove the folder")
         for entry in entries:
             if "hashed" in entry:
                 self.hashed.add(entry["hashed"])

@@ -1,4 +1,4 @@
-"""What is to be written, from headers alone: every tensor, its file and its place in it, before a weight is read."""
+"""The plan of a conversion, from headers alone: every tensor to be written, how it is made, and its file."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ SHARD = 5_000_000_000  # bytes that a file of weights may have
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for. Without `recipe` every layer stays as it is."""
+    """The user's request. Without `recipe` every layer stays as it is."""
 
     recipe: Callable[[list[str]], Recipe] | None = None  # from the paths of all layers that can be quantized
     default: Quantization | None = None  # of layers that config.json does not name; None: the source's
@@ -192,11 +192,9 @@ def _output(name: str, dtype: str, shape: tuple[int, ...]) -> Output:
 
 def _shards(jobs: list[Job]) -> tuple[tuple[Job, ...], ...]:
     """Divide the jobs into files of at most SHARD bytes."""
-    shards, size = [[]], 0
+    shards: list[list[Job]] = [[]]
     for job in jobs:
-        if shards[-1] and size + job.nbytes > SHARD:
+        if shards[-1] and sum(other.nbytes for other in shards[-1]) + job.nbytes > SHARD:
             shards.append([])
-            size = 0
         shards[-1].append(job)
-        size += job.nbytes
     return tuple(map(tuple, shards))

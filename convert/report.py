@@ -1,4 +1,4 @@
-"""What a conversion tells: a table by class of weights, the memory that the model needs, and which Macs have it."""
+"""The report of a conversion: a table by class of weights, the memory that the model needs, and which Macs have it."""
 
 import math
 from collections import Counter, defaultdict

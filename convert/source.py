@@ -170,7 +170,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Factors(Weight):
-    """The global scales of a packed weight that is kept: a parameter of their own, [experts] or [experts, rows]."""
+    """The global scales of a packed weight that is kept: a separate parameter, [experts] or [experts, rows]."""
 
     @classmethod
     def of(cls, packed: Weight) -> Self:

@@ -28,7 +28,7 @@ DEFAULT_ROPE = {  # transformers: DiffusionGemmaTextConfig
 
 @dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-    """One layer's attention."""
+    """A layer's attention."""
 
     sliding: bool
     head_dim: int
@@ -125,17 +125,20 @@ def _heads(text: Mapping[str, Any], types: list[str]) -> Mapping[str, Mapping[st
 
 
 def _layers(text: Mapping[str, Any]) -> tuple[LayerConfig, ...]:
-    types = _layer_types(text)
+    types, heads = _layer_types(text), _take(text, "num_attention_heads", int)
     overrides, ropes = _heads(text, types), text.get("rope_parameters") or DEFAULT_ROPE
     layers = []
     for index, kind in enumerate(types):
         entry = {**text, **overrides.get(str(index), {})}
-        head_dim, rope = _take(entry, "head_dim", int), ropes.get(kind) or DEFAULT_ROPE[kind]
+        head_dim, count = _take(entry, "head_dim", int), _take(entry, "num_key_value_heads", int)
+        if heads % count:
+            raise Mistake(f"config.json: {count} key-value heads do not divide {heads} heads")
+        rope = ropes.get(kind) or DEFAULT_ROPE[kind]
         layers.append(
             LayerConfig(
                 sliding=kind == "sliding_attention",
                 head_dim=head_dim,
-                num_key_value_heads=_take(entry, "num_key_value_heads", int),
+                num_key_value_heads=count,
                 rope_theta=float(_take(rope, "rope_theta", (int, float))),
                 rotated=_rotated(kind, head_dim, rope),
             )
@@ -173,15 +176,6 @@ def _ids(value: Any) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, list | tuple) else () if value is None else (int(value),)
 
 
-def _check_sizes(model: ModelConfig) -> None:
-    if model.top_k_experts > model.num_experts:
-        raise Mistake(f"config.json: top_k_experts = {model.top_k_experts} of num_experts = {model.num_experts}")
-    heads = model.num_attention_heads
-    for count in (layer.num_key_value_heads for layer in model.layers):
-        if heads % count:
-            raise Mistake(f"config.json: {count} key-value heads do not divide {heads} heads")
-
-
 def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
     """Read the two files' contents. Mistake names what is missing, wrong or not supported."""
     model_type = config.get("model_type") if isinstance(config, Mapping) else None
@@ -193,8 +187,11 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
     _check_supported(config, text)
     generation = generation or config.get("generation_config") or {}
     default, paths = _quantization(config)
-    model = ModelConfig(
-        **{name: _take(text, name, int) for name in SIZES},
+    sizes = {name: _take(text, name, int) for name in SIZES}
+    if sizes["top_k_experts"] > sizes["num_experts"]:
+        raise Mistake(f"config.json: top_k_experts = {sizes['top_k_experts']} of num_experts = {sizes['num_experts']}")
+    return ModelConfig(
+        **sizes,
         canvas_length=_take(config, "canvas_length", int, 256),
         rms_norm_eps=_take(text, "rms_norm_eps", float, 1e-6),
         final_logit_softcapping=float(_take(text, "final_logit_softcapping", (int, float), 30.0)),
@@ -205,5 +202,3 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
         quantization=default,
         quantized_paths=paths,
     )
-    _check_sizes(model)
-    return model

@@ -16,6 +16,7 @@ from ..errors import Mistake, NotFound
 FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # MLX's and torch's name -> safetensors'
 INDEX = "model.safetensors.index.json"
 ITEM = {"F64": 8, "I64": 8, "F32": 4, "U32": 4, "I32": 4, "BF16": 2, "F16": 2, "U8": 1, "I8": 1, "F8_E4M3": 1}  # bytes
+Place = tuple[str, Sequence[int], Sequence[int]]  # dtype as safetensors names it, shape, bytes from the header's end
 _MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
 
@@ -86,15 +87,11 @@ def _check_places(path: Path, tensors: Mapping[str, Tensor], position: int, size
         raise Mistake(f"{path} has {size} bytes, its header tells of {position}; fetch it again")
 
 
-Place = tuple[str, Sequence[int], Sequence[int]]  # dtype as safetensors names it, shape, bytes from the header's end
-
-
 def file_start(tensors: Mapping[str, Place], metadata: Mapping[str, str] | None = None) -> bytes:
     """Return the bytes that precede the tensors in a safetensors file: the header with its length."""
     table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    table |= {
-        name: dict(zip(("dtype", "shape", "data_offsets"), place, strict=True)) for name, place in tensors.items()
-    }
+    for name, (dtype, shape, offsets) in tensors.items():
+        table[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
     text = json.dumps(table).encode()
     text += b" " * (-len(text) % 8)  # the tensors are aligned
     return struct.pack("<Q", len(text)) + text
