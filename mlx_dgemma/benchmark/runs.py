@@ -113,16 +113,6 @@ def writer(model: DiffusionModel, tokenizer: Tokenizer, ask: Ask) -> Writer:
     return write
 
 
-class Baseline(Protocol):
-    """Another model, which its own library runs."""
-
-    def prompt_tokens(self, messages: Sequence[dict], thinking: bool) -> list[int]: ...
-
-    def write(self, tokens: Sequence[int], max_tokens: int, seed: int) -> Iterator[int]: ...
-
-    def text(self, tokens: Sequence[int]) -> str: ...
-
-
 def baseline_writer(baseline: Baseline) -> Writer:
     """Makes what answers prompts with another model, by its library and with its tokenizer."""
 
