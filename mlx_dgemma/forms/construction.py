@@ -3,7 +3,7 @@
 A JSON schema without recursion, a template, a list of choices: each is a regular expression (`expression.py`), and
 which bytes may come next depends on the state of its automaton (`automaton.py`) alone. Thompson's construction, then
 the subset construction; see Hopcroft, Motwani and Ullman, "Introduction to Automata Theory", chapters 2 and 3. A part
-that is repeated or used more than once is made deterministic and minimal first, and copied from then on.
+that is repeated is made deterministic and minimal first, and copied from then on.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def build_automaton(expression: Expression, budget: Budget | None = None) -> Aut
 
     Mistake where it is too large, takes more work than is left in `budget`, or matches nothing at all.
     """
-    automaton = _Builder(expression, budget or Budget()).part(expression)
+    automaton = _minimal(expression, budget or Budget())
     if not automaton.accepting.any():
         raise Mistake("nothing fits it")
     return automaton
@@ -93,56 +93,32 @@ def _copies(repeat: Repeat, reach: int | None) -> tuple[int, bool]:
     return repeat.most, False
 
 
-class _Builder:
-    """Builds the parts of one expression, each once."""
-
-    def __init__(self, expression: Expression, budget: Budget):
-        self.budget = budget
-        self.shared = _shared(expression)
-        self.parts: dict[Expression, Automaton] = {}
-
-    def part(self, expression: Expression) -> Automaton:
-        """The minimal automaton of a part."""
-        if isinstance(expression, Automaton):
+def _minimal(expression: Expression, budget: Budget) -> Automaton:
+    match expression:
+        case Automaton():
             return expression
-        if isinstance(expression, Chars):
-            return _characters(expression.ranges)
-        if expression not in self.parts:
-            if isinstance(expression, Both):
-                automaton = intersection(self.part(expression.left), self.part(expression.right), self.budget)
-            else:
-                graph = _Graph(self)
-                automaton = graph.deterministic(graph.add(expression, graph.node(), inside=True))
-            self.parts[expression] = minimised(automaton, self.budget)
-        return self.parts[expression]
+        case Chars(ranges):
+            return _characters(ranges)
+        case Both(left, right):
+            automaton = intersection(_minimal(left, budget), _minimal(right, budget), budget)
+        case _:
+            graph = _Graph(budget)
+            automaton = graph.deterministic(graph.add(expression, graph.node()))
+    return minimised(automaton, budget)
 
 
 @lru_cache(maxsize=256)
 def _characters(ranges: Ranges) -> Automaton:
     """One character of `ranges`."""
-    characters = Either(tuple(Bytes(product) for low, high in ranges for product in utf8(low, high)))
-    return _Builder(characters, Budget()).part(characters)
-
-
-def _shared(expression: Expression) -> set[Expression]:
-    """Those parts that are used more than once."""
-    seen, shared, waiting = set(), set(), [expression]
-    while waiting:
-        part = waiting.pop()
-        if part not in seen:
-            seen.add(part)
-            waiting += children(part)
-        elif not isinstance(part, Text | Chars):
-            shared.add(part)
-    return shared
+    return _minimal(Either(tuple(Bytes(way) for low, high in ranges for way in utf8(low, high))), Budget())
 
 
 class _Graph:
     """Nodes with arcs that take a byte of a range, none twice from one node, and arcs that take nothing. Starts at
     node 0."""
 
-    def __init__(self, builder: _Builder):
-        self.builder, self.budget = builder, builder.budget
+    def __init__(self, budget: Budget):
+        self.budget = budget
         self.arcs: list[Row] = []
         self.free: dict[int, list[int]] = defaultdict(list)  # node -> nodes that are reached from it for nothing
         self.closures: dict[int, list[int]] = {}
@@ -157,12 +133,11 @@ class _Graph:
         self.free[start].append(node := self.node())
         return node
 
-    def add(self, expression: Expression, start: int, inside: bool = False) -> int:
-        """Lays out from `start` all that the expression describes -> where it ends. A part that is used more than once
-        comes as a copy of its automaton, unless this is `inside` its making."""
-        if isinstance(expression, Chars | Both | Automaton) or (expression in self.builder.shared and not inside):
-            return self._embed(self.builder.part(expression), start)
+    def add(self, expression: Expression, start: int) -> int:
+        """Lays out from `start` all that the expression describes -> where it ends."""
         match expression:
+            case Chars() | Both() | Automaton():
+                return self._embed(_minimal(expression, self.budget), start)
             case Text(text):
                 return self._add_bytes(((byte, byte) for byte in text.encode()), start)
             case Bytes(ranges):
@@ -191,8 +166,8 @@ class _Graph:
         return at
 
     def _repeat(self, repeat: Repeat, start: int) -> int:
-        copies, endless = _copies(repeat, self.builder.budget.reach)
-        content = repeat.content if copies < 2 else self.builder.part(repeat.content)
+        copies, endless = _copies(repeat, self.budget.reach)
+        content = repeat.content if copies < 2 else _minimal(repeat.content, self.budget)
         end, inside, at = self.node(), start, start
         if not repeat.least:
             self.free[start].append(end)

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from ..errors import Mistake
 from .automaton import Budget
-from .expression import ANY, LAST, Chars, Either, Expression, Ranges, Repeat, overlap, series, without
+from .expression import ANY, LAST, Chars, Either, Expression, Ranges, Repeat, either, overlap, series, without
 
 LONGEST = 10_000  # characters of a pattern
 SHOWN = 80  # of them, in a message
@@ -54,16 +54,14 @@ class Anchor:
 
 
 @dataclass(frozen=True)
-class Group:
+class Anchored:
+    """A group with an anchor inside."""
+
     branches: tuple[tuple[Node, ...], ...]
-
-    @property
-    def anchored(self) -> bool:
-        nodes = (node for branch in self.branches for node in branch)
-        return any(isinstance(node, Anchor) or (isinstance(node, Group) and node.anchored) for node in nodes)
+    sign: str  # of the first anchor
 
 
-Node: TypeAlias = "Expression | Anchor | Group"
+Node: TypeAlias = "Expression | Anchor | Anchored"
 
 
 def pattern(text: str) -> Expression:
@@ -88,7 +86,7 @@ def _searched(nodes: tuple[Node, ...], begins: bool, ends: bool, budget: Budget)
     while nodes and nodes[-1] == Anchor("$"):
         ends, nodes = True, nodes[:-1]
     for place in (0, len(nodes) - 1):  # ^a|b$ has anchors in its branches
-        if nodes and isinstance(group := nodes[place], Group) and group.anchored:
+        if nodes and isinstance(group := nodes[place], Anchored):
             ways = ((*nodes[:place], *branch, *nodes[place + 1 :]) for branch in group.branches)
             return Either(tuple(_searched(way, begins, ends, budget) for way in ways))
     anything = Repeat(ANY)
@@ -96,10 +94,8 @@ def _searched(nodes: tuple[Node, ...], begins: bool, ends: bool, budget: Budget)
 
 
 def _expression(node: Node) -> Expression:
-    if isinstance(node, Anchor):
+    if isinstance(node, Anchor | Anchored):
         raise Mistake(f"{node.sign} can be held only where the whole text begins or ends")
-    if isinstance(node, Group):
-        return Either(tuple(series(*map(_expression, branch)) for branch in node.branches))
     return node
 
 
@@ -124,11 +120,12 @@ class _Reader:
         self.at = match.end() if match else self.at
         return match
 
-    def group(self) -> Group:
+    def group(self) -> Node:
         branches = [self.branch()]
         while self.take(r"\|"):
             branches.append(self.branch())
-        return Group(tuple(branches))
+        signs = [node.sign for branch in branches for node in branch if isinstance(node, Anchor | Anchored)]
+        return Anchored(tuple(branches), signs[0]) if signs else either(*(series(*branch) for branch in branches))
 
     def branch(self) -> tuple[Node, ...]:
         nodes = []

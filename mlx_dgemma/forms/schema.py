@@ -13,12 +13,15 @@ What follows: `_Reader` puts the schema together as an expression (`expression.p
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.validators import Draft202012Validator, extend, validator_for
 
 from ..errors import Mistake, NotFound
 from .automaton import TOO_LARGE, Automaton, Budget
@@ -81,13 +84,10 @@ def language(schema: Schema | bool, *, reach: int | None = None) -> Automaton:
 
     Mistake where it is no JSON schema, or cannot be held: names the keyword and its path.
     """
-    from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import Draft202012Validator, validator_for
-
     validator = validator_for(schema, default=Draft202012Validator)
     try:
         validator.check_schema(schema, format_checker=None)  # with it, Python's `re` would have to read each pattern
-        return _Reader(validator, schema, reach).automaton()
+        return _Reader(validator, schema, reach).automaton(schema)
     except SchemaError as error:
         raise Mistake(f"no JSON schema: {error.message}, at {_pointer(error.absolute_path)}") from None
     except RecursionError:
@@ -109,18 +109,6 @@ def _named(*path: str | int) -> Iterator[None]:
         yield
     except Mistake as mistake:
         raise _refusal(path, str(mistake)) from None
-
-
-def _with_our_patterns(validator: type, matches: Callable[[str, str], bool]) -> type:
-    """The validator, but with our patterns: Python's `re` can take exponential time, and reads another dialect."""
-    from jsonschema.exceptions import ValidationError
-    from jsonschema.validators import extend
-
-    def check(_, text: str, value: Any, __) -> Iterator[ValidationError]:
-        if isinstance(value, str) and not matches(text, value):
-            yield ValidationError(f"{value!r} does not match {text!r}")
-
-    return extend(validator, {"pattern": check})
 
 
 def escaped(expression: Expression) -> Expression:
@@ -152,21 +140,22 @@ class _Reader:
 
     def __init__(self, validator: type, root: Schema | bool, reach: int | None):
         self.root, self.budget = root, Budget(reach=reach)
-        self.validator = _with_our_patterns(validator, self._matches)(root)
+        self.validator = extend(validator, {"pattern": self._check_pattern})(root)
         self.sizes, self.nodes = Sizes(reach), {}  # nodes: an estimate of how many each path takes
-        self.references: dict[str, Expression | None] = {}  # None for those that are being followed
+        self.references: dict[str, Automaton | None] = {}  # None for those that are being followed
         self.patterns: dict[str, Automaton] = {}
         self.numbers: dict[tuple, Automaton] = {}
 
-    def automaton(self) -> Automaton:
-        expression = self.value(self.root, ())
-        try:
-            if self.nodes[()] > MOST_NODES:
+    def automaton(self, schema: Schema | bool, path: tuple = ()) -> Automaton:
+        """The automaton of the values that `schema`, which stands at `path`, allows. A mistake names the innermost path
+        that takes half of the nodes."""
+        expression = self.value(schema, path)
+        nodes = self.nodes[path]
+        inside = (place for place in self.nodes if place[: len(path)] == path and 2 * self.nodes[place] >= nodes)
+        with _named(*max(inside, key=len)):
+            if nodes > MOST_NODES:
                 raise Mistake(TOO_LARGE)
             return build_automaton(expression, self.budget)
-        except Mistake as mistake:
-            heavy = (path for path, nodes in self.nodes.items() if 2 * nodes >= self.nodes[()])
-            raise _refusal(max(heavy, key=len), str(mistake)) from None
 
     def value(self, schema: Schema | bool, path: tuple) -> Expression:
         """The expression of the values that `schema`, which stands at `path`, allows."""
@@ -226,11 +215,11 @@ class _Reader:
             except (KeyError, IndexError, ValueError, TypeError):
                 raise _refusal(path, f"{reference} is not there") from None
             self.references[reference] = None
-            self.references[reference] = self.value(target, tuple(parts))
-        expression = self.references[reference]
-        if expression is None:
+            self.references[reference] = self.automaton(target, tuple(parts))
+        automaton = self.references[reference]
+        if automaton is None:
             raise _refusal(path, f"{reference} refers to itself, so it has no longest document")
-        return expression
+        return automaton
 
     def _any_of(self, options: list, path: tuple) -> Expression:
         return either(*(self.value(option, (*path, i)) for i, option in enumerate(options)))
@@ -251,11 +240,13 @@ class _Reader:
             raise _refusal((*path, keyword), "none of its values fits what else is said here")
         return either(*texts)
 
-    def _matches(self, text: str, value: str) -> bool:
-        """Whether the pattern `text` is found in `value`: in linear time."""
-        if text not in self.patterns:
-            self.patterns[text] = build_automaton(pattern(text), self.budget)
-        return self.patterns[text].matches(value.encode("utf-8", "surrogatepass"))
+    def _check_pattern(self, _: Any, text: str, value: Any, __: Any) -> Iterator[ValidationError]:
+        """Checks a value in linear time: Python's `re` can take exponential time, and reads another dialect."""
+        if isinstance(value, str):
+            if text not in self.patterns:
+                self.patterns[text] = build_automaton(pattern(text), self.budget)
+            if not self.patterns[text].matches(value.encode("utf-8", "surrogatepass")):
+                yield ValidationError(f"{value!r} does not match {text!r}")
 
     def _object(self, schema: Schema, path: tuple) -> Expression:
         properties, required = schema.get("properties", {}), set(schema.get("required", ()))
@@ -288,7 +279,7 @@ class _Reader:
         return series('"', content, '"')
 
     def _number(self, kind: str, schema: Schema, path: tuple) -> Expression:
-        bounds = _bound(schema, "inimum", max, path), _bound(schema, "aximum", min, path)
+        bounds = _bound(schema, "inimum", path), _bound(schema, "aximum", path)
         if (kind, *bounds) not in self.numbers:
             with _named(*path):
                 self.numbers[kind, *bounds] = build_automaton(number(*bounds, whole=kind == "integer"), self.budget)
@@ -312,7 +303,7 @@ def _counts(schema: Schema, of: str, path: tuple, kind: str, parts: str) -> tupl
     return least, None if most is None else int(most)
 
 
-def _bound(schema: Schema, name: str, stricter: Callable, path: tuple) -> Bound | None:
+def _bound(schema: Schema, name: str, path: tuple) -> Bound | None:
     """Returns the stricter of `minimum` and `exclusiveMinimum`, or of their opposites."""
     bounds = []
     for keyword, excluded in ((f"m{name}", False), (f"exclusiveM{name}", True)):
@@ -321,6 +312,5 @@ def _bound(schema: Schema, name: str, stricter: Callable, path: tuple) -> Bound 
             if isinstance(value, bool) or not abs(value) < FARTHEST:
                 raise _refusal((*path, keyword), f"need a number nearer to 0 than {FARTHEST}, got {json.dumps(value)}")
             bounds.append((Fraction(value), excluded))
-    if len(bounds) == 2 and bounds[0][0] == bounds[1][0]:
-        return bounds[1]
-    return stricter(bounds) if bounds else None
+    sign = 1 if name == "inimum" else -1
+    return max(bounds, key=lambda bound: (sign * bound[0], bound[1]), default=None)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import schema_rates
 
-from mlx_dgemma import load
 from mlx_dgemma.benchmark import tasks
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.forms.choices import branchings, probabilities, read
 from mlx_dgemma.forms.construction import build_automaton
 from mlx_dgemma.forms.template import filled, template
-from mlx_dgemma.writing.answer import prompt_tokens
+from mlx_dgemma.load import load
+from mlx_dgemma.tokens.messages import prompt_tokens
+from mlx_dgemma.writing.ask import Ask
 
 LETTER = "Dear {name},\nyou are {age:integer} {{years}} {old:old|young}.\n{body:text}"
 
@@ -59,25 +60,25 @@ def test_probabilities_of_one_token_are_those_of_the_position():
     """Random weights: no text is certain, and each is the sum over the ways to end it."""
     model, tokenizer, sampling = schema_rates.models()["bpe, random"]
     tokens = prompt_tokens(tokenizer, "Which?")
-    found = probabilities(model, tokenizer, tokens, ["no", "not", "nothing at all", "yes"], sampling=sampling)
+    found = probabilities(model, tokenizer, tokens, ["no", "not", "nothing at all", "yes"], Ask(sampling=sampling))
     assert found.sum() == pytest.approx(1) and (found > 0).all()
-    again = probabilities(model, tokenizer, tokens, ["no", "not", "nothing at all", "yes"], sampling=sampling)
+    again = probabilities(model, tokenizer, tokens, ["no", "not", "nothing at all", "yes"], Ask(sampling=sampling))
     assert np.array_equal(found, again)
 
 
 def test_the_right_answer_is_chosen():
-    model, tokenizer, sampling = load()
+    model, tokenizer, sampling = load(None)
     draw, right = random.Random(0), 0
     for seed, (prompt, answer) in enumerate(tasks.made("json", 10)):
         wrong = [answer.replace('"age": ', '"age": 1'), "yes", '{"name": "Nobody"}']
         choices = draw.sample([answer, *wrong], 4)
         tokens = prompt_tokens(tokenizer, prompt)
-        found = probabilities(model, tokenizer, tokens, choices, sampling=sampling, seed=seed)
+        found = probabilities(model, tokenizer, tokens, choices, Ask(sampling=sampling, seed=seed))
         right += choices[int(found.argmax())] == answer
     assert right == 10
 
 
 def test_a_choice_that_is_too_long():
-    model, tokenizer, sampling = load()
+    model, tokenizer, sampling = load(None)
     with pytest.raises(Mistake, match="65 tokens"):
-        probabilities(model, tokenizer, [2], ["a" * 64, "b"], sampling=sampling)
+        probabilities(model, tokenizer, [2], ["a" * 64, "b"], Ask(sampling=sampling))
