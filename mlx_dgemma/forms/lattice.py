@@ -206,8 +206,9 @@ class Lattice:
     @cached_property
     def _shapes(self) -> tuple[np.ndarray, np.ndarray]:
         """[shapes, 256] which bytes may follow: 1 or 0, each shape once; and [states] the shape of each state."""
-        shapes, shape = np.unique(self.table >= 0, axis=0, return_inverse=True)
-        return shapes.astype(np.float32), shape.ravel()
+        packed = np.packbits(self.table >= 0, axis=1).view("V32").ravel()
+        _, first, shape = np.unique(packed, return_index=True, return_inverse=True)
+        return (self.table[first] >= 0).astype(np.float32), shape
 
     def slot(self, state: int) -> list[int]:
         """The states between `state` and the next choice behind something forced."""

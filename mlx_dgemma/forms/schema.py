@@ -13,6 +13,7 @@ What follows: `_Reader` puts the schema together as an expression (`expression.p
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -142,7 +143,8 @@ class _Reader:
         self.root, self.budget = root, Budget(reach=reach)
         self.validator = extend(validator, {"pattern": self._check_pattern})(root)
         self.sizes, self.nodes = Sizes(reach), {}  # nodes: an estimate of how many each path takes
-        self.references: dict[str, Automaton | None] = {}  # None for those that are being followed
+        self.uses = Counter(_references(root))  # a definition that is used more than once is built once
+        self.references: dict[str, Expression | None] = {}  # None for those that are being followed
         self.patterns: dict[str, Automaton] = {}
         self.numbers: dict[tuple, Automaton] = {}
 
@@ -215,11 +217,12 @@ class _Reader:
             except (KeyError, IndexError, ValueError, TypeError):
                 raise _refusal(path, f"{reference} is not there") from None
             self.references[reference] = None
-            self.references[reference] = self.automaton(target, tuple(parts))
-        automaton = self.references[reference]
-        if automaton is None:
+            follow = self.automaton if self.uses[reference] > 1 else self.value
+            self.references[reference] = follow(target, tuple(parts))
+        expression = self.references[reference]
+        if expression is None:
             raise _refusal(path, f"{reference} refers to itself, so it has no longest document")
-        return automaton
+        return expression
 
     def _any_of(self, options: list, path: tuple) -> Expression:
         return either(*(self.value(option, (*path, i)) for i, option in enumerate(options)))
@@ -284,6 +287,15 @@ class _Reader:
             with _named(*path):
                 self.numbers[kind, *bounds] = build_automaton(number(*bounds, whole=kind == "integer"), self.budget)
         return self.numbers[kind, *bounds]
+
+
+def _references(schema: Any) -> Iterator[str]:
+    """Every $ref in a schema."""
+    if isinstance(schema, dict) and isinstance(schema.get("$ref"), str):
+        yield schema["$ref"]
+    if isinstance(schema, dict | list):
+        for inner in schema.values() if isinstance(schema, dict) else schema:
+            yield from _references(inner)
 
 
 def _written(value: Any) -> str:
