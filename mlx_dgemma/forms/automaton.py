@@ -1,8 +1,11 @@
-"""Deterministic automata over bytes: their tables, their intersection, and the smallest of the same texts."""
+"""Deterministic automata over bytes: their tables, their intersection, and the smallest of the same texts.
+
+`construction.py` makes them from expressions, `lattice.py` reads them in tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,15 +17,21 @@ MOST_STATES = 30_000  # a table of 30 MB
 MOST_WORK = 1_200_000  # arcs looked at: about a second of a slow processor
 MOST_REFINEMENT = 200_000  # of them, to minimise one part
 FEWEST_ROUNDS = 8  # of refinement: a part that affords fewer is hardly ever done
+TOO_LARGE = (
+    f"it takes more than {MOST_STATES} states to hold: make its lengths, numbers of items or lists of values smaller"
+)
 
 Row = list[tuple[int, int, int]]  # a state's moves, (first byte, last byte, next state): in order, no byte twice
 
 
 class Budget:
-    """Counts elementary steps of work, and raises Mistake when `steps` of them are spent."""
+    """Counts elementary steps of work, and raises Mistake when `steps` of them are spent.
 
-    def __init__(self, steps: int = MOST_WORK):
-        self.left = steps
+    No text of more than `reach` bytes will be written, so repetitions beyond it need not be counted.
+    """
+
+    def __init__(self, steps: int = MOST_WORK, reach: int | None = None):
+        self.left, self.reach = steps, reach
 
     def spend(self, steps: int) -> None:
         self.left -= steps
@@ -32,7 +41,7 @@ class Budget:
 
 @dataclass(frozen=True, eq=False)
 class Automaton:
-    """Starts in state 0. From every state some text leads to an accepting one."""
+    """Starts in state 0."""
 
     rows: list[Row]  # of each state
     accepting: np.ndarray  # [states] bool
@@ -43,14 +52,9 @@ class Automaton:
         return len(self.rows)
 
     @cached_property
-    def ends(self) -> list[int]:
-        """The accepting states."""
-        return np.flatnonzero(self.accepting).tolist()
-
-    @cached_property
     def table(self) -> np.ndarray:
         """[states, 256] int32: the state after a byte, -1 for none."""
-        table = np.full((len(self.rows), 256), -1, np.int32)
+        table = np.full((self.size, 256), -1, np.int32)
         for state, row in enumerate(self.rows):
             for low, high, target in row:
                 table[state, low : high + 1] = target
@@ -65,8 +69,20 @@ class Automaton:
     @cached_property
     def nearest(self) -> tuple[list[int], list[int]]:
         """The states in order of the fewest bytes to an accepting one, and of each state the first of those bytes (-1
-        in an accepting one)."""
-        return _nearest(self.rows, self.accepting)
+        in an accepting one). A state from which no text is accepted is not in that order."""
+        before: list[list[tuple[int, int]]] = [[] for _ in self.rows]
+        for state, row in enumerate(self.rows):
+            for low, _, target in row:
+                before[target].append((low, state))
+        byte, order = [-1] * self.size, np.flatnonzero(self.accepting).tolist()
+        seen = set(order)
+        for state in order:  # breadth first, backwards
+            for first, source in before[state]:
+                if source not in seen:
+                    seen.add(source)
+                    byte[source] = first
+                    order.append(source)
+        return order, byte
 
     def matches(self, text: bytes) -> bool:
         state = 0
@@ -88,59 +104,35 @@ def joined(arcs: Iterable[tuple[int, int, int]]) -> Row:
     return row
 
 
-def intersection(one: Automaton, other: Automaton, budget: Budget) -> Automaton:
+def trimmed(rows: list[Row], accepting: list[bool]) -> Automaton:
+    """The automaton without those states from which no text leads to an accepting one; state 0 stays."""
+    automaton = Automaton(rows, np.array(accepting))
+    alive = sorted({0, *automaton.nearest[0]})
+    if len(alive) == len(rows):
+        return automaton
+    numbers = {state: number for number, state in enumerate(alive)}
+    rows = [[(low, high, numbers[target]) for low, high, target in rows[state] if target in numbers] for state in alive]
+    return Automaton(rows, automaton.accepting[alive])
+
+
+def intersection(left: Automaton, right: Automaton, budget: Budget) -> Automaton:
     """The automaton of the texts that both match: its states are pairs."""
     numbers, order, rows = {(0, 0): 0}, [(0, 0)], []
     for a, b in order:
         if len(order) > MOST_STATES:
-            raise Mistake(too_large())
+            raise Mistake(TOO_LARGE)
+        budget.spend(2 * (len(left.rows[a]) + len(right.rows[b])))
         row = []
-        budget.spend(2 * (len(one.rows[a]) + len(other.rows[b])))
-        for low, high, pair in _overlapping(one.rows[a], other.rows[b]):
-            if pair not in numbers:
-                numbers[pair] = len(order)
-                order.append(pair)
-            row.append((low, high, numbers[pair]))
+        for low, high, target in left.rows[a]:
+            for other_low, other_high, other_target in right.rows[b]:
+                first, last, pair = max(low, other_low), min(high, other_high), (target, other_target)
+                if first <= last:
+                    if pair not in numbers:
+                        numbers[pair] = len(order)
+                        order.append(pair)
+                    row.append((first, last, numbers[pair]))
         rows.append(joined(row))
-    return trimmed(rows, [bool(one.accepting[a] and other.accepting[b]) for a, b in order])
-
-
-def _overlapping(one: Row, other: Row) -> Iterator[tuple[int, int, tuple[int, int]]]:
-    i = j = 0
-    while i < len(one) and j < len(other):
-        low, high = max(one[i][0], other[j][0]), min(one[i][1], other[j][1])
-        if low <= high:
-            yield low, high, (one[i][2], other[j][2])
-        if one[i][1] == high:
-            i += 1
-        else:
-            j += 1
-
-
-def _nearest(rows: list[Row], accepting: np.ndarray | list[bool]) -> tuple[list[int], list[int]]:
-    """Breadth first, backwards from the accepting states -> as `Automaton.nearest`."""
-    before: list[list[tuple[int, int]]] = [[] for _ in rows]
-    for state, row in enumerate(rows):
-        for low, _, target in row:
-            before[target].append((low, state))
-    byte, order = [-1] * len(rows), np.flatnonzero(accepting).tolist()
-    seen = set(order)
-    for state in order:
-        for first, source in before[state]:
-            if source not in seen:
-                seen.add(source)
-                byte[source] = first
-                order.append(source)
-    return order, byte
-
-
-def trimmed(rows: list[Row], accepting: list[bool]) -> Automaton:
-    """The automaton without those states from which no text leads to an accepting one; state 0 stays."""
-    alive = sorted({0, *_nearest(rows, accepting)[0]})
-    if len(alive) < len(rows):
-        numbers = {state: number for number, state in enumerate(alive)}
-        rows = [[(a, b, numbers[target]) for a, b, target in rows[state] if target in numbers] for state in alive]
-    return Automaton(rows, np.array(accepting)[alive])
+    return trimmed(rows, [bool(left.accepting[a] and right.accepting[b]) for a, b in order])
 
 
 def minimised(automaton: Automaton, budget: Budget) -> Automaton:
@@ -152,15 +144,11 @@ def minimised(automaton: Automaton, budget: Budget) -> Automaton:
         budget.spend(arcs)
         numbers: dict[tuple, int] = {}
         merged = [joined((low, high, classes[target]) for low, high, target in row) for row in rows]
-        classes = [numbers.setdefault((c, tuple(row)), len(numbers)) for c, row in zip(classes, merged, strict=True)]
-        if len(numbers) == count:
-            first = sorted({number: state for state, number in reversed([*enumerate(classes)])}.values())
-            rows = [joined((low, high, classes[target]) for low, high, target in rows[state]) for state in first]
-            return Automaton(rows, automaton.accepting[first])
+        classes = [numbers.setdefault((c, *row), len(numbers)) for c, row in zip(classes, merged, strict=True)]
+        if len(numbers) == count:  # no class was split: the classes are the states
+            first = {number: state for state, number in reversed([*enumerate(classes)])}
+            states = [first[number] for number in range(count)]
+            rows = [joined((low, high, classes[target]) for low, high, target in rows[state]) for state in states]
+            return Automaton(rows, automaton.accepting[states])
         count = len(numbers)
     return automaton
-
-
-def too_large() -> str:
-    remedy = "make its lengths, numbers of items or lists of values smaller"
-    return f"it takes more than {MOST_STATES} states to hold: {remedy}"

@@ -1,4 +1,4 @@
-"""Which of a few texts is the answer, and how probable each is: two passes over a small canvas.
+"""Which of some texts is the answer, and how probable each is: two passes over a small canvas.
 
 The texts' tokens are the paths of a tree. Where a path branches, a row of the batch has the tokens up to there fixed,
 and hears only of the branches; a text's probability is the product of its branches', so they sum to 1, however many
@@ -18,7 +18,7 @@ from ..errors import Mistake
 from ..seam.model import DiffusionModel, Text
 from ..tokens.tokenizer import Tokenizer
 from ..writing.ask import Ask
-from ..writing.batch import Batch
+from ..writing.batch import run
 from ..writing.blocks import Block, Single
 from ..writing.clock import Clock
 from ..writing.writing import Writing
@@ -28,7 +28,7 @@ MOST = 1000
 
 
 def read(text: str) -> list[str]:
-    """Of a line of CSV. Mistake where there are not two different ones."""
+    """The choices of a line of CSV. Mistake where there are not two different texts."""
     choices = list(dict.fromkeys(choice.strip() for choice in next(csv.reader([text], skipinitialspace=True), [])))
     if len(choices) < 2 or not all(choices) or len(choices) > MOST:
         raise Mistake(f"need 2 to {MOST} choices with commas between them, none of them empty, got {text!r}")
@@ -44,7 +44,7 @@ class Branching:
 
 
 def branchings(texts: Sequence[tuple[int, ...]]) -> list[Branching]:
-    """Of texts that differ, none the beginning of another: where there is more than one way to go on."""
+    """The places where texts, none of them the beginning of another, go on in more than one way."""
     places: dict[tuple[int, ...], Branching] = {}
     for number, text in enumerate(texts):
         for i, token in enumerate(text):
@@ -67,19 +67,16 @@ def probabilities(
         raise Mistake(f"a choice takes {length} tokens, more than a canvas has room for: shorten it")
     places, result = branchings(texts), np.zeros(len(texts))
     writings = _writings(model, places, texts, Text(tokens), ask)
-    batch = Batch(model, len(writings))
-    for writing in writings:
-        batch.add(writing)
-    while batch.texts:
-        batch.step()
+    for _ in run(model, writings, len(writings)):
+        pass
     for place, writing in zip(places, writings, strict=True):
         position = len(place.prefix)
         logprobs = writing.prediction.allowed_logprobs[position].astype(np.float64)
         logprobs -= np.logaddexp.reduce(logprobs)  # which float32 leaves at not quite 0
         allowed = _tokens_at(model, texts, place, position)
         for token, numbers in place.after.items():
-            same = [token] if token != stop else list(facts.stop_ids)
-            result[numbers] += np.logaddexp.reduce([logprobs[allowed.index(one)] for one in same])
+            ids = [token] if token != stop else facts.stop_ids
+            result[numbers] += np.logaddexp.reduce(logprobs[np.searchsorted(allowed, ids)])
     return np.exp(result)
 
 
@@ -106,22 +103,13 @@ def _writings(
 ) -> list[Writing]:
     """A canvas for each place, all behind one prompt."""
     length, rng, clock = max(map(len, texts)), np.random.default_rng(ask.seed), Clock(ask.deadline, model.now)
-    steps = {
-        "max_denoising_steps": PASSES,
-        "stop": "settled",
-        "stability_threshold": PASSES,
-        "t_min": 1.0,
-        "t_max": 1.0,
-    }
-    sampling, cache = replace(ask.sampling, **steps), model.new_cache(len(prompt))
-
-    def writing(place: Branching) -> Writing:
+    sampling = replace(ask.sampling, max_denoising_steps=PASSES, stop="settled", stability_threshold=PASSES)
+    sampling, cache = replace(sampling, t_min=1.0, t_max=1.0), model.new_cache(len(prompt))
+    writings = []
+    for place in places:
+        tokens = np.array([*place.prefix, *[-1] * (length - len(place.prefix))], np.int32)
         sets = [model.token_set(_tokens_at(model, texts, place, i)) for i in range(length)]
-        fixed = np.arange(length) < len(place.prefix)
-        tokens = np.full(length, -1, np.int32)
-        tokens[fixed] = place.prefix
-        allowed = np.where(fixed, -1, np.arange(length)).astype(np.int32)
-        block = Block(tokens=tokens, fixed=fixed, allowed=allowed, token_sets=sets)
-        return Writing(model, prompt, Single(block), sampling, rng, cache, clock)
-
-    return [writing(place) for place in places]
+        allowed = np.where(tokens < 0, np.arange(length), -1).astype(np.int32)
+        block = Block(tokens=tokens, fixed=tokens >= 0, allowed=allowed, token_sets=sets)
+        writings.append(Writing(model, prompt, Single(block), sampling, rng, cache, clock))
+    return writings

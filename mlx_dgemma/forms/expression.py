@@ -1,4 +1,8 @@
-"""Regular expressions as values: schemas, templates and patterns are put together from these."""
+"""Regular expressions as values, each equal to itself alone.
+
+`schema.py`, `pattern.py`, `numeral.py` and `template.py` put texts together from these; `construction.py` makes an
+automaton of them.
+"""
 
 from __future__ import annotations
 
@@ -12,45 +16,45 @@ LAST = 0x10FFFF
 Ranges = tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chars:
     """One character of these ranges of code points, both ends included. Surrogates are no characters."""
 
     ranges: Ranges
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Text:
     """These characters."""
 
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Series:
     """All parts, one after another."""
 
     parts: tuple[Expression, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Either:
     """One of the options."""
 
     options: tuple[Expression, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Repeat:
-    """`what`, from `least` to `most` times (None: any number), with `between` two of them."""
+    """`content`, from `least` to `most` times (None: any number), with `between` two of them."""
 
-    what: Expression
+    content: Expression
     least: int = 0
     most: int | None = None
     between: Expression = Text("")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Joined:
     """The parts in their order, with `between` two of them; those that are not `needed` may be left out."""
 
@@ -59,12 +63,12 @@ class Joined:
     between: Expression
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Both:
     """A text that both describe."""
 
-    one: Expression
-    other: Expression
+    left: Expression
+    right: Expression
 
 
 Expression: TypeAlias = "Chars | Text | Series | Either | Repeat | Joined | Both | Automaton"  # the last: built already
@@ -76,12 +80,12 @@ def children(expression: Expression) -> tuple[Expression, ...]:
     match expression:
         case Series(parts) | Either(parts):
             return parts
-        case Repeat(what, _, _, between):
-            return what, between
+        case Repeat(content, _, _, between):
+            return content, between
         case Joined(parts, _, between):
             return (*parts, between)
-        case Both(one, other):
-            return one, other
+        case Both(left, right):
+            return left, right
     return ()
 
 
@@ -93,17 +97,17 @@ def either(*options: Expression | str) -> Expression:
     return Either(tuple(Text(option) if isinstance(option, str) else option for option in options))
 
 
-def optional(what: Expression | str) -> Expression:
-    return Repeat(series(what), 0, 1)
+def optional(part: Expression | str) -> Expression:
+    return Repeat(series(part), 0, 1)
 
 
 def between(first: str, last: str) -> Chars:
     return Chars(((ord(first), ord(last)),))
 
 
-def overlap(one: Ranges, other: Ranges) -> Ranges:
+def overlap(left: Ranges, right: Ranges) -> Ranges:
     """The code points that are in both."""
-    pairs = ((max(a, c), min(b, d)) for a, b in one for c, d in other)
+    pairs = ((max(a, c), min(b, d)) for a, b in left for c, d in right)
     return tuple((low, high) for low, high in pairs if low <= high)
 
 

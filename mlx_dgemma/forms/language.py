@@ -1,4 +1,5 @@
-"""Writing within a language: whatever the model predicts, the text that comes of it is one of the automaton's.
+"""Writing within a language: whatever the model predicts, the text that comes of it is one of the automaton's, which
+`schema.py` or `template.py` has made. This is the last file of that chain; `lattice.py` is the one before.
 
 A pass predicts each position apart from the others, so its argmax need not be a text of the language, nor even be cut
 where the language is. The draft is therefore the most probable text of the language, by those predictions
@@ -10,8 +11,9 @@ by half of its passes is helped: from then on what a draft repeats from its begi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -38,31 +40,33 @@ class Language:
         self.model = model
         self.lattice = Lattice(automaton, vocabulary, model.facts)
         self.sets: list[TokenSet] = []  # what `Block.allowed` points to
-        self._numbers: dict[str, int] = {}
-        self._exact: dict[int, np.ndarray | None] = {}  # by state
+        self._slots: dict[int, int] = {}  # by state
+        self._states: dict[int, int | None] = {}
         self._next: dict[int, tuple[TokenSet, int]] = {}  # by state, with the room that it takes
 
-    def _number(self, key: str, ids: Callable[[], np.ndarray]) -> int:
-        """Where the token set of `ids()`, made once, is in `sets`."""
-        if key not in self._numbers:
-            self._numbers[key] = len(self.sets)
-            self.sets.append(self.model.token_set(ids().tolist()))
-        return self._numbers[key]
+    def _add(self, ids: np.ndarray) -> int:
+        """Where the token set of `ids` is in `sets`."""
+        self.sets.append(self.model.token_set(ids.tolist()))
+        return len(self.sets) - 1
 
+    @cached_property
     def anywhere(self) -> int:
         """The set of all that may stand somewhere."""
-        return self._number("anywhere", lambda: self.lattice.somewhere(np.arange(self.lattice.end + 1)))
+        return self._add(self.lattice.somewhere(range(self.lattice.end + 1)))
 
     def slot(self, state: int) -> int:
         """The set of a slot that begins with `state`."""
-        return self._number(f"slot {state}", lambda: self.lattice.somewhere(self.lattice.slot(state)))
+        if state not in self._slots:
+            self._slots[state] = self._add(self.lattice.somewhere(self.lattice.slot(state)))
+        return self._slots[state]
 
     def exactly(self, state: int, entry: int) -> int:
         """The set of one state; that of its whole slot where it is too large for log-probabilities."""
-        if state not in self._exact:
-            self._exact[state] = self.lattice.allowed(state, LOGPROB_SET - 1)
-        ids = self._exact[state]
-        return self.slot(entry) if ids is None else self._number(f"state {state}", lambda: ids)
+        if state not in self._states:
+            ids = self.lattice.allowed(state, LOGPROB_SET - 1)
+            self._states[state] = None if ids is None else self._add(ids)
+        number = self._states[state]
+        return self.slot(entry) if number is None else number
 
     def following(self, state: int, room: int) -> TokenSet:
         """What may come next so that the text can still be ended within `room` tokens."""
@@ -99,7 +103,7 @@ class TokenByToken:
         return self.language.following(self.state, self.left)
 
     def take(self, token: int) -> None:
-        self.state = self.language.lattice.walk(self.state, np.array([token]))
+        self.state = self.language.lattice.walk(self.state, [token])
         self.left -= 1
 
     def ending(self) -> np.ndarray:
@@ -125,14 +129,13 @@ class Document(Open):
         """A canvas that begins with `start`, and with what is forced behind it."""
         states = [self.state]
         for token in start:
-            states.append(self.lattice.walk(states[-1], np.array([token])))
+            states.append(self.lattice.walk(states[-1], [token]))
         forced = self.lattice.run(states[-1], length - len(start))
-        known = np.arange(length) < len(start) + len(forced.tokens)
-        tokens, all_states = np.full(length, -1, np.int32), np.full(length + 1, -1)
-        tokens[known] = np.concatenate([start, forced.tokens])
-        all_states[: int(known.sum()) + 1] = [*states, *forced.states[1:]]
+        missing = np.full(length - len(start) - len(forced.tokens), -1, np.int32)
+        tokens = np.concatenate([start, forced.tokens, missing]).astype(np.int32)
+        path = Path(tokens, np.concatenate([states, forced.states[1:], missing]))
         self.path, self.earlier = None, None
-        return self._given(Path(tokens, all_states), known, known)
+        return self._given(path, tokens >= 0, tokens >= 0)
 
     def after(self, draft: np.ndarray) -> Block | str:
         self.state = self.lattice.walk(self.state, draft)
@@ -190,7 +193,7 @@ class Document(Open):
 
     def _allowed(self, states: np.ndarray, sure: np.ndarray, closed: bool) -> np.ndarray:
         entry = int(states[0])
-        within = self.language.slot(entry) if closed or entry == self.lattice.end else self.language.anywhere()
+        within = self.language.slot(entry) if closed or entry == self.lattice.end else self.language.anywhere
         allowed = np.full(len(states), within)
         for i, state in enumerate(states.tolist()):
             if state >= 0 and not self.lattice.forced[state]:
@@ -202,7 +205,7 @@ class Document(Open):
     def rewrite(self, block: Block, draft: np.ndarray, start: int, expected: int | None) -> Block:
         kept = draft[:start]
         if expected is not None:
-            state = int(self.lattice.moves(np.array([self.lattice.walk(self.state, kept)]), np.array([expected]))[0, 0])
+            state = self.lattice.walk(self.state, [*kept, expected])
             if state >= 0 and self.lattice.left[state] <= self.tokens_left - start - 1:
                 kept = np.append(kept, np.int32(expected))
         return replace(self._block(kept, len(draft)), before=Text(), keep=0)

@@ -1,4 +1,5 @@
-"""An automaton over bytes, read in tokens: which may come where, how far the end is, the best way through a canvas.
+"""An automaton over bytes (`automaton.py`), read in tokens: which may come where, how far the end is, the best way
+through a canvas. `language.py` asks it while a text is written.
 
 A state here lies between two tokens. Where only one text can follow, only the token is allowed with which the
 tokenizer begins it, so that a model sees what it was trained on; elsewhere all tokens are, those that cross from one
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -40,10 +41,6 @@ class Vocabulary:
         self.order = np.argsort(-self.lengths, kind="stable")[: np.count_nonzero(self.lengths)]
         self.longer = np.searchsorted(-self.lengths[self.order], -np.arange(self.longest))
         self.columns = np.ascontiguousarray(self.bytes[self.order].T)  # [longest, tokens in that order]
-
-    def beginning(self, first: np.ndarray) -> np.ndarray:
-        """[256] bool -> where in `order` the tokens are that begin with one of these bytes."""
-        return np.flatnonzero(first[self.columns[0]])
 
     def starts(self, text: bytes) -> list[tuple[int, int]]:
         """The tokens with which `text` can begin: (number of bytes, token) each."""
@@ -92,21 +89,15 @@ class Lattice:
 
         A space before a choice is left to it: in most vocabularies it belongs to the word behind.
         """
-        only = self.automaton.only.tolist()
-        final = [not row for row in self.automaton.rows]
+        rows, only, first_token = self.automaton.rows, self.automaton.only.tolist(), cache(self._first_token)
         texts, ends = [b""] * self.end, list(range(self.end))  # the bytes that must follow, the state behind them
-        tokens: dict[tuple[bytes, bool], int] = {}
         written = np.full(self.end + 1, -1)
         for state in self.automaton.nearest[0]:
-            if only[state] < 0:
-                continue
-            target = self.automaton.rows[state][0][2]  # nearer to the end, so it has been here before
-            text = texts[state] = bytes([only[state]]) + texts[target][: AHEAD - 1]
-            ends[state] = ends[target]
-            key = text, len(text) == AHEAD or final[ends[state]]
-            if key not in tokens:
-                tokens[key] = self._first_token(*key)
-            written[state] = tokens[key]
+            if only[state] >= 0:
+                target = rows[state][0][2]  # nearer to the end, so it has been here before
+                text = texts[state] = bytes([only[state]]) + texts[target][: AHEAD - 1]
+                ends[state] = ends[target]
+                written[state] = first_token(text, len(text) == AHEAD or not rows[ends[state]])
         return written
 
     def _first_token(self, text: bytes, whole: bool) -> int:
@@ -121,20 +112,19 @@ class Lattice:
     def _ways_out(self) -> tuple[np.ndarray, np.ndarray]:
         """`left` and `out`."""
         order, byte = self.automaton.nearest
-        rows, written, longest = self.automaton.rows, self.written.tolist(), self.vocabulary.longest
-        texts, targets = [b""] * self.end, [self.end] * self.end  # the shortest text, the state behind its first byte
-        starts: dict[bytes, list[tuple[int, int]]] = {}
-        left, out = [FAR] * self.end + [0], [(0, 0)] * self.end + [(int(self.filler[0]), self.end)]
+        written, longest, starts = self.written.tolist(), self.vocabulary.longest, cache(self.vocabulary.starts)
+        texts, targets = [b""] * self.end, self.table[np.arange(self.end), byte].tolist()  # the shortest text from here
+        left, out = (
+            [FAR] * self.end + [0],
+            [(int(self.stops[0]), self.end)] * self.end + [(int(self.filler[0]), self.end)],
+        )
         for state in order:
             if byte[state] < 0:
-                left[state], out[state] = 1, (int(self.stops[0]), self.end)
+                left[state] = 1
                 continue
-            target = next(target for low, high, target in rows[state] if low <= byte[state] <= high)
-            texts[state], targets[state] = bytes([byte[state]]) + texts[target][: longest - 1], target
-            if texts[state] not in starts:
-                starts[texts[state]] = self.vocabulary.starts(texts[state])
+            texts[state] = bytes([byte[state]]) + texts[targets[state]][: longest - 1]
             at, behind = 0, state
-            for length, token in starts[texts[state]]:
+            for length, token in starts(texts[state]):
                 while at < length:
                     at, behind = at + 1, targets[behind]
                 if written[state] in (-1, token) and left[behind] + 1 < left[state]:
@@ -161,7 +151,7 @@ class Lattice:
             return self.written[state : state + 1]
         if state == self.end:
             return self.filler
-        if len(self.vocabulary.beginning(self.table[state] >= 0)) > 50 * most:
+        if np.count_nonzero(self.table[state, self.vocabulary.columns[0]] >= 0) > 50 * most:
             return None
         tokens, _ = self._tokens(state)
         tokens = np.union1d(tokens, self.stops) if self.accepting[state] else np.sort(tokens)
@@ -189,46 +179,48 @@ class Lattice:
 
     def _tokens(self, state: int) -> tuple[np.ndarray, np.ndarray]:
         """The tokens whose bytes may follow, and the state behind each."""
-        where = self.vocabulary.beginning(self.table[state] >= 0)
+        where = np.flatnonzero(self.table[state, self.vocabulary.columns[0]] >= 0)
         table, targets = self.table.ravel(), np.full(len(where), state)
         for column, long in zip(self.vocabulary.columns, np.searchsorted(where, self.vocabulary.longer), strict=True):
             targets[:long] = table[256 * targets[:long] + column[where[:long]]]  # behind -1, the last row: all -1
         alive = targets >= 0
         return self.vocabulary.order[where[alive]], targets[alive]
 
-    def somewhere(self, states: np.ndarray) -> np.ndarray:
-        """The sorted ids that may come in some of `states`, and a few that may not: judged by two bytes in a row."""
-        rows = [self.automaton.rows[state] for state in states.tolist() if state != self.end]
-        first, pairs = np.zeros(256, bool), np.zeros((256, 256), bool)
-        for low, high, after in {(low, high, self._moves[target]) for row in rows for low, high, target in row}:
-            first[low : high + 1] = True
-            for low_after, high_after in after:
-                pairs[low : high + 1, low_after : high_after + 1] = True
-        where, columns = self.vocabulary.beginning(first), self.vocabulary.columns
+    def somewhere(self, states: Sequence[int]) -> np.ndarray:
+        """The sorted ids that may come in some of `states`, and some that may not: judged by two bytes in a row."""
+        table = self.table[np.asarray(states)]
+        source, byte = np.nonzero(table >= 0)
+        shapes, shape = self._shapes
+        behind = np.zeros((256, len(shapes)), np.float32)  # the shapes of the states behind each byte
+        behind[byte, shape[table[source, byte]]] = 1
+        pairs = behind @ shapes > 0  # [256, 256]: whether the second byte may follow the first
+        columns = self.vocabulary.columns
+        where = np.flatnonzero((table >= 0).any(axis=0)[columns[0]])
         keep = np.ones(len(where), bool)
         for place, long in enumerate(np.searchsorted(where, self.vocabulary.longer)[1:], start=1):
             keep[:long] &= pairs[columns[place - 1, where[:long]], columns[place, where[:long]]]
         tokens = self.vocabulary.order[where[keep]]
-        ends = self.accepting[states].any() or (states == self.end).any()
+        ends = self.accepting[states].any() or self.end in states
         return np.union1d(tokens, self.filler) if ends else np.sort(tokens)
 
     @cached_property
-    def _moves(self) -> list[tuple[tuple[int, int], ...]]:
-        """The ranges of bytes that may follow in each state of the automaton."""
-        return [tuple((low, high) for low, high, _ in row) for row in self.automaton.rows]
+    def _shapes(self) -> tuple[np.ndarray, np.ndarray]:
+        """[shapes, 256] which bytes may follow: 1 or 0, each shape once; and [states] the shape of each state."""
+        packed = np.packbits(self.table >= 0, axis=1).view("V32").ravel()
+        _, first, shape = np.unique(packed, return_index=True, return_inverse=True)
+        return (self.table[first] >= 0).astype(np.float32), shape
 
-    def slot(self, state: int) -> np.ndarray:
+    def slot(self, state: int) -> list[int]:
         """The states between `state` and the next choice behind something forced."""
-        inside = np.zeros(self.end + 1, bool)
-        inside[state] = True
-        near = np.array([state])
-        while len(near):
-            targets = self.table[near]
-            back = self.forced[near][:, None] & ~self.forced[targets]  # a choice behind what is forced
-            near = np.unique(targets[(targets >= 0) & ~back])
-            near = near[~inside[near]]
-            inside[near] = True
-        return np.flatnonzero(inside)
+        inside, waiting = {state}, [state]
+        while waiting:
+            source = waiting.pop()
+            for _, _, target in self.automaton.rows[source] if source != self.end else ():
+                back = self.forced[source] and not self.forced[target]  # a choice behind what is forced
+                if target not in inside and not back:
+                    inside.add(target)
+                    waiting.append(target)
+        return sorted(inside)
 
     def run(self, state: int, length: int) -> Path:
         """The tokens that are forced from `state` on, `length` of them at most."""
@@ -269,10 +261,7 @@ class Lattice:
             last = last[score[last] > -np.inf]
             back.append((states, source[last], token[last]))
             states, scores = target[last], score[last]
-        return self._traced(back, states, int(np.argmax(scores)))
-
-    @staticmethod
-    def _traced(back: list, states: np.ndarray, at: int) -> Path:
+        at = int(np.argmax(scores))
         tokens, passed = [], [states[at]]
         for before, source, token in reversed(back):
             tokens.append(token[at])

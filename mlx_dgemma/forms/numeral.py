@@ -1,7 +1,8 @@
-"""Bounds -> the expression of the numbers between them, as JSON writes them."""
+"""Bounds -> the expression (`expression.py`) of the numbers between them, as JSON writes them."""
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from math import ceil, floor, inf, nextafter
 
@@ -16,26 +17,21 @@ DECIMALS = 6  # after the point where there are bounds, more where those leave n
 Bound = tuple[Fraction, bool]  # a number, and whether it is excluded
 
 
-def _any(shape: str) -> Expression:
-    """Any digits in the places of the digits of `shape`."""
-    return series(*(c if c == "." else DIGIT for c in shape))
-
-
-def _fixed(low: str, high: str) -> Expression:
+def _same_length(low: str, high: str) -> Expression:
     """The numbers from `low` to `high`, which have as many digits, and the point in the same place."""
     same = next((i for i, (a, b) in enumerate(zip(low, high, strict=True)) if a != b), len(low))
     if same == len(low):
         return Text(low)
-    first, last, a, b = low[same], high[same], low[same + 1 :], high[same + 1 :]
+    first, last, low_rest, high_rest = low[same], high[same], low[same + 1 :], high[same + 1 :]
     options = []
-    if a.strip("0."):
-        options.append(series(first, _fixed(a, a.translate(str.maketrans("012345678", "999999999")))))
+    if low_rest.strip("0."):
+        options.append(series(first, _same_length(low_rest, re.sub(r"\d", "9", low_rest))))
         first = chr(ord(first) + 1)
-    if b.strip("9."):
-        options.append(series(last, _fixed(b.translate(str.maketrans("123456789", "000000000")), b)))
+    if high_rest.strip("9."):
+        options.append(series(last, _same_length(re.sub(r"\d", "0", high_rest), high_rest)))
         last = chr(ord(last) - 1)
     if first <= last:
-        options.append(series(between(first, last), _any(a)))
+        options.append(series(between(first, last), *(c if c == "." else DIGIT for c in low_rest)))
     return series(low[:same], either(*options))
 
 
@@ -48,33 +44,35 @@ def _steps(low: int, high: int, decimals: int) -> list[Expression]:
         return below + _steps(0, high, decimals)
     options, least, most = [], 0, 10 ** (decimals + 1) - 1
     while least <= high:
-        if (a := max(low, least)) <= (b := min(high, most)):
-            options.append(_fixed(_written(a, decimals), _written(b, decimals)))
+        if low <= most:
+            options.append(_same_length(_written(max(low, least), decimals), _written(min(high, most), decimals)))
         least, most = most + 1, most * 10 + 9
     return options
 
 
 def _written(steps: int, decimals: int) -> str:
     digits = str(steps).zfill(decimals + 1)
-    return f"{digits[: len(digits) - decimals]}.{digits[len(digits) - decimals :]}" if decimals else digits
+    return f"{digits[:-decimals]}.{digits[-decimals:]}" if decimals else digits
 
 
-def _grid(low: Bound, high: Bound, decimals: int) -> list[Expression]:
+def _with_decimals(low: Bound, high: Bound, decimals: int) -> list[Expression]:
     """The numbers between the bounds with this many decimals."""
-    scale = 10**decimals
     if not decimals:  # whole numbers are read exactly, not as doubles
         first = floor(low[0]) + 1 if low[1] else ceil(low[0])
         return _steps(first, ceil(high[0]) - 1 if high[1] else floor(high[0]), 0)
+    scale = 10**decimals
     return _steps(ceil(_inside(low, inf) * scale), floor(_inside(high, -inf) * scale), decimals)
 
 
 def _inside(bound: Bound, towards: float) -> Fraction:
     """The bound, or the next double where it is excluded: for a text is read as a double, which must not be it."""
     value, excluded = bound
+    if not excluded:
+        return value
     double = float(value)
-    while excluded and (Fraction(double) - value) * (1 if towards > 0 else -1) <= 0:
+    while Fraction(double) == value or (Fraction(double) < value) == (towards > 0):
         double = nextafter(double, towards)
-    return Fraction(double) if excluded else value
+    return Fraction(double)
 
 
 def number(low: Bound | None, high: Bound | None, *, whole: bool) -> Expression:
@@ -86,12 +84,12 @@ def number(low: Bound | None, high: Bound | None, *, whole: bool) -> Expression:
     far = max((abs(bound[0]) for bound in (low, high) if bound), default=Fraction(0)) * 10
     far = max(far, Fraction(10 ** (WHOLE_DIGITS if whole else DIGITS))) - 1
     low, high = low or (-far, False), high or (far, False)
-    if whole:
-        options = _grid(low, high, 0)
-    else:
-        options = [option for decimals in range(DECIMALS + 1) for option in _grid(low, high, decimals)]
-        more = (_grid(low, high, decimals) for decimals in range(DECIMALS + 1, DIGITS + 1))
-        options = options or next(filter(None, more), [])
+    options = [
+        option for decimals in range(1 if whole else DECIMALS + 1) for option in _with_decimals(low, high, decimals)
+    ]
+    if not options and not whole:
+        more = (_with_decimals(low, high, decimals) for decimals in range(DECIMALS + 1, DIGITS + 1))
+        options = next(filter(None, more), [])
     if not options:
         raise Mistake("its bounds leave no number")
     return either(*options)

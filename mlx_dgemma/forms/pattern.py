@@ -1,4 +1,4 @@
-"""A schema's `pattern` -> the expression of the texts in which it is found.
+"""A schema's `pattern` -> the expression (`expression.py`) of the texts in which it is found.
 
 Patterns are regular expressions of ECMA-262, as JSON Schema says, without what no finite automaton can hold.
 `jsonschema` looks for them with Python's `re` instead. Where the two dialects differ, the expression has only texts in
@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from ..errors import Mistake
 from .automaton import Budget
-from .expression import ANY, LAST, Chars, Either, Expression, Ranges, Repeat, overlap, series, without
+from .expression import ANY, LAST, Chars, Either, Expression, Ranges, Repeat, either, overlap, series, without
 
 LONGEST = 10_000  # characters of a pattern
 SHOWN = 80  # of them, in a message
@@ -37,7 +37,7 @@ QUANTIFIER = re.compile(r"([*+?])|\{(\d+)(,?)(\d*)\}", re.ASCII)
 CODE = re.compile(r"x([\da-f]{2})|u([\da-f]{4})|u\{0*([\da-f]{1,6})\}", re.IGNORECASE)
 LOW_SURROGATE = re.compile(r"\\u(d[c-f][\da-f]{2})", re.IGNORECASE)
 PROPERTY = re.compile(r"[pP]\{(?:(?:gc|General_Category)=)?(\w+)\}", re.ASCII)
-REFUSED = {  # what begins so -> why
+REFUSED = {  # a beginning -> why
     r"\(\?<?[=!]": "a look-around cannot be held",
     r"\(\?(?!:|P?<)": "flags and Python's own groups cannot be held",
     r"\\[bB]": "a word boundary cannot be held",
@@ -54,16 +54,14 @@ class Anchor:
 
 
 @dataclass(frozen=True)
-class Group:
+class Anchored:
+    """A group with an anchor inside."""
+
     branches: tuple[tuple[Node, ...], ...]
-
-    @property
-    def anchored(self) -> bool:
-        nodes = (node for branch in self.branches for node in branch)
-        return any(isinstance(node, Anchor) or (isinstance(node, Group) and node.anchored) for node in nodes)
+    sign: str  # of the first anchor
 
 
-Node: TypeAlias = "Expression | Anchor | Group"
+Node: TypeAlias = "Expression | Anchor | Anchored"
 
 
 def pattern(text: str) -> Expression:
@@ -88,7 +86,7 @@ def _searched(nodes: tuple[Node, ...], begins: bool, ends: bool, budget: Budget)
     while nodes and nodes[-1] == Anchor("$"):
         ends, nodes = True, nodes[:-1]
     for place in (0, len(nodes) - 1):  # ^a|b$ has anchors in its branches
-        if nodes and isinstance(group := nodes[place], Group) and group.anchored:
+        if nodes and isinstance(group := nodes[place], Anchored):
             ways = ((*nodes[:place], *branch, *nodes[place + 1 :]) for branch in group.branches)
             return Either(tuple(_searched(way, begins, ends, budget) for way in ways))
     anything = Repeat(ANY)
@@ -96,10 +94,8 @@ def _searched(nodes: tuple[Node, ...], begins: bool, ends: bool, budget: Budget)
 
 
 def _expression(node: Node) -> Expression:
-    if isinstance(node, Anchor):
+    if isinstance(node, Anchor | Anchored):
         raise Mistake(f"{node.sign} can be held only where the whole text begins or ends")
-    if isinstance(node, Group):
-        return Either(tuple(series(*map(_expression, branch)) for branch in node.branches))
     return node
 
 
@@ -118,17 +114,18 @@ class _Reader:
         where = f"at {self.text[self.at : self.at + 8]!r}" if self.rest else "at its end"
         return Mistake(f"{_shown(self.text)}: {why}, {where}")
 
-    def take(self, what: str | re.Pattern) -> re.Match | None:
-        """Goes past what comes next, if it is this."""
-        found = re.compile(what).match(self.text, self.at)
-        self.at = found.end() if found else self.at
-        return found
+    def take(self, expected: str | re.Pattern) -> re.Match | None:
+        """Goes past `expected`, if it comes next."""
+        match = re.compile(expected).match(self.text, self.at)
+        self.at = match.end() if match else self.at
+        return match
 
-    def group(self) -> Group:
+    def group(self) -> Node:
         branches = [self.branch()]
         while self.take(r"\|"):
             branches.append(self.branch())
-        return Group(tuple(branches))
+        signs = [node.sign for branch in branches for node in branch if isinstance(node, Anchor | Anchored)]
+        return Anchored(tuple(branches), signs[0]) if signs else either(*(series(*branch) for branch in branches))
 
     def branch(self) -> tuple[Node, ...]:
         nodes = []
@@ -144,9 +141,9 @@ class _Reader:
         quantifier = self.take(QUANTIFIER)
         if not quantifier:
             return atom
-        sign, least, comma, most = quantifier.groups()
         self.take(r"\?")  # the shortest or the longest match: the same texts
-        if max(map(len, (least or "", most or ""))) > 9:
+        sign, least, comma, most = quantifier.groups(default="")
+        if max(len(least), len(most)) > 9:
             raise self.mistake("a number of repetitions is too large")
         if sign:
             low, high = {"*": (0, None), "+": (1, None), "?": (0, 1)}[sign]
@@ -168,21 +165,19 @@ class _Reader:
         return Chars(self.class_() if self.rest == "[" else self.character()[0])
 
     def character(self) -> tuple[Ranges, str]:
-        """A character as it is or behind a backslash -> its ranges, and the name of its class if that is what it is."""
-        self.at += 1
-        if self.text[self.at - 1] != "\\":
-            return _single(self.text[self.at - 1]), ""
+        """A character as it is or behind a backslash -> its ranges, and the name of its class if it is one."""
+        if not self.take(r"\\"):
+            return _single(self.take(r"(?s).")[0]), ""
         if code := self.take(CODE):
-            return self.coded(int(next(filter(None, code.groups())), 16)), ""
+            return self.coded(int(code[code.lastindex], 16)), ""
         if name := self.take(PROPERTY):
-            ranges = _property(name[1]) if name[0][0] == "p" else without(_property(name[1]))
-            return ranges, "p"
-        if control := self.take(r"c[a-zA-Z]"):
-            return _single(chr(ord(control[0][1]) % 32)), ""
-        if (control := self.take(r"[fnrtv]|0(?!\d)")) or (control := self.take(r"[^\da-zA-Z]")):
-            return _single(CONTROLS.get(control[0], control[0])), ""
+            return _property(name[1]) if name[0][0] == "p" else without(_property(name[1])), "p"
         if name := self.take(r"[dswDSW]"):
             return CLASSES[name[0]], name[0]
+        if letter := self.take(r"c([a-zA-Z])"):
+            return _single(chr(ord(letter[1]) % 32)), ""
+        if escape := self.take(r"[fnrtv]|0(?!\d)|[^\da-zA-Z]"):
+            return _single(CONTROLS.get(escape[0], escape[0])), ""
         self.at -= 1
         raise self.mistake("this escape means nothing to ECMA-262, or something else to Python")
 
@@ -201,12 +196,17 @@ class _Reader:
                 raise self.mistake("a class of characters is not closed")
             low, name = self.class_character()
             names.add(name)
-            if self.take(r"-(?!\])") and self.rest:
-                high, other = self.class_character()
-                names.add(other)
-                ranges += self.range(low, high) if not (name or other) else [*low, *_single("-"), *high]
-            else:
+            if not self.take(r"-(?=[^\]])"):
                 ranges += low
+                continue
+            high, other = self.class_character()
+            names.add(other)
+            if name or other:  # [\w-x]
+                ranges += [*low, *_single("-"), *high]
+            elif low[0][0] > high[0][0]:
+                raise self.mistake("a range of characters is the wrong way round")
+            else:
+                ranges.append((low[0][0], high[0][0]))
         if any({name, name.upper()} <= names for name in "dsw"):  # [\s\S]
             ranges = ANY.ranges
         outside = overlap(without(tuple(ranges)), AGREED if names & CLASSES.keys() else ANY.ranges)
@@ -214,11 +214,6 @@ class _Reader:
 
     def class_character(self) -> tuple[Ranges, str]:
         return (_single("\b"), "") if self.take(r"\\b") else self.character()
-
-    def range(self, low: Ranges, high: Ranges) -> Ranges:
-        if low[0][0] > high[0][0]:
-            raise self.mistake("a range of characters is the wrong way round")
-        return ((low[0][0], high[0][0]),)
 
 
 def _shown(text: str) -> str:
@@ -231,19 +226,14 @@ def _single(character: str) -> Ranges:
 
 def _property(name: str) -> Ranges:
     """The characters of a general category ("Lu"), or of all that begin so ("L")."""
-    if name == "Any":
-        return ANY.ranges
-    found = [ranges for category, ranges in _categories().items() if category.startswith(name)]
-    if not found:
+    ranges = tuple((low, high) for category, low, high in _categories() if category.startswith(name))
+    if not ranges and name != "Any":
         raise Mistake(f"\\p{{{name}}} cannot be held: only general categories can, such as \\p{{L}} or \\p{{Lu}}")
-    return tuple(sorted(each for ranges in found for each in ranges))
+    return ranges or ANY.ranges
 
 
 @cache
-def _categories() -> dict[str, list[tuple[int, int]]]:
-    """The ranges of each of Unicode's general categories."""
-    ranges: dict[str, list[tuple[int, int]]] = {}
-    for category, run in groupby(range(LAST + 1), key=lambda code: unicodedata.category(chr(code))):
-        codes = list(run)
-        ranges.setdefault(category, []).append((codes[0], codes[-1]))
-    return ranges
+def _categories() -> list[tuple[str, int, int]]:
+    """Unicode's general categories: (category, first code point, last code point) of each run."""
+    runs = groupby(range(LAST + 1), key=lambda code: unicodedata.category(chr(code)))
+    return [(category, first, max(run, default=first)) for category, run in runs for first in [next(run)]]

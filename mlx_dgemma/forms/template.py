@@ -72,7 +72,7 @@ def _matches(parts: list[Part], output: str) -> list[np.ndarray]:
     for part in reversed(parts):
         here = np.zeros(len(output) + 1, bool)
         for each in part.texts:
-            starts = [found.start() for found in re.finditer(f"(?={re.escape(each)})", output)]
+            starts = [match.start() for match in re.finditer(f"(?={re.escape(each)})", output)]
             here[starts] |= after[np.array(starts, int) + len(each)]
         if not part.texts and after.any():
             here[: np.flatnonzero(after)[-1]] = True
@@ -86,19 +86,17 @@ def _parts(text: str) -> list[Part]:
     except ValueError as error:
         raise Mistake(f"the template {text!r} cannot be read ({error}): write braces that are text twice") from None
     parts: list[Part] = []
-    names: set[str] = set()
     for literal, name, kind, conversion in parsed:
         if literal:
             parts.append(Part(None, texts=(literal,)))
         if name is None:
             continue
-        if not name.isidentifier() or name in names or conversion:
+        if not name.isidentifier() or conversion or name in [part.name for part in parts]:
             raise Mistake(f"each slot of a template needs a name that no other has, like {{name}}, got {{{name}}}")
         if kind not in KINDS and "|" not in kind:
             kinds = ", ".join(filter(None, KINDS))
             raise Mistake(f"slot {name} is of no kind that there is, {kind}: give {kinds}, or a|b|c")
-        names.add(name)
         parts.append(Part(name, kind, tuple(kind.split("|")) if "|" in kind else ()))
-    if not names:
+    if all(part.name is None for part in parts):
         raise Mistake(f"the template {text!r} has no slots: write {{name}} where the model is to")
     return parts

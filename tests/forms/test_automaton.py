@@ -78,9 +78,9 @@ def test_random_expressions_match_what_re_matches():
 
 def test_what_is_beyond_reach_costs_nothing():
     item = series("a", optional("b"))
-    cut = build_automaton(Repeat(item, 2, 10**9), reach=50)
+    cut = build_automaton(Repeat(item, 2, 10**9), Budget(reach=50))
     assert cut.size < 10
-    exact = build_automaton(Repeat(item, 2, 49), reach=50)
+    exact = build_automaton(Repeat(item, 2, 49), Budget(reach=50))
     for n in range(51):
         assert cut.matches(b"a" * n) == (n >= 2) and exact.matches(b"a" * n) == (2 <= n <= 49)
 

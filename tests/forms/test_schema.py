@@ -12,11 +12,16 @@ import pytest
 import schema_rates
 
 from mlx_dgemma.errors import Mistake
-from mlx_dgemma.forms import language as constrained
 from mlx_dgemma.forms import schema
 from mlx_dgemma.forms.automaton import Automaton, Budget
 from mlx_dgemma.forms.construction import build_automaton
+from mlx_dgemma.forms.language import Language, begin_within
+from mlx_dgemma.forms.lattice import Vocabulary
 from mlx_dgemma.forms.numeral import number
+from mlx_dgemma.seam.model import Text
+from mlx_dgemma.writing.answer import Answer
+from mlx_dgemma.writing.ask import Ask
+from mlx_dgemma.writing.batch import run
 
 NESTED = {
     "type": "object",
@@ -166,7 +171,7 @@ def test_work_grows_with_the_document():
     spent = []
     for uses in (10, 20):
         reader = schema._Reader(jsonschema.Draft202012Validator, people(uses), None)
-        reader.automaton()
+        reader.automaton(reader.root)
         spent.append(Budget().left - reader.budget.left)
     assert spent[1] < 2.2 * spent[0]
 
@@ -288,14 +293,14 @@ def test_values_are_as_right_as_in_free_text(models):
 @pytest.mark.parametrize("name", ["embedded", "bpe, random"])
 def test_the_shortest_document_fits_exactly_and_no_less(models, name):
     model, tokenizer, sampling = models[name]
-    sampling = replace(sampling, max_denoising_steps=3)
-    language = constrained.Language(model, tokenizer, schema.language(NESTED | {"required": ["a", "b", "c"]}))
+    ask = Ask(sampling=replace(sampling, max_denoising_steps=3))
+    vocabulary = Vocabulary(tokenizer, model.facts.vocab_size)
+    language = Language(model, vocabulary, schema.language(NESTED | {"required": ["a", "b", "c"]}))
     shortest = int(language.lattice.left[0])
     for room in (shortest, shortest + 1):
-        writing = constrained.begin(model, [2], language=language, max_tokens=room, sampling=sampling)
-        answer = schema_rates.Answer(model.config, tokenizer, room)
-        for step in schema_rates.steps(model, writing):
+        answer = Answer(model.facts, tokenizer, room)
+        for step in run(model, [begin_within(model, Text([2]), replace(ask, max_tokens=room), language)]):
             answer.add(step)
         assert schema_rates.valid(NESTED, answer.text) and answer.finish_reason == "stop"
     with pytest.raises(Mistake, match=f"takes {shortest} tokens, and there is room for {shortest - 1}"):
-        constrained.begin(model, [2], language=language, max_tokens=shortest - 1, sampling=sampling)
+        begin_within(model, Text([2]), replace(ask, max_tokens=shortest - 1), language)
