@@ -44,7 +44,7 @@ class Gap:
 
     def writing(self, model: DiffusionModel, text: Known, rng: np.random.Generator) -> Writing:
         layout = Held(text, self.filler, self.alphabet.sets)
-        cache = self.encoded(text.tokens[: layout.starts[0]])
+        cache = self.encoded(layout.take_before())
         return Writing(model, Text(), layout, self.sampling, rng, cache)
 
     @cached_property
@@ -120,8 +120,9 @@ class Result:
 def denoise(
     model: DiffusionModel, groups: Sequence[Sequence[Writing]], clocks: Sequence[Clock], size: int, show: Show
 ) -> list[list[Step]]:
-    """A few passes over one block of each writing, `size` canvases in a call -> the last step of each. A group has
-    GRACE more passes when the first of it is done: what is easy to write settles first, and need not be right."""
+    """Denoise one block of each writing for a few passes, `size` canvases in a call -> the last step of each. A group
+    has GRACE more passes when the first of it is done: what is easy to write settles first, and need not be right. The
+    caches are shared, so nothing may be pending, and no writing goes on to a second block."""
     batch, last = Batch(model, size), {}
     for number, writing in enumerate(chain(*groups)):
         writing.request = number
@@ -132,10 +133,10 @@ def denoise(
             last[step.request] = step
             show(step)
         for i, (group, clock) in enumerate(zip(groups, clocks, strict=True)):
-            done = [writing.done for writing in group]
-            left[i] = 0 if all(done) or clock.passed() else min(left[i] - 1, GRACE if any(done) else PASSES)
-            for writing in group if left[i] <= 0 else ():
-                if writing in batch.texts:
+            done = [last[writing.request].final for writing in group]
+            left[i] = 0 if clock.passed() else min(left[i] - 1, GRACE if any(done) else PASSES)
+            for writing, final in zip(group, done, strict=True):
+                if (final or left[i] <= 0) and writing in batch.texts:
                     batch.cancel(writing)
     return [[last[writing.request] for writing in group] for group in groups]
 

@@ -48,8 +48,16 @@ class Held(Layout):
             return self.end
         return self.end + int(np.argmin(self.text.fixed[self.end :]))
 
+    def take_before(self) -> np.ndarray:
+        """The known tokens in front of the first block, for the caller to encode: the block comes without them."""
+        self.end = self.starts[0]
+        return self.text.tokens[: self.end]
+
     def first(self) -> Block:
         return self._block()
+
+    def content(self, draft: np.ndarray) -> np.ndarray:
+        return draft[: len(self.text.tokens) - self.starts[-1]]
 
     def after(self, draft: np.ndarray) -> Block | str:
         if self.text.fixed[self.end :].all():

@@ -163,7 +163,7 @@ class Filling:
         self.layout, self.tokens = Held(text, self.filler, self.alphabet.sets), text.tokens.copy()
         for span, result in zip(self.spans, self.results, strict=False):  # what stands there if a deadline comes first
             self.tokens[span] = np.resize(result.tokens, span.stop - span.start)
-        cache = self.encoded(text.tokens[: self.layout.starts[0]]).copy()
+        cache = self.encoded(self.layout.take_before()).copy()
         check = Verify() if self.request.ask.verify else None
         return Writing(self.model, Text(), self.layout, self.sampling, rng, cache, self.clock, check, number)
 

@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from ..seam.model import DiffusionModel, Facts
 from ..tokens.messages import prompt_tokens
 from ..tokens.stream import TextStream
 from ..tokens.tokenizer import Tokenizer
 from ..tokens.tools import CallStream, ToolCall
 from .ask import Ask
+from .blocks import until_stop
 from .diffuse import diffuse
 from .writing import Step
 
@@ -74,8 +73,7 @@ class Answer:
         if not step.final:
             return "", ""
         self._count(step)
-        stops = np.flatnonzero(np.isin(step.draft, self.facts.stop_ids))
-        content = step.draft[: stops[0] + 1] if len(stops) else step.draft
+        content = until_stop(step.draft, self.facts.stop_ids)
         self._filled += int((content != self.facts.pad_id).sum())
         kept = content[: self.max_tokens - len(self.tokens)].tolist()
         self.finish_reason = "length" if step.reason and len(kept) < len(content) else step.reason

@@ -62,8 +62,9 @@ class Batch:
 
     def close(self) -> None:
         """Cancel every text."""
-        for text in list(self.texts):
-            self.cancel(text)
+        self.texts = []
+        for draw in list(self._streams):
+            self._stop(draw)
 
     @property
     def reading(self) -> list[InProgress]:

@@ -22,16 +22,24 @@ class Block:
     allowed: np.ndarray | None = None  # int32: indices into `token_sets`, -1 for all
     token_sets: Sequence[TokenSet] = ()
     max_steps: int | None = None  # passes it may take; None: as the sampling says
-    # How it follows the block before it.
-    before: Text = field(default_factory=Text)  # given text between the two: encoded, not denoised
+    before: Text = field(default_factory=Text)  # given text between the block before and this: encoded, not denoised
     keep: int | None = None  # tokens of the block before that stand; 0: this is the same block again; None: all
-    encoded: bool = False  # those tokens are in the cache already
     note: str | None = None  # why, for the user to know
 
     @property
     def free(self) -> np.ndarray:
         """[L] bool: the positions that are denoised."""
         return np.ones(len(self.tokens), bool) if self.fixed is None else ~self.fixed
+
+    @property
+    def again(self) -> bool:
+        """True if the block before does not stand: this is the same one, written again."""
+        return self.keep == 0
+
+    def may_stand(self, position: int, token: int) -> bool:
+        """True if `token` is among those allowed at `position`."""
+        number = -1 if self.allowed is None else int(self.allowed[position])
+        return number < 0 or token in self.token_sets[number].ids
 
 
 class Layout(ABC):
@@ -45,6 +53,10 @@ class Layout(ABC):
     def after(self, draft: np.ndarray) -> Block | str:
         """The block behind one that ended as `draft`, or the reason why none follows: "stop" or "length"."""
 
+    def content(self, draft: np.ndarray) -> np.ndarray:
+        """The beginning of the present block's draft that is text; what is behind it nobody reads."""
+        return draft
+
     def revise(self, prediction: Prediction, block: Block) -> Prediction:
         """The prediction with the draft, as `argmax`, that this layout takes from it."""
         return prediction
@@ -57,15 +69,10 @@ class Layout(ABC):
     def rewrite(self, block: Block, draft: np.ndarray, start: int, expected: int | None) -> Block:
         """The same block again: `draft` stands up to `start`, there stands `expected` if it may, the rest is noise."""
         known, tokens = np.arange(len(draft)) < start, draft.copy()
-        if expected is not None and self._may_stand(block, start, expected):
+        if expected is not None and block.may_stand(start, expected):
             tokens[start], known[start] = expected, True
         known |= ~block.free
         return replace(block, tokens=np.where(known, tokens, -1), fixed=known, hint=None, before=Text(), keep=0)
-
-    @staticmethod
-    def _may_stand(block: Block, position: int, token: int) -> bool:
-        which = -1 if block.allowed is None else int(block.allowed[position])
-        return which < 0 or bool((block.token_sets[which].ids == token).any())
 
     def finish(self, draft: np.ndarray) -> np.ndarray:
         """The draft of a block that ends the text too early, with what it takes to make that text a valid one."""
@@ -98,6 +105,9 @@ class Open(Layout):
             return "stop"
         return "length" if self.left <= 0 or self.room < self.width() else self.first()
 
+    def content(self, draft: np.ndarray) -> np.ndarray:
+        return until_stop(draft, self.facts.stop_ids)
+
 
 class Single(Layout):
     """One block and no other."""
@@ -110,3 +120,9 @@ class Single(Layout):
 
     def after(self, draft: np.ndarray) -> str:
         return "stop"
+
+
+def until_stop(tokens: np.ndarray, stop_ids: Sequence[int]) -> np.ndarray:
+    """The tokens up to the first stop token, that included; all of them where there is none."""
+    stops = np.flatnonzero(np.isin(tokens, stop_ids))
+    return tokens[: stops[0] + 1] if len(stops) else tokens

@@ -42,20 +42,11 @@ class Conversation:
     thinking: bool = False
     tools: list[dict] | None = None  # that the model may call, as `Tokenizer.chat` takes them
 
+    _batch: Batch | None = field(default=None, init=False)  # writes the answer, from its first piece of prompt on
+    _unfinished: Answer | None = field(default=None, init=False)  # the answer that is being written
+
     def __post_init__(self) -> None:
         self.reset()
-
-    def reset(self) -> None:
-        """Forget all turns."""
-        self.messages: list[dict] = []
-        self.answer: Answer | None = None  # the last one
-        self.waiting: list[ToolCall] = []  # for their results, before the model goes on
-        self.prompt: list[int] = []  # of the turn that is open, up to the model's part
-        self.written: list[int] = []  # the model's part of it so far, with the results of its tools
-        self.cache: Cache | None = self.model.new_cache()
-        self.before: Cache | None = None  # as it was at the end of `prompt`
-        self.text: list[int] = []  # begins with what the cache holds
-        self._batch: Batch | None = None  # writes the answer, from its first piece of prompt on
 
     @property
     def tokens(self) -> list[int]:
@@ -66,6 +57,19 @@ class Conversation:
     def unread(self) -> int:
         """Tokens that the cache lacks."""
         return len(self.tokens) - (self.cache.length if self.cache else 0)
+
+    def reset(self) -> None:
+        """Forget all turns."""
+        self._stop_batch()
+        self._unfinished = None
+        self.messages: list[dict] = []
+        self.answer: Answer | None = None  # the last one
+        self.waiting: list[ToolCall] = []  # for their results, before the model goes on
+        self.prompt: list[int] = []  # of the turn that is open, up to the model's part
+        self.written: list[int] = []  # the model's part of it so far, with the results of its tools
+        self.cache: Cache | None = self.model.new_cache()  # None: a pass was broken off, and it is of no use
+        self.prompt_cache: Cache | None = None  # a fork of it, from the end of `prompt`
+        self.text: list[int] = []  # begins with what the cache holds
 
     def ask(self, message: str) -> Iterator[Piece]:
         """The user's turn and the model's: a Piece a pass. Where the model called tools (`waiting`), `respond` and
@@ -84,7 +88,7 @@ class Conversation:
         prompt = self._render(messages, add_generation_prompt=True)
         check_room(self.model, len(prompt), self.model.facts.canvas_length)
         self.messages, self.prompt, self.answer = messages, prompt, None
-        self._return_to(prompt)
+        self._rewind(prompt)
 
     def respond(self, result: Any) -> None:
         """The result of the first of the calls that are `waiting`: anything that JSON can hold."""
@@ -97,17 +101,17 @@ class Conversation:
         """Encode what the cache lacks, except what the first pass over a canvas takes along: tokens left, after each
         pass."""
         while self._begin() in self._batch.reading:
-            cache, self.cache = self.cache, None  # a pass that is broken off leaves a cache of no use
+            cache, self.cache = self.cache, None
             self._batch.step()
             self.cache, self.text = cache, self.tokens
             yield self.unread
 
     def write(self) -> Iterator[Piece]:
         """The model's turn, or what follows in it: a Piece a pass. Left early, its finished blocks are kept."""
-        self.answer = answer = Answer(self.model.facts, self.tokenizer, self.how.max_tokens)
+        answer = self.answer = self._unfinished = Answer(self.model.facts, self.tokenizer, self.how.max_tokens)
         try:
             cache, self.text = self._begin().cache, self.tokens
-            while answer.finish_reason is None:
+            while self._unfinished is answer and answer.finish_reason is None:  # else it was closed meanwhile
                 self.cache = None
                 steps = self._batch.step()
                 self.cache = cache
@@ -115,18 +119,11 @@ class Conversation:
                     thinking, text = answer.add(step)
                     self.text += step.draft.tolist() if step.final else []
                     if step.final and not step.reason:
-                        self._keep_before()
+                        self._fork_prompt()
                     yield Piece(text=text, thinking=thinking, step=step, finish_reason=answer.finish_reason)
         finally:
-            self._end()
-
-    def _begin(self) -> InProgress:
-        """The answer in progress, which the batch writes."""
-        if self._batch is None:
-            cache, batch = self._held(), Batch(self.model, 1)
-            batch.add(begin(self.model, Text(self.tokens[cache.length :]), self.how, cache=cache))
-            self._batch = batch
-        return self._batch.texts[0]
+            if self._unfinished is answer:
+                self._end(answer)
 
     def close(self) -> None:
         """The open turn is over, whatever it lacks; a question without an answer is taken back."""
@@ -138,15 +135,15 @@ class Conversation:
             self.messages = [*self.messages, {"role": "assistant", "content": content}]
         else:
             self.messages = self.messages[:-1]
-        self._return_to(self._render(self.messages, add_generation_prompt=False) if self.messages else [])
-        self.prompt, self.written, self.waiting, self.before = [], [], [], None
+        self._rewind(self._render(self.messages, add_generation_prompt=False) if self.messages else [])
+        self.prompt, self.written, self.waiting, self.prompt_cache = [], [], [], None
 
     def save(self, folder: str | Path) -> None:
         """The turns and the cache, in two files that never disagree, whenever the writing is broken off."""
         if self.waiting:
             raise Mistake(f"the model waits for the result of {self.waiting[0].name}: give it, then save")
         self.close()
-        folder, cache = Path(folder), self._held()
+        folder, cache = Path(folder), self._present_cache()
         digest = hashlib.sha256(json.dumps(self.text).encode()).hexdigest()
         saved = {key: getattr(self, key) for key in SAVED} | {"messages": to_json(self.messages)}
         saved |= {"tokens": self.text, "cache": f"cache-{digest[:16]}.safetensors"}
@@ -194,16 +191,47 @@ class Conversation:
             add_generation_prompt=add_generation_prompt,
         )
 
-    def _held(self) -> Cache:
+    def _begin(self) -> InProgress:
+        """The answer in progress, which the batch writes."""
+        if self._batch is None:
+            cache, batch = self._present_cache(), Batch(self.model, 1)
+            batch.add(begin(self.model, Text(self.tokens[cache.length :]), self.how, cache=cache))
+            self._batch = batch
+        return self._batch.texts[0]
+
+    def _end(self, answer: Answer) -> None:
+        """The model's part is over: its tools are waited for, or the turn is closed."""
+        self._leave()
+        if answer.finish_reason == "stop" and answer.calls:
+            self.waiting = list(answer.calls)
+            self._fork_prompt()
+            self._rewind(self.tokens)  # the cache may hold the stop token, and results follow in its place
+        else:
+            self.close()
+
+    def _leave(self) -> None:
+        """Write no further: what is finished of the answer is `written`, and the cache holds what was yielded."""
+        self._stop_batch()
+        answer, self._unfinished = self._unfinished, None
+        if answer:
+            stopped = answer.tokens and answer.tokens[-1] in self.model.facts.stop_ids
+            self.written = self.written + (answer.tokens[:-1] if stopped else answer.tokens)
+
+    def _stop_batch(self) -> None:
+        batch, self._batch = self._batch, None
+        if batch:
+            batch.close()
+
+    def _present_cache(self) -> Cache:
         """The cache, and `text` no longer than it is."""
         if self.cache is None:
             self.cache = self.model.new_cache()
         self.text = self.text[: self.cache.length]
         return self.cache
 
-    def _return_to(self, tokens: list[int]) -> None:
-        """Of the cache, keep what `tokens` begin with, at most all but one: from something the model must go on."""
-        for cache in filter(None, (self.cache, self.before)):
+    def _rewind(self, tokens: list[int]) -> None:
+        """Keep of the cache what `tokens` begin with, at most all but one: from something the model must go on."""
+        for cache in filter(None, (self.cache, self.prompt_cache)):
             both = zip(self.text[: cache.length], tokens[:-1], strict=False)
             same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
             try:
@@ -214,28 +242,10 @@ class Conversation:
             break
         else:
             self.cache = None
-        self._held()
+        self._present_cache()
 
-    def _keep_before(self) -> None:
-        """What is further back than a canvas cannot be returned to by forgetting: a fork can."""
-        if self.before is None:
-            self.before = self.cache.copy()
-            self.before.trim(self.cache.length - len(self.prompt))
-
-    def _leave(self) -> None:
-        """The batch writes no further; then the cache holds what was yielded."""
-        if self._batch:
-            self._batch.close()
-        self._batch = None
-
-    def _end(self) -> None:
-        """A part of the model's turn is over."""
-        self._leave()
-        answer = self.answer
-        stopped = answer.tokens and answer.tokens[-1] in self.model.facts.stop_ids
-        self.written = self.written + (answer.tokens[:-1] if stopped else answer.tokens)
-        if answer.finish_reason == "stop" and answer.calls:
-            self.waiting = list(answer.calls)
-            self._keep_before()
-        else:
-            self.close()
+    def _fork_prompt(self) -> None:
+        """Fork the cache at the end of the prompt: what is further back than a canvas cannot be reached by trimming."""
+        if self.prompt_cache is None:
+            self.prompt_cache = self.cache.copy()
+            self.prompt_cache.trim(self.cache.length - len(self.prompt))

@@ -3,12 +3,13 @@ promises to be cheaper than to keep what has settled and go on left to right."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ..seam.model import Cache, Continuation, DiffusionModel, Draw, Facts, Prediction, Row, Text
-from .blocks import Open
+from .blocks import Open, until_stop
 from .clock import Clock
 from .left_to_right import LeftToRight
 from .sampling import Sampling
@@ -33,14 +34,11 @@ class Pace:
 def token_seconds(model: DiffusionModel, cache: Cache) -> float:
     """Seconds of a token, the mean of two behind the text of `cache`, which is left as it is."""
     start = Continuation(cache.copy(), Text(), np.zeros(3, np.float32))
-    tokens = model.autoregress([start], Draw())
-    next(tokens)
-    began = model.now()
-    for _ in range(2):
+    with closing(model.autoregress([start], Draw())) as tokens:
         next(tokens)
-    seconds = (model.now() - began) / 2
-    tokens.close()
-    return seconds
+        began = model.now()
+        next(tokens), next(tokens)
+        return (model.now() - began) / 2
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,11 @@ class Outlook:
 
 def outlook(step: Step, earlier: np.ndarray, facts: Facts, sampling: Sampling) -> Outlook:
     """The outlook after a pass whose predecessor's draft was `earlier`."""
-    stops = np.flatnonzero(np.isin(step.draft, facts.stop_ids))
-    length = int(stops[0]) + 1 if len(stops) else len(step.draft)
-    stable = (step.draft == earlier)[:length]
-    settled = stable & (step.entropy[:length] <= sampling.entropy_bound)
+    length = len(until_stop(step.draft, facts.stop_ids))
+    stable, entropy = (step.draft == earlier)[:length], step.entropy[:length]
+    settled = stable & (entropy <= sampling.entropy_bound)
     # The sum of entropies bounds what positions may still have to tell each other, as in `sampling.accept`.
-    sure = stable & (np.cumsum(step.entropy[:length]) <= sampling.entropy_bound)
+    sure = stable & (np.cumsum(entropy) <= sampling.entropy_bound)
     prefix = length if sure.all() else int(sure.argmin())
     return Outlook(step.step + 1, prefix, int(settled.sum()), length, sampling.max_denoising_steps)
 
@@ -123,18 +120,15 @@ class Route:
         return self.current.continuation()
 
     def take(self, result: Prediction | int) -> Step:
-        step = self._denoised(result) if isinstance(result, Prediction) else self._token(result)
+        step = self._take_pass(result) if isinstance(result, Prediction) else self._take_token(result)
         self.done = step.reason is not None
         return step
-
-    def _room(self, pending: Text) -> int:
-        return self.model.facts.max_position_embeddings - self.cache.length - len(pending)
 
     def _begin_block(self, pending: Text) -> None:
         canvas, ratio = self.model.facts.canvas_length, self.pace.ratio if self.pace else None
         if self._room(pending) < canvas or (ratio and self.left * ratio <= CHEAP):
             note = f"left to right: {self.left} tokens are left to write, each costs {ratio or 0:.2f} of a pass"
-            self._go_left_to_right(pending, 0, min(self.left, canvas), note)
+            self._go_left_to_right(pending, 0, min(self.left, canvas), f"block {self.block + 1}: {note}")
             return
         if self._denoising is None:
             layout = Open(self.model.facts, self._room(pending), self.left, self.sampling.canvas_length)
@@ -143,71 +137,74 @@ class Route:
             )
         self.current, self._earlier, self._most, self._progress = self._denoising, None, 0, 0
 
-    def _denoised(self, prediction: Prediction) -> Step:
+    def _room(self, pending: Text) -> int:
+        """Tokens of the context that are left behind the cache and `pending`."""
+        return self.model.facts.max_position_embeddings - self.cache.length - len(pending)
+
+    def _take_pass(self, prediction: Prediction) -> Step:
         step = replace(self.current.take(prediction), block=self.block)
-        look = self._look(step)
-        if step.final or step.reason:
+        view = self._outlook(step)
+        if step.final:
             self.left -= len(step.draft)
-            note = self._note(f"denoised in {step.step + 1} passes", look)
+            note = self._note(f"denoised in {step.step + 1} passes", view)
             if not step.reason:
                 self.block += 1
                 self._begin_block(self.current.pending)
             return replace(step, note=note)
-        if look and look.left_to_right(self.pace.ratio) < look.denoising:
-            return self._switch(step, look)
+        # A canvas that has settled as a whole leaves nothing to write left to right.
+        if view and view.prefix < len(step.draft) and view.left_to_right(self.pace.ratio) < view.denoising:
+            return self._switch(step, view)
         self._earlier = step.draft
         return step
 
-    def _look(self, step: Step) -> Outlook | None:
-        """None after the first pass: that read the text, and nothing can be stable yet."""
-        if self._earlier is None:
+    def _outlook(self, step: Step) -> Outlook | None:
+        """None after the first pass, which read the text: nothing can be stable yet. The pace is not measured for a
+        text that has ended."""
+        if self._earlier is None or (self.pace is None and step.reason):
             return None
         if self.pace is None:
             self.pace = Pace(self.pass_seconds, token_seconds(self.model, self.cache))
-        look = outlook(step, self._earlier, self.model.facts, self.sampling)
-        if look.settled > self._most:
-            self._most, self._progress = look.settled, step.step
-        return replace(look, stalled=step.step - self._progress)
+        view = outlook(step, self._earlier, self.model.facts, self.sampling)
+        if view.settled > self._most:
+            self._most, self._progress = view.settled, step.step
+        return replace(view, stalled=step.step - self._progress)
 
-    def _switch(self, step: Step, look: Outlook) -> Step:
+    def _switch(self, step: Step, view: Outlook) -> Step:
         """Keep the settled prefix, and write the rest of the block left to right."""
-        note = self._note(f"left to right after {look.passes} passes", look)
-        kept = step.draft[: look.prefix]
+        note = self._note(f"left to right after {view.passes} passes", view)
+        kept = step.draft[: view.prefix]
         self.left -= len(kept)
         reason = "length" if self.left <= 0 else "stop" if np.isin(kept, self.model.facts.stop_ids).any() else None
         if reason is None:
-            count = min(self.left, len(step.draft) - len(kept))
-            self._go_left_to_right(Text(kept), step.step + 1, count)
+            self._go_left_to_right(Text(kept), step.step + 1, min(self.left, len(step.draft) - len(kept)))
         draft = kept if len(kept) else step.draft
         return replace(step, draft=draft, final=len(kept) > 0, reason=reason, note=note)
 
     def _go_left_to_right(self, pending: Text, first_step: int, count: int, note: str | None = None) -> None:
         """Write `count` tokens at most; they are this block's steps from `first_step` on."""
-        self._denoising, self.first_step = None, first_step
-        self.note = note and f"block {self.block + 1}: {note}"
+        self._denoising, self.first_step, self.note = None, first_step, note
         limit = min(count, self._room(pending))
         self.current = LeftToRight(
             self.model, pending, limit, self.draw, self.rng, self.cache, self.clock, request=self.request
         )
 
-    def _token(self, token: int) -> Step:
+    def _take_token(self, token: int) -> Step:
         step, number = self.current.take(token), self.first_step + self.current.count - 1
         self.left -= 1
         whole = self.left <= 0 or self._room(Text()) <= 0
         reason = None if step.reason == "length" and not whole else step.reason
-        step = replace(step, block=self.block, step=number, reason=reason, note=self.note)
-        self.note = None
+        step, self.note = replace(step, block=self.block, step=number, reason=reason, note=self.note), None
         if reason is None and self.current.done:
             self.block += 1
             self._begin_block(Text())
         return step
 
-    def _note(self, action: str, look: Outlook | None) -> str:
-        if look is None:
+    def _note(self, action: str, view: Outlook | None) -> str:
+        if view is None:
             return f"block {self.block + 1}: {action}"
         ratio = self.pace.ratio
         return (
-            f"block {self.block + 1}: {action}: {look.settled} of {look.length} tokens settled, {look.prefix} from the "
-            f"first on; to go: {look.denoising:.1f} passes, or {look.left_to_right(ratio):.1f} left to right, "
+            f"block {self.block + 1}: {action}: {view.settled} of {view.length} tokens settled, {view.prefix} from the "
+            f"first on; to go: {view.denoising:.1f} passes, or {view.left_to_right(ratio):.1f} left to right, "
             f"where a token costs {ratio:.2f}"
         )

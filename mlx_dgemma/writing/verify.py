@@ -32,33 +32,31 @@ class Verify:
     encoded: bool = False
 
     def review(self, writing: Writing, prediction: Prediction) -> Block | None:
-        draft, again = prediction.argmax, None
-        stops = np.flatnonzero(np.isin(draft, writing.model.facts.stop_ids))
-        content = draft[: stops[0] + 1] if len(stops) else draft
-        free = writing.given.free
-        empty = writing.block == 0 and len(stops) > 0 and stops[0] == 0 and bool(free.all())
-        self.encoded = self.times < TIMES and not empty
+        draft, block = prediction.argmax, writing.current
+        empty = writing.block == 0 and draft[0] in writing.model.facts.stop_ids and bool(block.free.all())
+        self.encoded, again = self.times < TIMES and not empty, None
         if self.encoded:
-            again = self._doubted(writing, content, prediction)
+            again = self._doubted(writing, prediction)
         elif empty and self.times < TIMES and len(draft) >= 2:
-            again = _narrower(writing.given, len(draft) // 2)
+            again = _narrower(block, len(draft) // 2)
         if again is None:
             self.times = 0
             return None
         self.times, self.repairs = self.times + 1, self.repairs + 1
         return replace(again, max_steps=max(1, writing.sampling.max_denoising_steps // 2))
 
-    def _doubted(self, writing: Writing, content: np.ndarray, prediction: Prediction) -> Block | None:
+    def _doubted(self, writing: Writing, prediction: Prediction) -> Block | None:
         """The block that is to be written again, and then it is not in the cache; None: nothing is, and it is there."""
         self.checks += 1
+        content, block = writing.layout.content(prediction.argmax), writing.current
         [score] = writing.model.encode([Text(content)], [writing.cache], score=True)
         unlikely = (score.logprob < FLOOR) | (prediction.entropy[: len(content)] > UNSURE)
-        positions = np.flatnonzero(unlikely & writing.given.free[: len(content)])
+        positions = np.flatnonzero(unlikely & block.free[: len(content)])
         if not len(positions):
             return None
         writing.cache.trim(len(content))
         first = int(positions[0])
-        again = writing.layout.rewrite(writing.given, prediction.argmax, first, _expected(score, first))
+        again = writing.layout.rewrite(block, prediction.argmax, first, _expected(score, first))
         note = f"block {writing.block + 1}: {len(positions)} doubtful tokens; written again from token {first + 1} on"
         return replace(again, note=note)
 

@@ -64,7 +64,7 @@ class Writing:
     block: int = field(default=0, init=False)  # number of the block
     step: int = field(default=0, init=False)  # number of the step in it
     done: bool = field(default=False, init=False)
-    given: Block = field(init=False)  # the block as its next pass sees it
+    current: Block = field(init=False)  # the block as its next pass sees it
     canvas: np.ndarray = field(init=False)  # [L] int32
     accepted: np.ndarray = field(init=False)  # [L] bool, by the last pass
     self_conditioning: Any = field(default=None, init=False)
@@ -76,107 +76,109 @@ class Writing:
         self.cache = self.model.new_cache(len(self.pending)) if self.cache is None else self.cache
         self._begin(self.layout.first())
 
-    def _begin(self, block: Block) -> None:
-        self.given, self.first_step, self.narrowed = block, self.step, False
-        self.pending = self.pending + block.before
-        self.canvas = np.where(block.tokens < 0, self._noise(), block.tokens).astype(np.int32)
-        self.accepted = ~block.free
-        limits = {} if block.max_steps is None else {"max_denoising_steps": block.max_steps}
-        self.schedule = replace(self.sampling, **limits)
-        self.settled = STOPS[self.sampling.stop](self.sampling, self.model.facts.stop_ids)
-        self.self_conditioning = None
-
-    def _noise(self) -> np.ndarray:
-        facts, length = self.model.facts, len(self.given.tokens)
-        return self.rng.integers(facts.vocab_size, size=length) if facts.noise is None else np.full(length, facts.noise)
-
     def row(self) -> Row:
         """The canvas for the next pass. Draws its uniforms, so it is called once a pass."""
         return Row(
             canvas=self.canvas,
             cache=self.cache,
-            temperature=temperature(self.schedule, self.step - self.first_step),
+            temperature=temperature(self._sampling, self._passes),
             uniforms=self.rng.random(len(self.canvas), dtype=np.float32),
             pending=self.pending,
             self_conditioning=self.self_conditioning,
             hint=self._hint(),
-            fixed=self.given.fixed,
-            allowed=self.given.allowed,
-            token_sets=self.given.token_sets,
+            fixed=self.current.fixed,
+            allowed=self.current.allowed,
+            token_sets=self.current.token_sets,
         )
-
-    def _hint(self) -> np.ndarray | None:
-        """What is fixed is certain, from the first pass on; later passes hear of it only where it has changed."""
-        first = self.step == self.first_step
-        hint = self.given.hint if first else None
-        if self.given.fixed is None or not (first or self.narrowed):
-            return hint
-        return np.where(self.given.fixed, self.canvas, -1 if hint is None else hint).astype(np.int32)
 
     def take(self, prediction: Prediction) -> Step:
-        block, passes, noise = self.given, self.step - self.first_step, self._noise()
-        self.prediction = prediction = self.layout.revise(prediction, block)
-        draft, free = prediction.argmax, block.free
-        # Fixed positions spend nothing, do not change, and are no reason to stop.
-        accepted = ~free
-        accepted[free] = SAMPLERS[self.sampling.sampler](
-            prediction.entropy[free], prediction.confidence[free], self.accepted[free], passes, self.schedule
-        )
-        self.canvas = np.where(free, renoise(prediction.sample, accepted, noise), self.canvas).astype(np.int32)
-        self.accepted, self.self_conditioning, self.pending = accepted, prediction.self_conditioning, Text()
-        settled = self.settled(draft, prediction.entropy, free) or passes == self.schedule.max_denoising_steps - 1
-        over = self.clock is not None and self.clock.over()
-        after = self._after(prediction) if settled and not over else None
-        if over:
-            after = self.layout.after(draft)
-            if not (settled and isinstance(after, str)):
-                after, draft = "deadline", self.layout.finish(draft)
-        step = self._step(after, draft, accepted, prediction.entropy)
-        self.done, self.step = step.reason is not None, self.step + 1
-        if isinstance(after, Block):
-            self._go_on(after, step.draft)
-        elif after is None:
-            self._narrow(accepted, passes)
-        return step
-
-    def _after(self, prediction: Prediction) -> Block | str:
-        """What follows a block that has settled."""
-        if self.check is None:
-            return self.layout.after(prediction.argmax)
-        if again := self.check.review(self, prediction):
-            return again
-        after = self.layout.after(prediction.argmax)
-        return replace(after, encoded=self.check.encoded) if isinstance(after, Block) else after
-
-    def _step(self, after: Block | str | None, draft: np.ndarray, accepted: np.ndarray, entropy: np.ndarray) -> Step:
-        again = isinstance(after, Block) and after.keep == 0
-        kept = draft[: after.keep] if isinstance(after, Block) and after.keep else draft
-        return Step(
+        """The step that `prediction` makes; then `row` is that of the next pass."""
+        self.prediction = prediction = self.layout.revise(prediction, self.current)
+        self._renoise(prediction)
+        self._passes += 1
+        after, draft = self._after(prediction)
+        if isinstance(after, Block) and after.keep:
+            draft = draft[: after.keep]
+        step = Step(
             request=self.request,
             block=self.block,
             step=self.step,
-            canvas=self.canvas.copy(),
-            draft=kept.copy(),
-            accepted=accepted,
-            entropy=entropy,
-            final=after is not None and not again,
+            canvas=self.canvas,
+            draft=draft.copy(),
+            accepted=self.accepted,
+            entropy=prediction.entropy,
+            final=isinstance(after, str) or (after is not None and not after.again),
             reason=after if isinstance(after, str) else None,
             note=after.note if isinstance(after, Block) else None,
         )
+        self.done, self.step = step.reason is not None, self.step + 1
+        if after is None:
+            self._narrow()
+        elif isinstance(after, Block):
+            self._go_on(after, draft)
+        return step
 
-    def _go_on(self, after: Block, draft: np.ndarray) -> None:
-        if after.keep != 0:
+    def _begin(self, block: Block) -> None:
+        self.current, self._passes, self._narrowed = block, 0, False
+        self.pending = self.pending + block.before
+        self.canvas = np.where(block.tokens < 0, self._noise(), block.tokens).astype(np.int32)
+        self.accepted, self.self_conditioning = ~block.free, None
+        most = self.sampling.max_denoising_steps if block.max_steps is None else block.max_steps
+        self._sampling = replace(self.sampling, max_denoising_steps=most)
+        self._settled = STOPS[self.sampling.stop](self.sampling, self.model.facts.stop_ids)
+
+    def _noise(self) -> np.ndarray:
+        facts, length = self.model.facts, len(self.current.tokens)
+        return self.rng.integers(facts.vocab_size, size=length) if facts.noise is None else np.full(length, facts.noise)
+
+    def _hint(self) -> np.ndarray | None:
+        """What is fixed is certain, from the first pass on; later passes hear of it only where it has changed."""
+        block, first = self.current, self._passes == 0
+        hint = block.hint if first else None
+        if block.fixed is None or not (first or self._narrowed):
+            return hint
+        return np.where(block.fixed, self.canvas, -1 if hint is None else hint).astype(np.int32)
+
+    def _renoise(self, prediction: Prediction) -> None:
+        """Make the canvas of the next pass. Fixed positions spend nothing and do not change."""
+        free = self.current.free
+        accepted = ~free
+        accepted[free] = SAMPLERS[self.sampling.sampler](
+            prediction.entropy[free], prediction.confidence[free], self.accepted[free], self._passes, self._sampling
+        )
+        noised = renoise(prediction.sample, accepted, self._noise())
+        self.canvas = np.where(free, noised, self.canvas).astype(np.int32)
+        self.accepted, self.self_conditioning, self.pending = accepted, prediction.self_conditioning, Text()
+
+    def _after(self, prediction: Prediction) -> tuple[Block | str | None, np.ndarray]:
+        """What follows this pass: a block, the reason why the text ends, or None, another pass over the same canvas;
+        and the draft, which a deadline may finish."""
+        draft = prediction.argmax
+        settled = self._settled(draft, prediction.entropy, self.current.free)
+        settled = settled or self._passes == self._sampling.max_denoising_steps
+        if self.clock is not None and self.clock.over():
+            after = self.layout.after(draft)
+            if settled and isinstance(after, str):
+                return after, draft
+            return "deadline", self.layout.finish(draft)
+        if not settled:
+            return None, draft
+        again = self.check and self.check.review(self, prediction)
+        return again or self.layout.after(draft), draft
+
+    def _go_on(self, block: Block, draft: np.ndarray) -> None:
+        if not block.again:
             self.block, self.step = self.block + 1, 0
-            # Committed by the pass that first denoises the next canvas, unless it was already.
-            self.pending = Text() if after.encoded else Text(draft)
-        self._begin(after)
+            # The pass that first denoises the next canvas commits this one, unless a check has.
+            self.pending = Text() if self.check and self.check.encoded else Text(draft)
+        self._begin(block)
 
-    def _narrow(self, accepted: np.ndarray, passes: int) -> None:
-        late = passes + 1 > self.schedule.max_denoising_steps // 2
-        before, self.given = self.given, self.layout.narrow(self.given, accepted, late)
-        self.narrowed = self.given is not before
-        if self.given.fixed is not None:
-            self.canvas = np.where(self.given.fixed, self.given.tokens, self.canvas).astype(np.int32)
+    def _narrow(self) -> None:
+        late = self._passes > self._sampling.max_denoising_steps // 2
+        before, self.current = self.current, self.layout.narrow(self.current, self.accepted, late)
+        self._narrowed = self.current is not before
+        if self.current.fixed is not None:
+            self.canvas = np.where(self.current.fixed, self.current.tokens, self.canvas).astype(np.int32)
 
 
 def check_room(model: DiffusionModel, length: int, canvas: int) -> None:

@@ -13,9 +13,10 @@ import infill_rates
 import numpy as np
 import pytest
 from fakes import FakeModel
-from scripted import Timed
+from scripted import Counting, Timed
 
 from mlx_dgemma.errors import Mistake
+from mlx_dgemma.fill.gap_length import search
 from mlx_dgemma.fill.held import Alphabet, Held, Known
 from mlx_dgemma.fill.infill import Filling, Infill, infill
 from mlx_dgemma.load import load
@@ -25,6 +26,7 @@ from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.batch import run
 from mlx_dgemma.writing.blocks import Layout
 from mlx_dgemma.writing.sampling import Sampling
+from mlx_dgemma.writing.verify import Verify
 from mlx_dgemma.writing.writing import Writing
 
 BPE = Path(__file__).parents[1] / "fixtures" / "bpe"
@@ -283,3 +285,30 @@ def test_mistakes_in_python(tiny):
     wide = Ask(sampling=Sampling(canvas_length=65))
     with pytest.raises(Mistake, match="canvas_length <= 64"):
         infill(model, tokenizer, [Infill(prompt=[2], texts=["a", ""], ask=wide)])
+
+
+def test_known_text_is_encoded_once(tiny):
+    """The text before the gap is longer than a canvas; so is one of the lengths that are tried."""
+    model, tokenizer, sampling = tiny
+    counting, before = Counting(model), "one two three four five six seven " * 5
+    request = Infill(prompt=[2, 40], texts=[before, " end"], usual=[80], ask=Ask(sampling=sampling))
+    filling = Filling(counting, Alphabet(counting, tokenizer), request)
+    length = 2 + len(tokenizer.encode(before))
+    gap = filling.next_gap()
+    gap.sampling = Sampling(max_denoising_steps=1)  # so that blocks are done
+    [result] = search(counting, [gap], 4, lambda step: None)
+    assert 80 in result.scores
+    assert [cache.length for cache in filling.caches.values()] == [2, length]
+    counting.encoded, filling.lengths = 0, [5]
+    list(run(counting, [writing := filling.writing(0)]))
+    assert (counting.encoded, writing.cache.length) == (0, length)
+
+
+def test_a_known_stop_token_does_not_cut_what_a_check_commits():
+    text = [2, -1, 1, *range(10, 17), -1, 5, 6, 7]
+    model = FakeModel([([7, 1, 10, 11], [])] * 2 + [([8, 5, 6, 7], [])] * 2)
+    layout = Held(Known(**{**vars(known(text)), "allowed": np.full(len(text), -1)}), np.full(4, 1), [])
+    writing = Writing(model, Text([9]), layout, Sampling(), np.random.default_rng(0), check=Verify())
+    steps = list(run(model, [writing]))
+    assert [step.reason for step in steps if step.final] == [None, "stop"]
+    assert writing.cache.tokens == [9, 2, 7, 1, *range(10, 17), 8, 5, 6, 7]

@@ -231,3 +231,29 @@ def test_each_text_has_a_deadline_of_its_own(model):
         if step.request == 2 and counts[2] == 12:
             break
     assert counts == [2, 7, 12] and reasons == ["deadline", "deadline", None]
+
+
+def test_no_stream_stays_open_where_a_pass_fails():
+    """A text of two minds has just left its stream when that of another draw fails."""
+    opened, closed = [], []
+
+    class Failing(FakeModel):
+        def autoregress(self, continuations, draw):
+            opened.append(draw)
+            try:
+                for number, tokens in enumerate(super().autoregress(continuations, draw)):
+                    if draw.temp and number == 7:
+                        raise KeyboardInterrupt
+                    yield tokens
+            finally:
+                closed.append(draw)
+
+    model, rng = Failing(SETTLING, facts(stop_ids=(49,))), np.random.default_rng(0)
+    several = Batch(model)
+    several.add(Route(model, Text([9]), 16, Sampling(), Draw(), rng, pace=Pace(1.0, 0.125)))
+    several.add(begin(model, Text([9]), Ask(mode="ar", draw=Draw(temp=1.0))))
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(9):
+            several.step()
+    several.close()
+    assert opened == closed[::-1] == [Draw(), Draw(temp=1.0)]

@@ -12,6 +12,7 @@ from scripted import BPE, Counting, random_bpe, scripted
 
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.load import load
+from mlx_dgemma.seam.model import Text
 from mlx_dgemma.tokens.tokenizer import Tokenizer
 from mlx_dgemma.writing import batch
 from mlx_dgemma.writing.ask import Ask
@@ -318,3 +319,43 @@ def test_all_turns_are_forgotten(parties):
     assert conversation.cache.length == 0
     expected = fresh(conversation, model, QUESTIONS[0])
     same_steps(turn(conversation, QUESTIONS[0]), expected)
+
+
+def test_pieces_that_nobody_asks_for_any_more(parties):
+    """A question is asked, or all is forgotten, while the answer before is still held by somebody."""
+    model, tokenizer, sampling = parties["endless bytes"]
+    conversation = Conversation(model, tokenizer, Ask(sampling=sampling, max_tokens=150))
+    held = conversation.ask(QUESTIONS[0])
+    while next(held).step.block == 0:
+        pass
+    finished = conversation.answer
+    expected = [*conversation.messages, {"role": "assistant", "content": tokenizer.decode(finished.tokens)}]
+    steps = turn(conversation, QUESTIONS[1])
+    assert len(finished.tokens) == 64 and conversation.messages[:2] == expected
+    messages = conversation.messages
+    assert list(held) == [] and conversation.messages is messages and len(messages) == 4 and len(steps) > 3
+    held = conversation.ask(QUESTIONS[2])
+    next(held)
+    conversation.reset()
+    assert list(held) == [] and conversation.messages == conversation.tokens == []
+    expected = fresh(conversation, model, QUESTIONS[0])
+    same_steps(turn(conversation, QUESTIONS[0]), expected)
+
+
+def test_a_result_takes_the_place_of_the_token_that_ended_the_calls(bpe):
+    """Left to right, that token is in the cache."""
+    model, tokenizer, _ = bpe
+
+    class Typed(Counting):
+        def autoregress(self, continuations, draw):
+            [text] = continuations
+            self.model.encode([text.pending], [text.cache])
+            for token in tokenizer.encode("<|tool_call>call:a{}<tool_call|><turn|>", special_tokens=True):
+                self.model.encode([Text([token])], [text.cache])
+                yield [token]
+
+    conversation = Conversation(Typed(model), tokenizer, Ask(mode="ar"))
+    turn(conversation, "Go")
+    conversation.respond("done")
+    assert conversation.text == conversation.tokens[: conversation.cache.length]
+    assert 0 < conversation.unread <= len(tokenizer.encode("response:a{value:done}")) + 5

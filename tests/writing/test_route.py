@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from fakes import FakeModel
 from scripted import Timed
 
 from mlx_dgemma import load
@@ -136,3 +137,18 @@ def test_it_measures_the_machine_by_the_clock_of_the_model(tiny):
     assert (alone.pace.token, alone.pace.denoise) == pytest.approx((0.1, 1.0))
     list(run(timed, pair, 2))
     assert [(route.pace.token, route.pace.denoise) for route in pair] == [pytest.approx((0.1, 0.5))] * 2
+
+
+def test_a_canvas_that_is_sure_before_it_may_end_is_denoised_to_its_end():
+    """Nothing of it is left to write left to right, however little that costs."""
+    model = FakeModel([([2] * 8, [])])
+    sampling = Sampling(max_denoising_steps=9, stability_threshold=5)
+    route = Route(model, Text([9]), 16, sampling, Draw(), np.random.default_rng(0), pace=Pace(1.0, 0.3))
+    steps = list(run(model, [route]))
+    assert [step.step for step in steps if step.final] == [5, 5] and steps[-1].reason == "length"
+
+
+def test_the_machine_is_not_measured_for_a_text_that_has_ended():
+    model = FakeModel([([4, 1] + [0] * 6, [])])
+    route = begin(model, Text([9]), Ask(mode="auto"))
+    assert [step.reason for step in run(model, [route])] == [None, "stop"] and route.pace is None
