@@ -149,6 +149,7 @@ def _attention(model: MLXModel, rows: Sequence[Row]) -> Callable[[], list[mx.arr
             past = cache.retained if cache.seen is None else min(cache.retained, cache.seen)
             shape = layer.num_key_value_heads, past + len(row.canvas), layer.head_dim
             queries = _random(model, 1, model.config.num_attention_heads, len(row.canvas), layer.head_dim)
+            queries *= layer.head_dim**-0.5  # or weights would be denormal numbers, which are slow
             inputs.append((queries, _random(model, 1, *shape), _random(model, 1, *shape)))
     return lambda: [attend(*arrays, causal=False, window=None) for arrays in inputs]
 
