@@ -3,8 +3,6 @@
 No name here is a command's, and nothing heavy is imported before it is used.
 """
 
-from __future__ import annotations
-
 import importlib
 
 from .load import load  # at once, or the module of the same name would stand in its place

@@ -1,7 +1,5 @@
 """`python -m mlx_dgemma.batch`: a file of requests in, one JSON object a line out."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import sys

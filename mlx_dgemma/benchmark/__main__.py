@@ -1,8 +1,6 @@
 """`python -m mlx_dgemma.benchmark` measures diffusion and autoregression on this machine; `predict`, `compare`, `steps`
 and `baseline` are commands beside it."""
 
-from __future__ import annotations
-
 import json
 import sys
 from argparse import Namespace

@@ -1,7 +1,5 @@
 """Makes the model to compare with: an autoregressive checkpoint, each layer stored as the diffusion model's is."""
 
-from __future__ import annotations
-
 import argparse
 
 from ..convert import recipes

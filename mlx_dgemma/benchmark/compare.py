@@ -1,7 +1,5 @@
 """Reports of several machines side by side: one table, one picture."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -5,8 +5,6 @@ the head and by self-conditioning), and the K and V that are read. Activations a
 keeps them near, so a count is a floor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 What the system does not tell is None; `missing` says why. Nothing here names the machine or its user.
 """
 
-from __future__ import annotations
-
 import platform
 import subprocess
 from contextlib import suppress

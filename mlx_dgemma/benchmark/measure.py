@@ -1,7 +1,5 @@
 """One measurement: ceilings, passes, and answers in every mode, into a report that grows as it goes."""
 
-from __future__ import annotations
-
 import datetime
 import gc
 import itertools

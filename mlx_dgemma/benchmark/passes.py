@@ -3,8 +3,6 @@
 A denoise step is timed as a run has it, with the sampler and the host. The first pass of each kind is kept apart.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Sequence

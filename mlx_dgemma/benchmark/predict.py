@@ -4,8 +4,6 @@ Both modes are taken at the machine's ceilings, so each number is an upper bound
 measured, by others or in a report, stands beside it.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import tomllib

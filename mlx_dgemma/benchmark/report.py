@@ -1,7 +1,5 @@
 """A report: what was measured, and all that is needed to measure it again. JSON for programs, tables for people."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence

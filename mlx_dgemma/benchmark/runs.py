@@ -2,8 +2,6 @@
 
 The prompts are those of a file, tasks with one right answer, or one of each kind of work."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Steps against quality and speed: the embedded model's tasks with fewer passes a block than it would take."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

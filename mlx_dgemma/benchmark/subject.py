@@ -1,7 +1,5 @@
 """The model that is measured, as the flags ask for it: a checkpoint, or random weights of a published shape."""
 
-from __future__ import annotations
-
 from argparse import Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Prompts with one right answer, of the kinds that the embedded model was trained on."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable

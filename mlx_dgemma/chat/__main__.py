@@ -1,7 +1,5 @@
 """`python -m mlx_dgemma.chat`: a conversation in a terminal, or line by line from a pipe."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

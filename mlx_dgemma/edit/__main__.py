@@ -1,7 +1,5 @@
 """`python -m mlx_dgemma.edit`: lines of a file and what to do to them in, a diff out."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

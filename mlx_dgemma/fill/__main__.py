@@ -1,7 +1,5 @@
 """`python -m mlx_dgemma.fill`: a text with gaps in, the same text with the gaps filled out."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -4,8 +4,6 @@ There is no time input, so a canvas may start anywhere between text and noise: a
 the temperature that the schedule has there.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

@@ -5,8 +5,6 @@ by side for a few passes. The best score wins: the causal log-probability of the
 entropy that is left in the gap, all in nats.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property

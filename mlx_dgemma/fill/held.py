@@ -4,8 +4,6 @@ A clean token among noise is what the model was trained on (a share of every can
 text needs no mask: it stands there, is certain from the first pass on, and spends nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property

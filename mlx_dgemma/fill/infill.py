@@ -3,8 +3,6 @@
 The result is the given text, to the byte, with the decoded gaps between it: known text is never decoded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -3,8 +3,6 @@
 `construction.py` makes them from expressions, `lattice.py` reads them in tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property

@@ -5,8 +5,6 @@ and hears only of the branches; a text's probability is the product of its branc
 tokens each takes.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

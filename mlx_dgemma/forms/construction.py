@@ -6,8 +6,6 @@ the subset construction; see Hopcroft, Motwani and Ullman, "Introduction to Auto
 that is repeated is made deterministic and minimal first, and copied from then on.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ end, once it is sure, lays the skeleton behind it; as long as it moves, so does 
 by half of its passes is helped: from then on what a draft repeats from its beginning counts as sure.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property

@@ -8,8 +8,6 @@ Nothing is computed for all pairs of a state and a token: where lengths are coun
 a vocabulary has a quarter of a million tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property

@@ -1,7 +1,5 @@
 """Bounds -> the expression (`expression.py`) of the numbers between them, as JSON writes them."""
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 from math import ceil, floor, inf, nextafter

@@ -10,8 +10,6 @@ What follows: `_Reader` puts the schema together as an expression (`expression.p
 `language.py` holds a text to it while it is written.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator

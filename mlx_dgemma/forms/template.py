@@ -4,8 +4,6 @@ Slots are written as in `str.format`, {{ and }} standing for braces: {name} take
 {name:integer}, {name:number}, {name:boolean}, and {name:red|green|blue} one of these.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from string import Formatter

@@ -1,7 +1,5 @@
 """`python -m mlx_dgemma.generate`: a prompt in, a denoised answer out."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterator

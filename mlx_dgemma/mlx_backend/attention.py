@@ -4,8 +4,6 @@ MLX's fused kernels do not take heads of 256 and 512 when there are many queries
 16 heads of 512 tokens over 100,000 keys are 3.3 GB. Above `SCORES` keys are taken in blocks, with a running maximum.
 """
 
-from __future__ import annotations
-
 import mlx.core as mx
 
 SCORES = 256_000_000  # bytes of float32 scores, at most

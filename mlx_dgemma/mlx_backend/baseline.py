@@ -1,7 +1,5 @@
 """An autoregressive model by mlx-lm, to compare diffusion with on MLX. mlx-lm's generator runs it."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

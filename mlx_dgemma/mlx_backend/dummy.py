@@ -3,8 +3,6 @@
 Nothing is loaded, and no array is larger than one layer's experts in 16 bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import mlx.core as mx

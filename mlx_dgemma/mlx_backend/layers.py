@@ -3,8 +3,6 @@
 A weight is one array, or the arrays that `mx.quantize` makes of it. Quantized layers compute in the activations' dtype.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import wraps
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Tensors and a config -> MLXModel."""
 
-from __future__ import annotations
-
 import mlx.core as mx
 
 from ..checkpoint.config import ModelConfig

@@ -1,7 +1,5 @@
 """The benchmark's instruments on MLX: the device, its ceilings, and what a step spends its time on."""
 
-from __future__ import annotations
-
 import io
 import platform
 import re

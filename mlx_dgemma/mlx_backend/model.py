@@ -1,7 +1,5 @@
 """The MLX implementation of `seam.model.DiffusionModel`: Metal, and MLX's own CPU and CUDA builds."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

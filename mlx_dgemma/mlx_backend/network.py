@@ -6,8 +6,6 @@ reference. Activations are [T, D]: the tokens of all segments of a pass, one aft
 where one ends. Everything is lazy, and can be differentiated by `mx.value_and_grad` with new caches.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

@@ -11,8 +11,6 @@ its slice is at hand; which positions those will be is known from the last pass,
 `vocabulary.soft_embedding`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """A checkpoint's tensors into the network's parameters: none missing, none left over, none of another shape."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """What every backend does in NumPy alike: checks of what it is given, and what is laid over a prediction."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Timing that the instruments of all backends share."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

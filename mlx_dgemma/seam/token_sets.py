@@ -1,7 +1,5 @@
 """The sets of ids that `Row.allowed` points to."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The parts of a pass, each computed on the device and checked against the CPU device and against NumPy in float64."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Commands share this: one line and exit code 2 for a mistake, 130 for Ctrl-C, silence when a pipe is closed."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """The commands `fill` and `edit` share this: flags, the run with its canvas on a terminal, and the report."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

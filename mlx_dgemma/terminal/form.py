@@ -1,7 +1,5 @@
 """The flags for a text that has a form: --json-schema, --template, --choices."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The flags that commands share, and what they make of them: a model, an `Ask`, a prompt in tokens, one JSON object."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The lines of a file of requests: one JSON object each, which asks for an answer or for gaps to be filled."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """The canvas as it settles, redrawn in a terminal: accepted positions bright, the others dim."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import groupby

@@ -1,7 +1,5 @@
 """Conversations -> prompts: what people, programs and the model said, as the chat template wants it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from ..errors import Mistake

@@ -6,8 +6,6 @@
 `<|tool_response>` is a stop token: the model writes no further until somebody has run the tool.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

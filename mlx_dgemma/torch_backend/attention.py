@@ -5,8 +5,6 @@ and a canvas behind its text differ in nothing else. On a GPU a kernel goes by t
 elsewhere keys are taken in blocks, with a running maximum.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

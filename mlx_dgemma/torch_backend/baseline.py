@@ -1,7 +1,5 @@
 """An autoregressive model by transformers, to compare diffusion with on torch. Its `generate` runs it."""
 
-from __future__ import annotations
-
 import queue
 import threading
 from collections import defaultdict

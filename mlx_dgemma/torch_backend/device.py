@@ -1,7 +1,5 @@
 """The device that the model runs on: its kernels, its free memory, and the message where that is too little."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

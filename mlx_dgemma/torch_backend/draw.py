@@ -1,7 +1,5 @@
 """The next token of a text that is written left to right: one head product, and no logits leave the device."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """A model of any shape with random weights, made on the device: to be measured, not to be read."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ MLX packs a row as one stream of bits, lowest first, in 32-bit words. A group of
 affine: scale * q + bias; mxfp4, mxfp8: a power of two (E8M0) times E2M1 or E4M3; nvfp4: an E4M3 scale times E2M1.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

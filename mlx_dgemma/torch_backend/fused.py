@@ -3,8 +3,6 @@
 A layer has two dozen of these operations, and between two matrix products they cost more in launches than in work.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

@@ -3,8 +3,6 @@
 A pass is some 1,500 small launches; as a graph it is one. On a CPU the function is simply called.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 Quantized weights stay packed: on a GPU the kernels unpack them in registers, on a CPU each use unpacks them.
 """
 
-from __future__ import annotations
-
 import functools
 
 import torch

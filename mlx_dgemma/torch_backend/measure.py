@@ -1,7 +1,5 @@
 """Measurements for the benchmark: the device, its ceilings, and the time of the parts of a step."""
 
-from __future__ import annotations
-
 import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence

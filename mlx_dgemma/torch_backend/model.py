@@ -5,8 +5,6 @@ shape's pass is a CUDA graph. On a CPU each text and each row goes alone in its 
 company would gain nothing there, and so a row's numbers do not depend on it.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

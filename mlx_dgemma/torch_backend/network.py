@@ -8,8 +8,6 @@ the host; how many of the tokens are real, where they stand and whose cache they
 one pass is one CUDA graph, and serves all calls of its shapes.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

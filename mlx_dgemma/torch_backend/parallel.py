@@ -5,8 +5,6 @@ and its clock, is rank 0's on every rank, so that they cannot part. Rank 0 alone
 failed.
 """
 
-from __future__ import annotations
-
 import atexit
 import io
 import os

@@ -1,7 +1,5 @@
 """The tokens of a pass, and the keys that their queries attend to: shapes on the host, all else on the device."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

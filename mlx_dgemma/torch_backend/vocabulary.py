@@ -3,8 +3,6 @@
 `sweep.py` has the arithmetic over the vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

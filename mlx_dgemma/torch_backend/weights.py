@@ -1,7 +1,5 @@
 """A checkpoint's tensors into the network's parameters, each read, cast, divided and packed on its own."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Steps -> text: the stop token, the length, the thinking channel, tool calls, and the numbers of a run."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What one request asks of the loop."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from ..errors import Mistake, need

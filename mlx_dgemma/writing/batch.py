@@ -4,8 +4,6 @@ A text joins and leaves between any two passes. Long prompts are encoded in piec
 and texts that are written left to right go along, a token a pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 

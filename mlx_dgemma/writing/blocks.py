@@ -1,7 +1,5 @@
 """The blocks of a text: which canvases there are, and what is given in each."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """The deadline of a text."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 

@@ -5,8 +5,6 @@ channel that an answer without thinking starts behind. So when an answer is done
 part, and the next turn encodes what differs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

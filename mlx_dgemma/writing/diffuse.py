@@ -1,7 +1,5 @@
 """The loop: prompt tokens in, one `Step` out after every pass."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

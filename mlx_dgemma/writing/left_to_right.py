@@ -1,8 +1,6 @@
 """A text in progress that is written left to right on the same weights: the causal pass and the tied head, one token a
 pass, each a `Step`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Protocol
 

@@ -1,8 +1,6 @@
 """A text in progress whose blocks are each written in the way that costs less on this machine: denoised as long as that
 promises to be cheaper than to keep what has settled and go on left to right."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 

@@ -5,8 +5,6 @@ The names and numbers are those of generation_config.json; the reference is tran
 StableAndConfidentStoppingCriteria). It is the default; other samplers and stop rules have names and are asked for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@ another opinion of the same weights, for one head product. The first unlikely to
 pass expects there, and what follows is denoised again behind that.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np
