@@ -15,6 +15,7 @@ from ..seam.model import Cache, DiffusionModel, Text
 from ..tokens.tokenizer import Tokenizer
 from ..writing.ask import Ask
 from ..writing.batch import run
+from ..writing.blocks import check_width
 from ..writing.clock import Clock
 from ..writing.sampling import Sampling
 from ..writing.verify import Verify
@@ -95,7 +96,7 @@ def check_fill(model: DiffusionModel, tokenizer: Tokenizer, request: Infill) -> 
     if count < 1 or (lengths is not None and (len(lengths) != count or min(lengths) < 1)):
         raise Mistake(f"need gaps, and for each its length of 1 or more, got {count} and {lengths}")
     gaps, room = sum(lengths or ()) or count, model.facts.max_position_embeddings
-    room -= width_of(request.ask.sampling, model)
+    room -= canvas_width(model, request.ask.sampling)
     if prompt == 0:
         raise Mistake("the prompt is empty: need at least one token before the text")
     if prompt + known + gaps > room:
@@ -112,7 +113,7 @@ class Filling:
         self.model, self.alphabet, self.request = model, alphabet, request
         self.sampling, self.clock = request.schedule(), Clock(request.ask.deadline, model.now)
         self.parts = [alphabet.encode(text) for text in request.texts]
-        self.filler = alphabet.filler(width_of(self.sampling, model))
+        self.filler = alphabet.filler(canvas_width(model, self.sampling))
         self.lengths = list(request.lengths or ())
         self.results: list[Result] = []  # of the search, gap by gap
         self.caches: dict[bytes, Cache] = {}
@@ -226,14 +227,10 @@ class Filling:
         )
 
 
-def width_of(sampling: Sampling, model: DiffusionModel) -> int:
-    """Tokens of a canvas: as asked, or the model's. What is held needs the room, so "auto" is the whole of it."""
-    full = model.facts.canvas_length
-    if not isinstance(sampling.canvas_length, int):
-        return full
-    if sampling.canvas_length > full:
-        raise Mistake(f"need canvas_length <= {full}, the model's, got {sampling.canvas_length}")
-    return sampling.canvas_length
+def canvas_width(model: DiffusionModel, sampling: Sampling) -> int:
+    """Tokens of a canvas: as asked, or the model's. Known text needs the room, so "auto" is the whole of it."""
+    length = check_width(model.facts, sampling.canvas_length)
+    return length if isinstance(length, int) else model.facts.canvas_length
 
 
 def infill(

@@ -21,7 +21,7 @@ InProgress = Writing | LeftToRight | Route
 
 @dataclass
 class Stream:
-    """A running `autoregress`, and what it writes: texts, and parts of those that choose their way anew."""
+    """A running `autoregress`, and the texts that it writes; of a Route, its present part."""
 
     parts: list[LeftToRight]
     tokens: Iterator[list[int]]
@@ -68,7 +68,7 @@ class Batch:
 
     @property
     def reading(self) -> list[InProgress]:
-        """The texts of whose prompt the next step encodes a piece."""
+        """The texts whose prompt is long: the next step encodes a piece of it."""
         return [text for text in self.texts if len(text.pending) > PIECE]
 
     def _read(self) -> list[InProgress]:
@@ -121,7 +121,7 @@ class Batch:
 
 
 def _part(text: InProgress) -> Writing | LeftToRight:
-    """What of `text` is being written: that which has uniforms of its own."""
+    """The part of `text` that is being written: a Route writes one part after another."""
     return text.current if isinstance(text, Route) else text
 
 

@@ -192,7 +192,9 @@ class Route:
         step, number = self.current.take(token), self.first_step + self.current.count - 1
         self.left -= 1
         whole = self.left <= 0 or self._room(Text()) <= 0
-        reason = None if step.reason == "length" and not whole else step.reason
+        reason = step.reason
+        if reason == "length" and not whole:  # the end of a block, not of the text
+            reason = "deadline" if self.current.late else None
         step, self.note = replace(step, block=self.block, step=number, reason=reason, note=self.note), None
         if reason is None and self.current.done:
             self.block += 1
