@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
@@ -122,7 +123,7 @@ class Filling:
 
     @property
     def complete(self) -> bool:
-        """Whether the length of every gap is known."""
+        """True if the length of every gap is known."""
         return len(self.lengths) == len(self.parts) - 1
 
     def encoded(self, before: np.ndarray) -> Cache:
@@ -137,11 +138,9 @@ class Filling:
     def next_gap(self) -> Gap:
         """The first whose length is not known, behind what those before it became while theirs was searched."""
         at = len(self.lengths)
-        before = [
-            tokens for part, result in zip(self.parts, self.results, strict=False) for tokens in (part, result.tokens)
-        ]
+        filled = zip(self.parts, [result.tokens for result in self.results], strict=False)
         return Gap(
-            before=np.concatenate([*before, self.parts[at]]),
+            before=np.concatenate([*chain(*filled), self.parts[at]]),
             behind=self.parts[at + 1],
             ends=at + 2 == len(self.parts),
             encoded=self.encoded,
@@ -162,14 +161,16 @@ class Filling:
         rng = np.random.default_rng(self.request.ask.seed)
         text, self.spans = self._text(rng)
         self.layout, self.tokens = Held(text, self.filler, self.alphabet.sets), text.tokens.copy()
-        for span, result in zip(self.spans, self.results, strict=False):  # what stands there if a deadline comes first
-            self.tokens[span] = np.resize(result.tokens, span.stop - span.start)
+        for i, (span, result) in enumerate(zip(self.spans, self.results, strict=False)):
+            left, right = map(bool, self.healed(i))
+            gap = self.tokens[span.start + left : span.stop - right]
+            gap[:] = np.resize(result.tokens, len(gap))  # it stands if a deadline comes first
         cache = self.encoded(self.layout.take_before()).copy()
         check = Verify() if self.request.ask.verify else None
         return Writing(self.model, Text(), self.layout, self.sampling, rng, cache, self.clock, check, number)
 
     def _text(self, rng: np.random.Generator) -> tuple[Known, list[slice]]:
-        """All of it, with gaps of known length, and where these are, tokens that may be healed included."""
+        """The whole text with gaps of known length; and where these are, tokens that may be healed included."""
         blanks = [self.request.blank(length, rng) for length in self.lengths]
         known = [(part, np.full(len(part), -1, np.int32)) for part in self.parts]
         pairs = [pair for both in zip(known, blanks, strict=False) for pair in both] + known[-1:]
@@ -259,6 +260,7 @@ def infill(
 def _together(
     model: DiffusionModel, alphabet: Alphabet, requests: Sequence[Infill], size: int, show: Show
 ) -> list[Filled]:
+    """Search the gaps whose length is not given, one of each text at a time, then fill all gaps."""
     fillings = [Filling(model, alphabet, request) for request in requests]
     while unknown := [filling for filling in fillings if not filling.complete]:
         gaps = [filling.next_gap() for filling in unknown]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..seam.model import Cache, Continuation, DiffusionModel, Draw, Facts, Prediction, Row, Text
+from ..seam.model import Cache, Continuation, DiffusionModel, Draw, Facts, Prediction, Text
 from .blocks import Open, until_stop
 from .clock import Clock
 from .left_to_right import LeftToRight
@@ -76,7 +76,8 @@ def outlook(step: Step, earlier: np.ndarray, facts: Facts, sampling: Sampling) -
 
 @dataclass(eq=False)
 class Route:
-    """At any time it is one of the two other kinds of text, `current`. Costs are counted in passes over a canvas."""
+    """Passes are over `current`, which is one of the two other kinds of text; `take` takes their results, until the
+    text is `done`. Costs are counted in passes over a canvas."""
 
     model: DiffusionModel
     text: Text  # encoded before the first block
@@ -93,7 +94,6 @@ class Route:
     done: bool = field(default=False, init=False)
     pass_seconds: float = field(default=0.0, init=False)  # of the last pass, this text's share; the batch sets it
     current: Writing | LeftToRight = field(init=False)
-    form = None
 
     def __post_init__(self) -> None:
         self.cache = self.model.new_cache(len(self.text)) if self.cache is None else self.cache
@@ -101,25 +101,8 @@ class Route:
         self._denoising: Writing | None = None  # goes on from block to block until one is written left to right
         self._begin_block(self.text)
 
-    @property
-    def left_to_right(self) -> bool:
-        return self.current.left_to_right
-
-    @property
-    def pending(self) -> Text:
-        return self.current.pending
-
-    @pending.setter
-    def pending(self, text: Text) -> None:
-        self.current.pending = text
-
-    def row(self) -> Row:
-        return self.current.row()
-
-    def continuation(self) -> Continuation:
-        return self.current.continuation()
-
     def take(self, result: Prediction | int) -> Step:
+        """The step that a pass over `current` makes, given its prediction or token; `current` may be another then."""
         step = self._take_pass(result) if isinstance(result, Prediction) else self._take_token(result)
         self.done = step.reason is not None
         return step
