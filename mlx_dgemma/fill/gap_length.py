@@ -1,4 +1,4 @@
-"""How long a gap is, where nobody said: a search over lengths, for many gaps at once.
+"""The search for the length of a gap where none is given, for many gaps at once.
 
 A draft that knows nothing of what is behind a gap shows where that would stand. The likeliest places are denoised side
 by side for a few passes. The best score wins: the causal log-probability of the gap and of what is behind it, less the
@@ -20,7 +20,7 @@ from ..writing.writing import Step, Writing
 from .held import Alphabet, Held, Known
 
 LENGTHS, SURE = 12, 4  # lengths that are tried; where the draft knows the place
-PASSES, GRACE = 8, 3  # over the draft, and over each trial; more, once one of them is done
+PASSES, GRACE = 8, 3  # passes over the draft, and over each trial; passes left, once the first of them is done
 COMPARED = 16  # tokens behind a gap that a draft is compared with
 
 Show = Callable[[Step], None]
@@ -35,7 +35,7 @@ class Gap:
     blank: Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray]]  # length -> what it starts from, a hint
     alphabet: Alphabet
     filler: np.ndarray  # [canvas] int32: what stands behind a text that ends
-    usual: Sequence[int]  # lengths to try whatever the draft says
+    usual: Sequence[int]  # lengths to try in any case
     sampling: Sampling
     clock: Clock
     seed: int
@@ -47,12 +47,12 @@ class Gap:
 
     @cached_property
     def follows(self) -> np.ndarray:
-        """What is known to stand behind it, the end of the text included; at most a canvas of it."""
+        """The known tokens behind it, the end of the text included; at most a canvas of them."""
         return np.append(self.behind, self.filler[: int(self.ends)])[: len(self.filler)]
 
 
 class Draft:
-    """What the model would write behind the text before a gap."""
+    """A draft of how the model would go on from the text before a gap, that knows nothing of what is behind."""
 
     def __init__(self, model: DiffusionModel, gap: Gap):
         self.gap, width, known = gap, len(gap.filler), len(gap.before)

@@ -23,7 +23,7 @@ class Known:
 
     tokens: np.ndarray  # int32, -1 for noise
     fixed: np.ndarray  # bool: known
-    hint: np.ndarray  # int32: what the first pass is told, -1 for nothing
+    hint: np.ndarray  # int32: a one-hot self-conditioning for the first pass, -1 for none
     allowed: np.ndarray  # int32: indices into the alphabet's sets, -1 for all
 
 
@@ -40,11 +40,6 @@ class Held(Layout):
         self.text, self.filler, self.token_sets, self.width = text, filler, token_sets, len(filler)
         self.end = 0  # of the last block
         self.starts = [self._start()]  # of each block
-
-    def _start(self) -> int:
-        if len(self.text.tokens) - self.end <= self.width:
-            return self.end
-        return self.end + int(np.argmin(self.text.fixed[self.end :]))
 
     def take_before(self) -> np.ndarray:
         """The known tokens in front of the first block, for the caller to encode: the block comes without them."""
@@ -63,6 +58,11 @@ class Held(Layout):
         self.starts.append(self._start())
         return self._block()
 
+    def _start(self) -> int:
+        if len(self.text.tokens) - self.end <= self.width:
+            return self.end
+        return self.end + int(np.argmin(self.text.fixed[self.end :]))
+
     def _block(self) -> Block:
         start = self.starts[-1]
         before, part = self.text.tokens[self.end : start], slice(start, start + self.width)
@@ -79,7 +79,7 @@ class Held(Layout):
 
 
 class Alphabet:
-    """What may stand in a gap, and the text of a gap's tokens."""
+    """The tokens that may stand in a gap, and their text."""
 
     def __init__(self, model: DiffusionModel, tokenizer: Tokenizer):
         self.model, self.tokenizer = model, tokenizer
@@ -90,7 +90,7 @@ class Alphabet:
 
     @cached_property
     def text(self) -> int:
-        """The set of all that is text: nothing special, no stop token."""
+        """The index of the set of all text: nothing special, no stop token."""
         return self._number("any", -1, lambda piece: True)
 
     def beginning_with(self, token: int) -> int:
@@ -100,7 +100,7 @@ class Alphabet:
         return self._number("ends", token, lambda piece: piece.endswith(self.pieces[token]))
 
     def _number(self, kind: str, token: int, belongs: Callable[[str], bool]) -> int:
-        """Where that set, made once, is in `sets`."""
+        """The index in `sets` of a set that is made once."""
         if (kind, token) not in self._numbers:
             stops = set(self.model.facts.stop_ids)
             ids = [i for i, piece in enumerate(self.pieces) if piece is not None and i not in stops and belongs(piece)]

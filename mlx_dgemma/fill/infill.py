@@ -5,6 +5,7 @@ The result is the given text, to the byte, with the decoded gaps between it: kno
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from ..seam.model import Cache, DiffusionModel, Text
 from ..tokens.tokenizer import Tokenizer
 from ..writing.ask import Ask
 from ..writing.batch import run
+from ..writing.blocks import check_width
 from ..writing.clock import Clock
 from ..writing.sampling import Sampling
 from ..writing.verify import Verify
@@ -93,7 +95,7 @@ def check_fill(model: DiffusionModel, tokenizer: Tokenizer, request: Infill) -> 
     if count < 1 or (lengths is not None and (len(lengths) != count or min(lengths) < 1)):
         raise Mistake(f"need gaps, and for each its length of 1 or more, got {count} and {lengths}")
     gaps, room = sum(lengths or ()) or count, model.facts.max_position_embeddings
-    room -= width_of(request.ask.sampling, model)
+    room -= canvas_width(model, request.ask.sampling)
     if prompt == 0:
         raise Mistake("the prompt is empty: need at least one token before the text")
     if prompt + known + gaps > room:
@@ -110,7 +112,7 @@ class Filling:
         self.model, self.alphabet, self.request = model, alphabet, request
         self.sampling, self.clock = request.schedule(), Clock(request.ask.deadline, model.now)
         self.parts = [alphabet.encode(text) for text in request.texts]
-        self.filler = alphabet.filler(width_of(self.sampling, model))
+        self.filler = alphabet.filler(canvas_width(model, self.sampling))
         self.lengths = list(request.lengths or ())
         self.results: list[Result] = []  # of the search, gap by gap
         self.caches: dict[bytes, Cache] = {}
@@ -119,7 +121,7 @@ class Filling:
 
     @property
     def complete(self) -> bool:
-        """Whether the length of every gap is known."""
+        """True if the length of every gap is known."""
         return len(self.lengths) == len(self.parts) - 1
 
     def encoded(self, before: np.ndarray) -> Cache:
@@ -134,11 +136,9 @@ class Filling:
     def next_gap(self) -> Gap:
         """The first whose length is not known, behind what those before it became while theirs was searched."""
         at = len(self.lengths)
-        before = [
-            tokens for part, result in zip(self.parts, self.results, strict=False) for tokens in (part, result.tokens)
-        ]
+        filled = zip(self.parts, [result.tokens for result in self.results], strict=False)
         return Gap(
-            before=np.concatenate([*before, self.parts[at]]),
+            before=np.concatenate([*chain(*filled), self.parts[at]]),
             behind=self.parts[at + 1],
             ends=at + 2 == len(self.parts),
             encoded=self.encoded,
@@ -159,14 +159,16 @@ class Filling:
         rng = np.random.default_rng(self.request.ask.seed)
         text, self.spans = self._text(rng)
         self.layout, self.tokens = Held(text, self.filler, self.alphabet.sets), text.tokens.copy()
-        for span, result in zip(self.spans, self.results, strict=False):  # what stands there if a deadline comes first
-            self.tokens[span] = np.resize(result.tokens, span.stop - span.start)
+        for i, (span, result) in enumerate(zip(self.spans, self.results, strict=False)):
+            left, right = map(bool, self.healed(i))
+            gap = self.tokens[span.start + left : span.stop - right]
+            gap[:] = np.resize(result.tokens, len(gap))  # it stands if a deadline comes first
         cache = self.encoded(self.layout.take_before()).copy()
         check = Verify() if self.request.ask.verify else None
         return Writing(self.model, Text(), self.layout, self.sampling, rng, cache, self.clock, check, number)
 
     def _text(self, rng: np.random.Generator) -> tuple[Known, list[slice]]:
-        """All of it, with gaps of known length, and where these are, tokens that may be healed included."""
+        """The whole text with gaps of known length; and where these are, tokens that may be healed included."""
         blanks = [self.request.blank(length, rng) for length in self.lengths]
         known = [(part, np.full(len(part), -1, np.int32)) for part in self.parts]
         pairs = [pair for both in zip(known, blanks, strict=False) for pair in both] + known[-1:]
@@ -224,14 +226,10 @@ class Filling:
         )
 
 
-def width_of(sampling: Sampling, model: DiffusionModel) -> int:
-    """Tokens of a canvas: as asked, or the model's. What is held needs the room, so "auto" is the whole of it."""
-    full = model.facts.canvas_length
-    if not isinstance(sampling.canvas_length, int):
-        return full
-    if sampling.canvas_length > full:
-        raise Mistake(f"need canvas_length <= {full}, the model's, got {sampling.canvas_length}")
-    return sampling.canvas_length
+def canvas_width(model: DiffusionModel, sampling: Sampling) -> int:
+    """Tokens of a canvas: as asked, or the model's. Known text needs the room, so "auto" is the whole of it."""
+    length = check_width(model.facts, sampling.canvas_length)
+    return length if isinstance(length, int) else model.facts.canvas_length
 
 
 def infill(
@@ -260,6 +258,7 @@ def infill(
 def _together(
     model: DiffusionModel, alphabet: Alphabet, requests: Sequence[Infill], size: int, show: Show
 ) -> list[Filled]:
+    """Search the gaps whose length is not given, one of each text at a time, then fill all gaps."""
     fillings = [Filling(model, alphabet, request) for request in requests]
     while unknown := [filling for filling in fillings if not filling.complete]:
         gaps = [filling.next_gap() for filling in unknown]

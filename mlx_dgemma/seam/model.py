@@ -19,7 +19,7 @@ from ..errors import need
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the loop knows of a model."""
+    """The numbers of a model that the loop needs."""
 
     vocab_size: int
     canvas_length: int  # tokens of a canvas as the model was trained on it; a narrower one is possible
@@ -95,12 +95,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one pass predicts at each position, by softmax(logits / temperature) over what is `allowed` there."""
+    """One pass predicts this at each position, by softmax(logits / temperature) over what is `allowed` there."""
 
     argmax: np.ndarray  # [L] int32
-    sample: (
-        np.ndarray
-    )  # [L] int32: the first token, in vocabulary order, whose cumulative probability exceeds the uniform
+    sample: np.ndarray  # [L] int32: the first token by id whose cumulative probability exceeds the uniform
     entropy: np.ndarray  # [L] float32, nats; 0 at fixed positions
     confidence: np.ndarray  # [L] float32, the probability of `sample`
     top: np.ndarray  # [L] float32, the probability of `argmax`
@@ -111,7 +109,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class NextToken:
-    """What the causal pass predicts behind each of n tokens it was given."""
+    """The causal pass predicts this behind each of the n tokens it was given."""
 
     argmax: np.ndarray  # [n] int32: the likeliest token after each of them
     logprob: np.ndarray  # [n] float32: log-probability of each, given all before it; NaN where nothing was before

@@ -1,4 +1,4 @@
-"""What every backend does in NumPy alike: checks of what it is given, and what is laid over a prediction."""
+"""The NumPy that backends share: checks of what they are given, and fixed tokens laid over a prediction."""
 
 from collections.abc import Sequence
 

@@ -10,7 +10,7 @@ LOGPROB_SET = 1024  # sets of fewer ids have their log-probabilities reported
 
 
 def token_set(ids: Sequence[int], vocab_size: int) -> TokenSet:
-    """ValueError if it is empty or an id is out of the vocabulary."""
+    """Make a set of `ids`. ValueError if it is empty or an id is out of the vocabulary."""
     unique = np.array(list(dict.fromkeys(int(i) for i in ids)), np.int64)
     if not len(unique) or unique.min() < 0 or unique.max() >= vocab_size:
         raise ValueError(f"a token set needs ids in [0, {vocab_size}), got {unique[:8].tolist()}")
@@ -18,7 +18,7 @@ def token_set(ids: Sequence[int], vocab_size: int) -> TokenSet:
 
 
 class Allowed:
-    """Which sets the positions of several rows point to.
+    """The sets that the positions of several rows point to.
 
     Attributes:
         sets: those in use, each once.
@@ -36,14 +36,10 @@ class Allowed:
                 given = np.asarray(row.allowed)
                 if given.min() < -1 or given.max() >= len(row.token_sets):
                     raise ValueError(f"`allowed` points to token set {given.max()}, the row has {len(row.token_sets)}")
-                places = [numbers.setdefault(allowed, len(numbers)) for allowed in row.token_sets] + [-1]
-                part[: len(given)] = np.array(places)[given]
+                for number in np.unique(given[given >= 0]):
+                    part[: len(given)][given == number] = numbers.setdefault(row.token_sets[number], len(numbers))
             parts.append(part)
-        self.index = np.concatenate(parts)
-        used, index = np.unique(np.append(self.index, -1), return_inverse=True)
-        every = list(numbers)
-        self.sets = [every[i] for i in used[1:]]
-        self.index = index[:-1] - 1
+        self.sets, self.index = list(numbers), np.concatenate(parts)
 
     def table(self, vocab_size: int) -> tuple[np.ndarray, np.ndarray] | None:
         """[1 + sets, V] bool, the first row allowing all, and [T] indices into it; None where all is allowed."""

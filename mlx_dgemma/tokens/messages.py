@@ -1,4 +1,4 @@
-"""Conversations -> prompts: what people, programs and the model said, as the chat template wants it."""
+"""Conversations -> prompts: the turns of people, programs and the model, as the chat template wants them."""
 
 from collections.abc import Iterable, Sequence
 
@@ -55,10 +55,5 @@ def to_json(messages: Sequence[dict]) -> list[dict]:
 
 def from_json(tokenizer: Tokenizer, records: Sequence[dict]) -> list[dict]:
     """Reads what `to_json` recorded. It believes the ids: give it no record that a client could have written."""
-    messages = []
-    for record in records:
-        message = {"role": record["role"], "content": record["content"]}
-        if "tokens" in record:
-            message["content"] = generated_text(tokenizer, record["tokens"])
-        messages.append(message)
-    return messages
+    contents = [generated_text(tokenizer, r["tokens"]) if "tokens" in r else r["content"] for r in records]
+    return [{"role": r["role"], "content": content} for r, content in zip(records, contents, strict=True)]

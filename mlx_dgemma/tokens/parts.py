@@ -1,4 +1,4 @@
-"""Text and control tokens, told apart: `<turn|>` that somebody typed is seven characters, the token is an id.
+"""Text and control tokens, kept apart: `<turn|>` that somebody typed is seven characters, the token is an id.
 
 A prompt is made of parts. Where parts must pass through code that knows only strings, as a chat template does, each
 token travels as a mark: two surrogates, in the order in which they make no character, that carry its id. Valid text

@@ -1,4 +1,4 @@
-"""Tool calls as the model writes them, and what it is told came of them.
+"""Tool calls as the model writes them, and their results as it reads them.
 
     <|tool_call>call:weather{city:<|"|>Oslo<|"|>}<tool_call|>   answered by
     <|tool_response>response:weather{degrees:4}<tool_response|>
@@ -65,7 +65,7 @@ def response_tokens(tokenizer: Tokenizer, name: str, result: Any) -> list[int]:
     """Encodes for the model that a call of `name` gave `result`, of the kinds JSON has (Gemma 4's chat template:
     format_tool_response_block).
 
-    The tags, and the quotes around strings, are control tokens. What a tool says is text, even where it spells one.
+    The tags, and the quotes around strings, are control tokens. A tool's result is text, even where it spells one.
     """
     body = result if isinstance(result, dict) else {"value": result}
     open_, quote, close = map(tokenizer.split, (RESPONSE_OPEN, QUOTE, RESPONSE_CLOSE))
@@ -77,18 +77,15 @@ def _written(value: Any, quote: Parts) -> Iterator[str | int]:
         yield from [*quote, value, *quote]
     elif isinstance(value, bool):
         yield str(value).lower()
-    elif isinstance(value, dict):
-        ordered = sorted(value.items(), key=lambda item: item[0].lower())  # jinja2: dictsort
-        yield "{"
-        for i, (key, item) in enumerate(ordered):
-            yield f"{',' if i else ''}{key}:"
+    elif isinstance(value, dict | list):
+        opening, closing = "{}" if isinstance(value, dict) else "[]"
+        pairs = [("", item) for item in value]
+        if isinstance(value, dict):
+            pairs = [(f"{key}:", value[key]) for key in sorted(value, key=str.lower)]  # jinja2: dictsort
+        yield opening
+        for i, (name, item) in enumerate(pairs):
+            yield f"{',' if i else ''}{name}"
             yield from _written(item, quote)
-        yield "}"
-    elif isinstance(value, list):
-        yield "["
-        for i, item in enumerate(value):
-            yield "," if i else ""
-            yield from _written(item, quote)
-        yield "]"
+        yield closing
     else:
         yield str(value)

@@ -17,9 +17,14 @@ PIECE = 512  # tokens of a prompt that are encoded between two passes
 InProgress = Writing | LeftToRight | Route
 
 
+def part_of(text: InProgress) -> Writing | LeftToRight:
+    """The text itself; of a Route, which writes one part after another, the present part."""
+    return text.current if isinstance(text, Route) else text
+
+
 @dataclass
 class Stream:
-    """A running `autoregress`, and what it writes: texts, and parts of those that choose their way anew."""
+    """A running `autoregress`, and what it writes."""
 
     parts: list[LeftToRight]
     tokens: Iterator[list[int]]
@@ -41,22 +46,8 @@ class Batch:
         """It takes part no more. Its cache holds what was encoded of it."""
         self.texts.remove(text)
         for draw, stream in list(self._streams.items()):
-            if _part(text) in stream.parts:
+            if part_of(text) in stream.parts:
                 self._stop(draw)
-
-    def step(self) -> list[Step]:
-        """One pass over every text -> a step of each, in the order in which they were added. A text whose prompt is
-        still being read has none."""
-        reading = self._read()
-        ready = [text for text in self.texts if text not in reading]
-        left_to_right = [text for text in ready if text.left_to_right]  # now: a pass may change a text's way
-        steps = self._denoise([text for text in ready if not text.left_to_right])
-        steps |= self._autoregress(left_to_right)
-        self.texts = [text for text in self.texts if not text.done]
-        for draw, stream in list(self._streams.items()):
-            if any(part.done for part in stream.parts):
-                self._stop(draw)
-        return [steps[text] for text in ready]
 
     def close(self) -> None:
         """Cancel every text."""
@@ -64,20 +55,33 @@ class Batch:
         for draw in list(self._streams):
             self._stop(draw)
 
+    def step(self) -> list[Step]:
+        """One pass over every text -> a step of each, in the order in which they were added. A text whose prompt is
+        still being read has none."""
+        reading = self._read()
+        ready = [text for text in self.texts if text not in reading]
+        left_to_right = [text for text in ready if part_of(text).left_to_right]  # now: a pass may change the part
+        steps = self._denoise([text for text in ready if text not in left_to_right])
+        steps |= self._autoregress(left_to_right)
+        self.texts = [text for text in self.texts if not text.done]
+        for draw, stream in list(self._streams.items()):
+            if any(part.done for part in stream.parts):
+                self._stop(draw)
+        return [steps[text] for text in ready]
+
     @property
     def reading(self) -> list[InProgress]:
-        """The texts of whose prompt the next step encodes a piece."""
-        return [text for text in self.texts if len(text.pending) > PIECE]
+        """The texts whose prompt is long: the next step encodes a piece of it."""
+        return [text for text in self.texts if len(part_of(text).pending) > PIECE]
 
     def _read(self) -> list[InProgress]:
         """Encode a piece of each long prompt -> the texts that had one. Texts that share a cache share their prompt."""
         reading = self.reading
-        by_cache = {id(text.cache): text for text in reading}
+        by_cache = {id(text.cache): text for text in reading}.values()
         if by_cache:
-            pieces = [text.pending[:PIECE] for text in by_cache.values()]
-            self.model.encode(pieces, [text.cache for text in by_cache.values()])
-        for text in reading:
-            text.pending = text.pending[PIECE:]
+            self.model.encode([part_of(text).pending[:PIECE] for text in by_cache], [text.cache for text in by_cache])
+        for part in map(part_of, reading):
+            part.pending = part.pending[PIECE:]
         return reading
 
     def _denoise(self, texts: list[InProgress]) -> dict[InProgress, Step]:
@@ -86,7 +90,7 @@ class Batch:
             together = texts[first : first + self.size]
             timed = [text for text in together if isinstance(text, Route) and text.pace is None]
             start = self.model.now() if timed else 0.0
-            predictions = self.model.denoise([text.row() for text in together])
+            predictions = self.model.denoise([part_of(text).row() for text in together])
             seconds = (self.model.now() - start) / len(together) if timed else 0.0
             for text in timed:
                 text.pass_seconds = seconds
@@ -98,29 +102,24 @@ class Batch:
         steps = {}
         for draw in {text.draw: None for text in texts} | dict.fromkeys(self._streams):
             together = [text for text in texts if text.draw == draw]
-            # What a form allows next depends on the token before: it is asked for one at a time.
-            held = any(text.form is not None for text in together)
-            stream, parts = self._streams.get(draw), [_part(text) for text in together]
-            if stream and (stream.parts != parts or held):
+            parts = [part_of(text) for text in together]
+            # A form allows tokens that depend on the token before: each is a stream's first and only one.
+            formed = any(part.form is not None for part in parts)
+            if draw in self._streams and (formed or self._streams[draw].parts != parts):
                 self._stop(draw)
-            if not together:
+            if not parts:
                 continue
             if draw not in self._streams:
-                continuations = [text.continuation() for text in together]
+                continuations = [part.continuation() for part in parts]
                 self._streams[draw] = Stream(parts, self.model.autoregress(continuations, draw))
             tokens = next(self._streams[draw].tokens)
-            if held:
+            if formed:
                 self._stop(draw)
             steps |= {text: text.take(token) for text, token in zip(together, tokens, strict=True)}
         return steps
 
     def _stop(self, draw: Draw) -> None:
         self._streams.pop(draw).tokens.close()  # now the caches hold what was yielded
-
-
-def _part(text: InProgress) -> Writing | LeftToRight:
-    """What of `text` is being written: that which has uniforms of its own."""
-    return text.current if isinstance(text, Route) else text
 
 
 def run(model: DiffusionModel, texts: Iterable[InProgress], size: int = 1) -> Iterator[Step]:

@@ -82,9 +82,8 @@ class Open(Layout):
 
     def __init__(self, facts: Facts, room: int, max_tokens: int, canvas_length: int | str | None = None):
         """`room`: tokens of the context that are left."""
-        if isinstance(canvas_length, int) and canvas_length > facts.canvas_length:
-            raise Mistake(f"need canvas_length <= {facts.canvas_length}, the model's, got {canvas_length}")
-        self.facts, self.room, self.left, self.canvas_length = facts, room, max_tokens, canvas_length
+        self.facts, self.room, self.left = facts, room, max_tokens
+        self.canvas_length = check_width(facts, canvas_length)
 
     def width(self) -> int:
         """Tokens of the next canvas: as asked; "auto": the narrowest of a quarter, a half and the whole that covers
@@ -118,6 +117,13 @@ class Single(Layout):
 
     def after(self, draft: np.ndarray) -> str:
         return "stop"
+
+
+def check_width(facts: Facts, canvas_length: int | str | None) -> int | str | None:
+    """`canvas_length` itself. Mistake where it is more than the model's."""
+    if isinstance(canvas_length, int) and canvas_length > facts.canvas_length:
+        raise Mistake(f"need canvas_length <= {facts.canvas_length}, the model's, got {canvas_length}")
+    return canvas_length
 
 
 def until_stop(tokens: np.ndarray, stop_ids: Sequence[int]) -> np.ndarray:

@@ -48,7 +48,7 @@ class Conversation:
 
     @property
     def tokens(self) -> list[int]:
-        """All that the model goes on from."""
+        """The turn that is open and all before it: the text that the model goes on from."""
         return self.prompt + self.written
 
     @property
@@ -62,12 +62,12 @@ class Conversation:
         self._unfinished = None
         self.messages: list[dict] = []
         self.answer: Answer | None = None  # the last one
-        self.waiting: list[ToolCall] = []  # for their results, before the model goes on
+        self.waiting: list[ToolCall] = []  # calls whose results the model waits for
         self.prompt: list[int] = []  # of the turn that is open, up to the model's part
         self.written: list[int] = []  # the model's part of it so far, with the results of its tools
         self.cache: Cache | None = self.model.new_cache()  # None: a pass was broken off, and it is of no use
         self.prompt_cache: Cache | None = None  # a fork of it, from the end of `prompt`
-        self.text: list[int] = []  # begins with what the cache holds
+        self.encoded: list[int] = []  # tokens: the cache holds the first `cache.length` of them
 
     def ask(self, message: str) -> Iterator[Piece]:
         """The user's turn and the model's: a Piece a pass. Where the model called tools (`waiting`), `respond` and
@@ -101,21 +101,21 @@ class Conversation:
         while self._begin() in self._batch.reading:
             cache, self.cache = self.cache, None
             self._batch.step()
-            self.cache, self.text = cache, self.tokens
+            self.cache, self.encoded = cache, self.tokens
             yield self.unread
 
     def write(self) -> Iterator[Piece]:
         """The model's turn, or what follows in it: a Piece a pass. Left early, its finished blocks are kept."""
         answer = self.answer = self._unfinished = Answer(self.model.facts, self.tokenizer, self.how.max_tokens)
         try:
-            cache, self.text = self._begin().cache, self.tokens
+            cache, self.encoded = self._begin().cache, self.tokens
             while self._unfinished is answer and answer.finish_reason is None:  # else it was closed meanwhile
                 self.cache = None
                 steps = self._batch.step()
                 self.cache = cache
                 for step in steps:
                     thinking, text = answer.add(step)
-                    self.text += step.draft.tolist() if step.final else []
+                    self.encoded += step.draft.tolist() if step.final else []
                     if step.final and not step.reason:
                         self._fork_prompt()
                     yield Piece(text=text, thinking=thinking, step=step, finish_reason=answer.finish_reason)
@@ -142,9 +142,9 @@ class Conversation:
             raise Mistake(f"the model waits for the result of {self.waiting[0].name}: give it, then save")
         self.close()
         folder, cache = Path(folder), self._present_cache()
-        digest = hashlib.sha256(json.dumps(self.text).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(self.encoded).encode()).hexdigest()
         saved = {key: getattr(self, key) for key in SAVED} | {"messages": to_json(self.messages)}
-        saved |= {"tokens": self.text, "cache": f"cache-{digest[:16]}.safetensors"}
+        saved |= {"tokens": self.encoded, "cache": f"cache-{digest[:16]}.safetensors"}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()) and not (folder / FILE).exists():
@@ -176,7 +176,7 @@ class Conversation:
         if cache.length != len(text):
             raise Mistake(f"{folder} is damaged: {len(text)} tokens, but a cache of {cache.length}")
         self.reset()
-        self.cache, self.text = cache, text
+        self.cache, self.encoded = cache, text
         self.messages, self.system = messages, state["system"]
         self.thinking, self.tools = state["thinking"], state["tools"]
 
@@ -221,16 +221,16 @@ class Conversation:
             batch.close()
 
     def _present_cache(self) -> Cache:
-        """The cache, and `text` no longer than it is."""
+        """The cache, and `encoded` no longer than it is."""
         if self.cache is None:
             self.cache = self.model.new_cache()
-        self.text = self.text[: self.cache.length]
+        self.encoded = self.encoded[: self.cache.length]
         return self.cache
 
     def _rewind(self, tokens: list[int]) -> None:
         """Keep of the cache what `tokens` begin with, at most all but one: from something the model must go on."""
         for cache in filter(None, (self.cache, self.prompt_cache)):
-            both = zip(self.text[: cache.length], tokens[:-1], strict=False)
+            both = zip(self.encoded[: cache.length], tokens[:-1], strict=False)
             same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
             try:
                 cache.trim(cache.length - same)

@@ -43,6 +43,7 @@ class LeftToRight:
 
     count: int = field(default=0, init=False)  # tokens written
     done: bool = field(default=False, init=False)
+    late: bool = field(default=False, init=False)  # the deadline leaves no time for another pass
     uniforms: np.ndarray = field(init=False)  # [limit] float32
 
     left_to_right = True
@@ -67,7 +68,8 @@ class LeftToRight:
             self.form.take(token)
         reason = "stop" if token in facts.stop_ids else "length" if self.count == self.limit else None
         tokens = np.array([token], np.int32)
-        if self.clock is not None and self.clock.over() and reason is None:
+        self.late = self.clock is not None and self.clock.over()
+        if self.late and reason is None:
             reason = "deadline"
             tokens = tokens if self.form is None else np.append(tokens, self.form.ending()).astype(np.int32)
         self.done = reason is not None

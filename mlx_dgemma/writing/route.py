@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..seam.model import Cache, Continuation, DiffusionModel, Draw, Facts, Prediction, Row, Text
+from ..seam.model import Cache, Continuation, DiffusionModel, Draw, Facts, Prediction, Text
 from .blocks import Open, until_stop
 from .clock import Clock
 from .left_to_right import LeftToRight
@@ -74,7 +74,8 @@ def outlook(step: Step, earlier: np.ndarray, facts: Facts, sampling: Sampling) -
 
 @dataclass(eq=False)
 class Route:
-    """At any time it is one of the two other kinds of text, `current`. Costs are counted in passes over a canvas."""
+    """Passes are over `current`, which is one of the two other kinds of text; `take` takes their results, until the
+    text is `done`. Costs are counted in passes over a canvas."""
 
     model: DiffusionModel
     text: Text  # encoded before the first block
@@ -91,7 +92,6 @@ class Route:
     done: bool = field(default=False, init=False)
     pass_seconds: float = field(default=0.0, init=False)  # of the last pass, this text's share; the batch sets it
     current: Writing | LeftToRight = field(init=False)
-    form = None
 
     def __post_init__(self) -> None:
         self.cache = self.model.new_cache(len(self.text)) if self.cache is None else self.cache
@@ -99,25 +99,8 @@ class Route:
         self._denoising: Writing | None = None  # goes on from block to block until one is written left to right
         self._begin_block(self.text)
 
-    @property
-    def left_to_right(self) -> bool:
-        return self.current.left_to_right
-
-    @property
-    def pending(self) -> Text:
-        return self.current.pending
-
-    @pending.setter
-    def pending(self, text: Text) -> None:
-        self.current.pending = text
-
-    def row(self) -> Row:
-        return self.current.row()
-
-    def continuation(self) -> Continuation:
-        return self.current.continuation()
-
     def take(self, result: Prediction | int) -> Step:
+        """The step that a pass over `current` makes, given its prediction or token; `current` may be another then."""
         step = self._take_pass(result) if isinstance(result, Prediction) else self._take_token(result)
         self.done = step.reason is not None
         return step
@@ -190,7 +173,9 @@ class Route:
         step, number = self.current.take(token), self.first_step + self.current.count - 1
         self.left -= 1
         whole = self.left <= 0 or self._room(Text()) <= 0
-        reason = None if step.reason == "length" and not whole else step.reason
+        reason = step.reason
+        if reason == "length" and not whole:  # the end of a block, not of the text
+            reason = "deadline" if self.current.late else None
         step, self.note = replace(step, block=self.block, step=number, reason=reason, note=self.note), None
         if reason is None and self.current.done:
             self.block += 1

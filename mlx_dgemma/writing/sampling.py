@@ -13,6 +13,8 @@ import numpy as np
 
 from ..errors import Mistake, need
 
+Array = np.ndarray
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -57,18 +59,18 @@ def temperature(sampling: Sampling, step: int) -> float:
     return sampling.t_min + (sampling.t_max - sampling.t_min) * left / sampling.max_denoising_steps
 
 
-def renoise(sample: np.ndarray, accepted: np.ndarray, noise: np.ndarray) -> np.ndarray:
+def renoise(sample: Array, accepted: Array, noise: Array) -> Array:
     """[L] int32, the next canvas: accepted positions as drawn, every other one afresh from the noise."""
     return np.where(accepted, sample, noise).astype(np.int32)
 
 
-# Samplers. Each says which positions a step accepts:
+# A sampler decides which positions a step accepts:
 # (entropy [L] nats, confidence [L] of the token drawn, accepted [L] by the step before, step from 0, sampling)
 # -> accepted [L] bool.
-Sampler = Callable[[np.ndarray, np.ndarray, np.ndarray, int, Sampling], np.ndarray]
+Sampler = Callable[[Array, Array, Array, int, Sampling], Array]
 
 
-def accept(entropy: np.ndarray, bound: float) -> np.ndarray:
+def accept(entropy: Array, bound: float) -> Array:
     """[L] bool: the surest positions, as many as are nearly independent of each other.
 
     In ascending order, positions are taken while the entropy of those before them is at most `bound` nats: the sum
@@ -82,16 +84,12 @@ def accept(entropy: np.ndarray, bound: float) -> np.ndarray:
     return accepted
 
 
-def entropy_bound(
-    entropy: np.ndarray, confidence: np.ndarray, accepted: np.ndarray, step: int, sampling: Sampling
-) -> np.ndarray:
+def entropy_bound(entropy: Array, confidence: Array, accepted: Array, step: int, sampling: Sampling) -> Array:
     """The reference's rule."""
     return accept(entropy, sampling.entropy_bound)
 
 
-def confidence_threshold(
-    entropy: np.ndarray, confidence: np.ndarray, accepted: np.ndarray, step: int, sampling: Sampling
-) -> np.ndarray:
+def confidence_threshold(entropy: Array, confidence: Array, accepted: Array, step: int, sampling: Sampling) -> Array:
     """mlx-vlm's rule: an accepted position stays so, and each step accepts at least one more, the surest."""
     after = accepted | (confidence >= sampling.sampler_threshold)
     if not after.all() and np.array_equal(after, accepted):
@@ -103,9 +101,7 @@ def scheduled(positions: Callable[[float], float]) -> Sampler:
     """A set number a step, the most confident first (Chang et al., arXiv 2202.04200, who keep what was accepted; here
     every step decides anew). `positions`: share of the steps -> share of the positions."""
 
-    def sampler(
-        entropy: np.ndarray, confidence: np.ndarray, accepted: np.ndarray, step: int, sampling: Sampling
-    ) -> np.ndarray:
+    def sampler(entropy: Array, confidence: Array, accepted: Array, step: int, sampling: Sampling) -> Array:
         share = positions((step + 1) / sampling.max_denoising_steps)
         after = np.zeros(len(confidence), dtype=bool)
         after[np.argsort(-confidence, kind="stable")[: int(np.ceil(share * len(confidence) - 1e-9))]] = True
@@ -129,17 +125,17 @@ class Settled:
 
     def __init__(self, sampling: Sampling, stop_ids: Sequence[int] = ()):
         self.sampling, self.stop_ids = sampling, stop_ids
-        self.drafts: list[np.ndarray] = []  # of the steps so far
+        self.drafts: list[Array] = []  # of the steps so far
 
-    def __call__(self, draft: np.ndarray, entropy: np.ndarray, free: np.ndarray) -> bool:
-        """Whether the block is done. Called once a step, with `entropy` after temperature."""
+    def __call__(self, draft: Array, entropy: Array, free: Array) -> bool:
+        """True if the block is done. Called once a step, with `entropy` [L] nats after temperature."""
         positions, needed = self.content(draft, entropy, np.flatnonzero(free)), self.sampling.stability_threshold
-        recent = self.drafts[max(0, len(self.drafts) - needed) :]
+        recent = self.drafts[-needed:] if needed else []
         stable = len(recent) == needed and all(np.array_equal(draft[positions], d[positions]) for d in recent)
         self.drafts.append(draft)
         return bool(stable and mean_entropy(entropy[positions]) < np.float32(self.sampling.confidence_threshold))
 
-    def content(self, draft: np.ndarray, entropy: np.ndarray, free: np.ndarray) -> np.ndarray:
+    def content(self, draft: Array, entropy: Array, free: Array) -> Array:
         """The positions that have to settle, among the `free` ones."""
         return free
 
@@ -147,7 +143,7 @@ class Settled:
 class SettledContent(Settled):
     """Only positions up to the first confident stop token have to settle: nobody reads what flickers behind it."""
 
-    def content(self, draft: np.ndarray, entropy: np.ndarray, free: np.ndarray) -> np.ndarray:
+    def content(self, draft: Array, entropy: Array, free: Array) -> Array:
         sure = np.isin(draft[free], self.stop_ids) & (entropy[free] < self.sampling.entropy_bound)
         return free[: int(sure.argmax()) + 1] if sure.any() else free
 
@@ -155,11 +151,11 @@ class SettledContent(Settled):
 class LowEntropy(Settled):
     """Low entropy alone, whatever the step before predicted."""
 
-    def __call__(self, draft: np.ndarray, entropy: np.ndarray, free: np.ndarray) -> bool:
+    def __call__(self, draft: Array, entropy: Array, free: Array) -> bool:
         return bool(mean_entropy(entropy[free]) < np.float32(self.sampling.entropy_threshold))
 
 
-def mean_entropy(entropy: np.ndarray) -> np.float32:
+def mean_entropy(entropy: Array) -> np.float32:
     return entropy.mean(dtype=np.float32) if len(entropy) else np.float32(0)
 
 
@@ -184,7 +180,8 @@ _SAMPLER = "EntropyBoundSamplerConfig"
 
 
 def parse_sampling(generation: Mapping[str, Any] | None) -> Sampling:
-    """Options left out or null take the published defaults, as in transformers. An unknown one is a ValueError."""
+    """Read generation_config.json. Options left out or null take the published defaults, as in transformers; an unknown
+    one is a Mistake."""
     generation = generation or {}
     unknown = set(generation) - _ELSEWHERE - _OPTIONS - {"sampler_config"}
     if unknown:

@@ -27,7 +27,7 @@ class Verify:
     checks: int = 0  # causal passes over a block
     repairs: int = 0  # blocks that were written again
     times: int = 0  # rewrites of the present block
-    encoded: bool = False
+    encoded: bool = False  # the block that was reviewed last is in the cache already
 
     def review(self, writing: Writing, prediction: Prediction) -> Block | None:
         draft, block = prediction.argmax, writing.current
@@ -44,7 +44,8 @@ class Verify:
         return replace(again, max_steps=max(1, writing.sampling.max_denoising_steps // 2))
 
     def _doubted(self, writing: Writing, prediction: Prediction) -> Block | None:
-        """The block that is to be written again, and then it is not in the cache; None: nothing is, and it is there."""
+        """The block that is to be written again, and the cache is as it was; None where nothing in it is unlikely, and
+        the cache holds it."""
         self.checks += 1
         content, block = writing.layout.content(prediction.argmax), writing.current
         [score] = writing.model.encode([Text(content)], [writing.cache], score=True)

@@ -312,3 +312,21 @@ def test_a_known_stop_token_does_not_cut_what_a_check_commits():
     steps = list(run(model, [writing]))
     assert [step.reason for step in steps if step.final] == [None, "stop"]
     assert writing.cache.tokens == [9, 2, 7, 1, *range(10, 17), 8, 5, 6, 7]
+
+
+def test_a_healed_gap_that_a_deadline_leaves_as_it_was_searched(tiny):
+    """Its seams are the known tokens: nothing of the gap itself is taken for them."""
+    model, tokenizer, sampling = Timed(tiny[0]), tiny[1], tiny[2]
+    texts = ["one " * 20, " two " * 20, " three"]
+    ask = Ask(sampling=sampling, deadline=0.5)
+    filling = Filling(
+        model, alphabet := Alphabet(model, tokenizer), Infill(prompt=[2], texts=texts, heal=True, ask=ask)
+    )
+    while not filling.complete:
+        filling.learn(search(model, [filling.next_gap()], 8, lambda step: None)[0])
+    for step in run(model, [filling.writing(0)]):
+        filling.add(step)
+    filled = filling.filled()
+    around_gaps(filled, texts)
+    assert (filled.finish_reason, len(filled.steps)) == ("deadline", 1)
+    assert filled.gaps[1] == alphabet.decode(filling.results[1].tokens) != ""

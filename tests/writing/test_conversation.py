@@ -357,5 +357,5 @@ def test_a_result_takes_the_place_of_the_token_that_ended_the_calls(bpe):
     conversation = Conversation(Typed(model), tokenizer, Ask(mode="ar"))
     turn(conversation, "Go")
     conversation.respond("done")
-    assert conversation.text == conversation.tokens[: conversation.cache.length]
+    assert conversation.encoded == conversation.tokens[: conversation.cache.length]
     assert 0 < conversation.unread <= len(tokenizer.encode("response:a{value:done}")) + 5

@@ -17,6 +17,7 @@ from mlx_dgemma.tokens.messages import prompt_tokens
 from mlx_dgemma.writing.answer import Answer
 from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.batch import run
+from mlx_dgemma.writing.clock import Clock
 from mlx_dgemma.writing.diffuse import begin, diffuse
 from mlx_dgemma.writing.route import Outlook, Pace, Route
 from mlx_dgemma.writing.sampling import Sampling
@@ -152,3 +153,12 @@ def test_the_machine_is_not_measured_for_a_text_that_has_ended():
     model = FakeModel([([4, 1] + [0] * 6, [])])
     route = begin(model, Text([9]), Ask(mode="auto"))
     assert [step.reason for step in run(model, [route])] == [None, "stop"] and route.pace is None
+
+
+def test_a_deadline_at_the_end_of_a_block():
+    """A token takes a second, and a block has eight: the first of the next would be too late."""
+    timed = Timed(FakeModel([]))
+    clock = Clock(8.5, timed.now)
+    rng = np.random.default_rng(0)
+    route = Route(timed, Text([9]), 16, Sampling(), Draw(), rng, clock=clock, pace=Pace(1.0, 0.125))
+    assert [step.reason for step in run(timed, [route])] == [None] * 7 + ["deadline"]
