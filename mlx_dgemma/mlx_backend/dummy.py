@@ -14,7 +14,6 @@ from ..checkpoint.config import ModelConfig, Quantization
 from .layers import Linear
 from .model import MLXModel
 from .network import Network
-from .weights import set_dtype
 
 
 def _quantized(module: Linear, stored: Quantization, key: mx.array) -> dict[str, mx.array]:
@@ -56,6 +55,6 @@ def dummy_mlx(
             small[path] *= small[path].size ** -0.25  # scores of the size that a scale of 1 / sqrt(dim) would give
     network.load_weights(list(small.items()), strict=False)
     network.model.decoder.norm.weight = network.model.decoder.norm.weight * peaked
-    set_dtype(network, kind)
+    network.model.decoder.embed_tokens.dtype = kind
     mx.eval(network.parameters())
     return MLXModel(network, config, kind)

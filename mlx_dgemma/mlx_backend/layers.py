@@ -118,7 +118,7 @@ def _tiled(x: mx.array, weight: mx.array, experts: mx.array) -> mx.array:
     sizes = mx.zeros(weight.shape[0], mx.int32).at[experts].add(1)
     padding = -sizes % TILE
     places = mx.arange(len(x)) + mx.cumsum(padding, inclusive=False)[experts]
-    count = len(x) // TILE + len(sizes)  # tiles at most
+    count = min(len(x), len(x) // TILE + len(sizes))  # tiles at most
     owners = mx.zeros(count, mx.uint32).at[places // TILE].maximum(experts)
     tiles = mx.zeros((count * TILE, x.shape[1])).at[places].add(x).reshape(count, TILE, -1)
     return mx.gather_mm(tiles, weight, rhs_indices=owners).reshape(count * TILE, -1)[places]

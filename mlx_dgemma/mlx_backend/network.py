@@ -19,7 +19,8 @@ from .attention import attend
 from .cache import LayerCache, MLXCache
 from .layers import Embedding, ExpertLinear, Linear, compiled
 
-SORTED = 64  # pairs of a token and its expert, from which on they are sorted by expert, as mlx-lm does
+# Pairs of a token and its expert from which on they are sorted by expert: on a GPU as mlx-lm does.
+SORTED = {mx.gpu: 64, mx.cpu: 16}
 
 
 @dataclass
@@ -88,14 +89,10 @@ class Attention(nn.Module):
         raw = self._heads(self.k_proj(x))
         keys = self.k_norm(raw)
         values = self.v_norm(self._heads(self.v_proj(x)) if "v_proj" in self else raw)
-        outputs = [
-            self._attend(
-                *(a[:, :, segment.start : segment.stop] for a in (queries, keys, values)),
-                segment,
-                segment.cache.layers[index],
-            )
-            for segment in segments
-        ]
+        outputs = []
+        for segment in segments:
+            parts = [a[:, :, segment.start : segment.stop] for a in (queries, keys, values)]
+            outputs.append(self._attend(*parts, segment, segment.cache.layers[index]))
         merged = mx.concatenate(outputs, axis=2)  # [1, H, T, D]
         return self.o_proj(merged.transpose(0, 2, 1, 3).reshape(x.shape[0], -1))
 
@@ -114,9 +111,8 @@ class Attention(nn.Module):
     def _rotated(self, x: mx.array, offset: int) -> mx.array:
         """Apply RoPE (arXiv 2104.09864) from position `offset` on: pair (i, i + D / 2) of a head turns by position /
         wavelengths[i]."""
-        return mx.fast.rope(
-            x, self.dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=self._wavelengths
-        )
+        freqs = self._wavelengths
+        return mx.fast.rope(x, self.dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=freqs)
 
 
 class Router(nn.Module):
@@ -149,7 +145,7 @@ class Experts(nn.Module):
 
     def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         """[T, D], [T, K], [T, K] -> [T, D]. Pairs of token and expert are sorted, so that an expert is read once."""
-        if experts.size < SORTED:
+        if experts.size < SORTED[mx.default_device().type]:
             y = self._mlp(x[:, None], experts, ascending=False)
         else:
             order = mx.argsort(experts.flatten())
@@ -169,7 +165,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.router = Router(config)
         self.experts = Experts(config)
-        self.layer_scalar = mx.ones((1,))  # of the decoder; the encoder's are `EncoderScalar`
+        self.layer_scalar = mx.ones((1,))  # of a canvas; `model.encoder` has those of text
         norms = "input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm"
         norms += " post_feedforward_layernorm_1 post_feedforward_layernorm_2 pre_feedforward_layernorm_2"
         for name in norms.split():
@@ -205,29 +201,12 @@ class Decoder(nn.Module):
         self.self_conditioning = SelfConditioning(config)
 
 
-class EncoderScalar(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer_scalar = mx.ones((1,))
-
-
-class EncoderText(nn.Module):
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.layers = [EncoderScalar() for _ in config.layers]
-
-
-class Encoder(nn.Module):
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.language_model = EncoderText(config)
-
-
-class Backbone(nn.Module):
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.decoder = Decoder(config)
-        self.encoder = Encoder(config)
+def _module(**children: mx.array | nn.Module | list[nn.Module]) -> nn.Module:
+    """Make a module that only holds its children, for the sake of their names."""
+    module = nn.Module()
+    for name, child in children.items():
+        module[name] = child
+    return module
 
 
 class Network(nn.Module):
@@ -235,7 +214,9 @@ class Network(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.model = Backbone(config)
+        scalars = [_module(layer_scalar=mx.ones((1,))) for _ in config.layers]
+        encoder = _module(language_model=_module(layers=scalars))
+        self.model = _module(decoder=Decoder(config), encoder=encoder)
 
     def __call__(self, x: mx.array, segments: list[Segment]) -> mx.array:
         """x [T, D] -> [T, D], normed for the head. Causal segments append to their caches, whose `length` the caller
