@@ -29,13 +29,10 @@ def _quantized(module: Linear, stored: Quantization, key: mx.array) -> dict[str,
 def dummy_mlx(
     config: ModelConfig, dtype: str, recipe: Callable[[str], Quantization | None], seed: int = 0, peaked: float = 1.0
 ) -> MLXModel:
-    """Make a model of the shape of `config`.
+    """Make a model of the shape of `config`. Activations, and weights that are not quantized, are of `dtype`.
 
-    Args:
-        dtype: of the activations, and of weights that are not quantized, such as "bfloat16".
-        recipe: a layer's path -> how it is stored; None: not quantized. Affine modes only.
-        peaked: a factor on the logits. With 1, every prediction is about uniform, which no trained model's is.
-    """
+    `recipe` maps a layer's path to how it is stored, in affine mode, or to None. `peaked` is a factor on the logits:
+    with 1 every prediction is about uniform, which no trained model's is."""
     kind = getattr(mx, dtype)
     network, keys = Network(config), iter(mx.random.split(mx.random.key(seed), 64 * len(config.layers) + 64))
     for path, module in network.named_modules():

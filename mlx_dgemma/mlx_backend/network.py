@@ -41,17 +41,6 @@ def geglu(gate: mx.array, up: mx.array) -> mx.array:
     return 0.5 * gate * (1 + mx.tanh(inner)) * up
 
 
-class UnscaledNorm(nn.Module):
-    """RMSNorm without a weight."""
-
-    def __init__(self, eps: float):
-        super().__init__()
-        self.eps = eps
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.fast.rms_norm(x, None, self.eps)
-
-
 class MLP(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -64,8 +53,8 @@ class MLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention with scale 1: q_norm and k_norm have it. Full layers have no v_proj; their values are the keys before
-    k_norm and RoPE."""
+    """Attention with scale 1: q_norm and k_norm have it, values are normed without a weight. Full layers have no v_proj;
+    their values are the keys before k_norm and RoPE."""
 
     def __init__(self, config: ModelConfig, layer: LayerConfig):
         super().__init__()
@@ -79,7 +68,7 @@ class Attention(nn.Module):
         self.o_proj = Linear(hidden, config.num_attention_heads * dim)
         self.q_norm = nn.RMSNorm(dim, config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(dim, config.rms_norm_eps)
-        self.v_norm = UnscaledNorm(config.rms_norm_eps)
+        self.eps = config.rms_norm_eps
         # Proportional RoPE: wavelengths as of the whole head, and pairs after the first `rotated` stand still.
         turning = layer.rope_theta ** (mx.arange(layer.rotated) * (2 / dim))
         self._wavelengths = mx.concatenate([turning, mx.full((dim // 2 - layer.rotated,), mx.inf)])
@@ -88,7 +77,7 @@ class Attention(nn.Module):
         queries = self.q_norm(self._heads(self.q_proj(x)))
         raw = self._heads(self.k_proj(x))
         keys = self.k_norm(raw)
-        values = self.v_norm(self._heads(self.v_proj(x)) if "v_proj" in self else raw)
+        values = mx.fast.rms_norm(self._heads(self.v_proj(x)) if "v_proj" in self else raw, None, self.eps)
         outputs = []
         for segment in segments:
             parts = [a[:, :, segment.start : segment.stop] for a in (queries, keys, values)]
@@ -121,14 +110,14 @@ class Router(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.top_k = config.top_k_experts
-        self.norm = UnscaledNorm(config.rms_norm_eps)
+        self.eps = config.rms_norm_eps
         self.scale = mx.ones((config.hidden_size,))
         self.proj = Linear(config.num_experts, config.hidden_size)
         self.per_expert_scale = mx.ones((config.num_experts,))
 
     def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """[T, D] -> experts [T, K] and their weights [T, K], float32."""
-        scores = self.proj(self.norm(x) * self.scale * x.shape[-1] ** -0.5)
+        scores = self.proj(mx.fast.rms_norm(x, None, self.eps) * self.scale * x.shape[-1] ** -0.5)
         # Which experts are chosen has no gradient.
         experts = mx.argpartition(mx.stop_gradient(-scores), self.top_k - 1, axis=-1)[:, : self.top_k]
         # The softmax over the chosen is the reference's softmax over all, divided by the sum of the chosen.
@@ -185,11 +174,11 @@ class SelfConditioning(MLP):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.pre_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_norm = UnscaledNorm(config.rms_norm_eps)
 
     def __call__(self, embeddings: mx.array, soft: mx.array | None) -> mx.array:
         """[L, D] each; `soft` None stands for zeros, which the MLP maps to zeros."""
-        return self.post_norm(embeddings if soft is None else embeddings + super().__call__(self.pre_norm(soft)))
+        x = embeddings if soft is None else embeddings + super().__call__(self.pre_norm(soft))
+        return mx.fast.rms_norm(x, None, self.pre_norm.eps)
 
 
 class Decoder(nn.Module):

@@ -52,13 +52,8 @@ class SoftEmbedding:
         return mx.concatenate(sums)[mx.array(np.argsort(np.concatenate([heavy, light, missed])))]
 
     def _swept(self, positions: np.ndarray, slices: Slices, cap: float) -> mx.array:
-        count = len(positions)
-        inputs = SweepInputs(
-            hidden=self.hidden[mx.array(positions)],
-            temperature=mx.full((count,), self.temperature),
-            uniforms=mx.zeros((count,)),
-            heavy=np.ones(count, bool),
-        )
+        temperature, uniforms = mx.full(len(positions), self.temperature), mx.zeros(len(positions))
+        inputs = SweepInputs(self.hidden[mx.array(positions)], temperature, uniforms, np.ones(len(positions), bool))
         if self.allowed is not None:
             table, index = self.allowed
             inputs = replace(inputs, allowed=table, allowed_index=mx.array(index[positions]))
@@ -105,11 +100,9 @@ def conditioning_of(row: Row) -> Conditioning | None:
 
 
 def expected_heavy(row: Row) -> np.ndarray:
-    """[L] bool: positions whose soft embedding will likely need the whole table."""
+    """[L] bool: positions whose soft embedding will likely need the whole table, all of them in a first pass."""
     last: Conditioning | None = row.self_conditioning
-    if last is None or last.soft is None:
-        return np.ones(len(row.canvas), dtype=bool)  # a first pass is sure of little
-    return last.soft.needs_table
+    return np.ones(len(row.canvas), bool) if last is None or last.soft is None else last.soft.needs_table
 
 
 def head(table: Embedding, hidden: mx.array, cap: float) -> mx.array:
