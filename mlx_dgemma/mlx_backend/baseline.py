@@ -7,9 +7,9 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..checkpoint import memory
@@ -38,14 +38,14 @@ def our_path(path: str) -> str:
     return path
 
 
-def quant_predicate(recipe: Recipe) -> Callable[..., bool | dict[str, Any]]:
-    """`recipe` as `mlx_lm.convert` takes it: False, or the bits, group size and mode of a layer."""
+def quant_predicate(recipe: Recipe) -> Callable[[str, nn.Module], bool | dict[str, int | str]]:
+    """Return `recipe` as `mlx_lm.convert` takes it: False, or the bits, group size and mode of a layer."""
 
-    def predicate(path: str, module: Any) -> bool | dict[str, Any]:
+    def predicate(path: str, module: nn.Module) -> bool | dict[str, int | str]:
         stored = recipe(our_path(path))
         if stored is None or module.weight.shape[-1] % stored.group_size:
             return False
-        return {"group_size": stored.group_size, "bits": stored.bits, "mode": stored.mode}
+        return dict(vars(stored))
 
     return predicate
 
@@ -82,7 +82,7 @@ class Baseline:
         self.bits = self._bits()
 
     def _bits(self) -> dict[str, float]:
-        """Bits a weight, scales and biases among them, by class of weights."""
+        """Count bits a weight, scales and biases among them, by class of weights."""
         nbytes: dict[str, int] = defaultdict(int)
         numbers: dict[str, int] = defaultdict(int)
         modules = dict(self.model.named_modules())
@@ -102,9 +102,8 @@ class Baseline:
         """Tokens as they come, a stop token among them."""
         mx.random.seed(seed)
         sampler = make_sampler(**self.settings)
-        for response in mlx_lm.stream_generate(
-            self.model, self.tokenizer, list(tokens), max_tokens=max_tokens, sampler=sampler
-        ):
+        options = {"max_tokens": max_tokens, "sampler": sampler}
+        for response in mlx_lm.stream_generate(self.model, self.tokenizer, list(tokens), **options):
             yield response.token
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -115,8 +114,8 @@ class Baseline:
         return memory.peak() if mx.default_device() == mx.cpu else mx.get_peak_memory()
 
 
-def _documented(file: Path) -> dict[str, Any]:
-    """Sampling options for mlx-lm from a generation_config.json. A hub id has none here, and is run greedily."""
+def _documented(file: Path) -> dict[str, float]:
+    """Read mlx-lm's sampling options from a generation_config.json. A hub id has none here, and is run greedily."""
     stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if not stored.get("do_sample"):
         return {"temp": 0.0}

@@ -69,17 +69,12 @@ class LayerCache:
         else:  # twice what is coming, so that the text is moved to the front in every other pass at most; twice a
             # canvas where it comes token by token
             room = min(self.kept, self.retained) + 2 * max(count, self.kept - self.seen)
-        text = self.text()
-        self.keys, self.values = (
-            _buffer(like, room, text.get(kind)) for kind, like in (("keys", keys), ("values", values))
-        )
+        text, like = self.text(), {"keys": keys, "values": values}
+        self.keys, self.values = (_buffer(array, room, text.get(kind)) for kind, array in like.items())
         self.first, self.end = 0, self.retained
 
     def trim(self, tokens: int) -> None:
         self.end = max(self.first, self.end - tokens)
-
-    def copy(self) -> LayerCache:
-        return copy(self)
 
     def fill(self, arrays: dict[str, mx.array]) -> None:
         """Replace the buffers by the arrays that `text` gave."""
@@ -97,16 +92,14 @@ class MLXCache:
     """Implements `seam.model.Cache`."""
 
     def __init__(self, config: ModelConfig, fingerprint: Callable[[], str], capacity: int | None = None):
-        """`fingerprint` names the weights that make this cache: it is good for no others. Asked when it is saved or
-        loaded."""
-        seen, kept = config.sliding_window - 1, config.sliding_window - 1 + config.canvas_length
-        room = (capacity or 0) + config.canvas_length
+        """`fingerprint` names the weights that make this cache, which serves no others. It is called when the cache is
+        saved or loaded."""
         self.config = config
         self.fingerprint = fingerprint
         self.length = 0
-        self.layers = [
-            LayerCache(seen, kept) if layer.sliding else LayerCache(None, None, room) for layer in config.layers
-        ]
+        seen, canvas = config.sliding_window - 1, config.canvas_length
+        full, sliding = LayerCache(None, None, (capacity or 0) + canvas), LayerCache(seen, seen + canvas)
+        self.layers = [copy(sliding if layer.sliding else full) for layer in config.layers]
         self._states: list[mx.array] = []
 
     @property
@@ -146,7 +139,7 @@ class MLXCache:
     def copy(self) -> MLXCache:
         fork = MLXCache(self.config, self.fingerprint)
         fork.length, fork.hidden = self.length, self.hidden
-        fork.layers = [layer.copy() for layer in self.layers]
+        fork.layers = [copy(layer) for layer in self.layers]
         return fork
 
     def trim(self, tokens: int) -> None:

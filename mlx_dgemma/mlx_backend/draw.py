@@ -10,18 +10,10 @@ from .vocabulary import head
 def next_token(
     table: Embedding, hidden: mx.array, cap: float, draw: Draw, uniforms: mx.array, allowed: mx.array | None = None
 ) -> mx.array:
-    """Draw one token of each text. Lazy.
+    """Draw one token of each text, from hidden states [B, D] -> [B] int32. Lazy.
 
-    Args:
-        hidden: [B, D], the last hidden states.
-        cap: of the softcap.
-        uniforms: [B, 1] in [0, 1). The token is the first whose cumulative probability exceeds it, in vocabulary order
-            and among those that `draw` leaves; with `draw.temp` 0 it is the likeliest.
-        allowed: [B, V] bool; None: all.
-
-    Returns:
-        [B] int32.
-    """
+    It is the first token whose cumulative probability exceeds `uniforms` [B, 1], in vocabulary order and among those
+    that `draw` leaves and `allowed` [B, V] has; with `draw.temp` 0 it is the likeliest of these."""
     logits = head(table, hidden, cap) if draw.temp else table.product(hidden)  # the softcap changes no order
     if allowed is not None:
         logits = mx.where(allowed, logits, -mx.inf)
@@ -37,7 +29,7 @@ def next_token(
 
 
 def _least(probabilities: mx.array, draw: Draw) -> mx.array:
-    """[B, 1]: how likely a token has to be. Tokens as likely as the last one taken are taken, too."""
+    """[B, 1]: how likely a token has to be. Tokens that are as likely as the last one taken are taken, too."""
     least = draw.min_p * probabilities.max(axis=-1, keepdims=True)
     if not draw.top_k and draw.top_p == 1:
         return least

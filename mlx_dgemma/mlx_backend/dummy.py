@@ -12,7 +12,6 @@ from ..checkpoint.config import ModelConfig, Quantization
 from .layers import Linear
 from .model import MLXModel
 from .network import Network
-from .weights import set_dtype
 
 
 def _quantized(module: Linear, stored: Quantization, key: mx.array) -> dict[str, mx.array]:
@@ -28,13 +27,10 @@ def _quantized(module: Linear, stored: Quantization, key: mx.array) -> dict[str,
 def dummy_mlx(
     config: ModelConfig, dtype: str, recipe: Callable[[str], Quantization | None], seed: int = 0, peaked: float = 1.0
 ) -> MLXModel:
-    """Make a model of the shape of `config`.
+    """Make a model of the shape of `config`. Activations, and weights that are not quantized, are of `dtype`.
 
-    Args:
-        dtype: of the activations, and of weights that are not quantized, such as "bfloat16".
-        recipe: a layer's path -> how it is stored; None: not quantized. Affine modes only.
-        peaked: a factor on the logits. With 1, every prediction is about uniform, which no trained model's is.
-    """
+    `recipe` maps a layer's path to how it is stored, in affine mode, or to None. `peaked` is a factor on the logits:
+    with 1 every prediction is about uniform, which no trained model's is."""
     kind = getattr(mx, dtype)
     network, keys = Network(config), iter(mx.random.split(mx.random.key(seed), 64 * len(config.layers) + 64))
     for path, module in network.named_modules():
@@ -54,6 +50,6 @@ def dummy_mlx(
             small[path] *= small[path].size ** -0.25  # scores of the size that a scale of 1 / sqrt(dim) would give
     network.load_weights(list(small.items()), strict=False)
     network.model.decoder.norm.weight = network.model.decoder.norm.weight * peaked
-    set_dtype(network, kind)
+    network.model.decoder.embed_tokens.dtype = kind
     mx.eval(network.parameters())
     return MLXModel(network, config, kind)

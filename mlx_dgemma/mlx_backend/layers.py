@@ -17,8 +17,7 @@ TILE = 8  # rows of one expert that the CPU device multiplies at once
 
 
 def compiled(function: F, *, shapeless: bool = False) -> F:
-    """Apply `mx.compile`, on a GPU. On the CPU device MLX would run the system's C++ compiler, for seconds, and gain
-    nothing."""
+    """Apply `mx.compile` on a GPU only: on the CPU device MLX would run a C++ compiler for seconds, and gain nothing."""
     fused = mx.compile(function, shapeless=shapeless)
 
     @wraps(function)
@@ -116,7 +115,7 @@ def _tiled(x: mx.array, weight: mx.array, experts: mx.array) -> mx.array:
     sizes = mx.zeros(weight.shape[0], mx.int32).at[experts].add(1)
     padding = -sizes % TILE
     places = mx.arange(len(x)) + mx.cumsum(padding, inclusive=False)[experts]
-    count = len(x) // TILE + len(sizes)  # tiles at most
+    count = min(len(x), len(x) // TILE + len(sizes))  # tiles at most
     owners = mx.zeros(count, mx.uint32).at[places // TILE].maximum(experts)
     tiles = mx.zeros((count * TILE, x.shape[1])).at[places].add(x).reshape(count, TILE, -1)
     return mx.gather_mm(tiles, weight, rhs_indices=owners).reshape(count * TILE, -1)[places]

@@ -23,12 +23,8 @@ from .sweep import Sweep, SweepInputs
 from .vocabulary import Readout, conditioning_of
 
 COPIED = 1 << 30  # bytes of the array that is copied on a GPU; a CPU takes a quarter, which is beyond its caches too
+wait = mx.synchronize  # until the device has finished
 LONG = 0.03  # seconds: a product that takes as long says what the machine can do
-
-
-def wait() -> None:
-    """Wait until the device has finished."""
-    mx.synchronize()
 
 
 def device() -> dict[str, object]:
@@ -52,24 +48,18 @@ def _seconds(compute: Callable[[], list[mx.array] | mx.array], repeat: int) -> f
     return median_seconds(lambda: mx.eval(compute()), wait, repeat)
 
 
-def _copy_rate() -> float:
-    """Measure bytes a second, read and written. A plain copy would be another name for the array: it is a sum."""
-    source = mx.zeros((COPIED // (4 if mx.default_device() == mx.gpu else 16),), dtype=mx.uint32)
-    mx.eval(source)
-    return 2 * source.nbytes / _seconds(lambda: source + 1, 5)
-
-
-def _product_seconds(size: int, dtype: mx.Dtype) -> float:
-    matrix = mx.random.normal((size, size)).astype(dtype)
-    mx.eval(matrix)
-    return _seconds(lambda: matrix @ matrix, 3)
-
-
 def ceilings(dtype: str) -> dict[str, float]:
     """Measure `copy_bytes_per_second`, read and written, and `product_flops_per_second` of `dtype`."""
-    copied = _copy_rate()
-    mx.clear_cache()
-    product, size = product_rate(partial(_product_seconds, dtype=getattr(mx, dtype)), LONG)
+    source = mx.zeros(COPIED // (4 if mx.default_device() == mx.gpu else 16), dtype=mx.uint32)
+    mx.eval(source)
+    copied = 2 * source.nbytes / _seconds(lambda: source + 1, 5)  # a plain copy would be the same array
+
+    def product_seconds(size: int) -> float:
+        matrix = mx.random.normal((size, size)).astype(getattr(mx, dtype))
+        mx.eval(matrix)
+        return _seconds(lambda: matrix @ matrix, 3)
+
+    product, size = product_rate(product_seconds, LONG)
     mx.clear_cache()
     return {"copy_bytes_per_second": copied, "product_flops_per_second": product, "product_size": size}
 
@@ -123,12 +113,8 @@ def _random(model: MLXModel, *shape: int) -> mx.array:
 
 
 def _linears(model: MLXModel, tokens: int) -> Callable[[], list[mx.array]]:
-    modules = [
-        module
-        for layer in model.network.model.decoder.layers
-        for module in layer.modules()
-        if isinstance(module, Linear) and not isinstance(module, ExpertLinear)
-    ]
+    everything = [module for layer in model.network.model.decoder.layers for module in layer.modules()]
+    modules = [module for module in everything if isinstance(module, Linear) and not isinstance(module, ExpertLinear)]
     inputs = {width: _random(model, tokens, width) for width in {module.width for module in modules}}
     return lambda: [module(inputs[module.width]) for module in modules]
 
@@ -157,7 +143,7 @@ def _swept(model: MLXModel, inputs: SweepInputs) -> list[mx.array]:
 
 
 def _conditioned(model: MLXModel, rows: Sequence[Row]) -> list[mx.array]:
-    """The canvases' embeddings with what the last pass predicted."""
+    """Embed the canvases with what the last pass predicted."""
     module, embeddings = model.network.model.decoder.self_conditioning, []
     for row in rows:
         if conditioning := conditioning_of(row):

@@ -97,14 +97,12 @@ class MLXModel:
 
     def _allowed_first(self, continuations: Sequence[Continuation]) -> mx.array | None:
         """[B, V] bool of the tokens that may come first; None: all."""
-        if all(text.allowed is None for text in continuations):
-            return None
-        table = np.ones((len(continuations), self.facts.vocab_size), bool)
-        for row, text in zip(table, continuations, strict=True):
-            if text.allowed is not None:
-                row[:] = False
-                row[text.allowed.ids] = True
-        return mx.array(table)
+        sets = [text.allowed for text in continuations]
+        table = np.array([[token_set is None] for token_set in sets]).repeat(self.facts.vocab_size, axis=1)
+        for row, allowed in zip(table, sets, strict=True):
+            if allowed is not None:
+                row[allowed.ids] = True
+        return mx.array(table) if any(sets) else None
 
     def canvas_hidden(self, rows: Sequence[Row]) -> list[mx.array]:
         """Encode what is pending and denoise each canvas, in one pass -> [L, D] a row, for the head. Lazy."""

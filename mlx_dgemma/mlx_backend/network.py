@@ -17,7 +17,8 @@ from .attention import attend
 from .cache import LayerCache, MLXCache
 from .layers import Embedding, ExpertLinear, Linear, compiled
 
-SORTED = 64  # pairs of a token and its expert, from which on they are sorted by expert, as mlx-lm does
+# Pairs of a token and its expert from which on they are sorted by expert: on a GPU as mlx-lm does.
+SORTED = {mx.gpu: 64, mx.cpu: 16}
 
 
 @dataclass
@@ -38,17 +39,6 @@ def geglu(gate: mx.array, up: mx.array) -> mx.array:
     return 0.5 * gate * (1 + mx.tanh(inner)) * up
 
 
-class UnscaledNorm(nn.Module):
-    """RMSNorm without a weight."""
-
-    def __init__(self, eps: float):
-        super().__init__()
-        self.eps = eps
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.fast.rms_norm(x, None, self.eps)
-
-
 class MLP(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -61,8 +51,8 @@ class MLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention with scale 1: q_norm and k_norm have it. Full layers have no v_proj; their values are the keys before
-    k_norm and RoPE."""
+    """Attention with scale 1: q_norm and k_norm have it, values are normed without a weight. Full layers have no v_proj;
+    their values are the keys before k_norm and RoPE."""
 
     def __init__(self, config: ModelConfig, layer: LayerConfig):
         super().__init__()
@@ -76,7 +66,7 @@ class Attention(nn.Module):
         self.o_proj = Linear(hidden, config.num_attention_heads * dim)
         self.q_norm = nn.RMSNorm(dim, config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(dim, config.rms_norm_eps)
-        self.v_norm = UnscaledNorm(config.rms_norm_eps)
+        self.eps = config.rms_norm_eps
         # Proportional RoPE: wavelengths as of the whole head, and pairs after the first `rotated` stand still.
         turning = layer.rope_theta ** (mx.arange(layer.rotated) * (2 / dim))
         self._wavelengths = mx.concatenate([turning, mx.full((dim // 2 - layer.rotated,), mx.inf)])
@@ -85,15 +75,11 @@ class Attention(nn.Module):
         queries = self.q_norm(self._heads(self.q_proj(x)))
         raw = self._heads(self.k_proj(x))
         keys = self.k_norm(raw)
-        values = self.v_norm(self._heads(self.v_proj(x)) if "v_proj" in self else raw)
-        outputs = [
-            self._attend(
-                *(a[:, :, segment.start : segment.stop] for a in (queries, keys, values)),
-                segment,
-                segment.cache.layers[index],
-            )
-            for segment in segments
-        ]
+        values = mx.fast.rms_norm(self._heads(self.v_proj(x)) if "v_proj" in self else raw, None, self.eps)
+        outputs = []
+        for segment in segments:
+            parts = [a[:, :, segment.start : segment.stop] for a in (queries, keys, values)]
+            outputs.append(self._attend(*parts, segment, segment.cache.layers[index]))
         merged = mx.concatenate(outputs, axis=2)  # [1, H, T, D]
         return self.o_proj(merged.transpose(0, 2, 1, 3).reshape(x.shape[0], -1))
 
@@ -112,9 +98,8 @@ class Attention(nn.Module):
     def _rotated(self, x: mx.array, offset: int) -> mx.array:
         """Apply RoPE (arXiv 2104.09864) from position `offset` on: pair (i, i + D / 2) of a head turns by position /
         wavelengths[i]."""
-        return mx.fast.rope(
-            x, self.dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=self._wavelengths
-        )
+        freqs = self._wavelengths
+        return mx.fast.rope(x, self.dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=freqs)
 
 
 class Router(nn.Module):
@@ -123,14 +108,14 @@ class Router(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.top_k = config.top_k_experts
-        self.norm = UnscaledNorm(config.rms_norm_eps)
+        self.eps = config.rms_norm_eps
         self.scale = mx.ones((config.hidden_size,))
         self.proj = Linear(config.num_experts, config.hidden_size)
         self.per_expert_scale = mx.ones((config.num_experts,))
 
     def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """[T, D] -> experts [T, K] and their weights [T, K], float32."""
-        scores = self.proj(self.norm(x) * self.scale * x.shape[-1] ** -0.5)
+        scores = self.proj(mx.fast.rms_norm(x, None, self.eps) * self.scale * x.shape[-1] ** -0.5)
         # Which experts are chosen has no gradient.
         experts = mx.argpartition(mx.stop_gradient(-scores), self.top_k - 1, axis=-1)[:, : self.top_k]
         # The softmax over the chosen is the reference's softmax over all, divided by the sum of the chosen.
@@ -147,7 +132,7 @@ class Experts(nn.Module):
 
     def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         """[T, D], [T, K], [T, K] -> [T, D]. Pairs of token and expert are sorted, so that an expert is read once."""
-        if experts.size < SORTED:
+        if experts.size < SORTED[mx.default_device().type]:
             y = self._mlp(x[:, None], experts, ascending=False)
         else:
             order = mx.argsort(experts.flatten())
@@ -167,7 +152,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.router = Router(config)
         self.experts = Experts(config)
-        self.layer_scalar = mx.ones((1,))  # of the decoder; the encoder's are `EncoderScalar`
+        self.layer_scalar = mx.ones((1,))  # of a canvas; `model.encoder` has those of text
         norms = "input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm"
         norms += " post_feedforward_layernorm_1 post_feedforward_layernorm_2 pre_feedforward_layernorm_2"
         for name in norms.split():
@@ -187,11 +172,11 @@ class SelfConditioning(MLP):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.pre_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_norm = UnscaledNorm(config.rms_norm_eps)
 
     def __call__(self, embeddings: mx.array, soft: mx.array | None) -> mx.array:
         """[L, D] each; `soft` None stands for zeros, which the MLP maps to zeros."""
-        return self.post_norm(embeddings if soft is None else embeddings + super().__call__(self.pre_norm(soft)))
+        x = embeddings if soft is None else embeddings + super().__call__(self.pre_norm(soft))
+        return mx.fast.rms_norm(x, None, self.pre_norm.eps)
 
 
 class Decoder(nn.Module):
@@ -203,29 +188,12 @@ class Decoder(nn.Module):
         self.self_conditioning = SelfConditioning(config)
 
 
-class EncoderScalar(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer_scalar = mx.ones((1,))
-
-
-class EncoderText(nn.Module):
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.layers = [EncoderScalar() for _ in config.layers]
-
-
-class Encoder(nn.Module):
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.language_model = EncoderText(config)
-
-
-class Backbone(nn.Module):
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.decoder = Decoder(config)
-        self.encoder = Encoder(config)
+def _module(**children: mx.array | nn.Module | list[nn.Module]) -> nn.Module:
+    """Make a module that only holds its children, for the sake of their names."""
+    module = nn.Module()
+    for name, child in children.items():
+        module[name] = child
+    return module
 
 
 class Network(nn.Module):
@@ -233,7 +201,9 @@ class Network(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.model = Backbone(config)
+        scalars = [_module(layer_scalar=mx.ones((1,))) for _ in config.layers]
+        encoder = _module(language_model=_module(layers=scalars))
+        self.model = _module(decoder=Decoder(config), encoder=encoder)
 
     def __call__(self, x: mx.array, segments: list[Segment]) -> mx.array:
         """x [T, D] -> [T, D], normed for the head. Causal segments append to their caches, whose `length` the caller

@@ -145,13 +145,12 @@ class Lists:
 
 
 class Soft:
-    """Sums of weight * embedding over the whole table, for the positions expected to be heavy."""
+    """Sums weight * embedding over the whole table, for the positions expected to be heavy."""
 
     def __init__(self, inputs: SweepInputs):
         self.dtype, self.count = inputs.hidden.dtype, int(inputs.heavy.sum())
-        # Where that is all of them, a slice: an index would copy.
-        everything = self.count == len(inputs.heavy)
-        self.positions = slice(None) if everything else mx.array(np.flatnonzero(inputs.heavy).astype(np.int32))
+        # All of them are a slice: an index would copy.
+        self.positions = slice(None) if inputs.heavy.all() else mx.array(np.flatnonzero(inputs.heavy).astype(np.int32))
         self.sum = mx.zeros((self.count, inputs.hidden.shape[1]))
 
     def add(self, part: Linear, weights: mx.array, fade: mx.array) -> None:
@@ -168,7 +167,7 @@ class Sweep:
         self.temperature = inputs.temperature[:, None]
 
     def may(self, first: int | mx.array, width: int) -> mx.array | None:
-        """[T, width] bool: which ids from `first` ([T, 1] or one) on are allowed; None: all."""
+        """[T, width] bool: which ids from `first` (an int, or [T, 1]) on are allowed; None: all."""
         if self.inputs.allowed is None:
             return None
         return self.inputs.allowed[self.inputs.allowed_index[:, None], first + mx.arange(width)]

@@ -15,31 +15,21 @@ from ..seam.model import Prediction, Row
 from ..seam.shared import VECTORS, known_ids, lay_fixed
 from ..seam.token_sets import Allowed
 from .layers import Embedding
-from .sweep import LOST, Slices, Sweep, SweepInputs, SweepResult
+from .sweep import LOST, Slices, Sweep, SweepInputs, SweepResult, processed
 
 GROUP = 8  # tokens of each list whose embeddings are fetched at a time
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lists:
-    """The likeliest tokens of L positions, as they came up with the predictions."""
-
-    tokens: np.ndarray  # [L, KEPT] int32
-    shares: np.ndarray  # [L, KEPT] float32, 0 where there is no token
-    lost: np.ndarray  # [L] float32: share of the mass outside the list
-
-    def __getitem__(self, positions: slice | np.ndarray) -> Lists:
-        return Lists(tokens=self.tokens[positions], shares=self.shares[positions], lost=self.lost[positions])
-
-
-@dataclass(frozen=True, kw_only=True)
 class SoftEmbedding:
-    """The mean embeddings of L positions, not yet computed: each comes from its list where that says enough, from a sum
-    over the whole table where such a sum was made, and else from another sweep over its hidden state."""
+    """The mean embeddings of L positions, not yet computed. Each comes from the list of its likeliest tokens where that
+    suffices, from a sum over the whole table where the sweep made one, and else from another sweep."""
 
     hidden: mx.array  # [L, D]
     temperature: float
-    lists: Lists
+    tokens: np.ndarray  # [L, KEPT] int32
+    shares: np.ndarray  # [L, KEPT] float32, 0 where there is no token
+    lost: np.ndarray  # [L] float32: share of the mass outside the list
     heavy: np.ndarray  # [L] bool: positions of `soft`
     soft: mx.array  # [heavy, D] float32
     allowed: tuple[mx.array, np.ndarray] | None  # [sets, V] bool, and [L] into it
@@ -47,41 +37,36 @@ class SoftEmbedding:
     @property
     def needs_table(self) -> np.ndarray:
         """[L] bool: where the list leaves out too much."""
-        return self.lists.lost > LOST[self.hidden.dtype]
+        return self.lost > LOST[self.hidden.dtype]
 
     def compute(self, slices: Slices, cap: float) -> mx.array:
         """[L, D] float32. Lazy."""
-        light, missed = ~self.heavy & ~self.needs_table, ~self.heavy & self.needs_table
-        positions, sums = [np.flatnonzero(self.heavy)], [self.soft]
-        if light.any():
-            positions.append(np.flatnonzero(light))
-            sums.append(_listed(slices.table, self.lists[light]))
-        if missed.any():
-            positions.append(np.flatnonzero(missed))
-            sums.append(self._swept(positions[-1], slices, cap))
-        return mx.concatenate(sums)[mx.array(np.argsort(np.concatenate(positions)))]
+        heavy, light, missed = map(
+            np.flatnonzero, (self.heavy, ~self.heavy & ~self.needs_table, ~self.heavy & self.needs_table)
+        )
+        sums = [self.soft]
+        if light.size:
+            sums.append(_listed(slices.table, self.tokens[light], self.shares[light]))
+        if missed.size:
+            sums.append(self._swept(missed, slices, cap))
+        return mx.concatenate(sums)[mx.array(np.argsort(np.concatenate([heavy, light, missed])))]
 
     def _swept(self, positions: np.ndarray, slices: Slices, cap: float) -> mx.array:
-        count = len(positions)
-        inputs = SweepInputs(
-            hidden=self.hidden[mx.array(positions)],
-            temperature=mx.full((count,), self.temperature),
-            uniforms=mx.zeros((count,)),
-            heavy=np.ones(count, bool),
-        )
+        temperature, uniforms = mx.full(len(positions), self.temperature), mx.zeros(len(positions))
+        inputs = SweepInputs(self.hidden[mx.array(positions)], temperature, uniforms, np.ones(len(positions), bool))
         if self.allowed is not None:
             table, index = self.allowed
             inputs = replace(inputs, allowed=table, allowed_index=mx.array(index[positions]))
         return Sweep(slices, inputs, cap).run().soft
 
 
-def _listed(table: Embedding, lists: Lists) -> mx.array:
-    """[n, D] float32: sums over each position's list."""
-    used = int(np.max(np.nonzero(lists.shares.any(axis=0))[0], initial=-1)) + 1
-    total = mx.zeros((len(lists.tokens), table.width))
+def _listed(table: Embedding, tokens: np.ndarray, shares: np.ndarray) -> mx.array:
+    """[n, K] each -> [n, D] float32: the embeddings of each position's tokens, weighted and summed."""
+    used = int(np.max(np.nonzero(shares.any(axis=0))[0], initial=-1)) + 1
+    total = mx.zeros((len(tokens), table.width))
     for first in range(0, used, GROUP):
         group = slice(first, first + GROUP)
-        ids, weights = mx.array(lists.tokens[:, group]), mx.array(lists.shares[:, group])
+        ids, weights = mx.array(tokens[:, group]), mx.array(shares[:, group])
         rows = table.rows(ids.flatten(), table.dtype).reshape(*ids.shape, -1)
         total = total + (rows * weights[..., None]).sum(axis=1)
     return total
@@ -107,7 +92,7 @@ class Conditioning:
 
 
 def conditioning_of(row: Row) -> Conditioning | None:
-    """The conditioning of `row` by its last pass, and by its hint over that."""
+    """Return the conditioning of `row` by its last pass, and by its hint over that."""
     last: Conditioning | None = row.self_conditioning
     if row.hint is None:
         return last
@@ -115,11 +100,9 @@ def conditioning_of(row: Row) -> Conditioning | None:
 
 
 def expected_heavy(row: Row) -> np.ndarray:
-    """[L] bool: positions whose soft embedding will likely need the whole table."""
+    """[L] bool: positions whose soft embedding will likely need the whole table, all of them in a first pass."""
     last: Conditioning | None = row.self_conditioning
-    if last is None or last.soft is None:
-        return np.ones(len(row.canvas), dtype=bool)  # a first pass is sure of little
-    return last.soft.needs_table
+    return np.ones(len(row.canvas), bool) if last is None or last.soft is None else last.soft.needs_table
 
 
 def head(table: Embedding, hidden: mx.array, cap: float) -> mx.array:
@@ -141,27 +124,26 @@ class Readout:
             uniforms=mx.array(np.concatenate([row.uniforms for row in rows]).astype(np.float32)),
             heavy=self.heavy,
         )
-        allowed = Allowed(rows)
-        self.table = allowed.table(slices.table.weight.shape[0])
-        if self.table is not None:  # of the sets, only which tokens they hold is kept
-            self.table = mx.array(self.table[0]), self.table[1]
-            self.inputs.allowed, self.inputs.allowed_index = self.table[0], mx.array(self.table[1])
+        allowed, self.allowed_index = Allowed(rows), None
+        if table := allowed.table(slices.table.weight.shape[0]):
+            self.inputs.allowed, self.allowed_index = mx.array(table[0]), table[1]
+            self.inputs.allowed_index = mx.array(self.allowed_index)
         self.result: SweepResult = Sweep(slices, self.inputs, cap).run()
         self.logprobs = self._logprobs(allowed)
 
     @property
     def arrays(self) -> list[mx.array]:
-        """All that one synchronisation brings up."""
+        """The arrays that a synchronisation brings up."""
         return [*vars(self.result).values(), *self.logprobs.values()]
 
     def _logprobs(self, allowed: Allowed) -> dict[int, mx.array]:
-        """position -> log-probabilities of the set that is allowed there: a product with few rows of the table."""
+        """position -> log-probabilities of the set that is allowed there: a product with its rows of the table."""
         logprobs = {}
         for token_set, positions in allowed.small():
             places = mx.array(positions)
             rows = self.slices.table.rows(mx.array(token_set.ids), self.inputs.hidden.dtype)
             raw = (self.inputs.hidden[places] @ rows.T).astype(mx.float32)
-            logits = mx.tanh(raw / self.cap) * (self.cap / self.inputs.temperature[places][:, None])
+            logits = processed(raw, self.cap, self.inputs.temperature[places][:, None], None)
             logprobs |= dict(zip(positions.tolist(), logits - self.result.normaliser[places][:, None], strict=True))
         return logprobs
 
@@ -179,10 +161,10 @@ class Readout:
         soft = SoftEmbedding(
             hidden=hidden,
             temperature=row.temperature,
-            lists=Lists(tokens=host["tokens"][part], shares=host["shares"][part], lost=host["lost"][part]),
+            **{name: host[name][part] for name in ("tokens", "shares", "lost")},
             heavy=heavy,
             soft=self.result.soft[before : before + int(heavy.sum())],
-            allowed=self.table and (self.table[0], self.table[1][part]),
+            allowed=None if self.allowed_index is None else (self.inputs.allowed, self.allowed_index[part]),
         )
         logprobs = {p - part.start: np.array(v) for p, v in self.logprobs.items() if part.start <= p < part.stop}
         return Prediction(**vectors, allowed_logprobs=logprobs, self_conditioning=Conditioning(soft, certain))

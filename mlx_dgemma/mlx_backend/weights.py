@@ -43,13 +43,8 @@ def load_weights(network: Network, config: ModelConfig, tensors: dict[str, Tenso
                 cast = mx.issubdtype(array.dtype, mx.floating) and not path.endswith(GLOBAL_SCALE)
                 weights.append((path, array.astype(dtype) if cast else array))
     network.load_weights(weights, strict=True)
-    set_dtype(network, dtype)
+    network.model.decoder.embed_tokens.dtype = dtype  # the activations take theirs from it
     mx.eval(network.parameters())
-
-
-def set_dtype(network: Network, dtype: mx.Dtype) -> None:
-    """The activations' dtype starts at the embedding."""
-    network.model.decoder.embed_tokens.dtype = dtype
 
 
 def checksum(array: mx.array) -> int:

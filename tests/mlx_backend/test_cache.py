@@ -3,6 +3,8 @@ saved cache is."""
 
 from __future__ import annotations
 
+from copy import copy
+
 import checkpoints
 import mlx.core as mx
 import numpy as np
@@ -72,14 +74,14 @@ def test_a_fork_is_a_copy_only_once_it_is_written():
     cache.append(200)
     mx.eval(cache.keys, cache.values)
     before = mx.get_active_memory()
-    fork = cache.copy()
+    fork = copy(cache)
     assert mx.get_active_memory() == before
     fork.visible(*tokens(500, 8, 256))
     fork.append(8)
     cache.visible(*tokens(700, 8, 256))
     cache.append(8)
-    for one, start in ((fork, 500), (cache, 700)):
-        assert np.array_equal(np.array(one.text()["keys"][0, 0, :, 0]), [*range(200), *range(start, start + 8)])
+    for layer, start in ((fork, 500), (cache, 700)):
+        assert np.array_equal(np.array(layer.text()["keys"][0, 0, :, 0]), [*range(200), *range(start, start + 8)])
 
 
 @pytest.fixture(scope="module")

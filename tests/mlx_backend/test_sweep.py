@@ -64,7 +64,7 @@ def soft_of(inputs: SweepInputs, result: SweepResult, temperature: float) -> voc
     """The soft embedding of one row of all positions."""
     lists = {name: np.array(getattr(result, name)) for name in ("tokens", "shares", "lost")}
     return vocabulary.SoftEmbedding(
-        hidden=inputs.hidden, temperature=temperature, lists=vocabulary.Lists(**lists), heavy=inputs.heavy,
+        hidden=inputs.hidden, temperature=temperature, **lists, heavy=inputs.heavy,
         soft=result.soft, allowed=None,
     )  # fmt: skip
 
