@@ -1,4 +1,4 @@
-"""What one request asks of the loop."""
+"""The options of one text, as the loop takes them."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ MODES = ("diffusion", "ar", "auto")
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """How a text is to be written, whatever it says."""
+    """How a text is to be written."""
 
     sampling: Sampling = field(default_factory=Sampling)  # how a canvas is denoised
     max_tokens: int = 2048  # the text is cut there

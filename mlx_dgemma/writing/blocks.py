@@ -41,7 +41,7 @@ class Block:
 
 
 class Layout(ABC):
-    """The blocks of one text, and what their drafts may be. It keeps the state of that text."""
+    """The blocks of one text, and the drafts that are allowed in them. It keeps the state of that text."""
 
     @abstractmethod
     def first(self) -> Block:
@@ -73,12 +73,12 @@ class Layout(ABC):
         return replace(block, tokens=np.where(known, tokens, -1), fixed=known, hint=None, before=Text(), keep=0)
 
     def finish(self, draft: np.ndarray) -> np.ndarray:
-        """The draft of a block that ends the text too early, with what it takes to make that text a valid one."""
+        """The draft of a block that ends the text too early, with the tokens that make it a valid text."""
         return draft
 
 
 class Open(Layout):
-    """Nothing but noise, block after block, until a stop token or until canvases cover `max_tokens`."""
+    """Canvases of nothing but noise, block after block, until a stop token or until canvases cover `max_tokens`."""
 
     def __init__(self, facts: Facts, room: int, max_tokens: int, canvas_length: int | str | None = None):
         """`room`: tokens of the context that are left."""

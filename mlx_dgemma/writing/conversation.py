@@ -163,7 +163,7 @@ class Conversation:
         cache, path = self.model.new_cache(), Path(folder) / FILE
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
-            state, text, file = {key: saved[key] for key in SAVED}, saved["tokens"], path.parent / saved["cache"]
+            state, text, file = {key: saved[key] for key in SAVED}, list(saved["tokens"]), path.parent / saved["cache"]
             messages = from_json(self.tokenizer, saved["messages"])
         except OSError as error:
             raise NotFound(f"{folder} holds no saved chat ({error.strerror}): need one that /save wrote") from None

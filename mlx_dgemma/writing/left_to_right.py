@@ -12,13 +12,13 @@ from .writing import Step
 
 
 class Form(Protocol):
-    """What a text may be, token by token. It keeps the state of that text."""
+    """The texts that are allowed, token by token. It keeps the state of one text."""
 
     def allowed(self) -> TokenSet:
-        """What the next token may be."""
+        """The tokens that may come next."""
 
     def take(self, token: int) -> None:
-        """The token that was written."""
+        """Go on behind `token`."""
 
     def ending(self) -> np.ndarray:
         """int32: the shortest way to end the text from here, the stop token included."""
@@ -54,13 +54,14 @@ class LeftToRight:
         self.uniforms = self.rng.random(self.limit, dtype=np.float32)
 
     def continuation(self) -> Continuation:
-        """Where a stream of tokens goes on. What was pending is the stream's now."""
+        """The place from which a stream of tokens goes on. It takes what is pending."""
         pending, self.pending = self.pending, Text()
         if self.form is None:
             return Continuation(self.cache, pending, self.uniforms[self.count :])
         return Continuation(self.cache, pending, self.uniforms[self.count : self.count + 1], self.form.allowed())
 
     def take(self, token: int) -> Step:
+        """The step that `token` makes."""
         facts = self.model.facts
         block, step = divmod(self.count, facts.canvas_length)
         self.count += 1

@@ -132,7 +132,8 @@ class Writing:
         return self.rng.integers(facts.vocab_size, size=length) if facts.noise is None else np.full(length, facts.noise)
 
     def _hint(self) -> np.ndarray | None:
-        """What is fixed is certain, from the first pass on; later passes hear of it only where it has changed."""
+        """The self-conditioning on fixed tokens, certain from the first pass on; for later passes only where they have
+        changed."""
         block, first = self.current, self._passes == 0
         hint = block.hint if first else None
         if block.fixed is None or not (first or self._narrowed):

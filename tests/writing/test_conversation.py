@@ -304,7 +304,13 @@ def test_saved_chats_that_cannot_be_used(bpe, tmp_path):
         conversation.save(folder / "config.json")
     path = tmp_path / "chat" / FILE
     whole = json.loads(path.read_text())
-    for text in ("{", "[]", json.dumps({**whole, "tokens": [1]}), json.dumps({**whole, "cache": "gone"})):
+    for text in (
+        "{",
+        "[]",
+        json.dumps({**whole, "tokens": [1]}),
+        json.dumps({**whole, "tokens": 1}),
+        json.dumps({**whole, "cache": "gone"}),
+    ):
         path.write_text(text)
         with pytest.raises(Mistake, match=r"damaged"):
             conversation.load(tmp_path / "chat")
