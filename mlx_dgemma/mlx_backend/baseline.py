@@ -51,11 +51,9 @@ def quant_predicate(recipe: Recipe) -> Callable[[str, nn.Module], bool | dict[st
 
 
 def build(hf_path: str, mlx_path: str, recipe: Recipe) -> None:
-    """Gemma 4, or whatever mlx-lm converts, with every layer stored as `recipe` stores DiffusionGemma's.
+    """Convert Gemma 4, or another model that mlx-lm knows, with layers stored as `recipe` stores DiffusionGemma's.
 
-    Raises:
-        Mistake: there is something at `mlx_path`, or mlx-lm cannot convert what is at `hf_path`.
-    """
+    Mistake: there is something at `mlx_path`, or mlx-lm cannot convert what is at `hf_path`."""
     if Path(mlx_path).exists():
         raise Mistake(f"{mlx_path} is there already: give another --mlx-path, or remove it")
     try:
@@ -99,7 +97,7 @@ class Baseline:
         )
 
     def write(self, tokens: Sequence[int], max_tokens: int, seed: int) -> Iterator[int]:
-        """Tokens as they come, a stop token among them."""
+        """Yield tokens, the stop token among them."""
         mx.random.seed(seed)
         sampler = make_sampler(**self.settings)
         options = {"max_tokens": max_tokens, "sampler": sampler}
@@ -110,7 +108,7 @@ class Baseline:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def peak_memory(self) -> int:
-        """Bytes that the device has held at most; on a CPU the process, as `MLXModel.peak_memory` has it."""
+        """Return the bytes that the GPU has held at most; on a CPU the process, as in `MLXModel.peak_memory`."""
         return memory.peak() if mx.default_device() == mx.cpu else mx.get_peak_memory()
 
 

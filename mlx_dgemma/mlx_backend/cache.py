@@ -66,8 +66,7 @@ class LayerCache:
             return
         if self.kept is None:
             room = max(self.end + count, self.capacity, room + room // 2)
-        else:  # twice what is coming, so that the text is moved to the front in every other pass at most; twice a
-            # canvas where it comes token by token
+        else:  # twice what is coming, at least a canvas: the text is moved to the front in every other pass at most
             room = min(self.kept, self.retained) + 2 * max(count, self.kept - self.seen)
         text, like = self.text(), {"keys": keys, "values": values}
         self.keys, self.values = (_buffer(array, room, text.get(kind)) for kind, array in like.items())
@@ -100,7 +99,7 @@ class MLXCache:
         seen, canvas = config.sliding_window - 1, config.canvas_length
         full, sliding = LayerCache(None, None, (capacity or 0) + canvas), LayerCache(seen, seen + canvas)
         self.layers = [copy(sliding if layer.sliding else full) for layer in config.layers]
-        self._states: list[mx.array] = []
+        self.hidden: mx.array | None = None  # [n, D], the last of them: of a canvas and one more token at most
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -118,27 +117,14 @@ class MLXCache:
         return sum(array.nbytes for array in self._text().values())
 
     def advance(self, hidden: mx.array) -> None:
-        """Count n tokens that the layers have appended; `hidden` [n, D] are their last hidden states."""
+        """Count n tokens that the layers have appended; `hidden` [n, D] are their last hidden states, from which the
+        head predicts the next token."""
         self.length += hidden.shape[0]
-        self._states.append(hidden)
-        if len(self._states) > self.config.canvas_length:
-            self._states = [self.hidden]
-
-    @property
-    def hidden(self) -> mx.array | None:
-        """[n, D], the last hidden states, of a canvas and one more token at most: the head predicts the next token
-        from them."""
-        if self._states:  # concatenated when read: left to right, that is not for every token
-            self._states = [mx.concatenate(self._states)[-(self.config.canvas_length + 1) :]]
-        return self._states[0] if self._states else None
-
-    @hidden.setter
-    def hidden(self, states: mx.array | None) -> None:
-        self._states = [] if states is None else [states[-(self.config.canvas_length + 1) :]]
+        states = hidden if self.hidden is None else mx.concatenate([self.hidden, hidden])
+        self.hidden = states[-(self.config.canvas_length + 1) :]
 
     def copy(self) -> MLXCache:
-        fork = MLXCache(self.config, self.fingerprint)
-        fork.length, fork.hidden = self.length, self.hidden
+        fork = copy(self)
         fork.layers = [copy(layer) for layer in self.layers]
         return fork
 

@@ -17,7 +17,7 @@ TILE = 8  # rows of one expert that the CPU device multiplies at once
 
 
 def compiled(function: F, *, shapeless: bool = False) -> F:
-    """Apply `mx.compile` on a GPU only: on the CPU device MLX would run a C++ compiler for seconds, and gain nothing."""
+    """Apply `mx.compile` on a GPU only: on the CPU device it would run a C++ compiler, and gain nothing."""
     fused = mx.compile(function, shapeless=shapeless)
 
     @wraps(function)

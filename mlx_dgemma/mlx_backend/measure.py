@@ -73,8 +73,8 @@ def weight_bytes(model: MLXModel) -> dict[str, int]:
 
 
 def step_primitives(model: MLXModel, rows: Sequence[Row]) -> dict[str, int]:
-    """Name -> how often MLX's graph of a denoise step of `rows` has this primitive: views, and a kernel or more each
-    for the others. `mx.fast` is one primitive on a GPU, and several on a CPU."""
+    """Count the primitives of MLX's graph of a denoise step of `rows`, by name: views, and a kernel or more each for
+    the others. `mx.fast` is one primitive on a GPU, and several on a CPU."""
     readout = Readout(rows, model.canvas_hidden(rows), model.slices, model.cap)
     graph = io.StringIO()
     mx.export_to_dot(graph, *readout.arrays)
@@ -85,7 +85,7 @@ def step_primitives(model: MLXModel, rows: Sequence[Row]) -> dict[str, int]:
 def step_parts(model: MLXModel, rows: Sequence[Row], repeat: int = 5) -> dict[str, float]:
     """Median seconds of a denoise step of `rows`, which have nothing pending, by part.
 
-    Each part is made of the step's own modules, all layers one after another and alone on the device. Their inputs have
+    Each part is made of the network's modules, all layers one after another and alone on the device. Their inputs have
     the step's shapes, and are random: so are the experts that are chosen. "rest" is what the whole step takes beyond
     the sum of the parts: norms, RoPE, routing, caches, the host. It is negative where parts of the whole step overlap.
     """

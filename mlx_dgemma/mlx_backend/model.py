@@ -92,7 +92,7 @@ class MLXModel:
             tokens = next_token(self.table, hidden, self.cap, draw, uniforms[:, step : step + 1], allowed)
             hidden, allowed = self._append(tokens, caches), None
             # Every token is read when the pass behind it is on its way already.
-            mx.async_eval(tokens, hidden)
+            mx.async_eval(tokens, hidden, [cache.hidden for cache in caches])
             yield tokens.tolist()
 
     def _allowed_first(self, continuations: Sequence[Continuation]) -> mx.array | None:

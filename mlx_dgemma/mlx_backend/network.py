@@ -51,8 +51,8 @@ class MLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention with scale 1: q_norm and k_norm have it, values are normed without a weight. Full layers have no v_proj;
-    their values are the keys before k_norm and RoPE."""
+    """Attention with scale 1: q_norm and k_norm have it. Values are normed without a weight; in full layers, which have
+    no v_proj, they are the keys before k_norm and RoPE."""
 
     def __init__(self, config: ModelConfig, layer: LayerConfig):
         super().__init__()
@@ -96,8 +96,7 @@ class Attention(nn.Module):
         return attend(queries, all_keys, all_values, causal=segment.causal, window=self.window)
 
     def _rotated(self, x: mx.array, offset: int) -> mx.array:
-        """Apply RoPE (arXiv 2104.09864) from position `offset` on: pair (i, i + D / 2) of a head turns by position /
-        wavelengths[i]."""
+        """Apply RoPE (arXiv 2104.09864): pair (i, i + D / 2) of a head turns by position / wavelengths[i]."""
         freqs = self._wavelengths
         return mx.fast.rope(x, self.dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=freqs)
 

@@ -2,13 +2,13 @@
 that the next pass is conditioned on. The logits [T, V] are never whole.
 
 A running maximum and sums that are rescaled when it rises, as in attention over blocks of keys. The draw inverts the
-cumulative distribution in vocabulary order: the sums of small blocks tell in which of them each position's token lies,
+cumulative distribution in vocabulary order: the sums of small blocks show in which of them each position's token lies,
 and that block is computed again, the table taken as so many experts.
 
 The mean embedding of a position (its soft embedding) is a sum over few tokens where the distribution is peaked: those
 within `REACH` nats of the top, kept as lists. Where the rest of the mass matters, all of the table is summed up while
 its slice is at hand; which positions those will be is known from the last pass, and a wrong guess is made good by
-`vocabulary.soft_embedding`.
+`vocabulary.SoftEmbedding`.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ The arithmetic over the vocabulary is in `sweep.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -55,8 +55,7 @@ class SoftEmbedding:
         temperature, uniforms = mx.full(len(positions), self.temperature), mx.zeros(len(positions))
         inputs = SweepInputs(self.hidden[mx.array(positions)], temperature, uniforms, np.ones(len(positions), bool))
         if self.allowed is not None:
-            table, index = self.allowed
-            inputs = replace(inputs, allowed=table, allowed_index=mx.array(index[positions]))
+            inputs.allowed, inputs.allowed_index = self.allowed[0], mx.array(self.allowed[1][positions])
         return Sweep(slices, inputs, cap).run().soft
 
 
