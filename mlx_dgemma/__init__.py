@@ -6,9 +6,9 @@ No name here is a command's, and nothing heavy is imported before it is used.
 import importlib
 
 from .load import load  # at once, or the module of the same name would stand in its place
-from .version import __version__
+from .version import __version__ as __version__
 
-__all__ = ["Ask", "Conversation", "Row", "Sampling", "__version__", "load", "stream_generate"]
+__all__ = ["Ask", "Conversation", "Row", "Sampling", "load", "stream_generate"]
 
 _HOME = {
     "Ask": "writing.ask",
