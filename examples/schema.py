@@ -28,7 +28,7 @@ PERSON = {
 
 model, tokenizer, sampling = load(sys.argv[1] if len(sys.argv) > 1 else None)
 vocabulary = Vocabulary(tokenizer, model.facts.vocab_size)
-language = Language(model, vocabulary, schema.language(PERSON))  # once, for any number of texts
+language = Language(model, vocabulary, schema.automaton(PERSON))  # once, for any number of texts
 prompt = Text(prompt_tokens(tokenizer, "Extract JSON: In Accra lives Tess, a vet aged 40."))
 text = ""
 for step in run(model, [begin_within(model, prompt, Ask(sampling=sampling, max_tokens=200), language)]):

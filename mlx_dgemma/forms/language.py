@@ -25,7 +25,7 @@ from ..writing.blocks import Block, Open
 from ..writing.diffuse import begin
 from ..writing.writing import check_room
 from .automaton import Automaton
-from .lattice import BARRED, Lattice, Path, Vocabulary
+from .lattice import IMPROBABLE, Lattice, Path, Vocabulary
 
 OVERRULED = 1.0  # nats of a position whose argmax cannot stand there: too many to be accepted, or to settle
 
@@ -91,7 +91,7 @@ class Language:
 
 
 class TokenByToken:
-    """A text of the language that is written left to right: a `Form`."""
+    """A text of the language that is written left to right: a `Constraint`."""
 
     def __init__(self, language: Language, max_tokens: int):
         language.check_fits(max_tokens)
@@ -152,9 +152,9 @@ class Document(Open):
     def _candidates(self, prediction: Prediction, block: Block, i: int) -> tuple[np.ndarray, np.ndarray, float]:
         """Token ids at position i, their log-probabilities, and one for every other id."""
         if block.fixed[i]:
-            return block.tokens[i : i + 1], np.zeros(1), BARRED
+            return block.tokens[i : i + 1], np.zeros(1), IMPROBABLE
         if i in prediction.allowed_logprobs:
-            return self.language.sets[int(block.allowed[i])].ids, prediction.allowed_logprobs[i], BARRED
+            return self.language.sets[int(block.allowed[i])].ids, prediction.allowed_logprobs[i], IMPROBABLE
         top, drawn = float(prediction.top[i]), float(prediction.confidence[i])
         ids = np.array([prediction.sample[i], prediction.argmax[i]])
         with np.errstate(divide="ignore"):

@@ -19,7 +19,7 @@ from ..seam.model import Facts
 from ..tokens.tokenizer import Tokenizer
 from .automaton import Automaton
 
-BARRED = -150.0  # nats: for a token that was not allowed where it is needed; no other is as improbable
+IMPROBABLE = -150.0  # nats: for a token that was not allowed where it is needed; no other is as improbable
 AHEAD = 64  # bytes of a text that the tokenizer is shown for its next token
 FAR = np.iinfo(np.int32).max
 
@@ -251,7 +251,7 @@ class Lattice:
             source, which = np.nonzero(after >= 0)
             target = np.concatenate([after[source, which], self.out[states, 1]])
             token = np.concatenate([ids[which], self.out[states, 0]])
-            score = np.concatenate([scores[source] + np.maximum(logprobs[which], BARRED), scores + other])
+            score = np.concatenate([scores[source] + np.maximum(logprobs[which], IMPROBABLE), scores + other])
             source = np.concatenate([source, np.arange(len(states))])
             score = np.where(self.left[target] <= max(room - position, 0), score, -np.inf)
             order = np.lexsort((score, target))

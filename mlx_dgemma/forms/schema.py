@@ -78,7 +78,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-def language(schema: Schema | bool, *, reach: int | None = None) -> Automaton:
+def automaton(schema: Schema | bool, *, reach: int | None = None) -> Automaton:
     """Builds the automaton of a schema's documents; of those of at most `reach` bytes, where it is given.
 
     Mistake where it is no JSON schema, or cannot be held: names the keyword and its path.

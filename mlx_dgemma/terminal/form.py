@@ -71,6 +71,6 @@ def read_form(options: argparse.Namespace, max_tokens: int | None = None) -> For
 def _schema(path: str, reach: int | None) -> Automaton:
     document = schema.read(path)
     try:
-        return schema.language(document, reach=reach)
+        return schema.automaton(document, reach=reach)
     except Mistake as mistake:
         raise Mistake(f"{path}: {mistake}") from None

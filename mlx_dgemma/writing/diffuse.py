@@ -9,7 +9,7 @@ from .ask import Ask
 from .batch import InProgress, run
 from .blocks import Layout, Open
 from .clock import Clock
-from .left_to_right import Form, LeftToRight
+from .left_to_right import Constraint, LeftToRight
 from .route import Route
 from .verify import Verify
 from .writing import Step, Writing, check_room
@@ -23,7 +23,7 @@ def begin(
     request: int = 0,
     cache: Cache | None = None,
     layout: Layout | None = None,
-    form: Form | None = None,
+    form: Constraint | None = None,
 ) -> InProgress:
     """An answer to `text`, not yet begun, behind what `cache` holds. `layout`: what is denoised, if it is not an open
     text; `form`: what is written left to right. Mistake where there is no room for an answer."""

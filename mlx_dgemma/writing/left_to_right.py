@@ -11,7 +11,7 @@ from .clock import Clock
 from .writing import Step
 
 
-class Form(Protocol):
+class Constraint(Protocol):
     """The texts that are allowed, token by token. It keeps the state of one text."""
 
     def allowed(self) -> TokenSet:
@@ -38,7 +38,7 @@ class LeftToRight:
     rng: np.random.Generator
     cache: Cache | None = None  # None: an empty one
     clock: Clock | None = None  # None: no deadline
-    form: Form | None = None
+    form: Constraint | None = None
     request: int = 0
 
     count: int = field(default=0, init=False)  # tokens written

@@ -53,7 +53,7 @@ def language_of(loaded, form: Expression) -> Language:
 
 @pytest.fixture(scope="module")
 def language(loaded):
-    return language_of(loaded, schema.language(PERSON))
+    return language_of(loaded, schema.automaton(PERSON))
 
 
 def begun(loaded, language, prompt: str = PROMPT, request: int = 0, model=None, **ask) -> InProgress:
@@ -119,7 +119,7 @@ def test_alone_and_in_company_and_again(loaded, language):
 
 def test_a_long_document_spans_blocks(loaded):
     few = replace(loaded[2], max_denoising_steps=2)
-    writing = begun(loaded, language_of(loaded, schema.language(LINES)), sampling=few, max_tokens=250)
+    writing = begun(loaded, language_of(loaded, schema.automaton(LINES)), sampling=few, max_tokens=250)
     steps = list(run(loaded[0], [writing]))
     assert steps[-1].block >= 1 and steps[-1].reason == "stop"
     assert schema_rates.valid(LINES, answer_of(loaded, steps).text)
@@ -132,7 +132,7 @@ def test_a_narrow_canvas(loaded, language):
 
 
 def test_token_sets_go_with_their_language(loaded):
-    held = language_of(loaded, schema.language(PERSON))
+    held = language_of(loaded, schema.automaton(PERSON))
     for mode in ("diffusion", "ar"):
         written(loaded, held, mode=mode)
     sets = [weakref.ref(one) for one in [*held.sets, held.following(0, 1000)]]
@@ -187,7 +187,7 @@ def test_left_to_right_every_text_is_a_document(models, name, numbers):
     loaded = models[name]
     for number in numbers:
         made = schema_rates.random_schema(random.Random(f"schema {number}"))
-        held = language_of(loaded, schema.language(made))
+        held = language_of(loaded, schema.automaton(made))
         shortest = int(held.lattice.left[0])
         for most, draw in ((shortest, Draw(temp=3.0)), (shortest + 9, Draw(temp=1.0, top_k=9)), (160, Draw())):
             options = {"mode": "ar", "draw": draw, "seed": number, "max_tokens": max(most, shortest)}
@@ -233,7 +233,7 @@ def test_left_to_right_in_company_as_alone(loaded, language):
 )
 def test_by_a_deadline_the_document_is_finished(models, name, form, seeds):
     model, _, sampling = loaded = models[name]
-    held, draw = language_of(loaded, schema.language(form)), random.Random(name)
+    held, draw = language_of(loaded, schema.automaton(form)), random.Random(name)
     few, reasons = replace(sampling, max_denoising_steps=9), set()
     for seed in range(seeds):
         mode = ("diffusion", "ar")[seed % 2]
@@ -259,7 +259,7 @@ def test_by_a_deadline_a_template_is_finished(loaded):
 
 def test_cut_by_max_tokens_it_is_a_document(loaded):
     """Whatever the model would go on to write: it ends in time."""
-    held, few = language_of(loaded, schema.language(LISTS)), replace(loaded[2], max_denoising_steps=3)
+    held, few = language_of(loaded, schema.automaton(LISTS)), replace(loaded[2], max_denoising_steps=3)
     for most in (int(held.lattice.left[0]), 150):
         for mode in ("diffusion", "ar"):
             answer = written(loaded, held, mode=mode, max_tokens=most, sampling=few, draw=Draw(temp=2.0))
@@ -279,7 +279,7 @@ def test_cut_by_max_tokens_it_is_a_document(loaded):
 )
 def test_a_document_is_verified(models, name, seeds):
     model, _, sampling = loaded = models[name]
-    held, repairs = language_of(loaded, schema.language(LISTS)), 0
+    held, repairs = language_of(loaded, schema.automaton(LISTS)), 0
     few = replace(sampling, max_denoising_steps=4)
     for seed in range(seeds):
         writing = begun(loaded, held, "Make some JSON", sampling=few, seed=seed, max_tokens=250, verify=True)
@@ -302,7 +302,7 @@ def test_what_verify_repairs_is_right(loaded):
 
 
 def test_verified_by_a_deadline(loaded):
-    held = language_of(loaded, schema.language(LISTS))
+    held = language_of(loaded, schema.automaton(LISTS))
     for deadline in (1, 4, 9):
         options = {"verify": True, "deadline": deadline, "max_tokens": 250}
         answer = written(loaded, held, model=Timed(loaded[0]), prompt="Make some JSON", **options)

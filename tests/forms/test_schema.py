@@ -49,7 +49,7 @@ DOCUMENTS = [
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_holds_what_is_valid(document):
-    automaton = build_automaton(schema.language(NESTED))
+    automaton = build_automaton(schema.automaton(NESTED))
     valid = jsonschema.Draft202012Validator(NESTED).is_valid(document)
     assert automaton.matches(json.dumps(document).encode()) == valid
 
@@ -77,7 +77,7 @@ def test_whatever_the_automaton_accepts_is_valid():
     for seed in range(60):
         draw = random.Random(f"sample {seed}")
         made = schema_rates.random_schema(draw)
-        automaton, validator = schema.language(made), jsonschema.Draft202012Validator(made)
+        automaton, validator = schema.automaton(made), jsonschema.Draft202012Validator(made)
         for _ in range(20):
             text = sampled(automaton, draw)
             assert automaton.matches(text) and validator.is_valid(json.loads(text)), (made, text)
@@ -86,7 +86,7 @@ def test_whatever_the_automaton_accepts_is_valid():
 
 
 def test_strings_are_any_text_and_escaped():
-    automaton = build_automaton(schema.language({"type": "string", "maxLength": 12}))
+    automaton = build_automaton(schema.automaton({"type": "string", "maxLength": 12}))
     for text in ("", 'a "b"', "\\", "\n\t\x00", "Größe 🧑‍🚀 天空", "/" * 12):
         assert automaton.matches(json.dumps(text, ensure_ascii=False).encode()), text
     for wrong in ('"', '"a"b"', '"\n"', '"\\"', '"' + "é" * 13 + '"'):
@@ -164,7 +164,7 @@ LIGHT = {
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_large_schemas_that_are_held(name):
-    assert schema.language(LIGHT[name]).size <= 30_000
+    assert schema.automaton(LIGHT[name]).size <= 30_000
 
 
 def test_work_grows_with_the_document():
@@ -202,23 +202,23 @@ HEAVY = [
 @pytest.mark.parametrize(("heavy", "words"), HEAVY, ids=lambda value: value if isinstance(value, str) else "schema")
 def test_what_is_too_large_is_refused_by_name(heavy, words):
     with pytest.raises(Mistake) as caught:
-        schema.language(heavy)
+        schema.automaton(heavy)
     assert words in str(caught.value)
 
 
 def test_a_limit_beyond_reach_costs_nothing():
     made = {"type": "array", "maxItems": 5000, "items": {"type": "string", "maxLength": 10**6}}
-    assert schema.language(made, reach=4000).size < 50
+    assert schema.automaton(made, reach=4000).size < 50
 
 
 def test_values_are_checked_by_our_patterns():
     """Python's would take years over the first, and cannot read the second."""
     with pytest.raises(Mistake, match="none of its values"):
-        schema.language({"enum": ["x" * 60], "pattern": "(x+x+)+y"})
-    automaton = schema.language({"enum": ["Ä1", "ä1", "Ö"], "pattern": "^\\p{Lu}\\d$"})
+        schema.automaton({"enum": ["x" * 60], "pattern": "(x+x+)+y"})
+    automaton = schema.automaton({"enum": ["Ä1", "ä1", "Ö"], "pattern": "^\\p{Lu}\\d$"})
     assert automaton.matches('"Ä1"'.encode()) and not automaton.matches('"Ö"'.encode())
     with pytest.raises(Mistake, match="#/pattern"):
-        schema.language({"enum": ["a"], "pattern": "(?!b)a"})
+        schema.automaton({"enum": ["a"], "pattern": "(?!b)a"})
 
 
 LOOP = {"$ref": "#/$defs/n", "$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}
@@ -255,7 +255,7 @@ LOOP = {"$ref": "#/$defs/n", "$defs": {"n": {"type": "array", "items": {"$ref": 
 )
 def test_refused_by_name(wrong, words):
     with pytest.raises(Mistake) as caught:
-        schema.language(wrong)
+        schema.automaton(wrong)
     assert words in str(caught.value), caught.value
 
 
@@ -295,7 +295,7 @@ def test_the_shortest_document_fits_exactly_and_no_less(models, name):
     model, tokenizer, sampling = models[name]
     ask = Ask(sampling=replace(sampling, max_denoising_steps=3))
     vocabulary = Vocabulary(tokenizer, model.facts.vocab_size)
-    language = Language(model, vocabulary, schema.language(NESTED | {"required": ["a", "b", "c"]}))
+    language = Language(model, vocabulary, schema.automaton(NESTED | {"required": ["a", "b", "c"]}))
     shortest = int(language.lattice.left[0])
     for room in (shortest, shortest + 1):
         answer = Answer(model.facts, tokenizer, room)

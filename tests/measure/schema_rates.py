@@ -135,7 +135,7 @@ def outputs(loaded, numbers: range, passes: int, mode: str = "diffusion") -> Ite
     for number in numbers:
         made = random_schema(random.Random(f"schema {number}"))
         try:
-            language = Language(model, vocabulary, schema.language(made))
+            language = Language(model, vocabulary, schema.automaton(made))
             yield made, written(model, tokenizer, "Make some JSON", replace(ask, seed=number), language).text
         except Mistake as mistake:
             if "the shortest text" not in str(mistake):
@@ -159,7 +159,7 @@ def validity(loaded, numbers: range, passes: int, mode: str = "diffusion") -> di
 def values(loaded, prompts: int, seeds: int) -> dict[str, dict[str, float]]:
     """Share of the JSON task's prompts whose object is right, and mean passes: in free text, and held to its schema."""
     model, tokenizer, sampling = loaded
-    held = Language(model, Vocabulary(tokenizer, model.facts.vocab_size), schema.language(TASK))
+    held = Language(model, Vocabulary(tokenizer, model.facts.vocab_size), schema.automaton(TASK))
     ask, table = Ask(sampling=sampling, max_tokens=MAX_TOKENS), {}
     for name, language in (("free", None), ("schema", held)):
         runs = []
