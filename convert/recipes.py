@@ -83,7 +83,7 @@ def from_file(file: Path, default: Quantization, paths: Iterable[str]) -> Recipe
     except (FileNotFoundError, IsADirectoryError):
         names = ", ".join(NAMED)
         raise NotFound(f"--quant-predicate {file}: no such file, and no recipe of that name ({names})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Mistake(f"--quant-predicate {file} is not JSON: {error}") from None
     if not isinstance(table, dict):
         raise Mistake(f"--quant-predicate {file}: need an object of patterns, got {type(table).__name__}")

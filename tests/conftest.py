@@ -6,7 +6,7 @@ os.environ["MLX_ENABLE_TF32"] = "0"  # before mlx is imported
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # the models are small: a second thread mostly waits
     os.environ.setdefault(name, "1")
 
-import mlx.core as mx
+import mlx.core as mx  # noqa: E402
 
 mx.set_default_device(mx.cpu)
 

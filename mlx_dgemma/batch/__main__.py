@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -59,26 +60,34 @@ def read(options: argparse.Namespace, form: Form | None) -> list[Request]:
     return requests
 
 
-def count_results(path: Path) -> int:
-    """Counts the results of an earlier run in `path`; a line that was cut short is taken away."""
+def count_results(path: Path) -> tuple[int, int]:
+    """Counts the results of an earlier run in `path`, and their bytes; a last line may be cut short. Mistake where it
+    holds anything else, or cannot be written."""
     try:
         with path.open("a+b") as file:
             file.seek(0)
-            text = file.read()
-            file.truncate(text.rfind(b"\n") + 1)
+            lines = file.read().splitlines(keepends=True)
     except OSError as error:
         raise Mistake(f"--out {path} cannot be written: {error.strerror}") from None
-    return text.count(b"\n")
+    whole = [line for line in lines if line.endswith(b"\n")]
+    if not all(
+        line.startswith(b"{") and b'"request": ' in line
+        for line in [*whole, *(lines[len(whole) :] if not whole else [])]
+    ):
+        raise Mistake(f"--out {path} holds other things than answers of this command: give a new file")
+    return len(whole), sum(map(len, whole))
 
 
 def batch(options: argparse.Namespace) -> int:
     check_ask(options)
     form = read_form(options)
     requests, out = read(options, form), Path(options.out) if options.out else None
-    done = count_results(out) if out else 0
+    done, length = count_results(out) if out else (0, 0)
     model, tokenizer, ask = open_model(NAME, options)
     requests = encode(requests, model, tokenizer, ask)
     results = write(model, tokenizer, requests, form, done, options.size)
+    if out:
+        os.truncate(out, length)  # of a line that was cut short, nothing is left
     if done:
         note(f"{NAME}: {out} holds {done} of {len(requests)} answers already")
     start, count, tokens, steps, incomplete = time.perf_counter(), 0, 0, 0, 0

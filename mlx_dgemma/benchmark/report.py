@@ -22,7 +22,7 @@ def read_report(path: Path) -> Report:
     text = read(str(path))
     try:
         report = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Mistake(f"{path} is not JSON: {error}") from None
     if not isinstance(report, dict) or KEY not in report:
         raise Mistake(f"{path} is no report of this benchmark: it has no {KEY!r}")

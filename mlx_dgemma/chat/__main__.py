@@ -198,7 +198,7 @@ def without_thinking(tokenizer: Tokenizer, content: str) -> str:
 
 def result(line: str) -> Any:
     """Returns what the line is as JSON, or else the line."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(line)
     return line
 
@@ -216,7 +216,7 @@ def outcome(answer: Answer | None) -> str:
 def read_tools(path: str) -> list[dict]:
     try:
         tools = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Mistake(f"--tools {path}: {error}") from None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) and "function" in tool for tool in tools):
         raise Mistake(f'--tools {path}: need a list of {{"type": "function", "function": {{"name": …}}}}')

@@ -42,7 +42,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFound(f"{path} is missing: need a folder with a DiffusionGemma checkpoint") from None
-    except ValueError as error:  # of the encoding, or of JSON
+    except (ValueError, RecursionError) as error:  # of the encoding, or of JSON
         raise Mistake(f"{path} is not JSON ({error}): fetch the file again (is it a Git LFS pointer?)") from None
 
 

@@ -57,13 +57,14 @@ def edit(options: argparse.Namespace) -> None:
     filled, numbers = fill_gaps(model, tokenizer, request, options.watch)
     new = lines.with_new(filled.gaps[0])
     diff = unified_diff(text, new, path)
-    written = bool(options.write and diff)
+    written = bool(options.write and diff) and filled.finish_reason != "deadline"
     if written and read(path) != text:
         raise Mistake(f"{path} was changed by another program meanwhile, and is left as it is: try again")
     if written:
         write(Path(path), new)
     numbers |= {"diff": diff, "text": new, "written": written}
-    report(options, filled, numbers, diff, "" if diff else "; nothing changed")
+    left = "" if written or not options.write else "; the deadline came first, so the file is left as it is"
+    report(options, filled, numbers, diff, left if diff else "; nothing changed")
 
 
 def main(arguments: list[str] | None = None) -> int:

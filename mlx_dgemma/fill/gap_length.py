@@ -156,6 +156,8 @@ def search(model: DiffusionModel, gaps: Sequence[Gap], size: int, show: Show) ->
     clocks, drafts = [gap.clock for gap in gaps], [Draft(model, gap) for gap in gaps]
     drafted = [step for [step] in denoise(model, [[draft.writing] for draft in drafts], clocks, size, show)]
     lengths = [draft.lengths(step) for draft, step in zip(drafts, drafted, strict=True)]
+    # Behind the deadline, the likeliest length has to do.
+    lengths = [tried[: 1 if clock.passed() else None] for tried, clock in zip(lengths, clocks, strict=True)]
     trials = [[Trial(model, gap, n) for n in tried] for gap, tried in zip(gaps, lengths, strict=True)]
     steps = denoise(model, [[trial.writing for trial in group] for group in trials], clocks, size, show)
     scores = iter(score(model, list(chain(*trials)), list(chain(*steps)), size))

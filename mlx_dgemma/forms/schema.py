@@ -83,6 +83,10 @@ def automaton(schema: Schema | bool, *, reach: int | None = None) -> Automaton:
 
     Mistake where it is no JSON schema, or cannot be held: names the keyword and its path.
     """
+    if not isinstance(schema, dict | bool):
+        raise Mistake(f"no JSON schema: need an object, got {json.dumps(schema)[:40]}")
+    if isinstance(schema, dict) and not isinstance(schema.get("$schema", ""), str):
+        raise Mistake(f"no JSON schema: $schema is a text, got {json.dumps(schema['$schema'])[:40]}")
     validator = validator_for(schema, default=Draft202012Validator)
     try:
         validator.check_schema(schema, format_checker=None)  # with it, Python's `re` would have to read each pattern

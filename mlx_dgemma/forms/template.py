@@ -11,6 +11,7 @@ from string import Formatter
 import numpy as np
 
 from ..errors import Mistake
+from ..tokens.parts import check_unicode
 from .expression import Chars, Expression, Ranges, Repeat, either, series, without
 from .numeral import number
 
@@ -79,6 +80,7 @@ def _matches(parts: list[Part], output: str) -> list[np.ndarray]:
 
 
 def _parts(text: str) -> list[Part]:
+    check_unicode(text)
     try:
         parsed = list(Formatter().parse(text))
     except ValueError as error:

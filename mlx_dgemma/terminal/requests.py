@@ -93,7 +93,7 @@ def system_turn(text: str | None) -> list[dict]:
 def _read_object(line: str) -> dict[str, Any]:
     try:
         given = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Mistake(f"not JSON: {error}") from None
     prompts = isinstance(given, dict) and ("prompt" in given) + bool(given.get("messages"))
     if not isinstance(given, dict) or prompts > 1 or not (prompts or FILL_FIELDS & set(given)):

@@ -167,7 +167,7 @@ class Conversation:
             messages = from_json(self.tokenizer, saved["messages"])
         except OSError as error:
             raise NotFound(f"{folder} holds no saved chat ({error.strerror}): need one that /save wrote") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Mistake(f"{path} is damaged ({error!r}): need one that /save wrote") from None
         try:
             cache.load(file)
