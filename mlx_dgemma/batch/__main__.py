@@ -70,10 +70,7 @@ def count_results(path: Path) -> tuple[int, int]:
     except OSError as error:
         raise Mistake(f"--out {path} cannot be written: {error.strerror}") from None
     whole = [line for line in lines if line.endswith(b"\n")]
-    if not all(
-        line.startswith(b"{") and b'"request": ' in line
-        for line in [*whole, *(lines[len(whole) :] if not whole else [])]
-    ):
+    if not all(line.startswith(b"{") and b'"request": ' in line for line in whole or lines):
         raise Mistake(f"--out {path} holds other things than answers of this command: give a new file")
     return len(whole), sum(map(len, whole))
 
