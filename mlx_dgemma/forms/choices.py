@@ -29,7 +29,7 @@ def read(text: str) -> list[str]:
     """The choices of a line of CSV. Mistake where there are not two different texts."""
     choices = list(dict.fromkeys(choice.strip() for choice in next(csv.reader([text], skipinitialspace=True), [])))
     if len(choices) < 2 or not all(choices) or len(choices) > MOST:
-        raise Mistake(f"need 2 to {MOST} different choices with commas between them, none of them empty, got {text!r}")
+        raise Mistake(f"need 2 to {MOST} choices with commas between them, all different and none empty, got {text!r}")
     return choices
 
 
