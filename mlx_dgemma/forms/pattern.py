@@ -171,7 +171,7 @@ class _Reader:
         if code := self.take(CODE):
             return self.coded(int(code[code.lastindex], 16)), ""
         if name := self.take(PROPERTY):
-            return _property(name[1]) if name[0][0] == "p" else without(_property(name[1])), "p"
+            return _property(name[1]) if name[0][0] == "p" else _without_property(name[1]), "p"
         if name := self.take(r"[dswDSW]"):
             return CLASSES[name[0]], name[0]
         if letter := self.take(r"c([a-zA-Z])"):
@@ -209,8 +209,9 @@ class _Reader:
                 ranges.append((low[0][0], high[0][0]))
         if any({name, name.upper()} <= names for name in "dsw"):  # [\s\S]
             ranges = ANY.ranges
-        outside = overlap(without(tuple(ranges)), AGREED if names & CLASSES.keys() else ANY.ranges)
-        return outside if negated else tuple(ranges)
+        ranges = tuple(dict.fromkeys(ranges))
+        outside = overlap(without(ranges), AGREED if names & CLASSES.keys() else ANY.ranges)
+        return outside if negated else ranges
 
     def class_character(self) -> tuple[Ranges, str]:
         return (_single("\b"), "") if self.take(r"\\b") else self.character()
@@ -224,12 +225,18 @@ def _single(character: str) -> Ranges:
     return ((ord(character), ord(character)),)
 
 
+@cache
 def _property(name: str) -> Ranges:
     """The characters of a general category ("Lu"), or of all that begin so ("L")."""
     ranges = tuple((low, high) for category, low, high in _categories() if category.startswith(name))
     if not ranges and name != "Any":
         raise Mistake(f"\\p{{{name}}} cannot be held: only general categories can, such as \\p{{L}} or \\p{{Lu}}")
     return ranges or ANY.ranges
+
+
+@cache
+def _without_property(name: str) -> Ranges:
+    return without(_property(name))
 
 
 @cache

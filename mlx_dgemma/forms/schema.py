@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,7 @@ def escaped(expression: Expression) -> Expression:
         case Text(text):
             return Text(json.dumps(text, ensure_ascii=False)[1:-1])
         case Chars(ranges):
-            plain = Chars(overlap(ranges, without(ESCAPED)))
-            special = (chr(c) for a, b in overlap(ranges, ESCAPED) for c in range(a, b + 1))
-            return Either((plain, *(Text(json.dumps(character)[1:-1]) for character in special)))
+            return _escaped_class(ranges)
         case Series(parts):
             return Series(tuple(map(escaped, parts)))
         case Either(options):
@@ -130,6 +128,19 @@ def escaped(expression: Expression) -> Expression:
         case Repeat(content, least, most, between):
             return Repeat(escaped(content), least, most, escaped(between))
     raise TypeError(expression)
+
+
+def _keys(value: Any) -> set[str]:
+    """The keys of all objects in a JSON value."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return set(value if isinstance(value, dict) else ()).union(*map(_keys, inner))
+
+
+@lru_cache(maxsize=1000)
+def _escaped_class(ranges: Ranges) -> Expression:
+    plain = Chars(overlap(ranges, without(ESCAPED)))
+    special = (chr(c) for a, b in overlap(ranges, ESCAPED) for c in range(a, b + 1))
+    return Either((plain, *(Text(json.dumps(character)[1:-1]) for character in special)))
 
 
 @cache
@@ -238,6 +249,8 @@ class _Reader:
             raise _refusal((*path, keyword), why)
         if keywords - {keyword}:
             others = {name: value for name, value in schema.items() if name not in (keyword, "$schema")}
+            if slow := sorted(_keys(others) & {"patternProperties", "uniqueItems"}):  # exponential, quadratic there
+                raise _refusal((*path, keyword), f"its values cannot be checked against {slow[0]}: leave that out")
             valid = self.validator.evolve(schema=others).is_valid
             with _named(*path, "pattern"):
                 texts = [text for text, value in zip(texts, values, strict=True) if valid(value)]

@@ -304,3 +304,16 @@ def test_the_shortest_document_fits_exactly_and_no_less(models, name):
         assert schema_rates.valid(NESTED, answer.text) and answer.finish_reason == "stop"
     with pytest.raises(Mistake, match=f"takes {shortest} tokens, and there is room for {shortest - 1}"):
         begin_within(model, Text([2]), replace(ask, max_tokens=shortest - 1), language)
+
+
+def test_a_class_that_repeats_itself_is_one():
+    made = schema.automaton({"type": "string", "pattern": "^[" + "\\p{L}\\p{N}" * 900 + "]$"})
+    assert made.matches('"ä"'.encode()) and made.matches(b'"7"') and not made.matches(b'"-"')
+
+
+@pytest.mark.parametrize("keyword", ["patternProperties", "uniqueItems"])
+def test_values_are_not_checked_by_what_takes_too_long(keyword):
+    inner = {"^(a+)+$": {}} if keyword == "patternProperties" else True
+    given = {"enum": [{"x": {"a" * 40 + "!": 1}}], "properties": {"x": {keyword: inner}}}
+    with pytest.raises(Mistake, match=f"#/enum cannot be held: its values cannot be checked against {keyword}"):
+        schema.automaton(given)
