@@ -136,8 +136,9 @@ def answer_all(
     size: int,
     language: Language | None = None,
 ) -> Iterator[Result]:
-    """Answers `requests`, at most `size` at a time. Text, steps and blocks are those that a request has alone,
-    but with mode "auto", whose pace is measured; seconds run from its admission. `language`: each answer is a text of it, or "incomplete" and then empty."""
+    """Answers `requests`, at most `size` at a time. Text, steps and blocks are those that a request has alone, but with
+    mode "auto", whose pace is measured; seconds run from its admission. `language`: each answer is a text of it, or
+    "incomplete" and then empty."""
     answers: dict[int, Answer] = {}
 
     def texts() -> Iterator[InProgress]:
