@@ -161,6 +161,7 @@ def test_a_prediction_from_data_alone(capsys):
     assert "does not fit" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_fewer_steps_solve_less(tmp_path, capsys, monkeypatch):
     from mlx_dgemma.benchmark import steps
 

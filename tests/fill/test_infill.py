@@ -180,6 +180,7 @@ def test_several_gaps_are_searched_and_filled_together(tiny):
     assert (filled.gaps, filled.lengths, len(filled.steps)) == (["Tess", "40", "vet"], [4, 2, 3], 1)
 
 
+@pytest.mark.slow
 def test_alone_and_in_company(loaded):
     model, tokenizer, _ = loaded
     ask = Ask(sampling=Sampling(max_denoising_steps=6), seed=1)

@@ -108,6 +108,7 @@ def test_a_position_hears_only_what_may_stand_there(loaded):
     assert len(prediction.allowed_logprobs[slot]) == 2
 
 
+@pytest.mark.slow
 def test_alone_and_in_company_and_again(loaded, language):
     prompts = [PROMPT, "Extract JSON: In Oslo lives Zoe, a vet aged 31.", "Reverse: Perth, Noor, Delhi"]
     alone = [written(loaded, language, prompt=p, seed=i).text for i, p in enumerate(prompts)]
@@ -249,6 +250,7 @@ def test_by_a_deadline_the_document_is_finished(models, name, form, seeds):
     assert {("diffusion", "deadline"), ("ar", "deadline")} <= reasons
 
 
+@pytest.mark.slow
 def test_by_a_deadline_a_template_is_finished(loaded):
     held = language_of(loaded, template("Dear {name},\nyou are {age:integer} and {mood:glad|sad}.\n"))
     for mode in ("diffusion", "ar"):

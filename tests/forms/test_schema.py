@@ -284,6 +284,7 @@ def test_outputs_validate_after_one_pass_and_after_more(models, passes):
     assert found["valid"] == found["fit"] == 3
 
 
+@pytest.mark.slow
 def test_values_are_as_right_as_in_free_text(models):
     found = schema_rates.values(models["embedded"], 12, 1)
     assert found["schema"]["right"] >= found["free"]["right"] - 0.03

@@ -234,6 +234,7 @@ def test_a_deadline(run, mode):
     assert "as it stood at the deadline" in err
 
 
+@pytest.mark.slow
 def test_samplers_stop_rules_and_presets(run):
     steps = {}
     for options in ("reference", "fast", "sampler=scheduled-cosine", "stop=entropy"):

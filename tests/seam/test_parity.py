@@ -106,6 +106,7 @@ def test_the_causal_pass_scores_as_the_encoder_and_the_head_do(pair):
     assert np.abs(found.logprob[1:] - logprobs[np.arange(39), tokens[1:]]).max() <= BOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("peaked", [1.0, 10.0])
 def test_whole_runs_over_blocks(tmp_path, backend, seed, peaked):
@@ -121,6 +122,7 @@ def test_whole_runs_over_blocks(tmp_path, backend, seed, peaked):
     runs.same(runs.whole_run(model, prompt, parse_sampling(generation), seed=seed, max_tokens=80), expected)
 
 
+@pytest.mark.slow
 def test_a_narrow_canvas_is_that_of_a_model_which_has_no_other(tmp_path, backend):
     prompt = np.random.default_rng(0).integers(96, size=20).tolist()
     wide, narrow = (checkpoints.config(canvas_length=n, eos=(95,)) for n in (16, 8))
@@ -134,6 +136,7 @@ def test_a_narrow_canvas_is_that_of_a_model_which_has_no_other(tmp_path, backend
     runs.same(runs.whole_run(model, prompt, sampling, seed=0, max_tokens=20), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", runs.PROMPTS)
 @pytest.mark.parametrize("eos", [None, 5, 50], ids=["its own stops", "only <turn|>", "a letter"])
 def test_the_embedded_model_token_for_token(backend, prompt, eos):

@@ -61,6 +61,7 @@ def broken(function, wrong):
     return lambda *arguments, **options: wrong(function(*arguments, **options))
 
 
+@pytest.mark.slow
 def test_the_command():
     code = "import sys; from mlx_dgemma.selfcheck import __main__ as command\n"
     code += f"from mlx_dgemma.selfcheck.parts import Sizes; sys.exit(command.main(sys.argv[1:], {SMALL}))"

@@ -138,6 +138,7 @@ def test_one_synchronisation_a_step(tmp_path, monkeypatch):
     assert len(count) == 1
 
 
+@pytest.mark.slow
 def test_chains_can_be_compiled():
     from mlx_dgemma.torch_backend import fused, sweep
 

@@ -21,6 +21,8 @@ from mlx_dgemma.checkpoint.config import Quantization, parse_config
 from mlx_dgemma.torch_backend import formats, parallel
 from mlx_dgemma.torch_backend.weights import declare
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parents[1]
 
 

@@ -46,6 +46,7 @@ def cost(steps: list, ratio: float) -> tuple[float, int, int]:
     return single.count(False) + single.count(True) * ratio + prefixes, steps[-1].block + 1, single.count(True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "ways"),  # whether anything was written left to right
     [
