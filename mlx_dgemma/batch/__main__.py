@@ -83,8 +83,8 @@ def batch(options: argparse.Namespace) -> int:
     model, tokenizer, ask = open_model(NAME, options)
     requests = encode(requests, model, tokenizer, ask)
     results = write(model, tokenizer, requests, form, done, options.size)
-    if out:
-        os.truncate(out, length)  # of a line that was cut short, nothing is left
+    if out and out.stat().st_size > length:  # the last line was cut short
+        os.truncate(out, length)
     if done:
         note(f"{NAME}: {out} holds {done} of {len(requests)} answers already")
     start, count, tokens, steps, incomplete = time.perf_counter(), 0, 0, 0, 0
