@@ -13,17 +13,15 @@ from itertools import chain
 import numpy as np
 
 from ..seam.model import Cache, DiffusionModel, Text
-from ..writing.batch import Batch
 from ..writing.clock import Clock
 from ..writing.sampling import Sampling
+from ..writing.task import Task
 from ..writing.writing import Step, Writing
 from .held import Alphabet, Held, Known
 
 LENGTHS, SURE = 12, 4  # lengths that are tried; where the draft knows the place
 PASSES, GRACE = 8, 3  # passes over the draft, and over each trial; passes left, once the first of them is done
 COMPARED = 16  # tokens behind a gap that a draft is compared with
-
-Show = Callable[[Step], None]
 
 
 @dataclass(kw_only=True)
@@ -115,28 +113,22 @@ class Result:
         return max(self.scores, key=self.scores.__getitem__)
 
 
-def denoise(
-    model: DiffusionModel, groups: Sequence[Sequence[Writing]], clocks: Sequence[Clock], size: int, show: Show
-) -> list[list[Step]]:
-    """Denoise one block of each writing for a few passes, `size` canvases in a call -> the last step of each. A group
-    has GRACE more passes when the first of it is done: what is easy to write settles first, and need not be right. The
-    caches are shared, so nothing may be pending, and no writing goes on to a second block."""
-    batch, last = Batch(model, size), {}
-    for number, writing in enumerate(chain(*groups)):
+def denoise(groups: Sequence[Sequence[Writing]], clocks: Sequence[Clock]) -> Task[list[list[Step]]]:
+    """Denoise one block of each writing for a few passes -> the last step of each. A group has GRACE more passes when
+    the first of it is done: what is easy to write settles first, and need not be right. The caches are shared, so
+    nothing may be pending, and no writing goes on to a second block."""
+    last, left = {}, [PASSES] * len(groups)
+    running = list(chain(*groups))
+    for number, writing in enumerate(running):
         writing.request = number
-        batch.add(writing)
-    left = [PASSES] * len(groups)
-    while batch.texts:
-        for step in batch.step():
-            last[step.request] = step
-            show(step)
+    while running:
+        last |= yield running
         for i, (group, clock) in enumerate(zip(groups, clocks, strict=True)):
-            done = [last[writing.request].final for writing in group]
-            left[i] = 0 if clock.passed() else min(left[i] - 1, GRACE if any(done) else PASSES)
-            for writing, final in zip(group, done, strict=True):
-                if (final or left[i] <= 0) and writing in batch.texts:
-                    batch.cancel(writing)
-    return [[last[writing.request] for writing in group] for group in groups]
+            most = GRACE if any(last[writing].final for writing in group) else PASSES
+            left[i] = 0 if clock.passed() else min(left[i] - 1, most)
+        pairs = zip(groups, left, strict=True)
+        running = [writing for group, n in pairs if n > 0 for writing in group if not last[writing].final]
+    return [[last[writing] for writing in group] for group in groups]
 
 
 def score(model: DiffusionModel, trials: Sequence[Trial], steps: Sequence[Step], size: int) -> list[float]:
@@ -152,14 +144,14 @@ def score(model: DiffusionModel, trials: Sequence[Trial], steps: Sequence[Step],
     return scores
 
 
-def search(model: DiffusionModel, gaps: Sequence[Gap], size: int, show: Show) -> list[Result]:
+def search(model: DiffusionModel, gaps: Sequence[Gap], size: int) -> Task[list[Result]]:
     clocks, drafts = [gap.clock for gap in gaps], [Draft(model, gap) for gap in gaps]
-    drafted = [step for [step] in denoise(model, [[draft.writing] for draft in drafts], clocks, size, show)]
+    drafted = [step for [step] in (yield from denoise([[draft.writing] for draft in drafts], clocks))]
     lengths = [draft.lengths(step) for draft, step in zip(drafts, drafted, strict=True)]
     # Behind the deadline, the likeliest length has to do.
     lengths = [tried[: 1 if clock.passed() else None] for tried, clock in zip(lengths, clocks, strict=True)]
     trials = [[Trial(model, gap, n) for n in tried] for gap, tried in zip(gaps, lengths, strict=True)]
-    steps = denoise(model, [[trial.writing for trial in group] for group in trials], clocks, size, show)
+    steps = yield from denoise([[trial.writing for trial in group] for group in trials], clocks)
     scores = iter(score(model, list(chain(*trials)), list(chain(*steps)), size))
     results = []
     for draft, group, last in zip(drafted, trials, steps, strict=True):

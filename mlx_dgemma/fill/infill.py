@@ -13,13 +13,13 @@ from ..errors import Mistake
 from ..seam.model import Cache, DiffusionModel, Text
 from ..tokens.tokenizer import Tokenizer
 from ..writing.ask import Ask
-from ..writing.batch import run
 from ..writing.blocks import check_width
 from ..writing.clock import Clock
 from ..writing.sampling import Sampling
+from ..writing.task import Show, Task, complete
 from ..writing.verify import Verify
 from ..writing.writing import Step, Writing
-from .gap_length import Gap, Result, Show, search
+from .gap_length import Gap, Result, search
 from .held import Alphabet, Held, Known
 
 MARK = "<fill>"
@@ -251,20 +251,21 @@ def infill(
         check_fill(model, tokenizer, request)
     results: list[Filled] = []
     for first in range(0, len(requests), size):  # a search keeps a dozen caches of each of them
-        results += _together(model, alphabet, requests[first : first + size], size, show)
+        together = fill(model, alphabet, requests[first : first + size], size)
+        results += complete(model, together, size, show)
     return results
 
 
-def _together(
-    model: DiffusionModel, alphabet: Alphabet, requests: Sequence[Infill], size: int, show: Show
-) -> list[Filled]:
+def fill(model: DiffusionModel, alphabet: Alphabet, requests: Sequence[Infill], size: int) -> Task[list[Filled]]:
     """Search the gaps whose length is not given, one of each text at a time, then fill all gaps."""
     fillings = [Filling(model, alphabet, request) for request in requests]
     while unknown := [filling for filling in fillings if not filling.complete]:
         gaps = [filling.next_gap() for filling in unknown]
-        for filling, result in zip(unknown, search(model, gaps, size, show), strict=True):
+        for filling, result in zip(unknown, (yield from search(model, gaps, size)), strict=True):
             filling.learn(result)
-    for step in run(model, (filling.writing(i) for i, filling in enumerate(fillings)), size):
-        fillings[step.request].add(step)
-        show(step)
+    writings = {filling.writing(i): filling for i, filling in enumerate(fillings)}
+    while running := [writing for writing in writings if not writing.done]:
+        steps = yield running
+        for writing, step in steps.items():
+            writings[writing].add(step)
     return [filling.filled() for filling in fillings]

@@ -16,9 +16,9 @@ from ..errors import Mistake
 from ..seam.model import DiffusionModel, Text
 from ..tokens.tokenizer import Tokenizer
 from ..writing.ask import Ask
-from ..writing.batch import run
 from ..writing.blocks import Block, Single
 from ..writing.clock import Clock
+from ..writing.task import Task, complete, texts_to_their_end
 from ..writing.writing import Writing
 
 PASSES = 2  # a third would change little
@@ -53,7 +53,7 @@ def branchings(texts: Sequence[tuple[int, ...]]) -> list[Branching]:
 
 def probabilities(
     model: DiffusionModel, tokenizer: Tokenizer, tokens: Sequence[int], choices: Sequence[str], ask: Ask
-) -> np.ndarray:
+) -> Task[np.ndarray]:
     """[choices] float64: the probability of each as the answer to `tokens`, given that it is one of them, at
     temperature 1. Past a deadline it is that of the first pass."""
     facts, stop = model.facts, model.facts.stop_ids[0]
@@ -65,8 +65,7 @@ def probabilities(
         raise Mistake(f"a choice takes {length} tokens, more than a canvas has room for: shorten it")
     places, result = branchings(texts), np.zeros(len(texts))
     writings = _writings(model, places, texts, Text(tokens), ask)
-    for _ in run(model, writings, len(writings)):
-        pass
+    yield from texts_to_their_end(writings)
     for place, writing in zip(places, writings, strict=True):
         position = len(place.prefix)
         logprobs = writing.prediction.allowed_logprobs[position].astype(np.float64)
@@ -82,7 +81,14 @@ def choose(
     model: DiffusionModel, tokenizer: Tokenizer, tokens: Sequence[int], choices: Sequence[str], ask: Ask
 ) -> dict[str, Any]:
     """The most probable choice as "text", and the "probabilities" of all: for --json."""
-    values = probabilities(model, tokenizer, tokens, choices, ask).tolist()
+    return complete(model, choosing(model, tokenizer, tokens, choices, ask), MOST)
+
+
+def choosing(
+    model: DiffusionModel, tokenizer: Tokenizer, tokens: Sequence[int], choices: Sequence[str], ask: Ask
+) -> Task[dict[str, Any]]:
+    """As `choose`."""
+    values = (yield from probabilities(model, tokenizer, tokens, choices, ask)).tolist()
     best = choices[values.index(max(values))]
     return {"text": best, "probabilities": dict(zip(choices, values, strict=True)), "prompt_tokens": len(tokens)}
 

@@ -4,10 +4,11 @@ A text joins and leaves between any two passes. Long prompts are encoded in piec
 and texts that are written left to right go along, a token a pass.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..seam.model import DiffusionModel, Draw
+from ..seam.model import DiffusionModel, Draw, Prediction, Row
 from .left_to_right import LeftToRight
 from .route import Route
 from .writing import Step, Writing
@@ -31,11 +32,12 @@ class Stream:
 
 
 class Batch:
-    """Runs texts, `size` canvases in a call of the model."""
+    """Runs texts, `size` canvases in a call of the model. An error of one text leaves the others as they are."""
 
     def __init__(self, model: DiffusionModel, size: int = 8):
         self.model, self.size = model, size
         self.texts: list[InProgress] = []
+        self.failed: dict[InProgress, Exception] = {}  # texts that the last step ended, and why
         self._streams: dict[Draw, Stream] = {}
 
     def add(self, text: InProgress) -> None:
@@ -49,25 +51,42 @@ class Batch:
             if part_of(text) in stream.parts:
                 self._stop(draw)
 
+    def keep(self, texts: Sequence[InProgress]) -> None:
+        """Run `texts` and no others: those that are new join, those that are not among them leave."""
+        for text in [text for text in self.texts if text not in texts]:
+            self.cancel(text)
+        for text in texts:
+            if text not in self.texts:
+                self.add(text)
+
     def close(self) -> None:
         """Cancel every text."""
         self.texts = []
         for draw in list(self._streams):
             self._stop(draw)
 
-    def step(self) -> list[Step]:
-        """One pass over every text -> a step of each, in the order in which they were added. A text whose prompt is
-        still being read has none."""
+    def step(self) -> dict[InProgress, Step]:
+        """One pass over every text -> the step of each, in the order in which they were added. A text whose prompt is
+        still being read has none, nor has one that has `failed`."""
+        self.failed = {}
         reading = self._read()
-        ready = [text for text in self.texts if text not in reading]
+        ready = [text for text in self.texts if text not in reading and text not in self.failed]
         left_to_right = [text for text in ready if part_of(text).left_to_right]  # now: a pass may change the part
         steps = self._denoise([text for text in ready if text not in left_to_right])
         steps |= self._autoregress(left_to_right)
-        self.texts = [text for text in self.texts if not text.done]
+        failed = [part_of(text) for text in self.failed]
+        self.texts = [text for text in self.texts if not text.done and text not in self.failed]
         for draw, stream in list(self._streams.items()):
-            if any(part.done for part in stream.parts):
+            if any(part.done or part in failed for part in stream.parts):
                 self._stop(draw)
-        return [steps[text] for text in ready]
+        return {text: steps[text] for text in ready if text in steps}
+
+    def steps(self) -> Iterator[Step]:
+        """The steps of one pass, one after another. The first error that ended a text is raised."""
+        steps = self.step()
+        for error in self.failed.values():
+            raise error
+        yield from steps.values()
 
     @property
     def reading(self) -> list[InProgress]:
@@ -78,28 +97,47 @@ class Batch:
         """Encode a piece of each long prompt -> the texts that had one. Texts that share a cache share their prompt."""
         reading = self.reading
         by_cache = {id(text.cache): text for text in reading}.values()
-        if by_cache:
-            self.model.encode([part_of(text).pending[:PIECE] for text in by_cache], [text.cache for text in by_cache])
+        with self._ending(reading):
+            pieces = [part_of(text).pending[:PIECE] for text in by_cache]
+            if pieces:
+                self.model.encode(pieces, [text.cache for text in by_cache])
         for part in map(part_of, reading):
             part.pending = part.pending[PIECE:]
         return reading
 
+    @contextmanager
+    def _ending(self, texts: Iterable[InProgress]) -> Iterator[None]:
+        """An error inside ends `texts`."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001, whoever called `step` raises or reports it
+            self.failed |= dict.fromkeys(texts, error)
+
     def _denoise(self, texts: list[InProgress]) -> dict[InProgress, Step]:
-        steps = {}
+        steps: dict[InProgress, Step] = {}
         for first in range(0, len(texts), self.size):
-            together = texts[first : first + self.size]
-            timed = [text for text in together if isinstance(text, Route) and text.pace is None]
-            start = self.model.now() if timed else 0.0
-            predictions = self.model.denoise([part_of(text).row() for text in together])
-            seconds = (self.model.now() - start) / len(together) if timed else 0.0
-            for text in timed:
-                text.pass_seconds = seconds
-            steps |= {text: text.take(p) for text, p in zip(together, predictions, strict=True)}
+            rows: dict[InProgress, Row] = {}
+            for text in texts[first : first + self.size]:
+                with self._ending([text]):
+                    rows[text] = part_of(text).row()
+            with self._ending(rows):
+                for text, prediction in self._predict(rows).items():
+                    with self._ending([text]):
+                        steps[text] = text.take(prediction)
         return steps
+
+    def _predict(self, rows: dict[InProgress, Row]) -> dict[InProgress, Prediction]:
+        timed = [text for text in rows if isinstance(text, Route) and text.pace is None]
+        start = self.model.now() if timed else 0.0
+        predictions = self.model.denoise(list(rows.values())) if rows else []
+        seconds = (self.model.now() - start) / len(rows) if timed else 0.0
+        for text in timed:
+            text.pass_seconds = seconds
+        return dict(zip(rows, predictions, strict=True))
 
     def _autoregress(self, texts: list[InProgress]) -> dict[InProgress, Step]:
         """One token of each. Texts go on in the same stream as long as they are the same ones."""
-        steps = {}
+        steps: dict[InProgress, Step] = {}
         for draw in {text.draw: None for text in texts} | dict.fromkeys(self._streams):
             together = [text for text in texts if text.draw == draw]
             parts = [part_of(text) for text in together]
@@ -110,13 +148,25 @@ class Batch:
             if not parts:
                 continue
             if draw not in self._streams:
-                continuations = [part.continuation() for part in parts]
-                self._streams[draw] = Stream(parts, self.model.autoregress(continuations, draw))
-            tokens = next(self._streams[draw].tokens)
-            if formed:
-                self._stop(draw)
-            steps |= {text: text.take(token) for text, token in zip(together, tokens, strict=True)}
+                together = self._start(draw, together)
+            with self._ending(together):
+                tokens = next(self._streams[draw].tokens)
+                if formed:
+                    self._stop(draw)
+                for text, token in zip(together, tokens, strict=True):
+                    with self._ending([text]):
+                        steps[text] = text.take(token)
         return steps
+
+    def _start(self, draw: Draw, texts: list[InProgress]) -> list[InProgress]:
+        """Start a stream of `texts` -> those that are in it."""
+        started = {}
+        for text in texts:
+            with self._ending([text]):
+                started[text] = part_of(text).continuation()
+        tokens = self.model.autoregress(list(started.values()), draw)
+        self._streams[draw] = Stream([part_of(text) for text in started], tokens)
+        return list(started)
 
     def _stop(self, draw: Draw) -> None:
         self._streams.pop(draw).tokens.close()  # now the caches hold what was yielded
@@ -132,6 +182,6 @@ def run(model: DiffusionModel, texts: Iterable[InProgress], size: int = 1) -> It
                 batch.add(text)
             if not batch.texts:
                 return
-            yield from batch.step()
+            yield from batch.steps()
     finally:
         batch.close()

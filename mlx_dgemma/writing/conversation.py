@@ -100,7 +100,7 @@ class Conversation:
         pass."""
         while self._begin() in self._batch.reading:
             cache, self.cache = self.cache, None
-            self._batch.step()
+            list(self._batch.steps())
             self.cache, self.encoded = cache, self.tokens
             yield self.unread
 
@@ -111,7 +111,7 @@ class Conversation:
             cache, self.encoded = self._begin().cache, self.tokens
             while self._unfinished is answer and answer.finish_reason is None:  # else it was closed meanwhile
                 self.cache = None
-                steps = self._batch.step()
+                steps = list(self._batch.steps())
                 self.cache = cache
                 for step in steps:
                     thinking, text = answer.add(step)

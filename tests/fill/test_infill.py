@@ -26,6 +26,7 @@ from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.batch import run
 from mlx_dgemma.writing.blocks import Layout
 from mlx_dgemma.writing.sampling import Sampling
+from mlx_dgemma.writing.task import complete
 from mlx_dgemma.writing.verify import Verify
 from mlx_dgemma.writing.writing import Writing
 
@@ -297,7 +298,7 @@ def test_known_text_is_encoded_once(tiny):
     length = 2 + len(tokenizer.encode(before))
     gap = filling.next_gap()
     gap.sampling = Sampling(max_denoising_steps=1)  # so that blocks are done
-    [result] = search(counting, [gap], 4, lambda step: None)
+    [result] = complete(counting, search(counting, [gap], 4), 4)
     assert 80 in result.scores
     assert [cache.length for cache in filling.caches.values()] == [2, length]
     counting.encoded, filling.lengths = 0, [5]
@@ -324,7 +325,7 @@ def test_a_healed_gap_that_a_deadline_leaves_as_it_was_searched(tiny):
         model, alphabet := Alphabet(model, tokenizer), Infill(prompt=[2], texts=texts, heal=True, ask=ask)
     )
     while not filling.complete:
-        filling.learn(search(model, [filling.next_gap()], 8, lambda step: None)[0])
+        filling.learn(complete(model, search(model, [filling.next_gap()], 8), 8)[0])
     for step in run(model, [filling.writing(0)]):
         filling.add(step)
     filled = filling.filled()

@@ -17,8 +17,13 @@ from mlx_dgemma.forms.choices import branchings, choose, probabilities, read
 from mlx_dgemma.tokens.messages import prompt_tokens
 from mlx_dgemma.writing import batch
 from mlx_dgemma.writing.ask import Ask
+from mlx_dgemma.writing.task import complete
 
 TEXTS = ["no", "not", "nothing at all", "yes"]
+
+
+def probabilities_of(model, *arguments):
+    return complete(model, probabilities(model, *arguments), 8)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +59,9 @@ def test_probabilities_sum_to_one_and_are_the_same_again(unsure):
     """Each is the sum over the ways to end it."""
     model, tokenizer, sampling = unsure
     tokens = prompt_tokens(tokenizer, "Which?")
-    values = probabilities(model, tokenizer, tokens, TEXTS, Ask(sampling=sampling))
+    values = probabilities_of(model, tokenizer, tokens, TEXTS, Ask(sampling=sampling))
     assert values.sum() == pytest.approx(1) and (values > 0).all()
-    assert np.array_equal(values, probabilities(model, tokenizer, tokens, TEXTS, Ask(sampling=sampling)))
+    assert np.array_equal(values, probabilities_of(model, tokenizer, tokens, TEXTS, Ask(sampling=sampling)))
 
 
 def test_the_right_answer_is_chosen(tiny):
@@ -73,16 +78,16 @@ def test_the_right_answer_is_chosen(tiny):
 def test_a_choice_that_is_too_long(tiny):
     model, tokenizer, sampling = tiny
     with pytest.raises(Mistake, match="65 tokens"):
-        probabilities(model, tokenizer, [2], ["a" * 64, "b"], Ask(sampling=sampling))
+        probabilities_of(model, tokenizer, [2], ["a" * 64, "b"], Ask(sampling=sampling))
 
 
 @pytest.mark.parametrize(("deadline", "passes"), [(0.5, 1), (1, 2), (100, 2), (None, 2)])
 def test_a_deadline_leaves_the_probabilities_of_the_first_pass(unsure, deadline, passes):
     model, tokenizer, sampling = unsure
     timed, tokens, ask = Timed(model), prompt_tokens(tokenizer, "Which?"), Ask(sampling=sampling, deadline=deadline)
-    values = probabilities(timed, tokenizer, tokens, TEXTS, ask)
+    values = probabilities_of(timed, tokenizer, tokens, TEXTS, ask)
     assert values.sum() == pytest.approx(1) and timed.seconds == passes
-    whole = probabilities(model, tokenizer, tokens, TEXTS, replace(ask, deadline=None))
+    whole = probabilities_of(model, tokenizer, tokens, TEXTS, replace(ask, deadline=None))
     assert np.array_equal(values, whole) == (passes == 2)
 
 
@@ -90,6 +95,6 @@ def test_a_long_prompt_is_read_once_for_all_places(unsure, monkeypatch):
     model, tokenizer, sampling = unsure
     tokens = prompt_tokens(tokenizer, "Which of them is it, the first or the second?")
     ask = Ask(sampling=sampling)
-    whole = probabilities(model, tokenizer, tokens, TEXTS, ask)
+    whole = probabilities_of(model, tokenizer, tokens, TEXTS, ask)
     monkeypatch.setattr(batch, "PIECE", 8)
-    assert np.allclose(probabilities(model, tokenizer, tokens, TEXTS, ask), whole, atol=1e-5)
+    assert np.allclose(probabilities_of(model, tokenizer, tokens, TEXTS, ask), whole, atol=1e-5)

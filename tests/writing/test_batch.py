@@ -120,7 +120,7 @@ def test_no_call_has_more_rows_than_the_size():
     several = Batch(model, 2)
     for number in range(5):
         several.add(begin(model, Text([9]), Ask(), request=number))
-    assert [step.request for step in several.step()] == [0, 1, 2, 3, 4] and model.calls == [2, 2, 1]
+    assert [step.request for step in several.steps()] == [0, 1, 2, 3, 4] and model.calls == [2, 2, 1]
 
 
 def test_a_long_prompt_is_read_in_pieces_while_others_get_their_passes(monkeypatch):
@@ -132,7 +132,7 @@ def test_a_long_prompt_is_read_in_pieces_while_others_get_their_passes(monkeypat
     for text in texts:
         several.add(text)
     assert several.reading == texts[1:]
-    assert [[step.request for step in several.step()] for _ in range(3)] == [[0], [0, 2], [0, 1, 2, 3]]
+    assert [[step.request for step in several.steps()] for _ in range(3)] == [[0], [0, 2], [0, 1, 2, 3]]
     # All pieces of a step are in one call, and what is left is encoded by the first pass.
     assert model.encoded == [[long[:8], long[:8], long[:8]], [long[8:16], long[8:16]]] and several.reading == []
     assert [row.pending.tokens.tolist() for row in model.rows] == [[9], [], [18], ONE, long[16:], []]
@@ -159,7 +159,7 @@ def test_every_kind_of_text_is_the_same_whenever_it_joins_and_however_it_is_read
             several.add(waiting.pop())
         if not (several.texts or waiting):
             break
-        together += several.step()
+        together += several.steps()
     for number, steps in enumerate(alone):
         for pair in zip([step for step in together if step.request == number], steps, strict=True):
             same(*pair)
@@ -176,7 +176,7 @@ def test_one_that_is_cancelled_leaves_the_others_as_they_were(model):
                 several.cancel(texts[gone])
             if not several.texts:
                 break
-            together += several.step()
+            together += several.steps()
         for number in range(8):
             steps = [step for step in together if step.request == number]
             for pair in zip(steps, alone[number], strict=number != gone):
@@ -186,10 +186,10 @@ def test_one_that_is_cancelled_leaves_the_others_as_they_were(model):
 def test_the_cache_of_a_cancelled_text_holds_what_was_encoded_of_it(model):
     several, cancelled = Batch(model), mixed(model)[1]
     several.add(cancelled)
-    steps = [several.step()[0] for _ in range(5)]
+    steps = [next(several.steps()) for _ in range(5)]
     several.cancel(cancelled)
     text = [*tokens_of(1, 5).tokens, *(int(step.draft[0]) for step in steps)]
-    assert cancelled.cache.length == len(text) and several.texts == [] and several.step() == []
+    assert cancelled.cache.length == len(text) and several.texts == [] and several.step() == {}
     other = model.new_cache()
     model.encode([Text(text)], [other])
     scores = [model.encode([Text([3, 4])], [cache], score=True)[0].logprob for cache in (cancelled.cache, other)]
@@ -257,3 +257,48 @@ def test_no_stream_stays_open_where_a_pass_fails():
             several.step()
     several.close()
     assert opened == closed[::-1] == [Draw(), Draw(temp=1.0)]
+
+
+@pytest.mark.parametrize("where", ["row", "take", "continuation"])
+def test_an_error_of_one_text_leaves_the_others_as_they_were(model, monkeypatch, where):
+    alone = [list(run(model, [text])) for text in mixed(model)]
+    several, texts = Batch(model, 8), mixed(model)
+    broken = texts[2] if where == "continuation" else texts[7]
+    kept, calls = getattr(broken, where), []
+
+    def fails(*arguments):
+        calls.append(arguments)
+        if len(calls) >= 2 or where == "continuation":
+            raise LookupError("lost")
+        return kept(*arguments)
+
+    monkeypatch.setattr(broken, where, fails)
+    for text in texts:
+        several.add(text)
+    together, failed = [], {}
+    while several.texts:
+        together += several.step().values()
+        failed |= several.failed
+    assert list(failed) == [broken] and str(failed[broken]) == "lost"
+    for number, steps in enumerate(alone):
+        if texts[number] is not broken:
+            for pair in zip([step for step in together if step.request == number], steps, strict=True):
+                same(*pair)
+    with pytest.raises(LookupError):  # alone, the error is raised
+        list(run(model, [broken]))
+
+
+def test_an_error_of_a_pass_ends_the_texts_that_are_in_it():
+    class Failing(FakeModel):
+        def denoise(self, rows):
+            if len(self.calls) == 1:
+                self.calls.append(0)
+                raise MemoryError("too large")
+            return super().denoise(rows)
+
+    model = Failing(SETTLING)
+    several = Batch(model, 2)
+    for number in range(3):
+        several.add(begin(model, Text([9]), Ask(), request=number))
+    assert [step.request for step in several.step().values()] == [0, 1] and len(several.failed) == 1
+    assert [step.request for step in several.step().values()] == [0, 1] and not several.failed
