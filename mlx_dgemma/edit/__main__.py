@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 from ..errors import Mistake
-from ..fill.edit import change, cut, unified_diff, write
+from ..fill.edit import change, cut, unified_diff
+from ..fill.line_ends import shown
 from ..terminal.command import Parser, at_least, read, read_prompt, run
 from ..terminal.filling import add_flags, fill_gaps, report
 from ..terminal.options import check_ask, encode_prompt, open_model
+from . import target
 
 NAME = "mlx_dgemma.edit"
 FILE_MARK = "<file>"
@@ -48,9 +50,11 @@ def edit(options: argparse.Namespace) -> None:
     check_ask(options)
     if options.file == "-":
         raise Mistake("FILE is -, and standard input cannot be changed: give a file")
-    path, text = options.file, read(options.file)
+    path = options.file
+    target.check(Path(path), to_write=options.write)
+    text = read(path)
     lines = cut(text, *options.lines, path)
-    prompt = read_prompt(options.prompt).replace(FILE_MARK, text)
+    prompt = read_prompt(options.prompt).replace(FILE_MARK, shown(text))
     model, tokenizer, ask = open_model(NAME, options)
     tokens = encode_prompt(tokenizer, options, prompt)
     request = change(tokenizer, lines, prompt=tokens, ask=ask, length=options.gap, strength=options.strength)
@@ -61,7 +65,7 @@ def edit(options: argparse.Namespace) -> None:
     if written and read(path) != text:
         raise Mistake(f"{path} was changed by another program meanwhile, and is left as it is: try again")
     if written:
-        write(Path(path), new)
+        target.write(Path(path), text, new)
     numbers |= {"diff": diff, "text": new, "written": written}
     left = "" if written or not options.write else "; the deadline came first, so the file is left as it is"
     report(options, filled, numbers, diff, left if diff else "; nothing changed")

@@ -1,11 +1,11 @@
 """`python -m mlx_dgemma.fill`: a text with gaps in, the same text with the gaps filled out."""
 
 import argparse
-import os
 import sys
 
 from ..errors import Mistake
-from ..terminal.command import Parser, at_least, read, read_prompt, run
+from ..terminal.command import Parser, at_least, read_prompt, run
+from ..terminal.file_or_text import is_file, read_file_or_text
 from ..terminal.filling import add_flags, fill_gaps, report
 from ..terminal.options import check_ask, encode_prompt, open_model
 from .infill import MARK, Infill, around, fill_prompt, gap_lengths
@@ -44,7 +44,7 @@ def check(options: argparse.Namespace, given: dict[str, str]) -> None:
         raise Mistake(f"TEXT and {list(given)[1]} are two ways to say what is there: give one")
     if options.raw and (options.prompt is None or options.system is not None):
         raise Mistake("--raw needs --prompt, which comes before the text, and has no turns: leave out --system")
-    if options.text not in (None, "-") and MARK not in options.text and not os.path.isfile(options.text):
+    if options.text not in (None, "-") and MARK not in options.text and not is_file(options.text):
         text = f"{options.text[:60]!r} is no file, and no text with a {MARK} mark"
         raise Mistake(f"{text}: put one where something is missing")
     if [options.prompt, *given.values()].count("-") > 1:
@@ -55,8 +55,8 @@ def fill(options: argparse.Namespace) -> None:
     arguments = {"TEXT": options.text, "--prefix": options.prefix, "--suffix": options.suffix}
     given = {name: value for name, value in arguments.items() if value is not None}
     check(options, given)
-    files = {name: value for name, value in given.items() if os.path.isfile(value)}
-    contents = {name: read(value) if value == "-" or name in files else value for name, value in given.items()}
+    files = {name: value for name, value in given.items() if is_file(value)}
+    contents = {name: read_file_or_text(name, value) for name, value in given.items()}
     texts = around(*(contents.get(name) for name in arguments))
     prompt = fill_prompt(texts) if options.prompt is None else read_prompt(options.prompt, raw=options.raw)
     lengths = gap_lengths(options.gap, len(texts) - 1)

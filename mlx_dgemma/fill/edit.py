@@ -5,13 +5,9 @@ the temperature that the schedule has there.
 """
 
 import difflib
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +16,7 @@ from ..tokens.tokenizer import Tokenizer
 from ..writing.ask import Ask
 from ..writing.sampling import Sampling
 from .infill import Infill
+from .line_ends import BOM, given_back, line_end, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,24 +55,23 @@ class Lines:
 
     def with_new(self, new: str) -> str:
         """Returns the whole file. The model writes "\\n"; lines end as most of the file do."""
-        text = self.before + self.old + self.behind
-        newline = "\r\n" if 2 * text.count("\r\n") > text.count("\n") else "\n"
-        return self.before + new.replace("\r\n", "\n").replace("\n", newline) + self.behind
+        return self.before + given_back(new, line_end(self.before + self.old + self.behind)) + self.behind
 
 
 def cut(text: str, first: int, last: int, name: str = "the text") -> Lines:
     """Takes out lines `first` to `last`, counted from 1, both included."""
-    lines = split_lines(text)
+    mark, lines = BOM * text.startswith(BOM), split_lines(text.removeprefix(BOM), line_end(text))
     if not 1 <= first <= last <= len(lines):
         holds = f"which has {len(lines)} lines"
         raise Mistake(f"lines {first}:{last} are not in {name}, {holds}; need 1 <= FIRST <= LAST <= that")
-    old, end = re.fullmatch(r"(.*?)((?:\r?\n)?)", "".join(lines[first - 1 : last]), re.DOTALL).groups()
-    return Lines("".join(lines[: first - 1]), old, end + "".join(lines[last:]))
+    ends = r"\r" if line_end(text) == "\r" else r"\r?\n"
+    old, end = re.fullmatch(rf"(.*?)((?:{ends})?)", "".join(lines[first - 1 : last]), re.DOTALL).groups()
+    return Lines(mark + "".join(lines[: first - 1]), old, end + "".join(lines[last:]))
 
 
-def split_lines(text: str) -> list[str]:
-    r"""Returns lines with their ends; only "\n" ends a line, as everywhere outside Python."""
-    return re.findall(r"[^\n]*\n|[^\n]+", text)
+def split_lines(text: str, end: str = "\n") -> list[str]:
+    r"""Returns lines with their ends: "\n" alone ends a line, as everywhere outside Python, or in old files "\r"."""
+    return re.findall(r"[^\r]*\r|[^\r]+" if end == "\r" else r"[^\n]*\n|[^\n]+", text)
 
 
 def change(
@@ -90,35 +86,21 @@ def change(
     """Makes the request for `infill` whose gap is what `lines.with_new` takes. `prompt`: tokens, up to where the
     model's turn begins; `length`: tokens that the lines become, None: searched, the present length among those tried;
     `strength`: share of the old lines that is noise at first."""
-    before, old, behind = (part.replace("\r\n", "\n") for part in (lines.before, lines.old, lines.behind))
-    tokens = tokenizer.encode(old)
+    tokens, texts = tokenizer.encode(shown(lines.old)), [lines.before, lines.behind]
     lengths, usual = (None if length is None else [length]), ([len(tokens)] if tokens else [])
-    return Edit(
-        prompt=prompt, texts=[before, behind], lengths=lengths, ask=ask, usual=usual, old=tokens, strength=strength
-    )
+    return Edit(prompt=prompt, texts=texts, lengths=lengths, ask=ask, usual=usual, old=tokens, strength=strength)
 
 
 def unified_diff(old: str, new: str, name: str) -> str:
     """Returns a diff as `diff -u` writes it, its line about a missing newline too; empty where nothing changed."""
-    names = (name, name) if name.startswith("/") else (f"a/{name}", f"b/{name}")
+    names = [_quoted(path) for path in ((name, name) if name.startswith("/") else (f"a/{name}", f"b/{name}"))]
     lines = difflib.unified_diff(split_lines(old), split_lines(new), *names)
     return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 
-def write(path: Path, text: str) -> None:
-    """Writes all of it or nothing: a new file beside it takes its name, and its permissions. A link stays one."""
-    path = path.resolve()
-    try:
-        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise Mistake(f"{path} cannot be changed: {error.strerror}; its folder must be writable") from None
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.copymode(path, part)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+def _quoted(name: str) -> str:
+    """Returns a file's name as `patch` reads it back: a tab ends one with blanks, one of other characters is quoted."""
+    if any(character < " " or character in '"\\\x7f' for character in name):
+        escaped = "".join(f"\\{ord(c):03o}" if c < " " or c in '"\\\x7f' else c for c in name)
+        return f'"{escaped}"'
+    return f"{name}\t" if " " in name else name

@@ -1,6 +1,7 @@
 """Fill gaps in a text: what is there is held in the canvas, only the gaps are denoised.
 
-The result is the given text, to the byte, with the decoded gaps between it: known text is never decoded.
+The result is the given text, to the byte, with the decoded gaps between it: known text is never decoded. The model is
+shown "\n" where lines end; lines of a gap end as most of the text's do.
 """
 
 from collections.abc import Sequence
@@ -21,18 +22,21 @@ from ..writing.verify import Verify
 from ..writing.writing import Step, Writing
 from .gap_length import Gap, Result, search
 from .held import Alphabet, Held, Known
+from .line_ends import BOM, given_back, line_end, shown
 
 MARK = "<fill>"
 
 
 def around(fill: str | None = None, prefix: str | None = None, suffix: str | None = None) -> list[str]:
     """The texts around the gaps of `fill`, a text with marks; or around the gap between `prefix` and `suffix`."""
+    if (suffix or "").startswith(BOM):  # the mark of a file stands in front of all that is written
+        prefix, suffix = prefix or BOM, suffix.removeprefix(BOM)
     texts = [prefix or "", suffix or ""] if fill is None else fill.split(MARK)
     if len(texts) == 1:
         raise Mistake(f"the text to fill has no {MARK} mark: put one where something is missing")
     if "" in texts[1:-1]:
         raise Mistake(f"there are two {MARK} marks with nothing between them: one is enough")
-    if not any(texts):
+    if not any(text.removeprefix(BOM) for text in texts):
         raise Mistake("there is no text around the gap: give a prefix or a suffix")
     return texts
 
@@ -46,7 +50,7 @@ def gap_lengths(given: Sequence[int] | None, gaps: int) -> list[int] | None:
 
 def fill_prompt(texts: Sequence[str]) -> str:
     """The prompt where nothing else is asked."""
-    return f"Fill in what is missing at {MARK}:\n\n{MARK.join(texts)}"
+    return f"Fill in what is missing at {MARK}:\n\n{shown(MARK.join(texts))}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,15 @@ class Infill:
     heal: bool = False  # a token next to a gap may become a longer one that holds its text
     ask: Ask = field(default_factory=Ask)
     usual: Sequence[int] = ()  # lengths that a search tries in any case
+
+    @property
+    def line_end(self) -> str:
+        return line_end("".join(self.texts))
+
+    @property
+    def shown(self) -> list[str]:
+        """The texts as the model is shown them."""
+        return [shown(text, self.line_end) for text in self.texts]
 
     def blank(self, length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """[length] int32 twice: what a gap starts from, -1 for noise, and the hint of its first pass, -1 for none."""
@@ -90,18 +103,24 @@ def check_fill(model: DiffusionModel, tokenizer: Tokenizer, request: Infill) -> 
     """Mistake where `request` could not be filled."""
     if request.ask.mode != "diffusion":
         raise Mistake(f"a gap is denoised: leave out mode {request.ask.mode!r}")
-    prompt, known = len(request.prompt), sum(len(tokenizer.encode(text)) for text in request.texts)
+    prompt, known = len(request.prompt), sum(len(tokenizer.encode(text)) for text in request.shown)
     count, lengths = len(request.texts) - 1, request.lengths
     if count < 1 or (lengths is not None and (len(lengths) != count or min(lengths) < 1)):
         raise Mistake(f"need gaps, and for each its length of 1 or more, got {count} and {lengths}")
     gaps, room = sum(lengths or ()) or count, model.facts.max_position_embeddings
-    room -= canvas_width(model, request.ask.sampling)
+    width, usual = canvas_width(model, request.ask.sampling), max(request.usual, default=0)
+    room -= width
     if prompt == 0:
         raise Mistake("the prompt is empty: need at least one token before the text")
     if prompt + known + gaps > room:
         raise Mistake(
             f"a gap of {gaps} tokens does not fit into the context: the prompt takes {prompt}, the text around it "
             f"{known}, of {room} beside a canvas; make the gap or the text smaller"
+        )
+    if lengths is None and usual >= width:
+        raise Mistake(
+            f"what is to change is {usual} tokens long, and a length is searched up to {width - 1}: give the new one "
+            "by --gap, or less to change"
         )
 
 
@@ -111,7 +130,8 @@ class Filling:
     def __init__(self, model: DiffusionModel, alphabet: Alphabet, request: Infill):
         self.model, self.alphabet, self.request = model, alphabet, request
         self.sampling, self.clock = request.schedule(), Clock(request.ask.deadline, model.now)
-        self.parts = [alphabet.encode(text) for text in request.texts]
+        self.texts = request.shown
+        self.parts = [alphabet.encode(text) for text in self.texts]
         self.filler = alphabet.filler(canvas_width(model, self.sampling))
         self.lengths = list(request.lengths or ())
         self.results: list[Result] = []  # of the search, gap by gap
@@ -190,7 +210,7 @@ class Filling:
         """The texts of the tokens next to it that may change: "" where none may, because it is no whole characters, or
         because it is all that there is between two gaps."""
         left, right = self.parts[gap], self.parts[gap + 1]
-        before, behind = self.request.texts[gap], self.request.texts[gap + 1]
+        before, behind = self.texts[gap], self.texts[gap + 1]
         if not self.request.heal:
             return "", ""
         last = self.alphabet.whole(left[-1]) if len(left) > 1 else ""
@@ -211,7 +231,7 @@ class Filling:
             left, right = self.healed(i)
             tokens = self.tokens[span]
             text = self.alphabet.decode(tokens[tokens >= 0])  # a deadline may leave a gap without a draft
-            gaps.append(text[len(left) : len(text) - len(right)])
+            gaps.append(given_back(text[len(left) : len(text) - len(right)], self.request.line_end))
         free = sum(span.stop - span.start for span in self.spans)
         return Filled(
             texts=self.request.texts,

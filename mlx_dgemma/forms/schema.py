@@ -65,7 +65,7 @@ Schema = dict[str, Any]
 def read(path: str | Path) -> Schema:
     """Reads a schema from a file. Mistake where it cannot be read, or is no JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
     except OSError as error:
         raise NotFound(f"{path}: {(error.strerror or str(error)).lower()}; --json-schema takes a file") from None
     except RecursionError:

@@ -1,6 +1,7 @@
 """Commands share this: one line and exit code 2 for a mistake, 130 for Ctrl-C, silence when a pipe is closed."""
 
 import argparse
+import codecs
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.status import Status
 
 from ..errors import Mistake, NotFound
+from ..fill.line_ends import BOM, shown
 
 # A finish reason, as a line of numbers tells it.
 CUT = {"length": " (cut at the length asked for)", "deadline": " (as it stood at the deadline)"}
@@ -48,10 +50,10 @@ def at_least(smallest: int) -> Callable[[str], int]:
 
 def read_prompt(prompt: str, *, raw: bool = False) -> str:
     """Returns the prompt, or standard input for "-". Mistake where it is empty; if it is `raw`, blanks are a prompt."""
-    text = read(prompt) if prompt == "-" else prompt
+    text = read(prompt).removeprefix(BOM) if prompt == "-" else prompt
     if not (text if raw else text.strip()):
         raise Mistake("the prompt is empty: say what you want")
-    return text
+    return text if raw else shown(text)
 
 
 def read(path: str) -> str:
@@ -64,6 +66,8 @@ def read(path: str) -> str:
         raise NotFound(f"{path}: no such file") from None
     except OSError as error:
         raise Mistake(f"{path} cannot be read: {error.strerror}") from None
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise Mistake(f"{name} is UTF-16, not UTF-8: convert it first, as by iconv -f UTF-16 -t UTF-8")
     if (zero := data.find(b"\0")) >= 0:
         raise Mistake(f"{name} is not text: byte 0x00 at offset {zero}; give a text in UTF-8")
     try:

@@ -11,6 +11,7 @@ from ..forms.language import Language
 from ..forms.lattice import Vocabulary
 from ..seam.model import DiffusionModel
 from ..tokens.tokenizer import Tokenizer
+from ..writing.ask import Ask
 
 INCOMPLETE = 3  # exit code: no text of the form asked for
 LONGEST = 256  # bytes of a token, at most
@@ -61,11 +62,22 @@ def read_form(options: argparse.Namespace, max_tokens: int | None = None) -> For
         return Form(flags[0], automaton=_schema(options.json_schema, max_tokens and max_tokens * LONGEST))
     if options.template is not None:
         return Form(flags[0], build_automaton(template.template(options.template)), options.template)
-    if wrong := [f"--{name}" for name in ("watch", "verify") if vars(options)[name]]:
-        raise Mistake(f"{wrong[0]} does not go with --choices, which writes nothing: leave it out")
-    if options.mode == "ar":
-        raise Mistake("--mode ar does not go with --choices, which denoises: leave it out")
+    _check_choices(options)
     return Form(flags[0], choices=tuple(choices.read(options.choices)))
+
+
+def _check_choices(options: argparse.Namespace) -> None:
+    """Mistake where a flag would say nothing to --choices, which looks at a canvas twice and writes nothing."""
+    ignored = {
+        "--watch": options.watch,
+        "--verify": options.verify,
+        "--mode ar": options.mode == "ar",
+        "--preset": options.preset,
+        "--max-denoising-steps": options.max_denoising_steps,
+        "--max-tokens": options.max_tokens != Ask.max_tokens,
+    }
+    if wrong := [flag for flag, given in ignored.items() if given]:
+        raise Mistake(f"{wrong[0]} does not go with --choices, which makes two passes and writes nothing: leave it out")
 
 
 def _schema(path: str, reach: int | None) -> Automaton:

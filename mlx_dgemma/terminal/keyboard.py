@@ -70,7 +70,7 @@ def line_of_pipe(_: str) -> str:
     lines = []
     while raw := sys.stdin.buffer.readline():
         try:
-            line = raw.decode("utf-8").rstrip("\r\n")
+            line = raw.decode("utf-8-sig").rstrip("\r\n")
         except UnicodeDecodeError:
             raise Mistake(f"standard input is not UTF-8: {raw[:40]!r}; convert it first") from None
         lines.append(line.removesuffix("\\"))

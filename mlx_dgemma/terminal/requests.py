@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import Mistake, need
 from ..fill.infill import Infill, around, check_fill, fill_prompt, gap_lengths
+from ..fill.line_ends import BOM, shown
 from ..seam.model import DiffusionModel
 from ..tokens.messages import prompt_tokens
 from ..tokens.tokenizer import Tokenizer
@@ -52,7 +53,7 @@ class Request:
 def read_lines(path: str, default: Request) -> list[Request]:
     """Reads a file, or standard input for "-". Mistake names the line that cannot be a request."""
     name, requests = "standard input" if path == "-" else path, []
-    for line_number, line in enumerate(read(path).split("\n"), start=1):
+    for line_number, line in enumerate(read(path).removeprefix(BOM).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{name}, line {line_number}"
@@ -73,7 +74,8 @@ def _parse(line: str, default: Request) -> Request:
     thinking = given.get("thinking", default.thinking)
     if texts and thinking:
         raise Mistake("what fills a gap is not thought about: leave out thinking")
-    messages = given.get("messages") or [{"role": "user", "content": given.get("prompt", fill_prompt(texts))}]
+    prompt = shown(given["prompt"]) if "prompt" in given else fill_prompt(texts)
+    messages = given.get("messages") or [{"role": "user", "content": prompt}]
     system = system_turn(given["system"]) if "system" in given else default.messages
     return replace(
         default,
@@ -87,7 +89,7 @@ def _parse(line: str, default: Request) -> Request:
 
 
 def system_turn(text: str | None) -> list[dict]:
-    return [] if text is None else [{"role": "system", "content": text}]
+    return [] if text is None else [{"role": "system", "content": shown(text)}]
 
 
 def _read_object(line: str) -> dict[str, Any]:

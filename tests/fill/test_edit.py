@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 from mlx_dgemma.errors import Mistake
-from mlx_dgemma.fill.edit import Edit, change, cut, unified_diff, write
+from mlx_dgemma.fill.edit import Edit, change, cut, unified_diff
 from mlx_dgemma.fill.infill import infill
 from mlx_dgemma.load import load
 from mlx_dgemma.tokens.messages import prompt_tokens
@@ -100,23 +99,6 @@ def test_the_diff_is_one_that_patch_applies(tmp_path):
         diff = unified_diff(old, new, "file")
         subprocess.run(["patch", "--binary", "-s", "-p1"], input=diff.encode(), cwd=tmp_path, check=True)
         assert path.read_bytes() == new.encode() if diff else old == new
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path, link = tmp_path / "file", tmp_path / "link"
-    path.write_bytes(b"old")
-    path.chmod(0o640)
-    link.symlink_to(path)
-    write(link, "new\r\n")
-    assert path.read_bytes() == b"new\r\n" and link.is_symlink() and path.stat().st_mode & 0o777 == 0o640
-
-    def full(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="disk full"):
-        write(path, "newer")
-    assert path.read_bytes() == b"new\r\n" and sorted(os.listdir(tmp_path)) == ["file", "link"]
 
 
 @pytest.mark.slow

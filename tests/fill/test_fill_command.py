@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 
 import pytest
 from ptys import Pty, lines_shown
 from terminals import Stdin, caller, mistake
 
 from mlx_dgemma.fill.__main__ import main
+from mlx_dgemma.terminal.file_or_text import read_file_or_text
 
 ASKED = "Extract JSON: Tess is 40 and works as a vet in Accra."
 BEFORE, BEHIND = '{"name": "', '", "age": 40, "job": "vet", "city": "Accra"}'
@@ -59,6 +62,10 @@ def test_the_command_without_a_prompt_in_json_and_raw(run):
         (["a<fill><fill>b"], ["nothing between"]),
         (["a<fill>", "--suffix", "b"], ["--suffix", "TEXT"]),
         (["--prompt", "x", "--gap", "3"], ["nothing to fill", "<fill>", "--prefix"]),
+        (["--prefix", "befor.py"], ["--prefix befor.py looks like a file", "did you mean before.py?"]),
+        (["--prefix", "a", "--suffix", "./src/after.py"], ["--suffix ./src/after.py looks like a file"]),
+        (["--prefix", "gone.txt"], ["--prefix gone.txt looks like a file"]),
+        (["--prefix", "."], ["--prefix . is a folder"]),
         (["--prefix", "a", "--mode", "ar"], ["--mode"]),
         (["--prefix", "a", "--preset", "temp=1"], ["temp", "left to right", "t_max"]),
         (["--prefix", "a", "--raw"], ["--raw needs --prompt"]),
@@ -74,8 +81,22 @@ def test_mistakes(run, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").write_bytes(b"caf\xe9")
     (tmp_path / "ZERO").write_bytes(b"a\0b")
+    (tmp_path / "before.py").write_bytes(b"x = [")
     (tmp_path / "FILLED").write_bytes(b"nothing is missing")
     mistake(run(*arguments), *words)
+
+
+@pytest.mark.parametrize("text", ["os.path", "x", "1/2", "a = b.c", "return f.x", "def f(a):\n    x.py"])
+def test_a_text_is_a_text(text):
+    assert read_file_or_text("--prefix", text) == text
+
+
+def test_a_pipe_is_a_file(run, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("Eve, <fill>"))
+    writer.start()
+    assert run(str(tmp_path / "pipe"), "--gap", "2", "--max-denoising-steps", "1")[1].startswith("Eve, ")
+    writer.join()
 
 
 def test_a_gap_is_checked(run):

@@ -56,6 +56,9 @@ def test_choices(run):
         (("--template", "{a}", "--choices", "a,b"), ("--template and --choices",)),
         (("--choices", "a"), ("2 to 1000 choices",)),
         (("--choices", "a,b", "--watch"), ("--watch",)),
+        (("--choices", "a,b", "--preset", "fast"), ("--preset", "--choices", "leave it out")),
+        (("--choices", "a,b", "--max-denoising-steps", "3"), ("--max-denoising-steps", "--choices")),
+        (("--choices", "a,b", "--max-tokens", "8"), ("--max-tokens", "--choices")),
     ],
     ids=lambda value: " ".join(value)[:40],
 )
