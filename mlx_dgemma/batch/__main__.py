@@ -143,7 +143,7 @@ def answer_all(
 
     def texts() -> Iterator[InProgress]:
         for request in requests:
-            answers[request.number] = Answer(model.facts, tokenizer, request.ask.max_tokens)
+            answers[request.number] = Answer(model.facts, tokenizer, request.ask.max_tokens, request.tokens)
             text = Text(request.tokens)
             if language:
                 yield begin_within(model, text, request.ask, language, request=request.number)

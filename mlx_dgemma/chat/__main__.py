@@ -17,6 +17,7 @@ from ..errors import Mistake, need
 from ..terminal.command import CUT, Parser, on_terminal, run, to_stdout, waiting
 from ..terminal.keyboard import Interrupt, line_editor, line_of_pipe
 from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask, open_model
+from ..terminal.tools import add_tools, read_tool_file, tell_unheard
 from ..terminal.watch import Watch
 from ..tokens.parts import GeneratedText
 from ..tokens.stream import split_thinking
@@ -41,7 +42,7 @@ def parser() -> Parser:
     add("--load", metavar="FOLDER", help="go on with a chat that /save wrote")
     add("--system", help="a system turn before all others")
     add("--thinking", action="store_true", help="let the model think first; its thoughts go to stderr")
-    add("--tools", metavar="FILE.json", help="a list of functions that the model may call; you type their results")
+    add_tools(add, "; you type their results")
     add_max_tokens(add)
     watch = "on a terminal, show the canvas as it settles (default: --watch)"
     add("--watch", action=argparse.BooleanOptionalAction, default=True, help=watch)
@@ -213,22 +214,13 @@ def outcome(answer: Answer | None) -> str:
     return "an empty answer: " * empty + numbers + CUT.get(answer.finish_reason, "")
 
 
-def read_tools(path: str) -> list[dict]:
-    try:
-        tools = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise Mistake(f"--tools {path}: {error}") from None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) and "function" in tool for tool in tools):
-        raise Mistake(f'--tools {path}: need a list of {{"type": "function", "function": {{"name": …}}}}')
-    return tools
-
-
 def chat(options: argparse.Namespace) -> None:
     check_ask(options)
     if options.load and (options.system is not None or options.thinking or options.tools):
         raise Mistake("a saved chat has its own --system, --thinking and --tools: leave them out, or --load")
-    tools = read_tools(options.tools) if options.tools else None
+    tools = read_tool_file(options.tools)
     model, tokenizer, ask = open_model(NAME, options)
+    tell_unheard(NAME, tokenizer, tools)
     conversation = Conversation(model, tokenizer, ask, options.system, options.thinking, tools)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     session = Session(conversation, watched=options.watch, interactive=interactive)

@@ -14,6 +14,7 @@ from ..seam.model import Text
 from ..terminal.command import CUT, Parser, note, on_terminal, read_prompt, run, to_stderr, to_stdout, waiting
 from ..terminal.form import INCOMPLETE, add_form, read_form
 from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask, encode_prompt, open_model, to_json
+from ..terminal.tools import add_tools, read_tool_file, tell_unheard
 from ..terminal.watch import Watch
 from ..writing import batch
 from ..writing.answer import Answer
@@ -29,6 +30,7 @@ def parser() -> Parser:
     add("--prompt", required=True, help="what to answer; - reads it from standard input")
     add("--system", help="a system turn before it")
     add("--thinking", action="store_true", help="let the model think first; its thoughts go to stderr")
+    add_tools(add)
     add("--raw", action="store_true", help="no chat template: the prompt as it is, its control tokens are tokens")
     add("--special-tokens", action="store_true", help="control tokens written in the prompt are tokens, not text")
     add_max_tokens(add)
@@ -42,16 +44,18 @@ def parser() -> Parser:
 
 def generate(options: argparse.Namespace) -> int:
     check_ask(options)
-    if options.raw and (options.system is not None or options.thinking or options.special_tokens):
-        raise Mistake("--raw has no turns: leave out --system, --thinking and --special-tokens, or --raw")
+    if options.raw and (options.system is not None or options.thinking or options.tools or options.special_tokens):
+        raise Mistake("--raw has no turns: leave out --system, --thinking, --tools and --special-tokens, or --raw")
     form, prompt = read_form(options, options.max_tokens), read_prompt(options.prompt, raw=options.raw)
+    tools = read_tool_file(options.tools)
     model, tokenizer, ask = open_model(NAME, options)
-    tokens = encode_prompt(tokenizer, options, prompt)
+    tell_unheard(NAME, tokenizer, tools)
+    tokens = encode_prompt(tokenizer, options, prompt, tools)
     if form and form.choices:
         report_choice(options, choices.choose(model, tokenizer, tokens, form.choices, ask))
         return 0
     language = form and form.language(model, tokenizer)
-    answer, code = Answer(model.facts, tokenizer, ask.max_tokens), 0
+    answer, code = Answer(model.facts, tokenizer, ask.max_tokens, tokens), 0
     watch = Watch(tokenizer, ask.sampling.max_denoising_steps, drawn=options.watch and on_terminal())
     try:
         if language:

@@ -134,13 +134,15 @@ def open_model(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, 
     return model, tokenizer, _ask(options, sampling)
 
 
-def encode_prompt(tokenizer: Tokenizer, options: argparse.Namespace, prompt: str) -> list[int]:
+def encode_prompt(
+    tokenizer: Tokenizer, options: argparse.Namespace, prompt: str, tools: list[dict] | None = None
+) -> list[int]:
     """Encodes a prompt by the chat template, or with --raw as it is: then control tokens in it are tokens."""
     if options.raw:
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         return start + tokenizer.encode(prompt, special_tokens=True)
     turns = {"system": options.system, "thinking": options.thinking, "special_tokens": options.special_tokens}
-    return prompt_tokens(tokenizer, prompt, **turns)
+    return prompt_tokens(tokenizer, prompt, tools=tools, **turns)
 
 
 def to_json(options: argparse.Namespace, result: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from ..fill.line_ends import BOM, shown
 from ..seam.model import DiffusionModel
 from ..tokens.messages import prompt_tokens
 from ..tokens.tokenizer import Tokenizer
+from ..tokens.tools import read_tools
 from ..writing.ask import Ask
 from ..writing.blocks import Open
 from ..writing.writing import check_room
@@ -24,6 +25,7 @@ FIELDS = {  # name -> type, words
     "gap": (int | list | None, "tokens, or a list of such numbers"),
     "system": (str | None, "a text"),
     "messages": (list, "a list"),
+    "tools": (list | dict | None, "a list of tools"),
 }
 FILL_FIELDS = {"fill", "prefix", "suffix", "gap", "heal"}
 
@@ -36,6 +38,7 @@ class Request:
     where: str = ""  # "FILE, line 3", for mistakes
     messages: list[dict] = field(default_factory=list)  # of the default: at most a system turn
     thinking: bool = False
+    tools: list[dict] | None = None
     ask: Ask = field(default_factory=Ask)
     texts: Sequence[str] = ()  # around the gaps; none: it asks for an answer
     lengths: Sequence[int] | None = None  # tokens of each gap; None: searched
@@ -81,6 +84,7 @@ def _parse(line: str, default: Request) -> Request:
         default,
         messages=system + messages,
         thinking=thinking,
+        tools=read_tools(given["tools"]) if given.get("tools") else None,
         ask=replace(default.ask, **{name: given[name] for name in ("max_tokens", "seed") if name in given}),
         texts=texts,
         lengths=lengths,
@@ -127,7 +131,7 @@ def encode(requests: Sequence[Request], model: DiffusionModel, tokenizer: Tokeni
     for request in requests:
         asked = replace(ask, max_tokens=request.ask.max_tokens, seed=request.ask.seed)
         try:
-            tokens = prompt_tokens(tokenizer, request.messages, thinking=request.thinking)
+            tokens = prompt_tokens(tokenizer, request.messages, thinking=request.thinking, tools=request.tools)
             encoded.append(replace(request, tokens=tokens, ask=asked))
             _check_room(model, tokenizer, encoded[-1])
         except Mistake as mistake:

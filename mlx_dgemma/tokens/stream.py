@@ -1,7 +1,7 @@
 """Tokens -> text as it grows: the thinking channel apart from the answer, and no character cut in two."""
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .tokenizer import BYTE_PIECE, Tokenizer, byte_of_letter
 
@@ -17,16 +17,29 @@ def split_thinking(tokenizer: Tokenizer, ids: Iterable[int]) -> tuple[list[int],
     return _Channels(tokenizer).push(ids)
 
 
+def open_channel(tokenizer: Tokenizer, prompt: Sequence[int]) -> list[int]:
+    """Returns the end of a prompt that opened a thinking channel for the answer, from `<|channel>` on; else nothing."""
+    opening = tokenizer.token_id(CHANNEL_OPEN)
+    for i in range(len(prompt) - 1, -1, -1):
+        if prompt[i] == opening:
+            return list(prompt[i:])
+        if tokenizer.piece(prompt[i]) is None:  # the channel is closed, or the turn is another
+            break
+    return []
+
+
 class TextStream:
     """Decodes ids as they are generated: the pieces of the answer, joined, are the answer decoded at once.
 
     A character is never cut: bytes that a later id may still join are held back. The cost of a push is that of the
-    ids pushed, however much went before.
+    ids pushed, however much went before. What follows on a `prompt` that opened a channel is thinking until that is
+    closed.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()):
         text = _ByteLevelText if tokenizer.is_byte_level else _PieceText
         self._channels = _Channels(tokenizer)
+        self._channels.push(open_channel(tokenizer, prompt))
         self._thinking, self._answer = text(tokenizer), text(tokenizer)
 
     def push(self, ids: Iterable[int]) -> tuple[str, str]:

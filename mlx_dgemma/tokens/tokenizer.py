@@ -127,10 +127,12 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: list[dict] | None = None,
         special_tokens: bool = False,
+        beginning: Parts = (),
     ) -> list[int]:
         """Returns the ids of a conversation, [{"role": "user", "content": "..."}, ...], as the chat template writes it.
 
-        `tools` are what the model may call, [{"type": "function", "function": {"name": ..., ...}}, ...].
+        `tools` are what the model may call, [{"type": "function", "function": {"name": ..., ...}}, ...]. `beginning` is
+        what the answer has already.
         Control tokens come from the template's literals, and from the ids of a GeneratedText: `<turn|>` in any other
         string of messages and tools is text. ValueError: there is no template, it refuses these messages, or it does
         what its sandbox forbids.
@@ -147,12 +149,12 @@ class Tokenizer:
         flags = {"add_generation_prompt": add_generation_prompt, "enable_thinking": thinking, "tools": tools}
         flags = json.loads(json.dumps(flags))
         if special_tokens:  # transformers: a token that a message spells counts as that token
-            return self.encode(self._template.text(plain, flags), special_tokens=True)
+            return self.encode_parts([*self.split(self._template.text(plain, flags)), *beginning])
         check_unicode(json.dumps([plain, flags], ensure_ascii=False))  # or a message could hold marks
         for message, copied in zip(messages, plain, strict=True):
             if isinstance(content := message.get("content"), GeneratedText):
                 copied["content"] = marked(self.decode_parts(content.tokens))
-        return self.encode_parts(self._template.parts(plain, flags))
+        return self.encode_parts([*self._template.parts(plain, flags), *beginning])
 
     def _encode_text(self, text: str) -> list[int]:
         check_unicode(text)

@@ -1,4 +1,4 @@
-"""Tool calls as the model writes them, and their results as it reads them.
+"""Tools: lists of them as programs write them, calls as the model writes them, and results as it reads them.
 
     <|tool_call>call:weather{city:<|"|>Oslo<|"|>}<tool_call|>   answered by
     <|tool_response>response:weather{degrees:4}<tool_response|>
@@ -6,27 +6,80 @@
 `<|tool_response>` is a stop token: the model writes no further until somebody has run the tool.
 """
 
+import json
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .parts import Parts
+from ..errors import Mistake
+from .parts import Parts, marked
 from .tokenizer import Tokenizer
 
 CALL_OPEN, CALL_CLOSE = "<|tool_call>", "<tool_call|>"
 RESPONSE_OPEN, RESPONSE_CLOSE = "<|tool_response>", "<tool_response|>"
 QUOTE = '<|"|>'  # on both sides of a string
-_CALL = re.compile(r"call:([^{}]+)(\{.*\})", re.DOTALL)
+_CALL = re.compile(r"\s*call:([^{}]+)(\{.*\})\s*", re.DOTALL)
+_JSON_STRING, _BARE, _KEY = map(re.compile, (r'"(?:[^"\\]|\\.)*"', r"[^,{}\[\]]+", r"[^:,{}\[\]]+"))
+_SCHEMAS = ("parameters", "input_schema", "inputSchema")  # of OpenAI, Anthropic, MCP
 
 
 @dataclass(frozen=True)
 class ToolCall:
     name: str
-    arguments: str  # {…} as the model wrote them
+    arguments: dict[str, Any]
 
     def __str__(self) -> str:
-        return self.name + self.arguments.replace(QUOTE, '"')
+        return self.name + json.dumps(self.arguments, ensure_ascii=False)
+
+    def to_openai(self, identifier: str) -> dict[str, Any]:
+        """Returns the call as an entry of OpenAI's `tool_calls`, whose arguments are a string."""
+        function = {"name": self.name, "arguments": json.dumps(self.arguments, ensure_ascii=False)}
+        return {"id": identifier, "type": "function", "function": function}
+
+
+def read_tools(given: Any) -> list[dict]:
+    """Reads a list of tools as `Tokenizer.chat` takes them: [{"type": "function", "function": {"name", "description",
+    "parameters"}}, …].
+
+    It may be in the form of OpenAI's chat completions or responses, of Anthropic's messages, or of MCP's `tools/list`,
+    the whole reply included. Mistake names the entry that is none of these.
+    """
+    while isinstance(given, dict) and (inner := given.get("result", given.get("tools"))) is not None:
+        given = inner
+    if not isinstance(given, list):
+        raise Mistake(f'need a list of tools, {{"type": "function", "function": {{"name": …}}}}, got {_shown(given)}')
+    tools = [{"type": "function", "function": _read_function(entry, i)} for i, entry in enumerate(given)]
+    names = [tool["function"]["name"] for tool in tools]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise Mistake(f"tools: {twice} is there twice: give each a name of its own")
+    return tools
+
+
+def _read_function(entry: Any, index: int) -> dict[str, Any]:
+    function = entry.get("function", entry) if isinstance(entry, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
+        raise Mistake(f'tools[{index}]: need {{"type": "function", "function": {{"name": …}}}}, got {_shown(entry)}')
+    kind = entry.get("type") or "function"
+    schema = next((function[name] for name in _SCHEMAS if function.get(name) is not None), None)
+    if kind != "function" and not (kind == "custom" and schema):
+        raise Mistake(
+            f"tools[{index}]: a tool of type {kind!r} runs elsewhere; only functions can be called: remove it"
+        )
+    if not isinstance(schema, dict | None):
+        raise Mistake(
+            f"tools[{index}]: need a JSON schema of the arguments of {function['name']}, got {_shown(schema)}"
+        )
+    description = function.get("description") or function.get("title") or ""
+    if not isinstance(description, str):
+        raise Mistake(f"tools[{index}]: need a description that is text, got {_shown(description)}")
+    read = {"name": function["name"], "description": description, "parameters": schema or {"type": "object"}}
+    return read | ({"response": function["response"]} if function.get("response") else {})  # Gemma declares it, too
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)[:80]
 
 
 class CallStream:
@@ -48,8 +101,8 @@ class CallStream:
                 text.append(token)
             elif token != self._close:
                 self._held.append(token)
-            elif call := _CALL.fullmatch(self._tokenizer.decode(self._held, skip_special_tokens=False).strip()):
-                calls.append(ToolCall(*call.groups()))
+            elif call := read_call(self._tokenizer, self._held):
+                calls.append(call)
                 self._held = None
             else:
                 text += self.finish()
@@ -59,6 +112,91 @@ class CallStream:
         """A call that never ended, or that is none, is text."""
         held, self._held = self._held or [], None
         return held
+
+
+def read_call(tokenizer: Tokenizer, ids: list[int]) -> ToolCall | None:
+    """Reads what stands between `<|tool_call>` and `<tool_call|>`; None where it is no call."""
+    quote = tokenizer.token_id(QUOTE)
+    mark = QUOTE if quote is None else marked([quote])  # which no text can hold
+    parts = tokenizer.decode_parts(ids)
+    text = "".join(part if isinstance(part, str) else mark if part == quote else "" for part in parts)
+    if not (call := _CALL.fullmatch(text)):
+        return None
+    try:
+        return ToolCall(call[1].strip(), _Notation(call[2], mark).read())
+    except (ValueError, RecursionError):
+        return None
+
+
+class _Notation:
+    """Gemma's notation of a call's arguments, {key:value,…}: strings stand between two `quote`s, keys are bare or
+    quoted, all else is as in JSON. A model may slip into JSON's own quotes, and leave a word bare."""
+
+    def __init__(self, text: str, quote: str):
+        self._text, self._quote, self._at = text, quote, 0
+
+    def read(self) -> dict[str, Any]:
+        value = self._value()
+        if self._at != len(self._text):
+            raise ValueError("something follows")
+        return value
+
+    def _value(self) -> Any:
+        if (text := self._string()) is not None:
+            return text
+        if self._take("{"):
+            return dict(self._items("}", self._member))
+        if self._take("["):
+            return list(self._items("]", self._value))
+        return _scalar(self._match(_BARE).strip())
+
+    def _items(self, end: str, read: Callable[[], Any]) -> Iterator[Any]:
+        while not self._take(end):
+            yield read()
+            if not self._take(",") and not self._text.startswith(end, self._skip()):
+                raise ValueError(f"need , or {end}")
+
+    def _member(self) -> tuple[str, Any]:
+        key = self._string()
+        key = self._match(_KEY).strip() if key is None else key
+        if not self._take(":"):
+            raise ValueError("need :")
+        return key, self._value()
+
+    def _string(self) -> str | None:
+        if self._take(self._quote):
+            end = self._text.index(self._quote, self._at)
+            start, self._at = self._at, end + len(self._quote)
+            return self._text[start:end]
+        if found := _JSON_STRING.match(self._text, self._skip()):
+            self._at = found.end()
+            return json.loads(found[0], strict=False)
+        return None
+
+    def _skip(self) -> int:
+        while self._text[self._at : self._at + 1].isspace():
+            self._at += 1
+        return self._at
+
+    def _take(self, token: str) -> bool:
+        if found := self._text.startswith(token, self._skip()):
+            self._at += len(token)
+        return found
+
+    def _match(self, pattern: re.Pattern) -> str:
+        if not (found := pattern.match(self._text, self._skip())):
+            raise ValueError("need a value")
+        self._at = found.end()
+        return found[0]
+
+
+def _scalar(word: str) -> Any:
+    """Returns the number, boolean or null that a bare word is, or the word."""
+    try:
+        value = None if word == "None" else json.loads(word)  # a template writes null so
+    except ValueError:
+        return word
+    return word if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def response_tokens(tokenizer: Tokenizer, name: str, result: Any) -> list[int]:

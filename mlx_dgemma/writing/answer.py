@@ -23,6 +23,7 @@ class Answer:
     facts: Facts
     tokenizer: Tokenizer
     max_tokens: int
+    prompt: Sequence[int] = ()  # what it answers: a thinking channel that it opened goes on in the answer
     tokens: list[int] = field(default_factory=list)  # up to the stop token, that included
     text: str = ""
     thinking: str = ""
@@ -35,7 +36,7 @@ class Answer:
 
     def __post_init__(self) -> None:
         self._start = time.perf_counter()
-        self._stream, self._calls = TextStream(self.tokenizer), CallStream(self.tokenizer)
+        self._stream, self._calls = TextStream(self.tokenizer, self.prompt), CallStream(self.tokenizer)
         self._filled, self._block = 0, -1
 
     @property
@@ -48,11 +49,11 @@ class Answer:
         return self._filled / self.steps if self.steps else 0.0
 
     def statistics(self, prompt_length: int) -> dict[str, Any]:
-        """For --json. Seconds."""
+        """For --json. Seconds; `tool_calls` as OpenAI has them."""
         return {
             "text": self.text,
             "thinking": self.thinking,
-            "tool_calls": [{"name": call.name, "arguments": call.arguments} for call in self.calls],
+            "tool_calls": [call.to_openai(f"call_{i}") for i, call in enumerate(self.calls)],
             "notes": self.notes,
             "tokens": len(self.tokens),
             "prompt_tokens": prompt_length,
@@ -122,16 +123,19 @@ def stream_generate(
     ask: Ask | None = None,
     *,
     thinking: bool = False,
+    tools: list[dict] | None = None,
 ) -> Iterator[Piece]:
     """Answer a question, or a conversation [{"role", "content"}, …]: one Piece a pass; text comes as blocks finish.
+
+    Messages may be as clients record them, and `tools` as `read_tools` takes them: see `tokens.messages.prompt_tokens`.
 
     >>> model, tokenizer, sampling = load()
     >>> for piece in stream_generate(model, tokenizer, "Sort: Lima, Kyiv", Ask(sampling=sampling)):
     ...     print(piece.text, end="")
     """
     ask = ask or Ask()
-    tokens = prompt_tokens(tokenizer, prompt, thinking=thinking)
-    answer = Answer(model.facts, tokenizer, ask.max_tokens)
+    tokens = prompt_tokens(tokenizer, prompt, thinking=thinking, tools=tools)
+    answer = Answer(model.facts, tokenizer, ask.max_tokens, tokens)
     for step in diffuse(model, tokens, ask):
         thought, text = answer.add(step)
         yield Piece(text=text, thinking=thought, step=step, finish_reason=answer.finish_reason)

@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import Mistake, NotFound
 from ..seam.model import Cache, DiffusionModel, Text
 from ..tokens.messages import from_json, generated_text, to_json
+from ..tokens.stream import open_channel
 from ..tokens.tokenizer import Tokenizer
 from ..tokens.tools import ToolCall, response_tokens
 from .answer import Answer, Piece
@@ -106,7 +107,8 @@ class Conversation:
 
     def write(self) -> Iterator[Piece]:
         """The model's turn, or what follows in it: a Piece a pass. Left early, its finished blocks are kept."""
-        answer = self.answer = self._unfinished = Answer(self.model.facts, self.tokenizer, self.how.max_tokens)
+        answer = Answer(self.model.facts, self.tokenizer, self.how.max_tokens, self.tokens)
+        self.answer = self._unfinished = answer
         try:
             cache, self.encoded = self._begin().cache, self.tokens
             while self._unfinished is answer and answer.finish_reason is None:  # else it was closed meanwhile
@@ -129,7 +131,7 @@ class Conversation:
         if not self.prompt:
             return
         if self.written or (self.answer and self.answer.steps_per_block):
-            content = generated_text(self.tokenizer, self.written)
+            content = generated_text(self.tokenizer, open_channel(self.tokenizer, self.prompt) + self.written)
             self.messages = [*self.messages, {"role": "assistant", "content": content}]
         else:
             self.messages = self.messages[:-1]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import jsonschema
 import pytest
+from checkpoints import TINY
 from terminals import Stdin, caller, mistake
 
 from mlx_dgemma.batch.__main__ import main
@@ -29,6 +31,35 @@ def files(tmp_path):
 
 def texts(lines: str) -> list[str]:
     return [json.loads(line)["text"] for line in lines.splitlines()]
+
+
+RECORDED = [
+    {"role": "user", "content": [{"type": "text", "text": "How warm is it in Oslo?"}]},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c1", "function": {"name": "weather", "arguments": '{"city": "Oslo", "days": 2}'}}],
+    },
+    {"role": "tool", "tool_call_id": "c1", "content": "3 C"},
+]
+
+
+def test_conversations_as_clients_record_them(tmp_path, capsys):
+    template = (
+        "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}"
+        "{% for m in messages %}{{ m.name }}{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}{% endfor %}{% endfor %}"
+    )
+    shutil.copytree(TINY, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    tools = {"tools": [{"name": "weather", "inputSchema": {"type": "object"}}]}
+    lines = [{"messages": RECORDED}, {"messages": RECORDED, "tools": tools}, {"messages": RECORDED, "tools": []}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    few = ["--max-tokens", "4", "--max-denoising-steps", "1"]
+    assert main([str(tmp_path / "in.jsonl"), "--model", str(tmp_path / "model"), *few]) == 0
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    prompt = len("How warm is it in Oslo?city=Oslodays=2weather3 C")
+    assert [result["prompt_tokens"] for result in results] == [prompt, prompt + len("[weather]"), prompt]
 
 
 def test_a_file_of_prompts_is_answered_in_order(files, capsys):

@@ -89,7 +89,7 @@ def test_mistakes_in_a_pipe_end_it(run, typed, words):
     [
         (["--load", "no/such"], ["no/such", "no saved chat"]),
         (["--load", "x", "--system", "y"], ["--load", "--system"]),
-        (["--tools", "no/such"], ["--tools no/such"]),
+        (["--tools", "no/such"], ["no/such: no such file"]),
         (["--model", "no/such/folder"], ["no such folder"]),
         (["--prompt", "x"], ["--prompt"]),
         (["--preset", "temp=1"], ["temp", "--mode ar or auto"]),
@@ -106,6 +106,12 @@ def test_a_saved_chat_of_another_model(run, bpe, tmp_path):
     conversation.save(tmp_path / "chat")
     mistake(run("", "--load", str(tmp_path / "chat")), "another model", "--model")
     mistake(run(f"/load {tmp_path / 'chat'}"), "another model", "--model")
+
+
+def test_tools_that_the_template_ignores_are_told(run, tmp_path):
+    (tmp_path / "mcp.json").write_text('{"tools": [{"name": "weather", "inputSchema": {"type": "object"}}]}')
+    code, _, err = run("Hi\n", "--tools", str(tmp_path / "mcp.json"), "--max-denoising-steps", "1")
+    assert code == 0 and "no place for tools" in err
 
 
 def test_tools_that_are_none(run, tmp_path):
@@ -133,7 +139,7 @@ def test_a_tool_call_is_shown_and_answered(bpe, capfd):
         scripted(*bpe, call, "Four degrees.<turn|>", call, "Fine.<turn|>"), watched=False, interactive=True
     )
     session.take("How warm is Oslo?")
-    assert capfd.readouterr().out == 'tool call: weather{city:"Oslo"}\n'
+    assert capfd.readouterr().out == 'tool call: weather{"city": "Oslo"}\n'
     assert session.prompt == "what came of weather: "
     session.take("")  # Enter alone is no answer
     session.take("/steps 1")  # a command is none either

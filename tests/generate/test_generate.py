@@ -74,6 +74,17 @@ def test_system_and_raw(run):
     mistake(run("--raw", "--prompt", "x", "--system", "y"), "--raw", "--system")
 
 
+def test_tools(run, tmp_path):
+    path = tmp_path / "tools.json"
+    path.write_text('[{"type": "function", "name": "weather", "description": "of a city"}]')
+    code, _, err = run("--prompt", "Sort: Lima", "--tools", str(path), "--max-denoising-steps", "1")
+    assert code == 0 and "no place for tools" in err
+    mistake(run("--prompt", "x", "--tools", str(path), "--raw"), "--raw", "--tools")
+    path.write_text("[" * 100_000)
+    mistake(run("--prompt", "x", "--tools", str(path)), f"--tools {path}")
+    mistake(run("--prompt", "x", "--tools", "no/such"), "no/such: no such file")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -120,5 +120,7 @@ def test_tool_calls_are_no_part_of_the_text(length):
     answer = Answer(facts(canvas_length=length), tokenizer, 1000)
     for step in steps([*tokenizer.encode(f"one {calls}two", special_tokens=True), 1], length, "stop"):
         answer.add(step)
-    assert answer.text == "one two" and list(map(str, answer.calls)) == ['a{x:"1"}', "b{}"]
-    assert answer.statistics(1)["tool_calls"][0] == {"name": "a", "arguments": '{x:<|"|>1<|"|>}'}
+    assert answer.text == "one two" and list(map(str, answer.calls)) == ['a{"x": "1"}', "b{}"]
+    calls = answer.statistics(1)["tool_calls"]
+    assert calls[0] == {"id": "call_0", "type": "function", "function": {"name": "a", "arguments": '{"x": "1"}'}}
+    assert [call["id"] for call in calls] == ["call_0", "call_1"]

@@ -107,6 +107,20 @@ def test_the_history_is_without_what_was_thought(bpe):
     assert conversation.model.encoded == len(prompt) - kept < len(tokenizer.encode(answer, special_tokens=True))
 
 
+def test_a_channel_that_the_template_opens_is_thinking_in_the_next_turn_too(parties, tmp_path):
+    opens = (BPE / "chat_template.jinja").read_text().replace("if not enable_thinking", "if true")
+    opens = opens.replace("thought\\n<channel|>", "thought\\n")
+    shutil.copytree(BPE, tmp_path / "bpe")
+    (tmp_path / "bpe" / "chat_template.jinja").write_text(opens)
+    tokenizer = Tokenizer(tmp_path / "bpe")
+    conversation = scripted(parties["bpe"][0], tokenizer, "It may be.<channel|>Oslo<turn|>", "x<turn|>", thinking=True)
+    turn(conversation, "Where?")
+    assert (conversation.answer.thinking, conversation.answer.text) == ("It may be.", "Oslo")
+    turn(conversation, "And now?")
+    said = tokenizer.decode(conversation.encoded)
+    assert "Oslo" in said and "It may be." not in said
+
+
 def test_a_tool_is_called_and_its_result_read(bpe):
     tokenizer = bpe[1]
 
@@ -117,7 +131,7 @@ def test_a_tool_is_called_and_its_result_read(bpe):
     conversation = scripted(*bpe[:2], f"I look. {call}<|tool_response>", "Four<turn|>", "Bye<turn|>")
     turn(conversation, "How warm is Oslo?")
     [asked] = conversation.waiting
-    assert (conversation.answer.text, str(asked)) == ("I look. ", 'weather{city:"Oslo, {Norway}",days:2}')
+    assert (conversation.answer.text, str(asked)) == ("I look. ", 'weather{"city": "Oslo, {Norway}", "days": 2}')
     with pytest.raises(Mistake, match="weather"):
         conversation.save("never")
     conversation.respond({"sky": ["grey", None, 1.5], "degrees": 4, "wet": True})
