@@ -17,6 +17,7 @@ IN_A_TURN = (CHANNEL_OPEN, CHANNEL_CLOSE, CALL_OPEN, CALL_CLOSE, RESPONSE_OPEN, 
 _ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
 _ROLES |= {"developer": "system", "model": "assistant", "function": "tool"}
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # type -> key
+_BLOCKS = ("tool_use", "tool_result", "thinking", "redacted_thinking")  # Anthropic's parts that are no text
 _PICTURES = ("image", "image_url", "input_image", "video", "video_url")
 
 
@@ -39,7 +40,7 @@ def prompt_tokens(
 ) -> list[int]:
     """Encodes a question, or a conversation, as the chat template writes it.
 
-    Messages are those of OpenAI's chat completions, as clients record them: see `template_messages`. Where the last one
+    Messages are as clients record them: see `template_messages`. Where the last one
     is the assistant's, the answer goes on from its end. `tools` are what the model may call, as `read_tools` takes
     them. Control tokens that any of this spells are text; with `special_tokens` they are tokens, as in the reference.
 
@@ -79,17 +80,17 @@ def hears_tools(tokenizer: Tokenizer, tools: list[dict]) -> bool:
 def template_messages(given: Sequence[dict]) -> list[dict]:
     """Makes of messages as clients record them what chat templates want.
 
-    `developer` is `system`. `content` may be null, missing, or a list of parts of text, which are joined; it becomes a
-    text. A call's arguments may be a JSON string; they become an object. A tool's result may name its call by id, by
-    the tool's name or, where the results have the order of the calls, not at all; it gets an id and a name. Thoughts
-    (`reasoning_content`, `reasoning` or `thinking`) stay. MessageMistake names the message that cannot be used, as one
-    with a picture.
+    They are OpenAI's or Anthropic's. `developer` is `system`. `content` may be null, missing, or a list of parts of
+    text, which are joined; it becomes a text. A call's arguments may be a JSON string; they become an object. A tool's
+    result may name its call by id, by the tool's name or, where the results have the order of the calls, not at all; it
+    gets an id and a name. Thoughts (`reasoning_content`, `reasoning` or `thinking`) stay. MessageMistake names the
+    message that cannot be used, as one with a picture.
     """
+    turns = [(f"messages[{i}]", turn) for i, message in enumerate(given) for turn in _without_blocks(message)]
     messages: list[dict] = []
     names: dict[str, str] = {}  # id of a call -> tool
     waiting: list[str] = []  # ids of calls that have no result yet
-    for index, message in enumerate(given):
-        where = f"messages[{index}]"
+    for where, message in turns:
         if not isinstance(message, dict):
             need = 'need a list of messages, {"role": ..., "content": ...}'
             raise MessageMistake(where, f"{need}, got {message!r:.80}")
@@ -107,6 +108,24 @@ def template_messages(given: Sequence[dict]) -> list[dict]:
             turn |= _answered_call(message, where, names, waiting)
         messages.append(turn)
     return messages
+
+
+def _without_blocks(message: Any) -> list[Any]:
+    """Returns the messages of OpenAI's that one of Anthropic's stands for, whose calls, results and thoughts are blocks
+    of its content; any other as it is."""
+    content = message.get("content") if isinstance(message, dict) else None
+    blocks: dict[str, list[dict]] = {kind: [] for kind in _BLOCKS}
+    parts = content if isinstance(content, list) else []
+    for part in parts:
+        if isinstance(part, dict) and part.get("type") in _BLOCKS:
+            blocks[part["type"]].append(part)
+    results = [{"role": "tool", "tool_call_id": b.get("tool_use_id"), **b} for b in blocks["tool_result"]]
+    calls = [{"id": b.get("id"), "function": {**b, "arguments": b.get("input")}} for b in blocks["tool_use"]]
+    thoughts = "".join(str(block.get("thinking")) for block in blocks["thinking"])
+    if results and len(results) == len(parts):
+        return results
+    more = ({"tool_calls": calls} if calls else {}) | ({"reasoning_content": thoughts} if thoughts else {})
+    return [*results, message | more if more else message]
 
 
 def _text(message: dict, where: str) -> str:
@@ -127,6 +146,8 @@ def _part(part: Any, where: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else None
+    if str(kind) in _BLOCKS:
+        return ""
     if str(kind) in _PICTURES:
         raise MessageMistake(where, f"this reads text only, no pictures: leave out the part of type {kind!r}")
     text = part.get(_TEXT_PARTS.get(str(kind))) if isinstance(part, dict) else None
@@ -169,7 +190,7 @@ def _answered_call(message: dict, where: str, names: dict[str, str], waiting: li
     if identifier is None:
         like = [call for call in waiting if name is None or names[call] == name]
         if not like:
-            return {"name": name} if name else {}
+            return {"name": name} if isinstance(name, str) else {}
         identifier = like[0]
     call = str(identifier)
     if call not in names:

@@ -118,6 +118,23 @@ def test_the_calls_of_2023():
     }
 
 
+def test_anthropics_blocks(strict):
+    use = {"type": "tool_use", "id": "c1", "name": "weather", "input": OBJECT}
+    result = {"type": "tool_result", "tool_use_id": "c1", "content": "3 C"}
+    said = text(strict, [user("How warm?"), {"role": "assistant", "content": [use]}, user([result])])
+    assert said == text(strict, ASKED)
+    thought = [{"type": "thinking", "thinking": "hm", "signature": "x"}, {"type": "text", "text": "I look."}, use]
+    results = [result | {"content": [{"type": "text", "text": "3 C"}]}, {"type": "text", "text": "And Rome?"}]
+    assert template_messages([user("?"), {"role": "assistant", "content": thought}, user(results)])[1:] == [
+        calling(call(OBJECT, "c1"), content="I look.", reasoning_content="hm"),
+        {"role": "tool", "content": "3 C", "tool_call_id": "c1", "name": "weather"},
+        user("And Rome?"),
+    ]
+    picture = user([result | {"content": [{"type": "image", "source": {}}]}])
+    with pytest.raises(MessageMistake, match="no pictures"):
+        template_messages([user("?"), {"role": "assistant", "content": [use]}, picture])
+
+
 @pytest.mark.parametrize("folder", [TINY, BPE])
 @pytest.mark.parametrize(
     "content",
