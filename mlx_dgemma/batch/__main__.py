@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-import os
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -10,15 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.hub import find
 from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
 from ..fill.infill import infill
 from ..forms import choices
 from ..forms.language import Language, begin_within
 from ..seam.model import DiffusionModel, Text
-from ..terminal.command import Parser, at_least, note, progress, run
+from ..terminal.command import Parser, at_least, note, progress, run, to_stdout
 from ..terminal.form import INCOMPLETE, Form, add_form, read_form
-from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask, open_model, to_json
+from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask, open_model
 from ..terminal.requests import Request, encode, read_lines, system_turn
 from ..tokens.tokenizer import Tokenizer
 from ..writing.answer import Answer
@@ -26,6 +27,7 @@ from ..writing.ask import Ask
 from ..writing.batch import InProgress
 from ..writing.batch import run as run_batch
 from ..writing.diffuse import begin
+from .answer_file import AnswerFile, fingerprints
 
 NAME = "mlx_dgemma.batch"
 Result = dict[str, Any]
@@ -60,51 +62,50 @@ def read(options: argparse.Namespace, form: Form | None) -> list[Request]:
     return requests
 
 
-def count_results(path: Path) -> tuple[int, int]:
-    """Counts the results of an earlier run in `path`, and their bytes; a last line may be cut short. Mistake where it
-    holds anything else, or cannot be written."""
-    try:
-        with path.open("a+b") as file:
-            file.seek(0)
-            lines = file.read().splitlines(keepends=True)
-    except OSError as error:
-        raise Mistake(f"--out {path} cannot be written: {error.strerror}") from None
-    whole = [line for line in lines if line.endswith(b"\n")]
-    if not all(line.startswith(b"{") and b'"request": ' in line for line in whole or lines):
-        raise Mistake(f"--out {path} holds other things than answers of this command: give a new file")
-    return len(whole), sum(map(len, whole))
-
-
 def batch(options: argparse.Namespace) -> int:
     check_ask(options)
     form = read_form(options)
-    requests, out = read(options, form), Path(options.out) if options.out else None
-    done, length = count_results(out) if out else (0, 0)
-    model, tokenizer, ask = open_model(NAME, options)
-    requests = encode(requests, model, tokenizer, ask)
-    results = write(model, tokenizer, requests, form, done, options.size)
-    if out and out.stat().st_size > length:  # the last line was cut short
-        os.truncate(out, length)
-    if done:
-        note(f"{NAME}: {out} holds {done} of {len(requests)} answers already")
-    start, count, tokens, steps, incomplete = time.perf_counter(), 0, 0, 0, 0
-    with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(out.open("a", encoding="utf-8")) if out else sys.stdout
-        bar = stack.enter_context(progress(len(requests), done, beside=sink))
-        for request, result in zip(requests[done:], results, strict=True):
-            numbered = {"request": request.number, **result, "seed": request.ask.seed}
-            print(to_json(options, numbered), file=sink, flush=True)
-            count, tokens, steps = count + 1, tokens + result["tokens"], steps + result["steps"]
-            incomplete += result.get("finish_reason") == "incomplete"
-            bar()
-    seconds = time.perf_counter() - start
-    note(
-        f"{count} answers, {tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens a second, "
-        f"{steps / max(count, 1):.1f} steps an answer, peak memory {gigabytes(model.peak_memory())}"
-    )
+    requests = read(options, form)
+    with AnswerFile(Path(options.out)) if options.out is not None else contextlib.nullcontext() as out:
+        runs = fingerprints(requests, options, find(options.model))
+        done = out.go_on(runs, options.model or "tiny") if out else 0
+        if done:
+            note(f"{NAME}: {out.path} holds {done} of {len(requests)} answers already")
+        if done == len(requests):
+            return 0
+        model, tokenizer, ask = open_model(NAME, options)
+        requests = encode(requests, model, tokenizer, ask)
+        results = write(model, tokenizer, requests, form, done, options.size)
+        name = {"model": options.model or "tiny"}
+        lines = (run | result | name for run, result in zip(runs[done:], results, strict=True))
+        incomplete = record(lines, done, len(requests), out)
+    note(f"peak memory {gigabytes(model.peak_memory())}")
     if incomplete:
         note(f"{NAME}: {incomplete} answers do not fit {form.flag}: give more --max-tokens")
     return INCOMPLETE if incomplete else 0
+
+
+def record(lines: Iterator[Result], done: int, total: int, out: AnswerFile | None) -> int:
+    """Writes each line as it comes. Returns how many answers are incomplete."""
+    start, count, tokens, steps, incomplete = time.perf_counter(), 0, 0, 0, 0
+    try:
+        with progress(total, done, beside=None if out else sys.stdout) as bar:
+            for line in lines:
+                text = json.dumps(line, ensure_ascii=False)
+                out.write(text) if out else to_stdout(f"{text}\n")
+                count, tokens, steps = count + 1, tokens + line["tokens"], steps + line["steps"]
+                incomplete += line.get("finish_reason") == "incomplete"
+                bar()
+    except (KeyboardInterrupt, SystemExit):
+        goes_on = "the same command goes on behind them" if out else "with --out FILE, the same command would go on"
+        note(f"{NAME}: stopped with {done + count} of {total} answers written; {goes_on}")
+        raise
+    seconds = time.perf_counter() - start
+    note(
+        f"{count} answers, {tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens a second, "
+        f"{steps / max(count, 1):.1f} steps an answer"
+    )
+    return incomplete
 
 
 def write(

@@ -83,29 +83,6 @@ def test_a_file_of_prompts_is_answered_in_order(files, capsys):
         assert json.loads(capsys.readouterr().out)["text"] == result["text"]
 
 
-def test_a_run_that_was_cut_short_is_gone_on_with(files, capsys):
-    path, out = files
-    arguments = [str(path), "--out", str(out), "--max-denoising-steps", "2"]
-    assert main(arguments) == 0
-    whole = out.read_text()
-    assert capsys.readouterr().out == "" and len(texts(whole)) == 4
-    out.write_text("".join(whole.splitlines(keepends=True)[:2]) + '{"request": 2, "te')
-    assert main(arguments) == 0
-    assert texts(out.read_text()) == texts(whole)
-    assert "holds 2 of 4" in capsys.readouterr().err
-    assert main(arguments) == 0 and out.read_text().count("\n") == 4
-
-
-@pytest.mark.parametrize("text", ["precious first line\nprecious last line", "precious", '{"a": 1}\n'])
-def test_a_file_of_other_things_is_left_as_it_is(files, capsys, text):
-    path, out = files
-    out.write_text(text)
-    assert main([str(path), "--out", str(out)]) == 2 and "other things" in capsys.readouterr().err
-    assert out.read_text() == text
-    asked = path.read_text()
-    assert main([str(path), "--out", str(path)]) == 2 and path.read_text() == asked
-
-
 @pytest.mark.parametrize(
     ("line", "words"),
     [
