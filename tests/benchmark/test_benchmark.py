@@ -13,7 +13,8 @@ from mlx_dgemma.benchmark.__main__ import main
 from mlx_dgemma.benchmark.report import KEY, VERSION, show
 from mlx_dgemma.benchmark.runs import spread, summary
 
-QUICK = ["--context", "64", "--repeat", "3", "--seeds", "2", "--each", "1", "--max-denoising-steps", "6"]
+QUICK = ["--context", "64", "--repeat", "3", "--seeds", "2", "--each", "1", "--max-denoising-steps", "3"]
+QUICK += ["--max-tokens", "8"]
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
 
 
@@ -23,6 +24,13 @@ def made(tmp_path_factory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("benchmark")
     assert main([*QUICK, "--out", str(folder / "report.json"), "--plot", str(folder / "report.png")]) == 0
     return folder, json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture
+def quick_ceilings(monkeypatch):
+    """They take a second; the whole run of `made` measures them."""
+    rates = {"copy_bytes_per_second": 1e10, "product_flops_per_second": 1e11}
+    monkeypatch.setattr("mlx_dgemma.mlx_backend.measure.ceilings", lambda dtype: rates)
 
 
 def is_picture(path: Path) -> bool:
@@ -53,7 +61,7 @@ def test_every_figure_is_there(made):
 def test_enough_to_repeat_it(made):
     _, report = made
     assert report[KEY] == VERSION and report["command"][1:3] == QUICK[:2]
-    assert report["settings"]["seeds"] == 2 and report["settings"]["sampling"]["max_denoising_steps"] == 6
+    assert report["settings"]["seeds"] == 2 and report["settings"]["sampling"]["max_denoising_steps"] == 3
     assert {"mlx_dgemma", "python", "mlx"} <= set(report["versions"])
     assert report["config"]["model_type"] == "diffusion_gemma" and report["bits"]["experts"] == 32
     cold = report["modes"]["diffusion"]["cold"]
@@ -77,7 +85,7 @@ def test_one_line_a_figure(made, capsys):
         assert figure in out
 
 
-def test_random_weights_assume_their_steps(capsys, tmp_path):
+def test_random_weights_assume_their_steps(capsys, tmp_path, quick_ceilings):
     plot = tmp_path / "dummy.png"
     given = ["--dummy", "tiny", "--precision", "float32", "--steps-per-block", "7", "--batch", "1,2", "--json"]
     assert main([*QUICK, *given, "--plot", str(plot)]) == 0
@@ -90,7 +98,7 @@ def test_random_weights_assume_their_steps(capsys, tmp_path):
     assert is_picture(plot)
 
 
-def test_prompts_of_a_file(made, tmp_path, capsys):
+def test_prompts_of_a_file(made, tmp_path, capsys, quick_ceilings):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "Sort: Lima, Kyiv"}\n\n{"prompt": "Reverse: Pia", "max_tokens": 5}\n')
     assert main([*QUICK, "--prompts", str(file), "--json"]) == 0
@@ -99,7 +107,7 @@ def test_prompts_of_a_file(made, tmp_path, capsys):
     assert found["runs"][1]["tokens"] <= 5 and found["summary"]["solved"] is None
 
 
-def test_ctrl_c_keeps_what_is_measured(monkeypatch, tmp_path, capsys):
+def test_ctrl_c_keeps_what_is_measured(monkeypatch, tmp_path, capsys, quick_ceilings):
     asked = []
 
     def interrupted(prompt, seed):

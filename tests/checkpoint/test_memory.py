@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="a process's peak is Linux's to tell"
-)
+pytestmark = [
+    pytest.mark.slow,  # in short: test_memory_at_the_real_vocabulary, in mlx_backend/test_sweep.py
+    pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="a process's peak is Linux's to tell"),
+]
 
 
 def measured(*arguments: str) -> dict[str, int]:

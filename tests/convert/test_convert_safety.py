@@ -227,6 +227,7 @@ def killed(argv, after):
     return True
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path, capsys):
     """KILLS of them; how long a run takes is measured first. Each goes on where the last one was killed."""
     kills, seed = int(os.environ.get("KILLS", "3")), int(os.environ.get("SEED", "0"))

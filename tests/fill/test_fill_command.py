@@ -24,7 +24,8 @@ def run(capfd):
 
 @pytest.mark.parametrize("how", ["text", "file", "stdin", "marks"])
 def test_the_command(run, monkeypatch, tmp_path, how):
-    arguments = ["--prefix", BEFORE, "--suffix", BEHIND]
+    """Only the gap of `marks` is searched."""
+    arguments = ["--prefix", BEFORE, "--suffix", BEHIND, "--gap", "4"]
     if how == "file":
         (tmp_path / "before").write_bytes(BEFORE.encode())
         arguments[1] = str(tmp_path / "before")
@@ -34,9 +35,13 @@ def test_the_command(run, monkeypatch, tmp_path, how):
     elif how == "marks":
         arguments = [f"{BEFORE}<fill>{BEHIND}"]
     code, out, err = run("--prompt", ASKED, *arguments)
-    assert (code, out) == (0, f"{BEFORE}Tess{BEHIND}") and "4 tokens (of 4 lengths tried)" in err
+    assert (code, out) == (0, f"{BEFORE}Tess{BEHIND}") and "4 tokens" in err
+    assert ("4 tokens (of 4 lengths tried)" in err) == (how == "marks")
     assert ("--prefix is the file" in err) == (how == "file")
-    assert run("--prompt", ASKED, *arguments, "--gap", "4", "--gap-only")[1] == "Tess"
+
+
+def test_the_gap_alone(run):
+    assert run("--prompt", ASKED, f"{BEFORE}<fill>{BEHIND}", "--gap", "4", "--gap-only")[1] == "Tess"
 
 
 def test_the_command_without_a_prompt_in_json_and_raw(run):

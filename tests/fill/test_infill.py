@@ -34,6 +34,7 @@ BPE = Path(__file__).parents[1] / "fixtures" / "bpe"
 ASKED = "Extract JSON: Tess is 40 and works as a vet in Accra."
 BEFORE, BEHIND = '{"name": "', '", "age": 40, "job": "vet", "city": "Accra"}'
 FEW = Ask(sampling=Sampling(max_denoising_steps=3))
+SLOW = pytest.mark.slow
 ODD = "a\r\n\tb  c\n\n▁<0x41><eos>é\u0301天\U0001f9d1\u200d\U0001f680 <|turn> don't 12 345\ufeff\x7f{"
 
 
@@ -112,7 +113,7 @@ def test_what_comes_before_a_block_is_encoded_with_the_block_before_that():
 def test_known_text_is_byte_identical(loaded, heal):
     model, tokenizer, _ = loaded
     draw, requests = random.Random(5), []
-    for seed in range(12):
+    for seed in range(6):
         texts = []
         for _ in range(draw.randint(2, 4)):
             first = draw.randrange(len(ODD))
@@ -233,7 +234,7 @@ def test_a_gap_that_is_verified(tiny):
     assert checked.finish_reason == "stop" and checked.passes > plain.passes == 1
 
 
-@pytest.mark.parametrize("deadline", [0.5, 3, 12, 30])
+@pytest.mark.parametrize("deadline", [0.5, 3, 12, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_deadline_in_the_search(tiny, deadline):
     """Passes take a second. Whatever is known of the gaps by then is written, and nothing around them changes."""
     model, tokenizer, _ = tiny
@@ -245,7 +246,7 @@ def test_a_deadline_in_the_search(tiny, deadline):
     assert (deadline == 0.5) <= (filled.finish_reason == "deadline")
 
 
-@pytest.mark.parametrize("deadline", [2, 3, 4, 6, 7, 100])
+@pytest.mark.parametrize("deadline", [2, pytest.param(3, marks=SLOW), 4, 6, pytest.param(7, marks=SLOW), 100])
 def test_a_deadline_between_blocks(tiny, deadline):
     """Three gaps in three canvases, three passes each: those that nothing was drafted for are empty."""
     model, tokenizer, _ = tiny

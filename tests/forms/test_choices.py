@@ -64,15 +64,16 @@ def test_probabilities_sum_to_one_and_are_the_same_again(unsure):
     assert np.array_equal(values, probabilities_of(model, tokenizer, tokens, TEXTS, Ask(sampling=sampling)))
 
 
-def test_the_right_answer_is_chosen(tiny):
+@pytest.mark.parametrize("count", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_the_right_answer_is_chosen(tiny, count):
     model, tokenizer, sampling = tiny
     draw, right = random.Random(0), 0
-    for seed, (prompt, answer) in enumerate(tasks.made("json", 10)):
+    for seed, (prompt, answer) in enumerate(tasks.made("json", count)):
         wrong = [answer.replace('"age": ', '"age": 1'), "yes", '{"name": "Nobody"}']
         choices = draw.sample([answer, *wrong], 4)
         tokens = prompt_tokens(tokenizer, prompt)
         right += choose(model, tokenizer, tokens, choices, Ask(sampling=sampling, seed=seed))["text"] == answer
-    assert right == 10
+    assert right == count
 
 
 def test_a_choice_that_is_too_long(tiny):

@@ -74,8 +74,9 @@ def written(loaded, language, prompt: str = PROMPT, **options) -> Answer:
 
 
 def test_every_draft_is_a_document(loaded, language):
-    model, tokenizer, _ = loaded
-    for step in run(model, [begun(loaded, language, "Sort: Lima, Kyiv, Oslo", seed=3)]):
+    model, tokenizer, sampling = loaded
+    few = replace(sampling, max_denoising_steps=12)
+    for step in run(model, [begun(loaded, language, "Sort: Lima, Kyiv, Oslo", seed=3, sampling=few)]):
         stop = np.flatnonzero(np.isin(step.draft, model.facts.stop_ids))[0]
         assert schema_rates.valid(PERSON, tokenizer.decode(step.draft[:stop].tolist()))
 
@@ -146,9 +147,10 @@ def test_token_sets_go_with_their_language(loaded):
 
 @pytest.mark.parametrize("mode", ["diffusion", "ar"])
 def test_what_does_not_fit_is_refused(loaded, language, mode):
+    few = replace(loaded[2], max_denoising_steps=6)
     with pytest.raises(Mistake, match=r"takes 46 tokens, and there is room for 45: raise max_tokens"):
         begun(loaded, language, mode=mode, max_tokens=45)
-    assert schema_rates.valid(PERSON, written(loaded, language, mode=mode, max_tokens=46).text)
+    assert schema_rates.valid(PERSON, written(loaded, language, mode=mode, max_tokens=46, sampling=few).text)
 
 
 def test_auto_is_refused(loaded, language):
@@ -178,8 +180,8 @@ def test_left_to_right_it_is_the_document(loaded, language):
 @pytest.mark.parametrize(
     ("name", "numbers"),
     [
-        ("bpe, random", range(4)),
-        pytest.param("bpe, random", range(4, 16), marks=pytest.mark.slow),
+        ("bpe, random", range(2)),
+        pytest.param("bpe, random", range(2, 16), marks=pytest.mark.slow),
         pytest.param("bytes, random", range(12), marks=pytest.mark.slow),
         pytest.param("embedded", range(12), marks=pytest.mark.slow),
     ],
@@ -196,20 +198,21 @@ def test_left_to_right_every_text_is_a_document(models, name, numbers):
             assert schema_rates.valid(made, answer.text) and answer.finish_reason == "stop", (number, most)
 
 
-def test_left_to_right_in_company_as_alone(loaded, language):
+def test_left_to_right_in_company_as_alone(loaded):
     """Beside others held to a form and free, of other draws, and denoised."""
     model, tokenizer, sampling = loaded
-    drawn = Draw(temp=2.0)
+    drawn, few = Draw(temp=2.0), replace(sampling, max_denoising_steps=6)
+    two = language_of(loaded, template("{first}, {second}."))
 
     def texts() -> list[InProgress]:
         free = Text(prompt_tokens(tokenizer, "Reverse: Perth, Noor, Delhi"))
         return [
-            begun(loaded, language, mode="ar", draw=drawn, seed=1),
-            begun(loaded, language, "Extract JSON: Zoe is a vet.", mode="ar", draw=drawn, seed=2, request=1),
-            begin(model, free, Ask(mode="ar", draw=drawn, seed=3, max_tokens=30), request=2),
-            begin(model, free, Ask(mode="ar", max_tokens=30), request=3),
-            begun(loaded, language, request=4),
-            begin(model, free, Ask(sampling=sampling, max_tokens=30), request=5),
+            begun(loaded, two, mode="ar", draw=drawn, seed=1, max_tokens=20),
+            begun(loaded, two, "Reverse: Zoe, Eve", mode="ar", draw=drawn, seed=2, request=1, max_tokens=20),
+            begin(model, free, Ask(mode="ar", draw=drawn, seed=3, max_tokens=12), request=2),
+            begin(model, free, Ask(mode="ar", max_tokens=12), request=3),
+            begun(loaded, two, request=4, sampling=few),
+            begin(model, free, Ask(sampling=few, max_tokens=30), request=5),
         ]
 
     together: dict[int, list] = {}
@@ -225,8 +228,8 @@ def test_left_to_right_in_company_as_alone(loaded, language):
 @pytest.mark.parametrize(
     ("name", "form", "seeds"),
     [
-        ("embedded", PERSON, 6),
-        ("bpe, random", LISTS, 6),
+        ("embedded", PERSON, 4),
+        ("bpe, random", LISTS, 4),
         pytest.param("embedded", LISTS, 20, marks=pytest.mark.slow),
         pytest.param("bpe, random", PERSON, 20, marks=pytest.mark.slow),
         pytest.param("bytes, random", LISTS, 20, marks=pytest.mark.slow),
@@ -259,13 +262,15 @@ def test_by_a_deadline_a_template_is_finished(loaded):
             assert re.fullmatch(r"Dear .+,\nyou are -?\d+ and (glad|sad)\.\n", answer.text), answer.text
 
 
-def test_cut_by_max_tokens_it_is_a_document(loaded):
+@pytest.mark.parametrize("form", [PERSON, pytest.param(LISTS, marks=pytest.mark.slow)], ids=["person", "lists"])
+def test_cut_by_max_tokens_it_is_a_document(loaded, form):
     """Whatever the model would go on to write: it ends in time."""
-    held, few = language_of(loaded, schema.automaton(LISTS)), replace(loaded[2], max_denoising_steps=3)
-    for most in (int(held.lattice.left[0]), 150):
+    held, few = language_of(loaded, schema.automaton(form)), replace(loaded[2], max_denoising_steps=3)
+    shortest = int(held.lattice.left[0])
+    for most in (shortest, shortest + 20):
         for mode in ("diffusion", "ar"):
             answer = written(loaded, held, mode=mode, max_tokens=most, sampling=few, draw=Draw(temp=2.0))
-            assert schema_rates.valid(LISTS, answer.text) and len(answer.tokens) <= most
+            assert schema_rates.valid(form, answer.text) and len(answer.tokens) <= most
 
 
 # Verified.
@@ -275,6 +280,7 @@ def test_cut_by_max_tokens_it_is_a_document(loaded):
     ("name", "seeds"),
     [
         ("bpe, random", 1),
+        pytest.param("bpe, random", 3, marks=pytest.mark.slow),
         pytest.param("bytes, random", 3, marks=pytest.mark.slow),
         pytest.param("embedded", 3, marks=pytest.mark.slow),
     ],
@@ -282,7 +288,7 @@ def test_cut_by_max_tokens_it_is_a_document(loaded):
 def test_a_document_is_verified(models, name, seeds):
     model, _, sampling = loaded = models[name]
     held, repairs = language_of(loaded, schema.automaton(LISTS)), 0
-    few = replace(sampling, max_denoising_steps=4)
+    few = replace(sampling, max_denoising_steps=2 if seeds == 1 else 4)
     for seed in range(seeds):
         writing = begun(loaded, held, "Make some JSON", sampling=few, seed=seed, max_tokens=250, verify=True)
         steps = list(run(model, [writing]))
@@ -303,9 +309,9 @@ def test_what_verify_repairs_is_right(loaded):
     assert checked.notes and all("written again from token" in note for note in checked.notes)
 
 
-def test_verified_by_a_deadline(loaded):
+@pytest.mark.parametrize("deadline", [1, 4, pytest.param(9, marks=pytest.mark.slow)])
+def test_verified_by_a_deadline(loaded, deadline):
     held = language_of(loaded, schema.automaton(LISTS))
-    for deadline in (1, 4, 9):
-        options = {"verify": True, "deadline": deadline, "max_tokens": 250}
-        answer = written(loaded, held, model=Timed(loaded[0]), prompt="Make some JSON", **options)
-        assert schema_rates.valid(LISTS, answer.text), (deadline, answer.text)
+    options = {"verify": True, "deadline": deadline, "max_tokens": 250}
+    answer = written(loaded, held, model=Timed(loaded[0]), prompt="Make some JSON", **options)
+    assert schema_rates.valid(LISTS, answer.text), answer.text

@@ -16,7 +16,11 @@ from mlx_dgemma.writing.sampling import parse_sampling
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens.json").read_text())
 
 
-@pytest.mark.parametrize("golden", GOLDENS["random"], ids=lambda g: f"seed {g['seed']}, {len(g['steps'])} blocks")
+@pytest.mark.parametrize(
+    "golden",
+    [pytest.param(g, marks=[pytest.mark.slow] * (g["seed"] > 0)) for g in GOLDENS["random"]],
+    ids=lambda g: f"seed {g['seed']}, {len(g['steps'])} blocks",
+)
 def test_random_weights(golden, tmp_path):
     folder = runs.random_case(tmp_path, golden, golden["eos"])
     config, generation = read_configs(folder)

@@ -34,10 +34,17 @@ CASES = {
     },
     "sliding-sliding-full": {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2},
 }
-LENGTHS = [1, 23, 24, 25, 70]  # below, at and above the sliding window of 24, and several windows long
+SLOW = pytest.mark.slow
+# Below, at and above the sliding window of 24, and several windows long.
+LENGTHS = [1, pytest.param(23, marks=SLOW), 24, pytest.param(25, marks=SLOW), 70]
 
 
-@pytest.fixture(scope="module", params=[(b, c) for b in BACKENDS for c in CASES], ids=" ".join)
+AT_LENGTH = {"torch transformers", "mlx no KV sharing, top-1", "torch no KV sharing, top-1"}
+PAIRS = [(backend, case) for backend in BACKENDS for case in CASES]
+PAIRS = [pytest.param(pair, id=" ".join(pair), marks=[SLOW] * (" ".join(pair) in AT_LENGTH)) for pair in PAIRS]
+
+
+@pytest.fixture(scope="module", params=PAIRS)
 def pair(request, tmp_path_factory):
     backend, case = request.param
     config = checkpoints.config(**CASES[case])
@@ -77,7 +84,7 @@ def test_logits_of_three_blocks(pair, length):
         pending = rng.integers(vocabulary, size=canvas_length)
 
 
-@pytest.mark.parametrize("piece", [1, 7, 24])
+@pytest.mark.parametrize("piece", [pytest.param(1, marks=SLOW), 7, 24])
 def test_prompt_in_pieces(pair, piece, monkeypatch):
     model, theirs = pair
     tokens = np.random.default_rng(5).integers(model.facts.vocab_size, size=60)

@@ -138,8 +138,13 @@ def test_a_long_prompt_is_read_in_pieces_while_others_get_their_passes(monkeypat
     assert [row.pending.tokens.tolist() for row in model.rows] == [[9], [], [18], ONE, long[16:], []]
 
 
-def test_every_kind_of_text_is_the_same_in_company(model):
-    alone = [list(run(model, [text])) for text in mixed(model)]
+@pytest.fixture(scope="module")
+def alone(model) -> list[list]:
+    """The steps of each of the `mixed` texts."""
+    return [list(run(model, [text])) for text in mixed(model)]
+
+
+def test_every_kind_of_text_is_the_same_in_company(model, alone):
     together = list(run(model, mixed(model), 8))
     for number, steps in enumerate(alone):
         for pair in zip([step for step in together if step.request == number], steps, strict=True):
@@ -148,7 +153,7 @@ def test_every_kind_of_text_is_the_same_in_company(model):
     assert {1} in widths and {16} in widths and any({1, 16} <= one for one in widths)
 
 
-@pytest.mark.parametrize("size", [3, 8])
+@pytest.mark.parametrize("size", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_every_kind_of_text_is_the_same_whenever_it_joins_and_however_it_is_read(model, monkeypatch, size):
     """Prompts are read in pieces of 8 tokens, alone, too, and a text joins after every second pass."""
     monkeypatch.setattr(batch, "PIECE", 8)
@@ -165,22 +170,23 @@ def test_every_kind_of_text_is_the_same_whenever_it_joins_and_however_it_is_read
             same(*pair)
 
 
-def test_one_that_is_cancelled_leaves_the_others_as_they_were(model):
-    alone = [list(run(model, [text])) for text in mixed(model)]
-    for gone in (0, 1, 3, 6):
-        several, texts, together = Batch(model, 8), mixed(model), []
-        for text in texts:
-            several.add(text)
-        for number in range(10_000):
-            if number == 5 and texts[gone] in several.texts:
-                several.cancel(texts[gone])
-            if not several.texts:
-                break
-            together += several.steps()
-        for number in range(8):
-            steps = [step for step in together if step.request == number]
-            for pair in zip(steps, alone[number], strict=number != gone):
-                same(*pair)
+@pytest.mark.parametrize(
+    "gone", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow), 6]
+)
+def test_one_that_is_cancelled_leaves_the_others_as_they_were(model, alone, gone):
+    several, texts, together = Batch(model, 8), mixed(model), []
+    for text in texts:
+        several.add(text)
+    for number in range(10_000):
+        if number == 5 and texts[gone] in several.texts:
+            several.cancel(texts[gone])
+        if not several.texts:
+            break
+        together += several.steps()
+    for number in range(8):
+        steps = [step for step in together if step.request == number]
+        for pair in zip(steps, alone[number], strict=number != gone):
+            same(*pair)
 
 
 def test_the_cache_of_a_cancelled_text_holds_what_was_encoded_of_it(model):

@@ -31,7 +31,7 @@ def parties(tmp_path_factory):
     endless.facts = replace(endless.facts, stop_ids=(272,))
     few = Sampling(max_denoising_steps=3)
     return {
-        "bytes": (tiny, byte_tokenizer, Sampling(max_denoising_steps=8)),
+        "bytes": (tiny, byte_tokenizer, Sampling(max_denoising_steps=4)),
         "endless bytes": (endless, byte_tokenizer, few),
         "bpe": (random, tokenizer, few),
     }
@@ -62,7 +62,7 @@ def common(one: list[int], other: list[int]) -> int:
         ("bytes", False, 40),
         ("endless bytes", False, 150),
         ("bpe", False, 10),
-        ("bpe", False, 70),
+        pytest.param("bpe", False, 70, marks=pytest.mark.slow),
         ("bpe", True, 40),
     ],
 )
@@ -201,11 +201,11 @@ def fresh(conversation: Conversation, model, question: str) -> list:
 def test_another_mode_goes_on_from_the_same_cache(bpe):
     """Its answer is longer than what the sliding layers remember; one turn of it is left early."""
     model, tokenizer, sampling = bpe
-    denoise = Ask(sampling=sampling, max_tokens=60)
+    denoise = Ask(sampling=sampling, max_tokens=40)
     conversation = Conversation(model, tokenizer, denoise)
     turn(conversation, QUESTIONS[0])
     conversation.how = replace(denoise, mode="ar")
-    for question, limit in ((QUESTIONS[1], 60), (QUESTIONS[2], 7), (QUESTIONS[0], 60)):
+    for question, limit in ((QUESTIONS[1], 40), (QUESTIONS[2], 7), (QUESTIONS[0], 40)):
         messages = [*conversation.messages, {"role": "user", "content": question}]
         prompt = tokenizer.chat(messages)
         alone = diffuse(model, prompt, conversation.how)
@@ -272,7 +272,7 @@ def test_reading_may_be_left_between_two_passes(parties, monkeypatch):
 @pytest.mark.parametrize("question", ["", " \n", "x" * 5000, "\udcff"])
 def test_a_question_that_cannot_be_asked_changes_nothing(parties, question):
     model, tokenizer, sampling = parties["bytes"]
-    conversation = Conversation(model, tokenizer, Ask(sampling=sampling))
+    conversation = Conversation(model, tokenizer, Ask(sampling=sampling, max_tokens=5))
     turn(conversation, QUESTIONS[0])
     before = (list(conversation.messages), conversation.cache.length)
     with pytest.raises(Mistake):

@@ -103,13 +103,14 @@ def test_the_settled_prefix_is_kept_and_the_rest_follows_from_it(tiny):
     assert answer.statistics(1)["steps"] == len(steps)
 
 
-@pytest.mark.parametrize("max_tokens", [3, *(pytest.param(n, marks=SLOW) for n in (30, 64, 150)), 100])
+@pytest.mark.parametrize("max_tokens", [3, 70, *(pytest.param(n, marks=SLOW) for n in (30, 64, 100, 150))])
 def test_it_ends_where_it_is_to(tiny, monkeypatch, max_tokens):
-    model, tokenizer, _ = tiny
+    model, tokenizer, sampling = tiny
     monkeypatch.setattr(model, "facts", replace(model.facts, stop_ids=()))
+    few = replace(sampling, max_denoising_steps=8)
     tokens = prompt_tokens(tokenizer, "What is 603 + 845?")
     for ratio in (0.01, 0.2, 9):
-        steps = routed(tiny, tokens, ratio, max_tokens)
+        steps = routed(tiny, tokens, ratio, max_tokens, few)
         length = sum(len(step.draft) for step in steps if step.final)
         assert steps[-1].reason == "length" and not any(step.reason for step in steps[:-1])
         assert length >= max_tokens and (ratio == 9 or length < max_tokens + 64)

@@ -89,7 +89,7 @@ def test_in_company_as_alone(tiny, fast):
 
     def writings():
         ask = Ask(max_tokens=64, sampling=fast, verify=True)
-        for i, prompt in enumerate(("Sort: Yan, Omar, Bonn, Dan", "Reverse: Oslo, Rome, Lima", "What is 1 + 2?")):
+        for i, prompt in enumerate(("Sort: Yan, Omar, Bonn, Dan", "Reverse: Oslo, Rome")):
             yield begin(model, Text(prompt_tokens(tokenizer, prompt)), replace(ask, seed=i), request=i)
 
     together, alone = {}, {}
