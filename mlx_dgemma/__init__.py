@@ -5,6 +5,7 @@ No name here is a command's, and nothing heavy is imported before it is used.
 
 import importlib
 
+from . import early as early  # before what takes long
 from .load import load  # at once, or the module of the same name would stand in its place
 from .version import __version__ as __version__
 

@@ -19,7 +19,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mlx_dgemma"
 COMMANDS = ("generate", "chat", "batch", "fill", "edit", "convert", "selfcheck", "benchmark")
 FLOORS = (  # a room imports those on floors below its own
-    ("errors", "version"),
+    ("errors", "version", "early"),
     ("seam",),
     ("checkpoint",),
     ("tokens",),

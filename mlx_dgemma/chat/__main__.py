@@ -17,6 +17,7 @@ from ..errors import Mistake, need
 from ..terminal.command import CUT, Parser, on_terminal, run, to_stdout, waiting
 from ..terminal.keyboard import Interrupt, line_editor, line_of_pipe
 from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask, open_model
+from ..terminal.process import is_terminal
 from ..terminal.tools import add_tools, read_tool_file, tell_unheard
 from ..terminal.watch import Watch
 from ..tokens.parts import GeneratedText
@@ -119,7 +120,7 @@ class Session:
             show(chain(first, pieces), watch)
         if answer := conversation.answer:
             for call in answer.calls:
-                print(f"tool call: {call}", flush=True)
+                to_stdout(f"tool call: {call}\n")
             for line in answer.notes:
                 note(line)
         forgotten = ", and the question is forgotten" if len(conversation.messages) < turns else ""
@@ -222,7 +223,7 @@ def chat(options: argparse.Namespace) -> None:
     model, tokenizer, ask = open_model(NAME, options)
     tell_unheard(NAME, tokenizer, tools)
     conversation = Conversation(model, tokenizer, ask, options.system, options.thinking, tools)
-    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    interactive = is_terminal(sys.stdin, sys.stdout)
     session = Session(conversation, watched=options.watch, interactive=interactive)
     if options.load:
         session.load(options.load)

@@ -72,7 +72,7 @@ def generate(options: argparse.Namespace) -> int:
         return INCOMPLETE
     numbers = answer.statistics(len(tokens)) | {"peak_memory": model.peak_memory()}
     if options.json:
-        print(to_json(options, numbers | (form.slots(answer.text) if form else {})))
+        to_stdout(to_json(options, numbers | (form.slots(answer.text) if form else {})) + "\n")
     else:
         print_rest(answer, answer.text if language else "")
     note(*answer.notes, summary(numbers))  # notes not where they come up: there they would stand amid the text
@@ -81,9 +81,9 @@ def generate(options: argparse.Namespace) -> int:
 
 def report_choice(options: argparse.Namespace, choice: dict[str, Any]) -> None:
     if options.json:
-        print(to_json(options, choice))
+        to_stdout(to_json(options, choice) + "\n")
         return
-    print(choice["text"])
+    to_stdout(choice["text"] + "\n")
     ranked = sorted(choice["probabilities"].items(), key=lambda item: -item[1])
     note(", ".join(f"{text} {value:.1%}" for text, value in ranked[:5]))
 
@@ -103,9 +103,9 @@ def write(answer: Answer, steps: Iterator[Step], watch: Watch, reading: str, pri
 
 def print_rest(answer: Answer, text: str) -> None:
     """Prints what `write` left out: `text`, the end of the last line, and the tool calls."""
-    print(text, end="" if not answer.text or answer.text.endswith("\n") else "\n", flush=True)
+    to_stdout(text + "\n" * (answer.text[-1:] not in ("", "\n")))
     for call in answer.calls:
-        print(f"tool call: {call}", flush=True)
+        to_stdout(f"tool call: {call}\n")
 
 
 def summary(numbers: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import codecs
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,9 @@ from rich.status import Status
 
 from ..errors import Mistake, NotFound
 from ..fill.line_ends import BOM, shown
+from .process import is_terminal, mute, prepared
 
+LONGEST = 1000  # characters of a mistake
 # A finish reason, as a line of numbers tells it.
 CUT = {"length": " (cut at the length asked for)", "deadline": " (as it stood at the deadline)"}
 
@@ -34,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter)
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
+        self.exit(2, f"{self.prog}: {in_a_line(message)}; see --help\n")
 
 
 def at_least(smallest: int) -> Callable[[str], int]:
@@ -60,12 +61,14 @@ def read(path: str) -> str:
     """Returns a file's text, or standard input for "-", to the byte: no newline is translated. Mistake where it cannot
     be read, is not UTF-8, or holds a zero byte."""
     name = "standard input" if path == "-" else path
+    if path == "-" and sys.stdin is None:
+        raise Mistake("standard input is closed, so - cannot be read: give a file or a text")
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except FileNotFoundError:
         raise NotFound(f"{path}: no such file") from None
-    except OSError as error:
-        raise Mistake(f"{path} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise Mistake(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise Mistake(f"{name} is UTF-16, not UTF-8: convert it first, as by iconv -f UTF-16 -t UTF-8")
     if (zero := data.find(b"\0")) >= 0:
@@ -78,11 +81,21 @@ def read(path: str) -> str:
 
 
 def to_stdout(text: str) -> None:
-    print(text, end="", flush=True)
+    """Mistake where it cannot be written. BrokenPipeError: whoever read it has seen enough."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        mute(sys.stdout.fileno())  # or Python would complain once more when it flushes at exit
+        raise Mistake(f"standard output cannot be written: {error.strerror}") from None
 
 
 def to_stderr(text: str) -> None:
-    print(text, end="", file=sys.stderr, flush=True)
+    try:
+        print(text, end="", file=sys.stderr, flush=True)
+    except OSError:  # nobody reads it, or its disk is full: the text on stdout goes on
+        mute(sys.stderr.fileno())
 
 
 def note(*lines: str) -> None:
@@ -91,12 +104,13 @@ def note(*lines: str) -> None:
 
 
 def on_terminal() -> bool:
-    return sys.stdout.isatty() and sys.stderr.isatty()
+    return is_terminal(sys.stdout, sys.stderr)
 
 
 def waiting(message: str) -> Status:
     """Returns a context manager that shows `message` on stderr, if that is a terminal."""
-    return Console(stderr=True).status(message)
+    console = Console(stderr=True)
+    return console.status(message, spinner="line" if console.options.ascii_only else "dots")
 
 
 @contextmanager
@@ -111,16 +125,24 @@ def progress(total: int, done: int = 0, beside: TextIO | None = None) -> Iterato
         yield lambda: bar.advance(task)
 
 
+def in_a_line(message: str) -> str:
+    """Returns a message as one line, which steers no terminal and is no book."""
+    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(message.split()))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 200]} … {line[-200:]}"
+
+
 def run(name: str, command: Callable[[], int | None]) -> int:
     """Calls `command` and returns the exit code of the process."""
     try:
-        return command() or 0
+        with prepared():
+            code = command() or 0
+            to_stdout("")  # what is still in its buffer
+            return code
     except Mistake as mistake:
-        note(f"{name}: {' '.join(str(mistake).split())}")
+        note(f"{name}: {in_a_line(str(mistake))}")
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read us has seen enough. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        mute(sys.stdout.fileno())
         return 141

@@ -10,8 +10,9 @@ from ..fill.infill import Filled, Infill, infill
 from ..seam.model import DiffusionModel
 from ..tokens.tokenizer import Tokenizer
 from ..writing.writing import Step
-from .command import CUT, note, waiting
+from .command import CUT, note, to_stdout, waiting
 from .options import add_ask, add_model, to_json
+from .process import is_terminal
 from .watch import Watch
 
 
@@ -28,7 +29,7 @@ def fill_gaps(
 ) -> tuple[Filled, dict[str, Any]]:
     """Fills the gaps of `request`. Returns the result, and the numbers of the run. On a terminal the canvas is drawn
     if it is to be `watched`: of the lengths that are searched side by side, the likeliest."""
-    drawn, start = watched and sys.stderr.isatty(), time.perf_counter()
+    drawn, start = watched and is_terminal(sys.stderr), time.perf_counter()
     watch = Watch(tokenizer, request.schedule().max_denoising_steps, drawn=drawn)
 
     def show(step: Step) -> None:
@@ -43,10 +44,10 @@ def fill_gaps(
 def report(options: argparse.Namespace, filled: Filled, numbers: dict[str, Any], text: str, more: str) -> None:
     """Prints `text`, and `more` behind the line of numbers; or with --json `numbers` alone."""
     if options.json:
-        print(to_json(options, asdict(filled) | numbers))
+        to_stdout(to_json(options, asdict(filled) | numbers) + "\n")
         return
     # To the byte, but for a terminal, whose next line should not begin behind it.
-    print(text, end="\n" if sys.stdout.isatty() and text and not text.endswith("\n") else "", flush=True)
+    to_stdout(text + "\n" * (is_terminal(sys.stdout) and text[-1:] not in ("", "\n")))
     tried = f" (of {sum(map(len, filled.tried))} lengths tried)" if filled.tried else ""
     lengths, steps = (", ".join(map(str, counts)) for counts in (filled.lengths, filled.steps))
     note(

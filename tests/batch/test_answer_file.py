@@ -72,7 +72,7 @@ def test_requests_that_were_added_are_answered(run, files, answers):
     [
         ("prompt", ["request 1", "line 2"]),
         ("order", ["request 0", "line 1"]),
-        ("fewer", ["holds 3 answers to 2 requests"]),
+        ("fewer", ["holds 3 answers", "2 requests"]),
         ("model", ["its model was tiny", "now it is", "other"]),
         ("seed", ["its seed was 0, now it is 7"]),
         ("options", ["its options were others"]),
