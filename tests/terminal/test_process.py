@@ -21,7 +21,7 @@ FEW = ["--max-denoising-steps", "2"]
 
 
 def shell(line: str, **environment: str) -> tuple[int, str, list[str]]:
-    """Runs a line of shell in which $G is the command. -> exit code, stdout, lines of stderr but the first two notes."""
+    """Runs a line of shell in which G is the command. -> exit code, stdout, lines of stderr but the first note."""
     script = f'exec 3>&1; G() {{ "{sys.executable}" -m mlx_dgemma.generate "$@"; }}; {line}'
     found = subprocess.run(
         ["bash", "-c", script],
