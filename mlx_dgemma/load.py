@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from .checkpoint.adapter import Adapter
+from .checkpoint.adapter import read as read_adapter
 from .checkpoint.config import DTYPES, FP8, ModelConfig, Recipe, parse_config
 from .checkpoint.folder import read_configs, read_tensors
 from .checkpoint.hub import find
@@ -24,6 +26,8 @@ from .errors import Mistake
 from .writing.sampling import Sampling, parse_sampling
 
 if TYPE_CHECKING:
+    from .checkpoint.adapter import Start
+    from .seam.learning import Learner, Optimizer
     from .seam.model import DiffusionModel
     from .tokens.tokenizer import Tokenizer
 
@@ -32,7 +36,10 @@ _INSTALL = {"mlx": "pip install 'mlx_dgemma[cpu]' on Linux", "torch": "pip insta
 
 
 def load(
-    path: str | Path | None = None, backend: str | None = None, dtype: str | None = None
+    path: str | Path | None = None,
+    backend: str | None = None,
+    dtype: str | None = None,
+    adapter_path: str | Path | None = None,
 ) -> tuple[DiffusionModel, Tokenizer, Sampling]:
     """Load a DiffusionGemma checkpoint. Under torchrun the model is divided over the ranks.
 
@@ -41,6 +48,7 @@ def load(
         backend: "mlx" or "torch"; None: torch where there is a CUDA device, else MLX.
         dtype: "float32", "bfloat16" or "float16" of activations and unquantized weights; "fp8", on torch: experts and
             linears in E4M3, activations in bfloat16; None: the checkpoint's.
+        adapter_path: a folder that `python -m mlx_dgemma.train` made, or mlx-lm's of the same shape.
 
     Raises:
         Mistake: the checkpoint is not whole, does not fit into memory, or does not go with the other arguments.
@@ -51,10 +59,14 @@ def load(
     stored, generation = read_configs(folder)
     config, sampling = parse_config(stored, generation), parse_sampling(generation)
     tokenizer = Tokenizer(folder)  # before the weights, which take longer
-    return load_model(folder, config, backend or choose_backend(), dtype or config.dtype), tokenizer, sampling
+    adapter = None if adapter_path is None else read_adapter(adapter_path)
+    backend = backend or choose_backend()
+    return load_model(folder, config, backend, dtype or config.dtype, adapter), tokenizer, sampling
 
 
-def load_model(folder: Path, config: ModelConfig, backend: str, dtype: str) -> DiffusionModel:
+def load_model(
+    folder: Path, config: ModelConfig, backend: str, dtype: str, adapter: Adapter | None = None
+) -> DiffusionModel:
     """Load the weights in `folder` alone; the arguments are those of `load`."""
     if dtype not in (*DTYPES, FP8):
         raise Mistake(f"need dtype one of {', '.join((*DTYPES, FP8))}, got {dtype}")
@@ -63,7 +75,7 @@ def load_model(folder: Path, config: ModelConfig, backend: str, dtype: str) -> D
         if backend == "torch":
             from .torch_backend.load import load_torch
 
-            return load_torch(tensors, config, dtype, folder.name)
+            return load_torch(tensors, config, dtype, folder.name, adapter)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise Mistake("torchrun started several ranks, and MLX runs on one: give --backend torch")
         if dtype == FP8:
@@ -71,7 +83,7 @@ def load_model(folder: Path, config: ModelConfig, backend: str, dtype: str) -> D
         check_memory(sum(tensor.nbytes for tensor in tensors.values()), folder.name)
         from .mlx_backend.load import load_mlx
 
-        return load_mlx(tensors, config, dtype)
+        return load_mlx(tensors, config, dtype, adapter)
 
 
 def choose_backend() -> str:
@@ -95,6 +107,20 @@ def why_no_gpu(backend: str | None) -> str | None:
     from .torch_backend.device import no_gpu
 
     return no_gpu()
+
+
+def learner(
+    model: DiffusionModel, backend: str, start: Start | None, optimizer: Optimizer, *, checkpoint: bool
+) -> Learner:
+    """Make `model` learn: an adapter that `start` makes from the shapes of its linears, or all its weights. With
+    `checkpoint` the activations inside a layer are made again, and not kept."""
+    if backend == "torch":
+        from .torch_backend.learn import TorchLearner
+
+        return TorchLearner(model, start, optimizer, checkpoint=checkpoint)
+    from .mlx_backend.learn import MLXLearner
+
+    return MLXLearner(model, start, optimizer, checkpoint=checkpoint)
 
 
 def dummy(

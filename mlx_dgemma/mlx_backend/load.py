@@ -2,8 +2,10 @@
 
 import mlx.core as mx
 
+from ..checkpoint.adapter import Adapter
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.folder import Tensor
+from .lora import attach
 from .model import MLXModel
 from .network import Network
 from .weights import load_weights
@@ -11,11 +13,13 @@ from .weights import load_weights
 CACHED = 2**30  # bytes that MLX's allocator may hold on to
 
 
-def load_mlx(tensors: dict[str, Tensor], config: ModelConfig, dtype: str) -> MLXModel:
+def load_mlx(tensors: dict[str, Tensor], config: ModelConfig, dtype: str, adapter: Adapter | None = None) -> MLXModel:
     """ValueError names the tensor that is missing, left over, or of the wrong shape or dtype."""
     kind = getattr(mx, dtype)
     network = Network(config)
     load_weights(network, config, tensors, kind)
+    if adapter:
+        attach(network, adapter)
     # The arrays of a pass are of the same sizes each time, and taken again; what a long prompt leaves is given back.
     mx.set_cache_limit(CACHED)
     if mx.metal.is_available():

@@ -58,6 +58,7 @@ def _number(text: str) -> float | str:
 def add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the model").add_argument
     add("--model", metavar="FOLDER_OR_HUB_ID", help="a checkpoint; without it, a tiny one that comes along")
+    add("--adapter-path", metavar="FOLDER", help="what python -m mlx_dgemma.train learnt, on top of it")
     add("--backend", choices=["mlx", "torch"], help="default: torch where there is a CUDA device, else mlx")
     dtype = "of activations (default: the checkpoint's); fp8, on torch: of experts and linears too"
     add("--dtype", choices=["float32", "bfloat16", "float16", "fp8"], help=dtype)
@@ -128,7 +129,7 @@ def open_model(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, 
         )
     folder = find(options.model)  # a download has a progress bar of its own
     with waiting("loading"):
-        model, tokenizer, sampling = load(folder, options.backend, options.dtype)
+        model, tokenizer, sampling = load(folder, options.backend, options.dtype, options.adapter_path)
     if reason := why_no_gpu(options.backend):
         note(f"{name}: no CUDA device, so torch computes on the CPU: {reason}")
     return model, tokenizer, _ask(options, sampling)

@@ -29,8 +29,8 @@ def the_device() -> torch.device:
 
 
 def by_kernel(x: Tensor) -> bool:
-    """Return whether the kernels for a GPU are used on `x`."""
-    return x.is_cuda
+    """Return whether the kernels for a GPU are used on `x`. They know no gradients."""
+    return x.is_cuda and not x.requires_grad
 
 
 def free(device: torch.device) -> int:

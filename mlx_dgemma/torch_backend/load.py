@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from ..checkpoint.adapter import Adapter
 from ..checkpoint.config import FP8, ModelConfig
 from ..checkpoint.folder import Tensor
 from ..checkpoint.memory import check_memory
@@ -14,6 +15,7 @@ from ..errors import Mistake
 from . import device as devices
 from . import parallel
 from .layers import Linear
+from .lora import attach
 from .model import TorchModel
 from .network import Network
 from .weights import DTYPES, declare, load_weights
@@ -38,7 +40,9 @@ def _nbytes(config: ModelConfig, name: str, tensor: Tensor) -> int:
     return tensor.nbytes * math.prod(sizes) // max(1, math.prod(tensor.shape))
 
 
-def load_torch(tensors: dict[str, Tensor], config: ModelConfig, dtype: str, name: str) -> TorchModel:
+def load_torch(
+    tensors: dict[str, Tensor], config: ModelConfig, dtype: str, name: str, adapter: Adapter | None = None
+) -> TorchModel:
     """Load a checkpoint: `dtype` is one of DTYPES, `name` is for messages. Mistake names the tensor that is missing,
     left over, or of the wrong shape or dtype."""
     parallel.join()
@@ -51,4 +55,6 @@ def load_torch(tensors: dict[str, Tensor], config: ModelConfig, dtype: str, name
     check_memory(needed // 2 if fp8 else needed, name, devices.free(device))
     with devices.enough(device, name):
         load_weights(network, tensors, device, fp8=fp8)
+        if adapter:
+            attach(network, adapter)
     return TorchModel(network, config, device)
