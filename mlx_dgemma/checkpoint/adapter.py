@@ -74,9 +74,8 @@ def begin(linears: Mapping[str, Shape], keys: Iterable[str], rank: int, scale: f
         tensors[f"{path}.lora_a"] = rng.uniform(-bound, bound, a).astype(np.float32)
         tensors[f"{path}.lora_b"] = np.zeros(b, np.float32)
     if not tensors:
-        raise Mistake(
-            f"lora_parameters: no layer is named {', '.join(keys)}: name some of {', '.join(keys_of(linears))}"
-        )
+        known = sorted({".".join(path.split(".")[-2:]) for path in linears if _may_learn(path)})
+        raise Mistake(f"lora_parameters: no layer is named {', '.join(keys)}: name some of {', '.join(known)}")
     return Adapter(tensors, scale)
 
 

@@ -105,7 +105,8 @@ def test_gradients_over_quantized_weights(packed, tmp_path, backend):
     """They are those over the same weights dequantized."""
     pytest.importorskip(backend)
     _, dequantized, shape = folders.quantized(tmp_path / "packed")
-    plain = folders.write(tmp_path / "plain", {n: np.array(a) for n, a in dequantized.items()}, **shape)
+    weights = folders.tensors(**shape) | {name: np.array(array) for name, array in dequantized.items()}
+    plain = folders.write(tmp_path / "plain", weights, **shape)
     start, path = partial(adapter.begin, keys=KEYS, rank=4, scale=2.0, seed=1), tmp_path / "moved.safetensors"
     rng, moved = np.random.default_rng(0), []
     for folder in (packed, plain):
