@@ -11,6 +11,7 @@ from test_gradients import CONFIG, STORED, batch, examples
 
 from mlx_dgemma.checkpoint import adapter
 from mlx_dgemma.checkpoint.adapter import ATTENTION_AND_MLP
+from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.load import learner, load_model
 from mlx_dgemma.seam.learning import Canvases, Optimizer
 from mlx_dgemma.train.loss import Recipe, loss_of, noised
@@ -24,11 +25,14 @@ def folder(tmp_path_factory):
     return checkpoints.write(tmp_path_factory.mktemp("model"), STORED, checkpoints.weights(STORED, seed=5))
 
 
+def start(keys=ATTENTION_AND_MLP):
+    return keys and partial(adapter.begin, keys=keys, rank=4, scale=2.0, seed=1)
+
+
 def started(folder, backend, *, keys=ATTENTION_AND_MLP, checkpoint=False, **optimizer):
     """A learner of an adapter, or with `keys` None of all weights."""
-    start = keys and partial(adapter.begin, keys=keys, rank=4, scale=2.0, seed=1)
     model = load_model(folder, CONFIG, backend, "float32")
-    return learner(model, backend, start, Optimizer(**optimizer), checkpoint=checkpoint)
+    return learner(model, backend, start(keys), Optimizer(**optimizer), checkpoint=checkpoint)
 
 
 def steps(learner, numbers, rate=3e-3) -> list[list[float]]:
@@ -79,10 +83,15 @@ def test_a_run_that_was_cut_goes_on_to_the_byte(folder, tmp_path, backend, name)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_leaks_from_the_canvas_on(folder, backend):
+def test_nothing_leaks_from_the_canvas_on(tmp_path, backend):
     """Other tokens at and behind its start move nothing of a canvas; the token before it does."""
+    pytest.importorskip(backend)
+    # All experts are of all tokens: a row's last bits may depend on how many rows an expert has.
+    stored = checkpoints.config(layer_types=["sliding_attention", "full_attention"], num_experts=2)
+    folder = checkpoints.write(tmp_path, stored, checkpoints.weights(stored))
+    model = load_model(folder, parse_config(stored), backend, "float32")
+    one = learner(model, backend, start(), Optimizer(), checkpoint=False)
     drawn, _ = batch(0.5)
-    one = started(folder, backend)
 
     def hidden(offset: int) -> np.ndarray:
         texts = [text.copy() for text in drawn.canvases.texts]
@@ -97,7 +106,7 @@ def test_nothing_leaks_from_the_canvas_on(folder, backend):
             return (states[0].sum(),) * 3
 
         one.losses(loss)
-        return np.array(states[0])
+        return np.array(states[0].tolist())
 
     as_it_is = hidden(10_000)
     assert (hidden(0) == as_it_is).all()

@@ -26,15 +26,17 @@ if sys.argv[1] == "mlx":
     mx.eval(value, gradient)
     peak = mx.get_peak_memory() - before
 else:
-    import torch, resource
+    import torch
     from mlx_dgemma.torch_backend.layers import Embedding
     from mlx_dgemma.torch_backend.learn import LogSumExp
     table = Embedding(V, D); table.weight = torch.from_numpy(w)
     hidden = torch.from_numpy(h).requires_grad_()
     LogSumExp.apply(hidden[:2], table.weight, table, cap).sum().backward(); hidden.grad = None
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    held = lambda name: int(open("/proc/self/status").read().split(name)[1].split()[0]) * 1024
+    open("/proc/self/clear_refs", "w").write("5")  # the peak is counted anew
+    before = held("VmRSS:")
     value = LogSumExp.apply(hidden, table.weight, table, cap).mean(); value.backward()
-    gradient, peak = hidden.grad, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    gradient, peak = hidden.grad, held("VmHWM:") - before
 value, gradient = float(value), np.array(gradient)
 exact, slope = [], np.zeros((T, D))
 for i in range(0, T, 16):
@@ -50,10 +52,12 @@ print(peak / 1e6, abs(value - np.concatenate(exact).mean()), np.abs(gradient - s
 @pytest.mark.parametrize("backend", ["mlx", "torch"])
 def test_memory_and_error_over_the_published_vocabulary(backend):
     pytest.importorskip(backend)
+    if backend == "torch" and not sys.platform.startswith("linux"):
+        pytest.skip("torch does not count what it holds on a CPU: read from Linux' /proc")
     output = subprocess.run([sys.executable, "-c", SCRIPT, backend], capture_output=True, text=True, check=True).stdout
     megabytes, value, slope = map(float, output.split())
     print(output)
-    assert megabytes < 60  # the logits alone are 134
+    assert 1 < megabytes < 60  # the logits alone are 134
     assert value < 1e-5 and slope < 1e-5
 
 
