@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mlx_dgemma"
-COMMANDS = ("generate", "chat", "batch", "fill", "edit", "convert", "selfcheck", "benchmark")
+COMMANDS = ("generate", "chat", "batch", "fill", "edit", "convert", "selfcheck", "benchmark", "train")
 FLOORS = (  # a room imports those on floors below its own
     ("errors", "version", "early"),
     ("seam",),
