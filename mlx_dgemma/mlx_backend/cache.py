@@ -13,9 +13,10 @@ from copy import copy
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from ..checkpoint.config import ModelConfig
-from ..seam.shared import check_trim
+from ..seam.shared import check_checksum, check_trim, checksum
 
 
 class LayerCache:
@@ -141,8 +142,11 @@ class MLXCache:
         path = Path(path)
         part = path.with_name(f"{path.name}.{os.getpid()}.safetensors")
         try:
-            mx.save_safetensors(str(part), self._text(), {"length": str(self.length), "model": self.fingerprint()})
+            arrays, about = self._text(), {"length": str(self.length), "model": self.fingerprint()}
+            mx.save_safetensors(str(part), arrays, about | {"checksum": checksum(about, _bytes(arrays))})
             part.replace(path)
+        except RuntimeError as error:  # MLX's, where the disk takes no more
+            raise OSError(f"{path} cannot be written: {error}") from None
         finally:
             part.unlink(missing_ok=True)
 
@@ -156,7 +160,11 @@ class MLXCache:
             raise ValueError(f"{path} is no saved cache, or damaged: {error}") from None
         if model != self.fingerprint():
             raise ValueError(f"{path} was made by another model: its text must be encoded anew")
-        mx.eval(arrays)
+        check_checksum(path, metadata, _bytes(arrays))
         self.length, self.hidden = length, arrays.get("hidden")
         for i, layer in enumerate(self.layers):
             layer.fill({kind: arrays[f"{i}.{kind}"] for kind in ("keys", "values") if f"{i}.{kind}" in arrays})
+
+
+def _bytes(arrays: dict[str, mx.array]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(mx.contiguous(array).view(mx.uint8)) for name, array in arrays.items()}

@@ -1,6 +1,8 @@
 """The NumPy that backends share: checks of what they are given, and fixed tokens laid over a prediction."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -87,3 +89,18 @@ def check_trim(tokens: int, length: int, retained: int, seen: int) -> None:
             f"cannot forget {tokens} tokens: the sliding layers keep {retained}, "
             f"and a text of {left} needs {min(seen, left)} of them; encode it anew"
         )
+
+
+def checksum(about: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+    """Returns a checksum of a saved cache: what its file says about it, and the bytes of its arrays (uint8)."""
+    digest = hashlib.sha256(repr([about.get(name) for name in ("length", "first", "model")]).encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]))
+    return digest.hexdigest()
+
+
+def check_checksum(path: str | Path, about: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
+    """ValueError where a saved cache is not what was saved."""
+    if about.get("checksum") != checksum(about, arrays):
+        raise ValueError(f"{path} is damaged: its checksum is another")

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ..checkpoint.config import LayerConfig, ModelConfig
 from ..checkpoint.memory import gigabytes
-from ..seam.shared import check_trim
+from ..seam.shared import check_checksum, check_trim, checksum
 from . import device as devices
 from . import parallel
 
@@ -160,9 +161,12 @@ class TorchCache:
             keys, values = self.text(index)
             arrays |= {f"{index}.keys": keys, f"{index}.values": values}
         about = {"length": str(self.length), "first": str(self.first), "model": self.fingerprint()}
+        about["checksum"] = checksum(about, _bytes(arrays))
         try:
             save_file(arrays, part, about)
             part.replace(path)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from None
         finally:
             part.unlink(missing_ok=True)
 
@@ -179,7 +183,12 @@ class TorchCache:
             raise ValueError(f"{path} is no saved cache, or damaged: {error}") from None
         if model != self.fingerprint():
             raise ValueError(f"{path} was made by another model: its text must be encoded anew")
+        check_checksum(path, metadata, _bytes(arrays))
         self.pool.reserve([self], max(self.capacity, length + self.pool.config.canvas_length))
         self.length, self.first, self.hidden = length, first, arrays.get("hidden")
         for index in range(len(self.pool.layers)):
             self.fill(index, (arrays[f"{index}.keys"], arrays[f"{index}.values"]))
+
+
+def _bytes(arrays: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: array.contiguous().view(torch.uint8).cpu().numpy() for name, array in arrays.items()}

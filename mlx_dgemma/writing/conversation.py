@@ -5,29 +5,25 @@ channel that an answer without thinking starts behind. So when an answer is done
 part, and the next turn encodes what differs.
 """
 
-import hashlib
-import json
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from ..errors import Mistake, NotFound
+from ..errors import Mistake
 from ..seam.model import Cache, DiffusionModel, Text
-from ..tokens.messages import from_json, generated_text, to_json
+from ..tokens.messages import generated_text
 from ..tokens.stream import open_channel
 from ..tokens.tokenizer import Tokenizer
 from ..tokens.tools import ToolCall, response_tokens
+from . import saved
 from .answer import Answer, Piece
 from .ask import Ask
 from .batch import Batch, InProgress
 from .diffuse import begin
+from .saved import Turns
 from .writing import check_room
-
-FILE = "conversation.json"
-SAVED = ("system", "thinking", "tools")
 
 
 @dataclass
@@ -138,49 +134,47 @@ class Conversation:
         self._rewind(self._render(self.messages, add_generation_prompt=False) if self.messages else [])
         self.prompt, self.written, self.waiting, self.prompt_cache = [], [], [], None
 
+    def undo(self) -> str:
+        """Takes back the last question and all that followed, and returns it. Mistake where there is none."""
+        self.close()
+        asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if not asked:
+            raise Mistake("nothing was asked yet")
+        question, self.messages = self.messages[asked[-1]]["content"], self.messages[: asked[-1]]
+        self.answer = None
+        self._rewind(self._render(self.messages, add_generation_prompt=False) if self.messages else [])
+        return question
+
+    def turns(self) -> Turns:
+        """The turns that are closed, for `saved.write`."""
+        closed = self.messages[:-1] if self.prompt else self.messages
+        return Turns(system=self.system, thinking=self.thinking, tools=self.tools, messages=closed)
+
     def save(self, folder: str | Path) -> None:
-        """The turns and the cache, in two files that never disagree, whenever the writing is broken off."""
+        """The turns and the cache. Mistake, and nothing has changed, where they cannot be saved there."""
         if self.waiting:
             raise Mistake(f"the model waits for the result of {self.waiting[0].name}: give it, then save")
         self.close()
-        folder, cache = Path(folder), self._present_cache()
-        digest = hashlib.sha256(json.dumps(self.encoded).encode()).hexdigest()
-        saved = {key: getattr(self, key) for key in SAVED} | {"messages": to_json(self.messages)}
-        saved |= {"tokens": self.encoded, "cache": f"cache-{digest[:16]}.safetensors"}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()) and not (folder / FILE).exists():
-                raise Mistake(f"{folder} holds other things: give a new folder, or one that a chat was saved to")
-            cache.save(folder / saved["cache"])
-            part = folder / f"{FILE}.{os.getpid()}"
-            part.write_text(json.dumps(saved, ensure_ascii=False), encoding="utf-8")
-            part.replace(folder / FILE)
-            for other in set(folder.glob("cache-*.safetensors")) - {folder / saved["cache"]}:
-                other.unlink()
-        except OSError as error:
-            raise Mistake(f"the chat cannot be saved: {error}; give another folder") from None
+        cache = self._present_cache()
+        saved.save(Path(folder), replace(self.turns(), tokens=self.encoded), cache)
 
-    def load(self, folder: str | Path) -> None:
-        """Go on with what `save` wrote. Mistake, and nothing has changed, where that is damaged or another model's."""
-        cache, path = self.model.new_cache(), Path(folder) / FILE
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            state, text, file = {key: saved[key] for key in SAVED}, list(saved["tokens"]), path.parent / saved["cache"]
-            messages = from_json(self.tokenizer, saved["messages"])
-        except OSError as error:
-            raise NotFound(f"{folder} holds no saved chat ({error.strerror}): need one that /save wrote") from None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise Mistake(f"{path} is damaged ({error!r}): need one that /save wrote") from None
-        try:
-            cache.load(file)
-        except (OSError, ValueError) as error:
-            raise Mistake(f"the chat in {folder} needs the --model it was saved with, undamaged: {error}") from None
-        if cache.length != len(text):
-            raise Mistake(f"{folder} is damaged: {len(text)} tokens, but a cache of {cache.length}")
+    def load(self, path: str | Path) -> None:
+        """Go on with what `save` wrote to a folder, or `saved.write` to a file. Mistake, and nothing has changed, where
+        that is damaged or another model's."""
+        path, cache = Path(path), self.model.new_cache()
+        file = path if path.is_file() else path / saved.FILE
+        turns = saved.read(file, self.tokenizer)
+        if turns.cache is not None:
+            try:
+                cache.load(file.parent / turns.cache)
+            except (OSError, ValueError) as error:
+                raise Mistake(f"the chat in {path} needs the --model it was saved with, undamaged: {error}") from None
+        if cache.length != len(turns.tokens):
+            raise Mistake(f"{path} is damaged: {len(turns.tokens)} tokens, but a cache of {cache.length}")
         self.reset()
-        self.cache, self.encoded = cache, text
-        self.messages, self.system = messages, state["system"]
-        self.thinking, self.tools = state["thinking"], state["tools"]
+        self.cache, self.encoded = cache, list(turns.tokens)
+        self.messages, self.system = list(turns.messages), turns.system
+        self.thinking, self.tools = turns.thinking, turns.tools
 
     def _render(self, messages: list[dict], *, add_generation_prompt: bool) -> list[int]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]

@@ -218,6 +218,10 @@ def test_a_cache_of_another_model_or_a_damaged_one(model, tmp_path):
     (tmp_path / "broken").write_bytes(b"no cache")
     with pytest.raises(ValueError, match="broken"):
         cache.load(tmp_path / "broken")
+    whole = (cache.save(tmp_path / "ours"), (tmp_path / "ours").read_bytes())[1]
+    (tmp_path / "ours").write_bytes(whole[: -len(whole) // 3] + bytes(-(-len(whole) // 3)))  # its end is zeros
+    with pytest.raises(ValueError, match="damaged"):
+        cache.load(tmp_path / "ours")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         cache.load(tmp_path / "nowhere")
     assert cache.length == 5

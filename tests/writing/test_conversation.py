@@ -16,7 +16,7 @@ from mlx_dgemma.seam.model import Text
 from mlx_dgemma.tokens.tokenizer import Tokenizer
 from mlx_dgemma.writing import batch
 from mlx_dgemma.writing.ask import Ask
-from mlx_dgemma.writing.conversation import FILE, Conversation
+from mlx_dgemma.writing.conversation import Conversation
 from mlx_dgemma.writing.diffuse import diffuse
 from mlx_dgemma.writing.sampling import Sampling
 
@@ -300,35 +300,17 @@ def test_a_saved_chat_goes_on_as_it_would_have(parties, name, tmp_path):
     assert one.messages == other.messages and one.cache.length == other.cache.length
 
 
-def test_saved_chats_that_cannot_be_used(bpe, tmp_path):
-    model, tokenizer, sampling = bpe
-    conversation = Conversation(model, tokenizer, Ask(sampling=sampling, max_tokens=5))
-    turn(conversation, "Hi")
-    conversation.save(tmp_path / "chat")
-    folder = tmp_path / "other"
-    other = Conversation(random_bpe(folder, seed=1)[0], tokenizer, Ask(sampling=sampling))
-    with pytest.raises(Mistake, match="another model"):
-        other.load(tmp_path / "chat")
-    assert other.messages == [] and other.cache.length == 0
-    with pytest.raises(Mistake, match="no saved chat"):
-        conversation.load(tmp_path / "nowhere")
-    with pytest.raises(Mistake, match="other things"):
-        conversation.save(folder)
-    with pytest.raises(Mistake, match="cannot be saved"):
-        conversation.save(folder / "config.json")
-    path = tmp_path / "chat" / FILE
-    whole = json.loads(path.read_text())
-    for text in (
-        "{",
-        "[]",
-        json.dumps({**whole, "tokens": [1]}),
-        json.dumps({**whole, "tokens": 1}),
-        json.dumps({**whole, "cache": "gone"}),
-    ):
-        path.write_text(text)
-        with pytest.raises(Mistake, match=r"damaged"):
-            conversation.load(tmp_path / "chat")
-    assert len(conversation.messages) == 2
+def test_the_last_question_is_taken_back(parties):
+    model, tokenizer, sampling = parties["bytes"]
+    conversation = Conversation(model, tokenizer, Ask(sampling=sampling, max_tokens=40))
+    with pytest.raises(Mistake, match="nothing was asked"):
+        conversation.undo()
+    turn(conversation, QUESTIONS[0])
+    expected = fresh(conversation, model, QUESTIONS[1])
+    turn(conversation, QUESTIONS[2])
+    assert conversation.undo() == QUESTIONS[2] and len(conversation.messages) == 2
+    same_steps(turn(conversation, QUESTIONS[1]), expected)
+    assert (conversation.undo(), conversation.undo(), conversation.messages) == (QUESTIONS[1], QUESTIONS[0], [])
 
 
 def test_all_turns_are_forgotten(parties):
