@@ -67,6 +67,12 @@ class ModelConfig(Facts):
     quantization: Quantization | None = None  # of layers with scales that `quantized_paths` does not name
     quantized_paths: Mapping[str, Quantization | None] | None = None  # layer -> its entry; None: not quantized
 
+    def cache_numbers(self, tokens: int) -> int:
+        """Numbers in the K and V of a text; sliding layers keep a window and a canvas of it."""
+        kept = min(tokens, self.sliding_window - 1 + self.canvas_length)
+        widths = [2 * layer.num_key_value_heads * layer.head_dim for layer in self.layers]
+        return sum(w * (kept if layer.sliding else tokens) for w, layer in zip(widths, self.layers, strict=True))
+
 
 def _take(values: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
     """Return the positive number `values[name]`, or `default`. Mistake if there is neither, or it is something else."""

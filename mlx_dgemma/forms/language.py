@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..errors import Mistake
-from ..seam.model import DiffusionModel, Prediction, Text, TokenSet
+from ..seam.model import Cache, DiffusionModel, Prediction, Text, TokenSet
 from ..seam.token_sets import LOGPROB_SET
 from ..writing.ask import Ask
 from ..writing.batch import InProgress
@@ -212,14 +212,19 @@ class Document(Open):
         return np.concatenate([draft, self.lattice.ending(self.state)]).astype(np.int32)
 
 
-def begin_within(model: DiffusionModel, text: Text, ask: Ask, language: Language, *, request: int = 0) -> InProgress:
-    """A text of `language` in answer to `text`, not yet begun. Mistake where its shortest does not fit."""
-    room = model.facts.max_position_embeddings - len(text)
+def begin_within(
+    model: DiffusionModel, text: Text, ask: Ask, language: Language, *, request: int = 0, cache: Cache | None = None
+) -> InProgress:
+    """A text of `language` in answer to `text`, not yet begun, behind what `cache` holds. Mistake where its shortest
+    does not fit."""
+    length = len(text) + (cache.length if cache else 0)
+    room = model.facts.max_position_embeddings - length
     if ask.mode == "auto":
         raise Mistake("a text with a form is denoised or written left to right: leave out mode 'auto'")
     if ask.mode == "ar":
-        return begin(model, text, ask, request=request, form=TokenByToken(language, min(ask.max_tokens, room)))
+        form = TokenByToken(language, min(ask.max_tokens, room))
+        return begin(model, text, ask, request=request, cache=cache, form=form)
     width = ask.sampling.canvas_length
-    check_room(model, len(text), width if isinstance(width, int) else model.facts.canvas_length)
+    check_room(model, length, width if isinstance(width, int) else model.facts.canvas_length)
     layout = Document(language, room, ask.max_tokens, width)
-    return begin(model, text, ask, request=request, layout=layout)
+    return begin(model, text, ask, request=request, cache=cache, layout=layout)

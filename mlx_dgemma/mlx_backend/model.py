@@ -53,6 +53,12 @@ class MLXModel:
     def peak_memory(self) -> int:
         return memory.peak() if mx.default_device() == mx.cpu else mx.get_peak_memory()
 
+    def free_memory(self) -> int:
+        return memory.available()
+
+    def cache_bytes(self, tokens: int) -> int:
+        return self.config.cache_numbers(tokens) * self.dtype.size
+
     def encode(
         self, texts: Sequence[Text], caches: Sequence[MLXCache], *, score: bool = False
     ) -> list[NextToken] | None:

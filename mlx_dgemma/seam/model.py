@@ -173,5 +173,11 @@ class DiffusionModel(Protocol):
     def peak_memory(self) -> int:
         """Bytes held at most so far: of a GPU by the framework's allocator, on a CPU by the process."""
 
+    def free_memory(self) -> int:
+        """Bytes that caches may yet take, where the model is."""
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Bytes that the cache of so many tokens takes."""
+
     def logits(self, row: Row) -> np.ndarray:
         """[L, V] float32, softcapped, before temperature; appends `pending` as `denoise` does. For tests and tools."""

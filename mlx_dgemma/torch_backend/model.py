@@ -80,6 +80,12 @@ class TorchModel:
     def peak_memory(self) -> int:
         return devices.peak(self.device)
 
+    def free_memory(self) -> int:
+        return devices.free(self.device)
+
+    def cache_bytes(self, tokens: int) -> int:
+        return self.config.cache_numbers(tokens) * self.network.dtype.itemsize
+
     def logits(self, row: Row) -> np.ndarray:
         _, hidden, _ = self.forward(self._encode_pending([row]), [row])
         return head(self.network.table, hidden[: len(row.canvas)], self.cap).cpu().numpy()

@@ -424,6 +424,16 @@ def test_left_to_right_draws_from_what_the_options_leave(model, next_token, opti
         assert token == np.searchsorted(sums, one.uniforms[0] * sums[-1], side="right")
 
 
+@pytest.mark.parametrize("length", [3, 60])
+def test_the_bytes_of_a_cache_are_known_beforehand(model, length):
+    """60 tokens are more than sliding layers keep. A cache also has the last hidden states."""
+    cache = model.new_cache()
+    model.encode([Text(np.arange(length) % 90)], [cache])
+    hidden = 4 * model.config.hidden_size * min(length, model.facts.canvas_length + 1)
+    assert cache.nbytes == model.cache_bytes(length) + hidden
+    assert model.free_memory() > 1e6
+
+
 def test_the_clock_goes_forward(model):
     first, second = model.now(), model.now()
     assert isinstance(first, float) and second >= first
