@@ -14,6 +14,7 @@ from ..errors import Mistake
 from ..seam.model import Cache, DiffusionModel, Text
 from ..tokens.tokenizer import Tokenizer
 from ..writing.ask import Ask
+from ..writing.batch import PIECE
 from ..writing.blocks import check_width
 from ..writing.clock import Clock
 from ..writing.sampling import Sampling
@@ -143,6 +144,18 @@ class Filling:
     def complete(self) -> bool:
         """True if the length of every gap is known."""
         return len(self.lengths) == len(self.parts) - 1
+
+    def read(self) -> Task[None]:
+        """Encode the prompt, and a long text before the next gap, in pieces between the passes of others."""
+        for text in (np.zeros(0, np.int32), self.next_gap().before):
+            tokens = Text(text if b"" in self.caches else self.request.prompt)
+            if text.tobytes() in self.caches or len(tokens) <= PIECE:
+                continue
+            cache = self.encoded(text[:0]).copy() if len(text) else self.model.new_cache(len(tokens))
+            for start in range(0, len(tokens), PIECE):
+                yield []
+                self.model.encode([tokens[start : start + PIECE]], [cache])
+            self.caches[text.tobytes()] = cache
 
     def encoded(self, before: np.ndarray) -> Cache:
         """The cache of the prompt and `before`: shared, so not to be written to."""
@@ -276,10 +289,17 @@ def infill(
     return results
 
 
-def fill(model: DiffusionModel, alphabet: Alphabet, requests: Sequence[Infill], size: int) -> Task[list[Filled]]:
-    """Search the gaps whose length is not given, one of each text at a time, then fill all gaps."""
+def fill(
+    model: DiffusionModel, alphabet: Alphabet, requests: Sequence[Infill], size: int, prompt: Cache | None = None
+) -> Task[list[Filled]]:
+    """Search the gaps whose length is not given, one of each text at a time, then fill all gaps. `prompt`: the cache of
+    the first request's prompt, if that is encoded already."""
     fillings = [Filling(model, alphabet, request) for request in requests]
+    if prompt is not None:
+        fillings[0].caches[b""] = prompt
     while unknown := [filling for filling in fillings if not filling.complete]:
+        for filling in unknown:
+            yield from filling.read()
         gaps = [filling.next_gap() for filling in unknown]
         for filling, result in zip(unknown, (yield from search(model, gaps, size)), strict=True):
             filling.learn(result)

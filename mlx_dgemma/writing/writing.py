@@ -182,13 +182,17 @@ class Writing:
             self.canvas = np.where(self.current.fixed, self.current.tokens, self.canvas).astype(np.int32)
 
 
+class NoRoom(Mistake):
+    """A prompt that is longer than the context."""
+
+
 def check_room(model: DiffusionModel, length: int, canvas: int) -> None:
     """Mistake where `length` tokens of text leave no room for `canvas` more."""
     room = model.facts.max_position_embeddings
     if length == 0:
         raise Mistake("the prompt is empty: need at least one token")
     if length + canvas > room:
-        raise Mistake(
+        raise NoRoom(
             f"the prompt is longer than the context: {length} tokens and a canvas of {canvas} do not fit in {room}; "
             "shorten it"
         )

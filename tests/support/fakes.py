@@ -47,6 +47,7 @@ class FakeModel:
     caches: list[FakeCache] = field(default_factory=list)
     encoded: list[list[list[int]]] = field(default_factory=list)  # the texts of each call of `encode`
     calls: list[int] = field(default_factory=list)  # rows of each call of `denoise`
+    bytes_a_token: int = 0  # of a cache
 
     def new_cache(self, capacity: int | None = None) -> FakeCache:
         self.caches.append(FakeCache())
@@ -57,6 +58,12 @@ class FakeModel:
 
     def now(self) -> float:
         return self.clock()
+
+    def free_memory(self) -> int:
+        return 10**9
+
+    def cache_bytes(self, tokens: int) -> int:
+        return self.bytes_a_token * tokens
 
     def encode(
         self, texts: Sequence[Text], caches: Sequence[FakeCache], *, score: bool = False

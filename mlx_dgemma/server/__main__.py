@@ -1,0 +1,80 @@
+"""`python -m mlx_dgemma.server`: one model for editors, agents, chat programs and pages."""
+
+import argparse
+import os
+import socket
+import sys
+from importlib.util import find_spec
+
+from ..errors import Mistake
+from ..terminal.command import Parser, at_least, run
+from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask
+
+NAME = "mlx_dgemma.server"
+TOKEN = "MLX_DGEMMA_API_KEY"
+
+
+def parser() -> Parser:
+    parser = Parser(prog=f"python -m {NAME}", description="Answer clients of OpenAI, Anthropic, Ollama and llama.cpp.")
+    add = parser.add_argument_group("whom to serve").add_argument
+    add("--host", default="127.0.0.1", help="the address to listen at; off loopback a token is needed")
+    add("--port", type=at_least(0), default=8080, metavar="N", help="0 takes one that is free")
+    add("--api-key", metavar="TOKEN", help=f"what clients must give (default: ${TOKEN})")
+    add("--allowed-host", action="append", default=[], metavar="NAME", help="a host name that clients may use")
+    add(
+        "--allowed-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a page that may ask, such as http://a:3000",
+    )
+    add = parser.add_argument_group("how much at once").add_argument
+    add("--size", type=at_least(1), default=16, metavar="N", help="write N texts at once")
+    add(
+        "--queue", type=at_least(0), default=64, metavar="N", help="requests that may wait; more are told to come again"
+    )
+    add("--cache-memory", type=float, metavar="GB", help="of all caches (default: half of what is free)")
+    add_max_tokens(add)
+    add_ask(parser)
+    add_model(parser)
+    parser.set_defaults(watch=False)
+    return parser
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that waits for clients. Mistake where it cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, protocol)
+        if os.name == "posix":
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(128)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Mistake(f"{host}:{port} cannot be listened at: {reason}; give another --port or --host") from None
+    return made
+
+
+def serve(options: argparse.Namespace) -> int:
+    check_ask(options)
+    missing = [name for name in ("starlette", "uvicorn", "pydantic", "prometheus_client") if not find_spec(name)]
+    if missing:
+        raise Mistake(f"{missing[0]} is not installed: pip install 'mlx_dgemma[server]'")
+    from .run import serve
+
+    token = options.api_key or os.environ.get(TOKEN) or None
+    if token is None and options.host not in ("127.0.0.1", "localhost", "::1"):
+        raise Mistake(f"--host {options.host} lets others ask: give a token by --api-key, or in ${TOKEN}")
+    if options.cache_memory is not None and options.cache_memory <= 0:
+        raise Mistake(f"need --cache-memory > 0, got {options.cache_memory}")
+    with listen(options.host, options.port) as bound:
+        return serve(NAME, options, token, bound)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return run(NAME, lambda: serve(parser().parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

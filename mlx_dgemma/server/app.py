@@ -1,0 +1,153 @@
+"""The endpoints, and how each request goes: read, checked, submitted, and answered whole or as a stream."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Protocol
+
+from prometheus_client import generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from ..errors import Mistake
+from .bodies import Body, Chat, parse, read
+from .engine import Busy, Engine, Job, Stopping
+from .frames import Json, Stream, read_body, unless_gone
+from .guard import Guard
+from .openai import ChatWire
+from .refusal import Refusal, log, refusal
+from .reply import Delta, Draft, Reply
+from .wanted import Wanted, chat_wanted
+
+
+class Wire(Protocol):
+    """How a protocol writes a reply."""
+
+    media_type: str
+    ping: bytes | None
+
+    def begin(self): ...
+    def event(self, event: Delta | Draft): ...
+    def end(self, result: Any): ...
+    def failed(self, error: Refusal): ...
+    def whole(self, result: Any) -> dict[str, Any]: ...
+
+
+def endpoint(kind: type[Body], prepare: Callable[[Engine, Body], Wanted], wire: Callable[[Engine, Wanted], Wire]):
+    """A handler: a body of `kind` is answered as `wire` writes it."""
+
+    async def handle(request: Request) -> Response:
+        engine: Engine = request.app.state.engine
+        engine.check()
+        data = await read_body(request)
+        wanted = await asyncio.to_thread(lambda: prepare(engine, read(kind, parse(data))))
+        return await answer(request, engine, wanted, wire(engine, wanted))
+
+    return handle
+
+
+async def answer(request: Request, engine: Engine, wanted: Wanted, wire: Wire) -> Response:
+    reply = Reply(asyncio.get_running_loop())
+    job = Job(
+        begin=lambda waited: wanted.begin(engine, reply.put, waited),
+        reply=reply,
+        places=wanted.rows,
+        tokens=wanted.tokens,
+    )
+    engine.submit(job)
+    if wanted.body.stream or wanted.body.diffusing:
+        return Stream(frames(request, engine, job, wire), wire.media_type)
+    try:
+        result = await unless_gone(request, reply.wait())
+    finally:
+        engine.cancel(job)
+    return Response(status_code=499) if result is None else Json(wire.whole(result))
+
+
+async def frames(request: Request, engine: Engine, job: Job, wire: Wire) -> AsyncIterator[bytes]:
+    """The frames of a stream, to its end or an error."""
+    try:
+        for piece in wire.begin():
+            yield piece
+        async with aclosing(job.reply.events()) as events:
+            async for event in events:
+                for piece in [wire.ping] if event is None else wire.event(event):
+                    yield piece
+        for piece in wire.end(job.reply.result):
+            yield piece
+    except Exception as error:  # noqa: BLE001, the client is told
+        for piece in wire.failed(told(request, error)):
+            yield piece
+    finally:
+        engine.cancel(job)
+
+
+def told(request: Request, error: Exception) -> Refusal:
+    made = refusal(error, request.app.state.folder)
+    if made.status == 500:
+        log.error("%s %s", request.method, request.url.path, exc_info=error)
+    return made
+
+
+async def refuse(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        error = Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    made = told(request, error)
+    return Json(made.body(request.url.path), made.status, headers=made.headers)
+
+
+async def models(request: Request) -> Response:
+    """The one model, under whatever name it is asked for."""
+    engine: Engine = request.app.state.engine
+    name = request.path_params.get("name", engine.name)
+    room = engine.model.facts.max_position_embeddings
+    entry = {"id": name, "object": "model", "created": request.app.state.since, "owned_by": "mlx_dgemma"}
+    entry |= {"max_model_len": room}
+    return Json(entry if "name" in request.path_params else {"object": "list", "data": [entry]})
+
+
+async def health(request: Request) -> Response:
+    request.app.state.engine.check()
+    return Json({"status": "ok"})
+
+
+async def metrics(request: Request) -> Response:
+    return PlainTextResponse(generate_latest(request.app.state.engine.metrics.registry))
+
+
+async def root(request: Request) -> Response:
+    """Ollama's clients look whether it is there."""
+    return PlainTextResponse("Ollama is running")
+
+
+def application(engine: Engine, since: int, folder: str, **guarded: Any) -> Guard:
+    """`since`: when the model was loaded, seconds; `folder`: of the model, for no client to see; `guarded`: who may
+    ask, as `Guard` takes it."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        engine.stop()
+        await asyncio.to_thread(engine.join, 10.0)
+
+    post = {"methods": ["POST"]}
+    routes = [
+        Route("/", root),
+        Route("/health", health),
+        Route("/metrics", metrics),
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", models),
+        Route("/v1/chat/completions", endpoint(Chat, chat_wanted, ChatWire), **post),
+    ]
+    errors = (HTTPException, Refusal, Mistake, Busy, Stopping, Exception)
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=dict.fromkeys(errors, refuse))
+    app.state.engine, app.state.since, app.state.folder = engine, since, folder
+    known = {route.path for route in routes}
+
+    def seen(path: str, status: int) -> None:
+        engine.metrics.requests.labels(path if path in known else "other", status).inc()
+
+    return Guard(app, seen=seen, **guarded)

@@ -1,0 +1,158 @@
+"""The fields of requests: what is taken, of which type and within which bounds."""
+
+import json
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..writing.ask import MODES
+from .refusal import Refusal
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Stops = str | Annotated[list[str], Field(max_length=4)]
+Texts = Annotated[list[str], Field(min_length=2, max_length=1000)]
+DEEPEST = 64  # lists and objects within each other
+
+# What clients send and what changes nothing here, so that no client need be told.
+QUIET = {
+    "user", "metadata", "store", "prompt_cache_key", "cache_prompt", "client_metadata", "nextEdit", "keep_alive",
+    "include", "safety_identifier", "service_tier", "parallel_tool_calls", "verbosity", "prediction", "modalities",
+    "truncation", "text", "reasoning", "context", "id_slot", "stop_sequences", "betas", "context_management",
+}  # fmt: skip
+# What would change the answer and cannot be done, and the values that ask for nothing.
+REFUSED: dict[str, tuple] = {
+    "logit_bias": ({}, None), "frequency_penalty": (0, None), "presence_penalty": (0, None), "best_of": (1, None),
+    "audio": (None,), "previous_response_id": (None, ""), "top_logprobs": (0, None), "repetition_penalty": (1, None),
+    "functions": ([], None), "background": (False, None), "conversation": (None,),
+}  # fmt: skip
+
+
+class Body(BaseModel):
+    """What every endpoint that writes takes. The words are those of the commands' flags, and OpenAI's."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: dict | None = None
+    max_tokens: Count | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    stop: Stops | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Share | None = None
+    mode: Literal[MODES] | None = None
+    preset: str | None = None
+    verify: bool | None = None
+    deadline: Annotated[float, Field(gt=0, le=86_400)] | None = None  # seconds
+    max_denoising_steps: Count | None = None
+    canvas_length: Count | Literal["auto"] | None = None
+    sampler: str | None = None
+    template: str | None = None
+    choices: Texts | None = None
+    json_schema: dict | bool | None = None
+    drafts: bool | Literal["tokens"] | None = None
+    diffusing: bool | None = None  # drafts as Mercury sends them
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else [stop for stop in self.stop or [] if stop]
+
+
+class Chat(Body):
+    messages: Annotated[list[Any], Field(min_length=1, max_length=1000)]
+    max_completion_tokens: Count | None = None  # OpenAI's newer word for max_tokens
+    n: Annotated[int, Field(ge=1, le=8)] | None = None
+    tools: Annotated[list[Any], Field(max_length=512)] | None = None
+    tool_choice: str | dict | None = None
+    response_format: dict | None = None
+    logprobs: bool | None = None
+    thinking: bool | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict | None = None
+
+
+class Completion(Body):
+    prompt: str | list[Any]
+    suffix: str | None = None
+    echo: bool | None = None
+    n: Annotated[int, Field(ge=1, le=8)] | None = None
+    raw: bool | None = None  # no chat template
+    logprobs: Annotated[int, Field(ge=0, le=1)] | bool | None = None
+    gap: Count | Annotated[list[Count], Field(max_length=64)] | None = None  # tokens of gaps, where they are known
+    heal: bool | None = None
+
+
+class InfillBody(Body):
+    """llama.cpp's."""
+
+    input_prefix: str = ""
+    input_suffix: str = ""
+    prompt: str = ""
+    input_extra: Annotated[list[dict], Field(max_length=256)] | None = None
+    n_predict: Annotated[int, Field(ge=-1)] | None = None
+    t_max_predict_ms: Annotated[float, Field(ge=0)] | None = None
+    response_fields: list[str] | None = None
+
+
+AnyBody = TypeVar("AnyBody", bound=Body)
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """Reads a JSON object. Refusal where it is none, or nested too deep."""
+    try:
+        value = json.loads(data, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Refusal(400, "need a JSON object as the body")
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        nested = [inner for inner in level if isinstance(inner, dict | list)]
+        level = [part for inner in nested for part in (inner.values() if isinstance(inner, dict) else inner)]
+        if not level:
+            return value
+    raise Refusal(400, f"the body is nested too deep: {DEEPEST} levels are taken")
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    if abs(value := float(text)) == float("inf"):
+        raise ValueError(f"{text} is too large")
+    return value
+
+
+def read(kind: type[AnyBody], given: dict[str, Any]) -> AnyBody:
+    """Checks the fields of a body. Refusal names the first that is wrong."""
+    try:
+        body = kind.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        param = _place(first["loc"], given)
+        raise Refusal(400, f"{param}: {first['msg']}, got {first['input']!r:.80}", param) from None
+    for name, neutral in REFUSED.items():
+        if (value := (body.model_extra or {}).get(name)) not in neutral:
+            raise Refusal(400, f"{name} cannot be done here, got {value!r:.80}: leave it out", name)
+    return body
+
+
+def _place(location: tuple, given: Any) -> str:
+    """The place of a mistake as a path, "messages[1].role"; pydantic's own marks left out."""
+    path = ""
+    for part in location:
+        if isinstance(given, list) and isinstance(part, int):
+            path, given = f"{path}[{part}]", given[part]
+        elif isinstance(given, dict):
+            path, given = f"{path}.{part}" if path else str(part), given.get(part)
+    return path
+
+
+def unknown(body: Body) -> list[str]:
+    """Warnings about fields that have no effect."""
+    extra = (body.model_extra or {}).keys() - QUIET - REFUSED.keys()
+    return [f"{name} is not known here and has no effect" for name in sorted(extra)]

@@ -1,0 +1,40 @@
+"""The figures of a running server, in Prometheus' text format."""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+from ..writing.writing import Step
+
+disable_created_metrics()
+SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+GAUGES = {
+    "rows_running": "texts that take part in the next pass",
+    "requests_running": "requests that are being answered",
+    "requests_waiting": "requests that wait for a place",
+    "prefix_bytes": "bytes of the snapshots of prompts",
+    "prefix_snapshots": "snapshots of prompts",
+}
+
+
+class Metrics:
+    def __init__(self, values: dict[str, Callable[[], float]]):
+        """`values`: of GAUGES, asked for when the figures are."""
+        self.registry = CollectorRegistry()
+        made = {"namespace": "mlx_dgemma", "registry": self.registry}
+        for name, about in GAUGES.items():
+            Gauge(name, about, **made).set_function(values[name])
+        self.requests = Counter("requests", "requests that were answered", ["endpoint", "status"], **made)
+        self.cancelled = Counter("cancelled", "requests whose client left, or that were stopped", **made)
+        self.tokens = Counter("tokens", "tokens of prompts and of answers", ["kind"], **made)
+        self.cached = Counter("prefix_tokens_hit", "tokens of prompts that had been encoded before", **made)
+        self.pass_seconds = Histogram("pass_seconds", "seconds of a pass", buckets=SECONDS, **made)
+        self.block_steps = Histogram("block_steps", "passes of a block", buckets=(1, 2, 4, 8, 16, 32, 64), **made)
+        self.first_draft = Histogram("first_draft_seconds", "seconds to the first pass", buckets=SECONDS, **made)
+        self.first_block = Histogram("first_block_seconds", "seconds to the first text", buckets=SECONDS, **made)
+
+    def passed(self, seconds: float, steps: Iterable[Step]) -> None:
+        self.pass_seconds.observe(seconds)
+        for step in steps:
+            if step.final and len(step.draft) > 1:
+                self.block_steps.observe(step.step + 1)

@@ -1,0 +1,93 @@
+"""Encoded beginnings of prompts, kept for the next request that begins alike.
+
+There are a few snapshots, limited by bytes: at the end of a prompt, of an answer, and of what many prompts begin with
+(the system turn and tools, the text before a gap). A long prompt is encoded in pieces between the passes of others.
+They are of the one model that this process runs, and die with it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..seam.model import Cache, DiffusionModel, Text
+from ..writing.batch import PIECE
+from ..writing.task import Task
+
+LEAST = 64  # tokens that a beginning has at least
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    tokens: np.ndarray  # [n] int32
+    cache: Cache
+    nbytes: int
+    shared: bool  # other prompts will begin so, too: it is forked, never moved
+
+
+def common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts share from the beginning on."""
+    length = min(len(first), len(second))
+    differs = np.asarray(first[:length]) != np.asarray(second[:length])
+    return int(differs.argmax()) if differs.any() else length
+
+
+class Prefixes:
+    """Snapshots, the least lately used first. For the thread of the model alone."""
+
+    def __init__(self, limit: int):
+        self.limit = limit  # bytes
+        self.snapshots: list[Snapshot] = []
+
+    @property
+    def nbytes(self) -> int:
+        return sum(snapshot.nbytes for snapshot in self.snapshots)
+
+    def keep(self, tokens: Sequence[int], cache: Cache, *, shared: bool = False) -> None:
+        """Keep `cache`, which holds `tokens` and is the store's from now on."""
+        if len(tokens) < LEAST:
+            return
+        tokens = np.array(tokens, np.int32)
+        self.snapshots = [old for old in self.snapshots if not np.array_equal(old.tokens, tokens)]
+        self.snapshots.append(Snapshot(tokens, cache, cache.nbytes, shared))
+        self.shrink(self.limit)
+
+    def shrink(self, limit: int) -> None:
+        """Let go of snapshots until they take at most `limit` bytes."""
+        while self.snapshots and self.nbytes > limit:
+            self.snapshots.pop(0)
+
+    def take(self, model: DiffusionModel, tokens: Sequence[int]) -> Cache:
+        """A cache of the longest beginning of `tokens` that is known, and of all but one of them at most: from
+        something the model must go on. A snapshot that `tokens` extend is moved, another is forked."""
+        shares = [(common(snapshot.tokens, tokens[:-1]), snapshot) for snapshot in reversed(self.snapshots)]
+        for same, snapshot in sorted(shares, key=lambda pair: -pair[0]):
+            if same < LEAST:
+                break
+            moved = same == len(snapshot.tokens) and not snapshot.shared
+            cache = snapshot.cache if moved else snapshot.cache.copy()
+            try:
+                cache.trim(cache.length - same)
+            except ValueError:  # further back than the sliding layers remember
+                continue
+            self.snapshots.remove(snapshot)
+            if not moved:
+                self.snapshots.append(snapshot)
+            return cache
+        return model.new_cache(len(tokens))
+
+    def read(
+        self, model: DiffusionModel, tokens: Sequence[int], mark: int = 0, rest: int = PIECE
+    ) -> Task[tuple[Cache, int]]:
+        """Encode `tokens`, apart from the last `rest` at most -> their cache, which the caller owns, and how
+        many of them were known. A snapshot is kept at `mark` tokens, if the part up to there is long."""
+        cache = self.take(model, tokens)
+        known = cache.length
+        mark = mark if mark >= PIECE else 0
+        while len(tokens) - cache.length > rest or cache.length < mark:
+            end = min(cache.length + PIECE, mark if cache.length < mark else len(tokens))
+            yield []
+            model.encode([Text(tokens[cache.length : end])], [cache])
+            if end == mark:
+                self.keep(tokens[:mark], cache.copy(), shared=True)
+        return cache, known

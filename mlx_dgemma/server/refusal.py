@@ -1,0 +1,54 @@
+"""What a client is told when its request cannot be answered, in the form that its protocol has for errors."""
+
+import logging
+from typing import Any
+
+from ..errors import Mistake
+from ..tokens.messages import MessageMistake
+from ..writing.writing import NoRoom
+from .engine import Busy, Stopping
+
+log = logging.getLogger("mlx_dgemma.server")
+KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class Refusal(Exception):
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers: dict[str, str] = {}
+
+    @property
+    def kind(self) -> str:
+        if self.status in KINDS:
+            return KINDS[self.status]
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    def body(self, path: str) -> dict[str, Any]:
+        """As Ollama, Anthropic or OpenAI say it, whichever `path` is of."""
+        if path.startswith("/api/"):
+            return {"error": self.message}
+        if path.startswith("/v1/messages"):
+            kind = "api_error" if self.kind == "server_error" else self.kind
+            return {"type": "error", "error": {"type": kind, "message": self.message}}
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def refusal(error: Exception, folder: str | None = None) -> Refusal:
+    """What a client is told of `error`. No path is told: `folder`, that of the model, is left out of messages."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, Mistake):
+        text = " ".join(str(error).split())
+        text = text.replace(f" in {folder}", "").replace(folder, "the model") if folder else text
+        code = "context_length_exceeded" if isinstance(error, NoRoom) else None
+        return Refusal(400, text, error.where if isinstance(error, MessageMistake) else None, code)
+    if isinstance(error, Busy):
+        made = Refusal(429, str(error))
+        made.headers = {"retry-after": str(error.seconds)}
+        return made
+    if isinstance(error, Stopping):
+        return Refusal(503, "the server is being stopped")
+    made = Refusal(500, "an error of the server: its log has the details")
+    made.headers = {"x-should-retry": "false"}  # clients would ask twice more
+    return made

@@ -1,0 +1,91 @@
+"""What becomes of a request, from the thread of the model to the handler that answers.
+
+Text that stays is queued and never dropped. Of drafts the latest is kept: a reader that is slow sees fewer.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..tokens.tools import ToolCall
+from ..writing.writing import Step
+
+HEARTBEAT = 5.0  # seconds without anything to send, after which a stream says that it lives
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """Text that stays, of one of the answers to a request."""
+
+    index: int = 0
+    thinking: str = ""
+    text: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    tokens: int = 0  # of the answer so far
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A pass that ended nothing."""
+
+    index: int = 0
+    step: Step
+    start: int  # characters of the answer before it
+    thinking: bool = False  # the draft begins within a thinking channel
+
+
+@dataclass(eq=False)
+class Reply:
+    loop: asyncio.AbstractEventLoop
+    result: Any = None  # of the task, once the events are over
+    _events: deque = field(default_factory=deque)
+    _error: Exception | None = None
+    _over: bool = False
+    _ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, event: Delta | Draft) -> None:
+        """From any thread."""
+        self.loop.call_soon_threadsafe(self._add, event)
+
+    def end(self, result: Any = None, error: Exception | None = None) -> None:
+        """From any thread."""
+        self.loop.call_soon_threadsafe(self._end, result, error)
+
+    def _add(self, event: Delta | Draft) -> None:
+        self._ready.set()
+        for i in reversed(range(len(self._events))):
+            if self._events[i].index == event.index:
+                if isinstance(event, Draft) and isinstance(self._events[i], Draft):
+                    self._events[i] = event
+                    return
+                break
+        self._events.append(event)
+
+    def _end(self, result: Any, error: Exception | None) -> None:
+        if not self._over:
+            self.result, self._error, self._over = result, error, True
+            self._ready.set()
+
+    async def events(self) -> AsyncIterator[Delta | Draft | None]:
+        """Events until the result is there; None where none came for HEARTBEAT seconds. Raises what went wrong."""
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            if self._error:
+                raise self._error
+            if self._over:
+                return
+            self._ready.clear()
+            try:
+                async with asyncio.timeout(HEARTBEAT):
+                    await self._ready.wait()
+            except TimeoutError:
+                yield None
+
+    async def wait(self) -> Any:
+        """The result."""
+        async for _ in self.events():
+            pass
+        return self.result

@@ -1,0 +1,238 @@
+"""A body -> what is asked of the engine, and what the client is to be told about it."""
+
+import argparse
+import json
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from ..errors import Mistake
+from ..forms.language import Language
+from ..terminal.options import preset
+from ..tokens.messages import prompt_tokens
+from ..tokens.tokenizer import Tokenizer
+from ..tokens.tools import ToolCall, read_tools
+from ..writing.ask import Ask
+from ..writing.batch import PIECE
+from ..writing.sampling import Sampling
+from ..writing.task import Task
+from . import tasks
+from .bodies import Body, Chat, unknown
+from .engine import Engine
+from .prefixes import common
+from .refusal import Refusal, refusal
+from .tasks import Put, Question, Written
+
+DENOISING = {each.name for each in fields(Sampling)}
+DRAWN = ("temperature", "top_p", "top_k", "min_p")  # fields of a body
+OFF = {"none", "minimal", "instant", "off"}  # levels of thinking that are none
+
+
+@dataclass(kw_only=True)
+class Wanted:
+    body: Body
+    question: Question
+    model: str  # as the client named it
+    warnings: list[str]
+    choices: Sequence[str] = ()
+    tool: str | None = None  # the tool whose arguments the text is; "" where the text names it, too
+    template: str | None = None
+    task: Callable[[Engine, Put, Ask], Task] | None = None  # None: it is answered, or chosen
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def rows(self) -> int:
+        return self.question.count
+
+    @property
+    def tokens(self) -> int:
+        """Of each row's cache."""
+        return len(self.question.tokens) + self.question.ask.max_tokens
+
+    @property
+    def total(self) -> int:
+        """Passes of a block at most."""
+        return self.question.ask.sampling.max_denoising_steps
+
+    def begin(self, engine: Engine, put: Put, waited: float) -> Task:
+        """The task, after so many seconds in the queue, which count against a deadline."""
+        ask = self.question.ask
+        if ask.deadline is not None:
+            ask = replace(ask, deadline=max(ask.deadline - waited, 1e-3))
+        if self.task:
+            return self.task(engine, put, ask)
+        question = replace(self.question, ask=ask)
+        if self.choices:
+            return tasks.choose(engine, question, self.choices)
+        return tasks.answer(engine, question, put)
+
+
+def calls_of(wanted: Wanted, each: Written) -> list[ToolCall]:
+    """The tools that an answer calls. One that had to be called is read from the text, which is of its form."""
+    if wanted.tool is None:
+        return each.answer.calls
+    try:
+        call = json.loads(each.text)
+    except ValueError:  # cut by a stop
+        return []
+    return [ToolCall(wanted.tool, call) if wanted.tool else ToolCall(call["name"], call["arguments"])]
+
+
+def ask_of(engine: Engine, body: Body, max_tokens: int | None, warnings: list[str]) -> Ask:
+    """How to write what `body` asks for, over what the server's flags say. Refusal where its fields contradict."""
+    default, mode = engine.ask, body.mode or engine.ask.mode
+    try:
+        options = preset(body.preset) if body.preset else {}
+    except argparse.ArgumentTypeError as error:
+        raise Refusal(400, f"preset: {error}", "preset") from None
+    single = {name: getattr(body, name) for name in ("max_denoising_steps", "canvas_length", "sampler")}
+    single = {name: value for name, value in single.items() if value is not None}
+    denoising = {name: value for name, value in options.items() if name in DENOISING} | single
+    drawing = {name: value for name, value in options.items() if name not in DENOISING}
+    if (mode == "ar" and denoising) or (mode == "diffusion" and drawing):
+        name = next(iter(single)) if mode == "ar" and single else "preset"
+        raise Refusal(400, f"{name} does not go with mode {mode!r}: leave one of them out", name)
+    drawn = {name: value for name in DRAWN if (value := getattr(body, name)) is not None}
+    if mode == "diffusion":
+        warnings += [f"{name} has no effect: a canvas is denoised, give mode ar or auto" for name in drawn]
+    else:
+        drawing |= _draw(drawn, warnings)
+    changes: dict[str, Any] = {"mode": mode, "max_tokens": max_tokens or default.max_tokens}
+    changes |= {name: value for name in ("seed", "deadline") if (value := getattr(body, name)) is not None}
+    changes["verify"] = default.verify and mode == "diffusion" if body.verify is None else body.verify
+    try:
+        draw = replace(default.draw, **drawing)
+        return replace(default, sampling=replace(default.sampling, **denoising), draw=draw, **changes)
+    except Mistake as mistake:
+        text = str(mistake)
+        raise Refusal(400, text, min(filter(text.count, body.model_fields_set), key=text.find, default=None)) from None
+
+
+def _draw(drawn: dict[str, float], warnings: list[str]) -> dict[str, float]:
+    """The fields of a `Draw`. The likeliest token is taken unless a temperature is given."""
+    if not drawn.get("temperature"):
+        warnings += [f"{name} has no effect without a temperature" for name in drawn if name != "temperature"]
+        return {}
+    values = {("temp" if name == "temperature" else name): value for name, value in drawn.items()}
+    return values | ({"top_k": max(0, values["top_k"])} if "top_k" in values else {})
+
+
+def thinks(body: Chat) -> bool:
+    """Whether the model is to think first."""
+    given = (body.model_extra or {}).get("reasoning")
+    levels = [body.reasoning_effort, given.get("effort") if isinstance(given, dict) else None]
+    level = next((level for level in levels if isinstance(level, str)), None)
+    asked = [body.thinking, (body.chat_template_kwargs or {}).get("enable_thinking")]
+    return next((bool(each) for each in asked if each is not None), level is not None and level not in OFF)
+
+
+def chat_wanted(engine: Engine, body: Chat) -> Wanted:
+    """An answer to messages. Refusal, or Mistake, where it cannot be given."""
+    warnings, tools = unknown(body), read_tools(body.tools) if body.tools and body.tool_choice != "none" else []
+    ask = ask_of(engine, body, body.max_completion_tokens or body.max_tokens, warnings)
+    tool, schema = forced_tool(tools, body.tool_choice)
+    language = form_of(engine, body, ask, schema)
+    thinking = thinks(body)
+    if thinking and (language or body.choices):
+        warnings.append("thinking has no effect: the text has a form from its first token on")
+        thinking = False
+    if tools and not engine.hears_tools:
+        warnings.append("tools: the chat template of this model does not tell it of them")
+    flags = {"thinking": thinking, "tools": tools or None}
+    tokens = prompt_tokens(engine.tokenizer, body.messages, **flags)
+    if body.choices and body.stream:
+        raise Refusal(400, "choices are given at once: leave out stream", "stream")
+    question = Question(
+        tokens=tokens,
+        ask=ask,
+        count=body.n or 1,
+        stops=body.stops,
+        language=language,
+        mark=mark_of(engine.tokenizer, body.messages, tokens, flags),
+        drafts=bool(body.drafts or body.diffusing),
+        scored=bool(body.logprobs),
+    )
+    return Wanted(
+        body=body,
+        question=question,
+        model=body.model or engine.name,
+        warnings=warnings,
+        choices=body.choices or (),
+        tool=tool,
+        template=body.template,
+    )
+
+
+def mark_of(tokenizer: Tokenizer, messages: Sequence[Any], tokens: Sequence[int], flags: dict) -> int:
+    """How many tokens the turns before the first user's have, and the tools: other prompts begin so, too."""
+    system = [i for i, message in enumerate(messages) if message.get("role") in ("system", "developer")]
+    if len(tokens) < PIECE or not (system or flags["tools"]):
+        return 0
+    other = [message for i, message in enumerate(messages) if i in system]
+    return common(tokens, prompt_tokens(tokenizer, [*other, {"role": "user", "content": "\u2060"}], **flags))
+
+
+def forced_tool(tools: list[dict], choice: str | dict | None) -> tuple[str | None, dict | None]:
+    """The tool that must be called, and the schema of what is to be written then. The name is "" where the text says
+    it; None where the model may choose."""
+    if isinstance(choice, dict):
+        name = (choice.get("function") or choice).get("name")
+        found = [tool["function"] for tool in tools if tool["function"]["name"] == name]
+        if not found:
+            raise Refusal(400, f"tool_choice: there is no tool {name!r:.80}", "tool_choice")
+        return name, found[0]["parameters"]
+    if choice not in (None, "auto", "none", "required"):
+        raise Refusal(400, f"tool_choice: need auto, none, required or a tool, got {choice!r:.80}", "tool_choice")
+    if choice != "required":
+        return None, None
+    if not tools:
+        raise Refusal(400, "tool_choice: there are no tools to choose from", "tool_choice")
+    if len(tools) == 1:
+        return forced_tool(tools, tools[0])
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": tool["function"]["name"]}, "arguments": tool["function"]["parameters"]},
+            "required": ["name", "arguments"],
+        }
+        for tool in tools
+    ]
+    return "", {"anyOf": calls}
+
+
+def form_of(engine: Engine, body: Body, ask: Ask, tool: dict | None = None) -> Language | None:
+    """The language that a text must be of. Refusal where several forms are asked for."""
+    schema, asked = _schema_of(body)
+    forms = {"template": body.template, "choices": body.choices, asked: schema, "tool_choice": tool}
+    given = [name for name, value in forms.items() if value is not None]
+    if len(given) > 1:
+        raise Refusal(400, f"{given[0]} and {given[1]} do not go together: choose one", given[1])
+    if given and (ask.mode == "auto" or (given == ["choices"] and (ask.mode == "ar" or ask.verify))):
+        raise Refusal(400, f"mode or verify does not go with {given[0]}: leave it out", "mode")
+    schema = tool if tool is not None else schema
+    try:
+        if body.template is not None:
+            return engine.languages.of_template(body.template)
+        return None if schema is None else engine.languages.of_schema(schema, ask.max_tokens)
+    except Mistake as mistake:
+        raise Refusal(400, refusal(mistake).message, given[0]) from None
+
+
+def _schema_of(body: Body) -> tuple[Any, str]:
+    """The schema that is asked for, and the field that asks. Refusal where it is none."""
+    shape = getattr(body, "response_format", None)
+    if not shape or shape.get("type") == "text":
+        return body.json_schema, "json_schema"
+    if body.json_schema is not None:
+        raise Refusal(400, "response_format and json_schema do not go together: choose one", "json_schema")
+    if shape.get("type") == "json_object":
+        return {"type": "object"}, "response_format"
+    named = shape.get("json_schema")
+    schema = named.get("schema", shape.get("schema")) if isinstance(named, dict) else shape.get("schema")
+    if shape.get("type") != "json_schema" or not isinstance(schema, dict | bool):
+        need = 'need {"type": "json_schema", "json_schema": {"schema": …}}, or type json_object or text'
+        raise Refusal(400, f"response_format: {need}", "response_format")
+    return schema, "response_format"
