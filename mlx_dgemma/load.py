@@ -59,6 +59,9 @@ def load(
     stored, generation = read_configs(folder)
     config, sampling = parse_config(stored, generation), parse_sampling(generation)
     tokenizer = Tokenizer(folder)  # before the weights, which take longer
+    if tokenizer.last_id >= config.vocab_size:
+        known = f"the model knows {config.vocab_size} tokens, its tokenizer.json has ids up to {tokenizer.last_id}"
+        raise Mistake(f"{folder}: {known}: one of the two is another model's")
     adapter = None if adapter_path is None else read_adapter(adapter_path)
     backend = backend or choose_backend()
     return load_model(folder, config, backend, dtype or config.dtype, adapter), tokenizer, sampling

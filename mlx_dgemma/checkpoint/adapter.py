@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import Mistake
+from .description import ADAPTER
 from .folder import read_header, read_json
 
 FILE, CONFIG = "adapters.safetensors", "adapter_config.json"
@@ -89,14 +90,15 @@ def read(folder: str | Path) -> Adapter:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise Mistake(f"--adapter-path {folder}: no such folder")
-    about = read_json(folder / CONFIG)
+    about = read_json(folder / CONFIG, ADAPTER)
     if "peft_type" in about:
         raise Mistake(f"{folder} is PEFT's: python -m mlx_dgemma.fuse --adapter-path {folder} --to-mlx FOLDER reads it")
     kind = about.get("fine_tune_type", "lora")
     if kind not in ("lora", "full"):
         raise Mistake(f"{folder / CONFIG}: fine_tune_type {kind!r} is not supported, only lora and full")
-    scale = about.get("lora_parameters", {}).get("scale", 20.0)
-    return Adapter(read_floats(folder / FILE), float(scale), kind == "lora", str(folder / FILE))
+    scale = (about.get("lora_parameters") or {}).get("scale")
+    scale = 20.0 if scale is None else float(scale)  # mlx-lm's default
+    return Adapter(read_floats(folder / FILE), scale, kind == "lora", str(folder / FILE))
 
 
 def read_floats(path: Path) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ A safetensors file is eight bytes of header length, a JSON header, then the tens
 
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Mistake, NotFound
+from .description import INDEX as INDEX_SCHEMA
+from .description import Schema, check, check_depth
 
 FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # MLX's and torch's name -> safetensors'
 INDEX = "model.safetensors.index.json"
-ITEM = {"F64": 8, "I64": 8, "F32": 4, "U32": 4, "I32": 4, "BF16": 2, "F16": 2, "U8": 1, "I8": 1, "F8_E4M3": 1}  # bytes
+ITEM = {  # dtype -> bytes
+    **dict.fromkeys(["F64", "I64", "U64"], 8),
+    **dict.fromkeys(["F32", "I32", "U32"], 4),
+    **dict.fromkeys(["BF16", "F16", "I16", "U16"], 2),
+    **dict.fromkeys(["BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"], 1),
+}
 Place = tuple[str, Sequence[int], Sequence[int]]  # dtype as safetensors names it, shape, bytes from the header's end
 _MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
@@ -36,47 +44,87 @@ class Tensor:
         return f"tensor {self.name} in {self.file.name}"
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file. NotFound if it is missing, Mistake if it is not JSON; both name it."""
+def is_file(path: Path) -> bool:
+    """Return whether there is such a file. Mistake if something else has its name: reading a pipe may never end."""
+    if not path.is_file() and os.path.lexists(path):
+        raise Mistake(f"{path} is no file that can be read: fetch it again")
+    return path.is_file()
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a small file. NotFound if it is missing, Mistake if it cannot be read or is none; both name it."""
+    if not is_file(path):
+        raise NotFound(f"{path} is missing: need a folder with a DiffusionGemma checkpoint")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NotFound(f"{path} is missing: need a folder with a DiffusionGemma checkpoint") from None
+        if (size := path.stat().st_size) > _MAX_HEADER:
+            raise Mistake(f"{path} has {size} bytes, and at most {_MAX_HEADER} are read: fetch it again")
+        return path.read_bytes()
+    except OSError as error:
+        raise Mistake(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_json(path: Path, schema: Schema | None = None) -> Any:
+    """Parse a JSON file. NotFound if it is missing, Mistake if it is not JSON or not as `schema` describes it."""
+    data = read_bytes(path)
+    try:
+        value = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:  # of the encoding, or of JSON
         raise Mistake(f"{path} is not JSON ({error}): fetch the file again (is it a Git LFS pointer?)") from None
+    if schema is None:
+        check_depth(value, str(path))
+    else:
+        check(value, schema, str(path))
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
     """Return the tensors of one safetensors file by name. Mistake if it is damaged or shorter than its header says."""
+    if not is_file(path):
+        raise NotFound(f"{path} is missing: fetch the checkpoint again")
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER
             header = file.read(length) if length < min(size, _MAX_HEADER) else b""
-    except FileNotFoundError:
-        raise NotFound(f"{path} is missing: fetch the checkpoint again") from None
+    except OSError as error:
+        raise Mistake(f"{path} cannot be read: {error.strerror}") from None
     if not header or len(header) < length:
         raise Mistake(f"{path} is truncated or no safetensors file: {size} bytes and no whole header")
-    tensors = {}
     try:
-        for name, entry in json.loads(header).items():
-            if name != "__metadata__":
-                first, last = entry["data_offsets"]
-                start = 8 + length + first
-                tensors[name] = Tensor(name, path, entry["dtype"], tuple(entry["shape"]), start, last - first)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        table = json.loads(header)
+        check_depth(table, "it")
+        tensors = {name: _tensor(path, name, table[name], 8 + length) for name in table if name != "__metadata__"}
+        if not all(isinstance(value, str) for value in (table.get("__metadata__") or {}).values()):  # MLX writes null
+            raise ValueError("__metadata__ is no object of texts")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise Mistake(f"{path} has a damaged header: {error}") from None
     _check_places(path, tensors, 8 + length, size)
     return tensors
+
+
+def _tensor(path: Path, name: str, entry: Mapping[str, Any], start: int) -> Tensor:
+    """Return an entry of a header that ends before byte `start`. ValueError, LookupError or TypeError: it is none."""
+    shape, (first, last) = entry["shape"], entry["data_offsets"]
+    if not isinstance(shape, list) or not all(
+        type(size) is int and 0 <= size < 2**48 for size in (*shape, first, last)
+    ):
+        raise ValueError(f"tensor {name} has a shape and offsets that are no sizes")
+    if entry["dtype"] not in ITEM or last < first:
+        raise ValueError(f"tensor {name} has an unknown dtype, or ends before it starts")
+    return Tensor(name, path, entry["dtype"], tuple(shape), start + first, last - first)
 
 
 def _check_places(path: Path, tensors: Mapping[str, Tensor], position: int, size: int) -> None:
     """Raise Mistake unless the tensors fill a file of `size` bytes from `position` to its end, without a gap."""
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.nbytes)):
         name, shape, nbytes = tensor.name, list(tensor.shape), tensor.nbytes
-        needed = math.prod(shape) * ITEM.get(tensor.dtype, 0)
-        if needed not in (0, nbytes):
+        needed = math.prod(shape) * ITEM[tensor.dtype]
+        if needed != nbytes:
             raise Mistake(f"{path}: tensor {name} has {nbytes} bytes, its shape {shape} needs {needed}")
         if tensor.start != position:
             raise Mistake(f"{path} has a damaged header: tensor {name} is at {tensor.start}, need {position}")
@@ -97,17 +145,38 @@ def file_start(tensors: Mapping[str, Place], metadata: Mapping[str, str] | None 
     return struct.pack("<Q", len(text)) + text
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of weights that lie in a folder. Hidden ones are none (macOS leaves ._NAME beside NAME on other
+    file systems), nor are those of adapters."""
+    files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
+    return [file for file in files if "adapter" not in file.name]
+
+
+def adapter_files(folder: Path) -> list[str]:
+    """Return the names of files of adapters that lie in a folder. They are not read."""
+    return sorted(file.name for file in folder.glob("*adapter*.safetensors") if not file.name.startswith("."))
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """Return which file each tensor is in. Mistake if a name leads out of the folder."""
+    weight_map = read_json(folder / INDEX, INDEX_SCHEMA)["weight_map"]
+    for tensor, name in weight_map.items():
+        plain = isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\\0")
+        if not plain or name.startswith("."):
+            raise Mistake(f"{folder / INDEX}: need the name of a file in the folder for {tensor:.80}, got {name!r:.80}")
+    return weight_map
+
+
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Return every tensor of a checkpoint, vision included, by name. Errors name the tensor and the file."""
-    index = folder / INDEX
-    weight_map = read_json(index).get("weight_map", {}) if index.exists() else {}
-    files = [folder / name for name in sorted(set(weight_map.values()))]
-    if missing := [file.name for file in files if not file.exists()]:
+    weight_map = _read_index(folder) if is_file(folder / INDEX) else {}
+    files = [folder / name for name in sorted(set(weight_map.values()))] or weight_files(folder)
+    if missing := [file.name for file in files if not os.path.lexists(file)]:
         raise NotFound(f"{folder} lacks {', '.join(missing)}, which {INDEX} names; fetch the checkpoint again")
-    if not index.exists():
-        files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise NotFound(f"{folder} has no weights: need model.safetensors, or shards and {INDEX}")
+        adapters = adapter_files(folder)
+        only = f"only {', '.join(adapters)}, an adapter for a model that lies elsewhere" if adapters else "no weights"
+        raise NotFound(f"{folder} has {only}: need model.safetensors, or shards and {INDEX}")
     tensors: dict[str, Tensor] = {}
     for file in files:
         for name, tensor in read_header(file).items():
@@ -126,4 +195,4 @@ def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     generation = folder / "generation_config.json"
     if not isinstance(config, dict):
         raise Mistake(f"{folder / 'config.json'} holds no JSON object")
-    return config, read_json(generation) if generation.exists() else config.get("generation_config")
+    return config, read_json(generation) if is_file(generation) else config.get("generation_config")

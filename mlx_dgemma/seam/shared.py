@@ -6,16 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import Mistake
 from .model import Cache, Continuation, DiffusionModel, Draw, NextToken, Row, Text
 
 VECTORS = ("argmax", "sample", "entropy", "confidence", "top")  # of a Prediction, [L] each
 
 
 def checked(text: Text, vocab_size: int) -> Text:
-    """`text` itself. ValueError where an id is out of the vocabulary."""
+    """`text` itself. Mistake where an id is out of the vocabulary."""
     ids = text.tokens
     if len(ids) and not (ids.min() >= 0 and ids.max() < vocab_size):
-        raise ValueError(f"token ids must be in [0, {vocab_size}), got {ids.min()} to {ids.max()}")
+        raise Mistake(
+            f"token ids must be in [0, {vocab_size}), got {ids.min()} to {ids.max()}: is the tokenizer its own?"
+        )
     return text
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import tokenizers
 
-from ..checkpoint.folder import read_json
+from ..checkpoint.description import OBJECT, TOKENIZER_CONFIG
+from ..checkpoint.folder import is_file, read_bytes, read_json
 from ..errors import Mistake, NotFound
 from .parts import GeneratedText, Parts, check_unicode, marked
 from .template import ChatTemplate, read_template
@@ -29,13 +30,14 @@ class Tokenizer:
     """
 
     def __init__(self, folder: str | Path):
-        """Reads tokenizer.json and, where there are any, tokenizer_config.json and chat_template.jinja.
+        """Reads tokenizer.json and, where there are any, tokenizer_config.json and the chat template.
 
-        FileNotFoundError: there is no tokenizer.json. ValueError: one of the files cannot be used.
+        NotFound: there is no tokenizer.json. Mistake: one of the files cannot be used.
         """
         self._folder = Path(folder)
         self._backend = _load_backend(self._folder / "tokenizer.json")
-        config = _load_json(path) if (path := self._folder / "tokenizer_config.json").is_file() else {}
+        path = self._folder / "tokenizer_config.json"
+        config = read_json(path, TOKENIZER_CONFIG) if is_file(path) else {}
         template = read_template(self._folder, config)
         self.special_tokens = _special_tokens(config, self._backend)
         # transformers: a token that the config names is special, whatever tokenizer.json says of it.
@@ -52,6 +54,7 @@ class Tokenizer:
         self.bos_token, self.eos_token = map(self.special_tokens.get, ("bos_token", "eos_token"))
         self.bos_token_id, self.eos_token_id = self.token_id(self.bos_token or ""), self.token_id(self.eos_token or "")
         self.vocab_size: int = self._backend.get_vocab_size()
+        self.last_id: int = max([self.vocab_size - 1, *added])
         self.is_byte_level: bool = isinstance(self._backend.decoder, tokenizers.decoders.ByteLevel)
         self.has_chat_template: bool = template is not None
         self._template = None
@@ -178,24 +181,18 @@ def byte_of_letter() -> dict[str, int]:
 
 
 def _load_backend(path: Path) -> tokenizers.Tokenizer:
-    if not path.is_file():
+    if not is_file(path):
         raise NotFound(f"{path.parent} has no tokenizer.json: copy it from the checkpoint the weights are of")
+    data = read_bytes(path)
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        backend = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:  # tokenizers raises nothing narrower
-        _load_json(path)  # if it is not even JSON, that is the message
+        read_json(path, OBJECT)  # if it is not even an object, that is the message
         raise Mistake(f"{path} is no usable tokenizer ({error}): update tokenizers, or fetch it again") from error
     # A file may carry the settings of a training run; cutting or padding a prompt is never wanted here.
     backend.no_truncation()
     backend.no_padding()
     return backend
-
-
-def _load_json(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise Mistake(f"{path} must hold a JSON object, got {type(value).__name__}: fetch the file again")
-    return value
 
 
 def _special_tokens(config: dict[str, Any], backend: tokenizers.Tokenizer) -> dict[str, str]:

@@ -1,11 +1,15 @@
 """The chat template against transformers, and templates that must be refused."""
 
+import resource
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import tokenizers
 from tokenizer_folders import ASTRONAUT, BPE, TINY, copy
 
+from mlx_dgemma.errors import Mistake
 from mlx_dgemma.tokens.stream import split_thinking
 from mlx_dgemma.tokens.tokenizer import Tokenizer
 
@@ -140,6 +144,61 @@ def test_a_hostile_or_broken_template_is_refused(tmp_path, template, message):
         tokenizer.chat(messages)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
     assert messages == [{"role": "user", "content": "Hi"}]
+
+
+ENDLESS = {
+    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "writes": "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
+    "a list in a list": "{% set x = range(9999) | list %}{% for a in x %}{% for b in x %}{% for c in x %}{% endfor %}"
+    "{% endfor %}{% endfor %}",
+    "a loop that calls itself": "{% for a in [[1]] * 9 recursive %}{{ loop([[1]] * 9) }}{% endfor %}",
+    "calls that double": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "times": "{{ 'a' * 10 ** 10 }}",
+    "plus": "{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}",
+    "lists": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "tilde": "{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+    "a block": "{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set y %}{{ n.x }}{{ n.x }}{% endset %}"
+    "{% set n.x = y %}{% endfor %}{{ n.x }}",
+    "a macro": "{% macro f(n) %}{% if n %}{% set x = f(n - 1) %}{{ x }}{{ x }}{% else %}ab{% endif %}{% endmacro %}"
+    "{{ f(60) }}",
+    "join": "{{ ([messages[0].content * 90000] * 99999) | join }}",
+    "join of a method": "{{ ''.join([messages[0].content * 90000] * 99999) }}",
+    "join of an attribute": "{{ [{'a': messages[0].content * 90000}] * 99999 | join(attribute='a') }}",
+    "sum": "{{ [[1] * 99999] * 99999 | sum(start=[]) | length }}",
+    "replace": "{{ ('a' * 99999).replace('', 'b' * 99999) | length }}",
+    "replace as a filter": "{{ 'a' * 99999 | replace('a', 'b' * 99999) }}",
+    "center": "{{ 'a' | center(10 ** 10) }}",
+    "ljust": "{{ 'a'.ljust(10 ** 10) }}",
+    "indent": "{{ ('\n' * 99999) | indent(99999) }}",
+    "format": "{{ '{:>9999999999}'.format(1) }}",
+    "format as a filter": "{{ '%9999999999d' | format(1) }}",
+    "percent": "{{ '%9999999999d' % 1 }}",
+    "tojson": "{{ [[1] * 9999] * 9 | tojson(indent=99999) }}",
+    "strftime": "{{ strftime_now('%9999999999Y') }}",
+    "powers": "{{ 9 ** (9 ** 9) }}",
+    "squares": "{% set n = namespace(x=9) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}{{ n.x }}",
+    "batch": "{{ [1] | batch(10 ** 10, 1) | list }}",
+    "itself": "{{ messages | string * 10 ** 9 }}",
+    "long": "{# " + "x" * 600_000 + " #}",
+    "nested": "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
+    "parentheses": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_a_template_that_does_not_end_is_refused_soon(tmp_path, what):
+    started = time.thread_time()
+    with pytest.raises(Mistake, match="chat template in") as caught:
+        Tokenizer(copy(TINY, tmp_path, template=ENDLESS[what])).chat([{"role": "user", "content": "Hi"}])
+    assert time.thread_time() - started < 2 and "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3_000_000 or sys.platform == "darwin"
+
+
+def test_long_conversations_are_within_the_bounds(tmp_path):
+    template = "{% for m in messages %}{{ m.role ~ m.content | replace('x', 'yy') }}{{ m | tojson }}{% endfor %}"
+    tokenizer = Tokenizer(copy(TINY, tmp_path, template=template))
+    messages = [{"role": "user", "content": "x" * 3000}] * 50
+    assert len(tokenizer.chat(messages)) > 50 * 9000
 
 
 def test_the_template_refuses_an_unknown_role():
