@@ -63,7 +63,7 @@ def ours(model, prompt: np.ndarray, rows: int = 1):
     model.encode([Text(prompt)] * rows, caches)
     sampling = Sampling(entropy_bound=BOUND, t_min=TEMPERATURE, t_max=TEMPERATURE, max_denoising_steps=10**6)
     batch = endless_blocks(model, caches, sampling, seed=1)
-    return lambda: float(np.median([step.entropy for step in batch.step()]))
+    return lambda: float(np.median([step.entropy for step in batch.step().values()]))
 
 
 def theirs(model, config: dict, prompt: np.ndarray):

@@ -19,7 +19,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mlx_dgemma"
 COMMANDS = ("generate", "chat", "batch", "fill", "edit", "server", "convert", "selfcheck", "benchmark", "train")
 FLOORS = (  # a room imports those on floors below its own
-    ("errors", "version", "early"),
+    ("errors", "version", "early", "tiny"),
     ("seam",),
     ("checkpoint",),
     ("tokens",),

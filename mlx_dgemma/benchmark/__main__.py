@@ -1,5 +1,5 @@
-"""`python -m mlx_dgemma.benchmark` measures diffusion and autoregression on this machine; `predict`, `compare`, `steps`
-and `baseline` are commands beside it."""
+"""`python -m mlx_dgemma.benchmark` measures diffusion and autoregression on this machine; `predict`, `compare` and
+`baseline` are commands beside it."""
 
 import json
 import sys
@@ -9,12 +9,12 @@ from pathlib import Path
 from ..checkpoint.hub import is_hub_id
 from ..errors import Mistake, NotFound
 from ..terminal.command import Parser, at_least, run
-from . import baseline, compare, plot, predict, steps
+from . import baseline, compare, plot, predict
 from .measure import Measurement
 from .report import show
 
 NAME = "mlx_dgemma.benchmark"
-OTHERS = {"predict": predict, "compare": compare, "steps": steps, "baseline": baseline}
+OTHERS = {"predict": predict, "compare": compare, "baseline": baseline}
 
 
 def _numbers(text: str) -> list[int]:
@@ -47,7 +47,7 @@ def parser() -> Parser:
     add("--seed", type=at_least(0), default=0, metavar="N", help="the first of them")
     add("--json", action="store_true", help="print the report as one JSON object instead of tables")
     add("--out", metavar="FILE.json", help="write the report there, too")
-    add("--plot", metavar="FILE.png", help="draw speed over steps a block, and the parts of a step")
+    add("--plot", metavar="FILE.png", help="draw both ways of writing over the steps of a block")
     return parser
 
 
@@ -75,7 +75,7 @@ def measure(options: Namespace, arguments: list[str]) -> int:
     if options.out:
         Path(options.out).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if options.plot and report["passes"]:
-        plot.plot_report(report, Path(options.plot))
+        plot.plot_machines([(report["machine"]["device"]["name"], report)], Path(options.plot))
     print(json.dumps(report, ensure_ascii=False)) if options.json else show(report)
     return 130 if report["interrupted"] else 0
 

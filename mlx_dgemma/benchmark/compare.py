@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import Mistake
 from ..terminal.command import Parser
-from .plot import check, plot_comparison
+from .plot import check, plot_machines
 from .report import MACHINE, MODES, PASS, Figure, Report, lookup, percent, plain, print_table, read_report, rows, speed
 
 FIGURES: list[Figure] = [
@@ -15,6 +15,7 @@ FIGURES: list[Figure] = [
     ("steps a block, mean", "modes.diffusion.summary.steps_per_block.mean", plain),
     ("solved", "modes.diffusion.summary.solved.median", percent),
 ]
+ANSWERED: list[Figure] = [(f"tokens/s as answered, {title}", mode, plain) for mode, title in MODES.items()]
 
 
 def parser() -> Parser:
@@ -23,7 +24,7 @@ def parser() -> Parser:
     add = parser.add_argument
     add("reports", nargs="+", metavar="REPORT.json", help="what the benchmark wrote with --out")
     add("--json", action="store_true", help="print one JSON object instead of the table")
-    add("--plot", metavar="FILE.png", help="draw them")
+    add("--plot", metavar="FILE.png", help="draw both ways of writing over the passes of a block")
     return parser
 
 
@@ -45,11 +46,10 @@ def command(options: argparse.Namespace) -> int:
         drawn = [(name, report) for name, report in named if report["passes"]]
         if not drawn:
             raise Mistake(f"--plot {options.plot}: no pass was measured in these reports, there is nothing to draw")
-        plot_comparison(drawn, Path(options.plot))
+        plot_machines(drawn, Path(options.plot))
     if options.json:
         figures = [{path: lookup(report, path) for _, path, _ in FIGURES} for report in reports]
         print(json.dumps([{"name": n, **s, **f} for (n, _), s, f in zip(named, speeds, figures, strict=True)]))
         return 0
-    answered: list[Figure] = [(f"tokens/s as answered, {title}", mode, plain) for mode, title in MODES.items()]
-    print_table(["", *(name for name, _ in named)], rows(FIGURES, reports) + rows(answered, speeds))
+    print_table(["", *(name for name, _ in named)], rows(FIGURES, reports) + rows(ANSWERED, speeds))
     return 0

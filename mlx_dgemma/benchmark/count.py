@@ -54,6 +54,10 @@ class Work:
     def total_bytes(self) -> float:
         return sum(self.bytes.values())
 
+    def without(self, part: str) -> "Work":
+        """Returns the same pass where it lacks a part."""
+        return Work(*({name: n for name, n in table.items() if name != part} for table in (self.flops, self.bytes)))
+
     def seconds(self, bytes_per_second: float, flops_per_second: float) -> float:
         """Applies the roofline: whichever takes longer, moving the bytes or making the products."""
         return max(self.total_bytes / bytes_per_second, self.total_flops / flops_per_second)

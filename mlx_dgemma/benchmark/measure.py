@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from ..checkpoint.config import DTYPES
 from ..load import baseline, instruments
@@ -49,19 +47,24 @@ class Measurement:
         }  # fmt: skip
 
     def run(self) -> None:
-        subject = self.load()
+        with phase("loading"):
+            subject = self.load()
         check_context(subject.model.facts, max(self.settings.context))
-        prompts, library = self.prompts(subject), None
-        if self.settings.ar_model:
-            library = baseline(subject.backend)
-        else:
+        prompts = self.prompts(subject)
+        library = baseline(subject.backend) if self.settings.ar_model else None
+        if not library:
             self.report["missing"]["AR model"] = "no --ar-model was given"
         try:
             self.measure(subject, prompts)
             if library:
                 del subject  # both models may not fit
                 gc.collect()
-                self.measure_baseline(library, prompts)
+                with phase(f"loading {self.settings.ar_model}"):
+                    other = library.Baseline(self.settings.ar_model)
+                write = baseline_writer(other)
+                self.answer_cold("baseline", write, prompts[0], other.settings)
+                self.report["modes"]["baseline"] |= {"bits": other.bits, "library": other.library}
+                self.answer("baseline", write, prompts, other.peak_memory)
         except KeyboardInterrupt:
             self.report["interrupted"] = True
             print("interrupted: what was measured is kept", file=sys.stderr)
@@ -69,11 +72,10 @@ class Measurement:
 
     def load(self) -> Subject:
         settings, start = self.settings, time.perf_counter()
-        with phase("loading"):
-            subject = make_subject(settings)
-            tools = instruments(subject.backend)
-            tools.wait()
-        seconds, stored, config = time.perf_counter() - start, tools.weight_bytes(subject.model), subject.model.config
+        subject = make_subject(settings)
+        tools, config = instruments(subject.backend), subject.model.config
+        tools.wait()
+        seconds, stored = time.perf_counter() - start, tools.weight_bytes(subject.model)
         dtype = settings.dtype or ((settings.precision or "bf16") if settings.dummy else config.dtype)
         precision = dtype if settings.dummy else f"{dtype}, as it is stored"
         dtype = dtype if dtype in DTYPES else "bfloat16"  # of activations, when weights are narrower
@@ -120,7 +122,7 @@ class Measurement:
             with phase(f"passes of {rows} x {context} tokens"):
                 report["passes"].append(measure_passes(passes, count, ceilings, settings.steps_per_block))
 
-    def answer_cold(self, mode: str, write: Writer, prompt: Prompt, settings: dict[str, Any]) -> None:
+    def answer_cold(self, mode: str, write: Writer, prompt: Prompt, settings: dict) -> None:
         """Answers for the first time in this process."""
         result = {"settings": settings, "cold": None, "runs": [], "summary": None, "peak_memory": None}
         self.report["modes"][mode] = result
@@ -137,12 +139,3 @@ class Measurement:
         finally:
             result["summary"] = summary(runs, cap) if runs else None
             result["peak_memory"] = peak_memory()
-
-    def measure_baseline(self, library: ModuleType, prompts: list[Prompt]) -> None:
-        """Answers by another model, left to right, with the library that is the field's for it."""
-        with phase(f"loading {self.settings.ar_model}"):
-            other = library.Baseline(self.settings.ar_model)
-        write = baseline_writer(other)
-        self.answer_cold("baseline", write, prompts[0], other.settings)
-        self.report["modes"]["baseline"] |= {"bits": other.bits, "library": other.library}
-        self.answer("baseline", write, prompts, other.peak_memory)

@@ -55,8 +55,7 @@ class Passes:
     seed: int
 
     def _text(self, count: int, number: int = 0) -> Text:
-        rng = np.random.default_rng((self.seed, number))
-        return Text(rng.integers(self.model.facts.vocab_size, size=count))
+        return Text(np.random.default_rng((self.seed, number)).integers(self.model.facts.vocab_size, size=count))
 
     def _timed(self, compute: Callable[[], Any]) -> float:
         self.instruments.wait()

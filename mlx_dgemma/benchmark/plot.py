@@ -1,14 +1,15 @@
-"""Pictures of reports: both modes over steps a block, a step's parts, machines side by side."""
+"""Pictures: both ways of writing over the steps of a block, machine by machine; published beside predicted."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import Mistake
-from .count import PARTS, tokens_per_second
-from .report import MODES, Report, lookup, model_name, speed
+from .count import tokens_per_second
+from .devices import Published, Range, device
+from .report import Report, lookup
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"diffusion": "#2563a8", "autoregression": "#c8601a", "baseline": "#8a8f98"}
+STEPS = (1, 2, 4, 8, 16, 32, 48)
 
 
 def pyplot() -> ModuleType:
@@ -46,80 +47,69 @@ def save(figure: Figure, path: Path) -> None:
     pyplot().close(figure)
 
 
-def draw_speed(axes: Axes, report: Report) -> None:
-    """Draws tokens a second over steps a block: lines from the timed passes, marks where answers were measured."""
-    point, canvas, steps = report["passes"][0], report["config"]["canvas_length"], range(1, 49)
-    step, commit, token = (point[name]["seconds"]["median"] for name in ("step", "commit", "token"))
-    rows, even = point["rows"], point["break_even"]["steps"]
-    speeds = [tokens_per_second(canvas, n, step, commit, rows) for n in steps]
-    axes.loglog(steps, speeds, color=COLOURS["diffusion"], label="diffusion, full canvases")
-    axes.axhline(rows / token, color=COLOURS["autoregression"], label="left to right")
-    if 1 <= even <= 48:
-        axes.axvline(even, color="grey", ls=":", label=f"equal at {even:.1f} steps")
-    for mode, title in MODES.items():
-        if rate := lookup(report, f"modes.{mode}.summary.tokens_per_second.median"):
-            mean = lookup(report, f"modes.{mode}.summary.steps_per_block.mean") or 48
-            axes.plot([mean], [rate], "o", color=COLOURS[mode], clip_on=False, label=f"{title}, answers")
-    axes.set(xlabel="steps a block", ylabel="tokens a second", xlim=(1, 48))
-    axes.set_xticks([1, 2, 4, 8, 16, 32, 48], labels=["1", "2", "4", "8", "16", "32", "48"])
-    axes.yaxis.set_major_locator(pyplot().matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:,.4g}")
-    axes.minorticks_off()
-    axes.legend()
-    axes.set_title(f"Speed, {point['context']:,} tokens of context, {rows} at once")
+def logarithmic(*axes: Axes) -> None:
+    """Marks both axes at 1, 2, 5, 10 and so on."""
+    for axis in [axis for each in axes for axis in (each.xaxis, each.yaxis)]:
+        axis.set_major_locator(pyplot().matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:,.6g}")
+    for each in axes:
+        each.minorticks_off()
+        each.legend(fontsize="small")
 
 
-def draw_parts(axes: Axes, reports: Sequence[tuple[str, Report]]) -> None:
-    """Draws stacked bars of the parts of a step: of each report what was measured, and its floor."""
-    bars = [report["passes"][0]["parts"][kind] for _, report in reports for kind in ("seconds", "floor_seconds")]
-    labels = [f"{kind}\n{name}" for name, _ in reports for kind in ("measured", "floor")]
-    bottom = [0.0] * len(bars)
-    for part in (*PARTS, "rest"):
-        heights = [1e3 * max(bar.get(part, 0.0), 0.0) for bar in bars]
-        drawn = axes.bar(labels, heights, bottom=bottom, label=part)
-        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    axes.bar_label(drawn, [f"{top:.3g} ms" for top in bottom])
-    axes.set(ylabel="ms a step", title="One denoise step, by part")
-    axes.tick_params(axis="x", labelsize="small")
-    axes.legend(reverse=True)
+def draw_machine(axes: Axes, name: str, report: Report, colour: str) -> None:
+    """Draws tokens a second of the timed passes, with a ring where both ways are equal, and squares where answers were
+    measured."""
+    point, canvas = report["passes"][0], report["config"]["canvas_length"]
+    step, commit, token = (point[part]["seconds"]["median"] for part in ("step", "commit", "token"))
+    level, even = point["rows"] / token, point["break_even"]["steps"]
+    speeds = [tokens_per_second(canvas, n, step, commit, point["rows"]) for n in STEPS]
+    axes.loglog(STEPS, speeds, color=colour, label=f"{name}, {report['settings']['precision']}: diffusion")
+    axes.axhline(level, color=colour, ls="--", label=f"  left to right, equal at {even:.3g} steps")
+    if STEPS[0] <= even <= STEPS[-1]:
+        axes.plot([even], [level], "o", ms=9, mfc="white", color=colour)
+    answers = lookup(report, "modes.diffusion.summary")
+    if answers:
+        mean, rate = answers["steps_per_block"]["mean"], answers["tokens_per_second"]["median"]
+        axes.plot([mean], [rate], "s", color=colour, label="  answers, kept text")
 
 
-def plot_report(report: Report, path: Path) -> None:
-    figure, (left, right) = pyplot().subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    draw_speed(left, report)
-    draw_parts(right, [("", report)])
-    settings, device = report["settings"], report["machine"]["device"]["name"]
-    figure.suptitle(f"{model_name(settings)}, {settings['precision']}, on {device}")
+def plot_machines(reports: Sequence[tuple[str, Report]], path: Path) -> None:
+    """Draws machines with shared memory beside those whose GPU has its own, as far as there are both."""
+    kinds: dict[bool, list[tuple[str, Report]]] = {}
+    for name, report in reports:
+        kinds.setdefault(bool(report["machine"]["device"]["shared_memory"]), []).append((name, report))
+    figure, panels = pyplot().subplots(
+        1, len(kinds), figsize=(7 * len(kinds), 5), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, shared in zip(panels[0], sorted(kinds, reverse=True), strict=True):
+        for number, (name, report) in enumerate(kinds[shared]):
+            draw_machine(axes, name, report, f"C{number}")
+        title = "Memory shared with the CPU" if shared else "The GPU's own memory"
+        axes.set(xlabel="steps a block", ylabel="tokens a second", xlim=(STEPS[0], STEPS[-1]), title=title)
+        logarithmic(axes)
+        axes.set_xticks(STEPS, labels=map(str, STEPS))
     save(figure, path)
 
 
-def plot_comparison(reports: Sequence[tuple[str, Report]], path: Path) -> None:
-    """Draws speed of both modes and the parts of a step, one group of bars a machine."""
-    size = (4 + 5 * len(reports), 4.6)
-    figure, (left, right) = pyplot().subplots(1, 2, figsize=size, width_ratios=(1, 2), layout="constrained")
-    for offset, mode in ((-0.2, "diffusion"), (0.2, "autoregression")):
-        speeds = [speed(report, mode) or 0.0 for _, report in reports]
-        places = [number + offset for number in range(len(reports))]
-        left.bar_label(left.bar(places, speeds, 0.38, color=COLOURS[mode], label=MODES[mode]), fmt="%.3g")
-    left.set_xticks(range(len(reports)), labels=[name for name, _ in reports])
-    left.set(ylabel="tokens a second", title="Speed")
-    left.legend()
-    draw_parts(right, reports)
-    save(figure, path)
-
-
-def plot_steps(curve: dict[str, Any], path: Path) -> None:
-    """Draws solve rate and speed over the cap on steps, points measured; left to right as a line."""
-    figure, both = pyplot().subplots(2, 1, figsize=(7, 6.2), sharex=True, layout="constrained")
-    points, beside = curve["points"], curve["autoregression"]
-    caps = [point["max_denoising_steps"] for point in points]
-    shown = ("solved", 100, "solved, %"), ("tokens_per_second", 1, "tokens/s")
-    for axes, (name, scale, label) in zip(both, shown, strict=True):
-        axes.plot(caps, [scale * point[name] for point in points], "o-", color=COLOURS["diffusion"], label="diffusion")
-        axes.axhline(scale * beside[name], color=COLOURS["autoregression"], label="left to right")
-        axes.set(ylabel=label, ylim=(0, None))
-        axes.legend()
-    both[1].set_xticks(caps)
-    both[1].set_xlabel("steps that a block may take")
-    both[0].set_title(f"{curve['prompts']} prompts of {len(beside['solved_by_task'])} tasks, the embedded model")
+def plot_published(pairs: Sequence[tuple[Published, Range]], path: Path) -> None:
+    """Draws predicted over published ms, each row left out in turn: steps, and tokens left to right."""
+    figure, both = pyplot().subplots(1, 2, figsize=(12, 5.6), layout="constrained")
+    families = list(dict.fromkeys(device(row.device).family for row, _ in pairs))
+    for axes, kind, title in zip(both, ("step", "token"), ("A denoise step", "A token, left to right"), strict=True):
+        for row, seconds in (pair for pair in pairs if pair[0].kind == kind):
+            fastest, middle, slowest = (1e3 * one for one in seconds)
+            family = device(row.device).family
+            axes.errorbar(
+                1e3 * row.seconds, middle, [[middle - fastest], [slowest - middle]], fmt="o", elinewidth=1, alpha=0.8,
+                color=f"C{families.index(family)}", label=family,
+            )  # fmt: skip
+        ends = [0.8e3 * min(row.seconds for row, _ in pairs if row.kind == kind)]
+        ends.append(1.25e3 * max(row.seconds for row, _ in pairs if row.kind == kind))
+        axes.loglog(ends, ends, color="grey", lw=1)
+        axes.fill_between(ends, [end / 2 for end in ends], [2 * end for end in ends], color="grey", alpha=0.12)
+        axes.set(xlabel="published, ms", ylabel="predicted from the other rows, ms", title=title)
+        logarithmic(axes)
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(dict(zip(labels, handles, strict=True)).values(), dict.fromkeys(labels), title="shaded: factor 2")
     save(figure, path)

@@ -1,13 +1,10 @@
-"""Predicts which mode is faster on a machine, from its bandwidth, its FLOP rates and the counted work, or a report.
-
-Both modes are taken at the machine's ceilings, so each number is an upper bound and their ratio an estimate. What was
-measured, by others or in a report, stands beside it.
-"""
+"""Predicts which mode is faster on a machine: at its ceilings, which are an upper bound, and as published builds reach
+them, with their spread; or from the ceilings that a report measured, beside what it measured."""
 
 import argparse
 import json
-import tomllib
-from dataclasses import dataclass
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,13 @@ from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
 from ..terminal.command import Parser, at_least
 from .count import PRECISIONS, Count, break_even, tokens_per_second
+from .devices import SHAPE, Published, Range, alike, device, devices, expected, left_out, rows
+from .plot import check, plot_published
 from .report import ms, plain, print_table, read_report
 from .subject import published
 
-DEVICES = Path(__file__).with_name("devices.toml")
-SHAPE = "26b-a4b"  # of which there are measurements
 STEPS = (4, 8, 12, 16, 24, 32, 48)
+KINDS = {"step": "a denoise step", "commit": "a commit", "token": "a token left to right"}
 WORKLOADS = {  # steps a full canvas takes, as others saw them with the published model
     "JSON, short answers": (2, 5),
     "maths, code": (10, 20),
@@ -29,63 +27,27 @@ WORKLOADS = {  # steps a full canvas takes, as others saw them with the publishe
 }
 
 
-@dataclass(frozen=True)
-class Device:
-    name: str
-    bandwidth: float  # bytes a second
-    flops: dict[str, float]  # FLOPs a second, by what is multiplied
-    memory: float  # bytes
-    sources: dict[str, str]
-    measured: list[dict[str, Any]]  # both modes as others measured them
-
-    def flops_for(self, precision: str) -> float:
-        """Returns the rate of products: fp8 weights with fp8 numbers where the machine can, all others as bf16."""
-        return self.flops.get(precision, self.flops["bf16"])
-
-
-def devices() -> dict[str, Device]:
-    """Reads all of them, by the name that --device takes."""
-    table = tomllib.loads(DEVICES.read_text(encoding="utf-8"))
-    measured = table.pop("measured")
+def speeds(canvas: int, seconds: dict[str, float], rows: int = 1) -> dict[str, Any]:
+    """Returns tokens a second of both modes and the break-even, given the seconds of a step, a commit and a token."""
+    step, commit = seconds["step"], seconds["commit"]
     return {
-        key: Device(
-            entry["name"],
-            entry["bandwidth"]["value"] * 1e9,
-            {kind: value * 1e12 for kind, value in entry["flops"].items() if isinstance(value, float)},
-            entry["memory"] * 1e9,
-            {name: f"{entry[name]['kind']}: {entry[name]['source']}" for name in ("bandwidth", "flops")},
-            [pair for pair in measured if pair["device"] == key],
-        )
-        for key, entry in table.items()
+        "seconds": seconds,
+        "autoregression": rows / seconds["token"],
+        "diffusion": {n: tokens_per_second(canvas, n, step, commit, rows) for n in STEPS},
+        "break_even": break_even(canvas, **seconds),
     }
-
-
-def device(name: str) -> Device:
-    """Raises Mistake with the list if it is none of them."""
-    known = devices()
-    if name not in known:
-        raise Mistake(f"--device {name!r} is not known; need one of {', '.join(known)}")
-    return known[name]
 
 
 def prediction(
     count: Count, context: int, bytes_per_second: float, flops_per_second: float, rows: int = 1
 ) -> dict[str, Any]:
-    """Predicts both modes at these ceilings, `rows` sequences behind `context` tokens each: seconds of the passes,
-    tokens a second of all sequences, the break-even."""
-    step, canvas = count.denoise(context, rows), count.config.canvas_length
+    """Predicts both modes at these ceilings, `rows` sequences behind `context` tokens each."""
+    step = count.denoise(context, rows)
     passes = {"step": step, "commit": count.commit(context, rows), "token": count.token(context, rows)}
     seconds = {name: work.seconds(bytes_per_second, flops_per_second) for name, work in passes.items()}
     by_bytes = step.total_bytes / bytes_per_second > step.total_flops / flops_per_second
-    return {
-        "context": context,
-        "rows": rows,
-        "seconds": seconds,
-        "bound_by": "bytes" if by_bytes else "FLOPs",
-        "autoregression": rows / seconds["token"],
-        "diffusion": {n: tokens_per_second(canvas, n, seconds["step"], seconds["commit"], rows) for n in STEPS},
-        "break_even": break_even(canvas, **seconds),
-    }
+    about = {"context": context, "rows": rows, "bound_by": "bytes" if by_bytes else "FLOPs"}
+    return about | speeds(count.config.canvas_length, seconds, rows)
 
 
 def advice(steps: float) -> dict[str, str]:
@@ -99,74 +61,98 @@ def advice(steps: float) -> dict[str, str]:
 def predict_device(options: argparse.Namespace) -> dict[str, Any]:
     machine, config = device(options.device), published(options.shape)
     count = Count(config, PRECISIONS[options.precision])
-    measured = []
-    for pair in machine.measured if options.shape == SHAPE else ():
-        if pair["precision"] == options.precision:
-            step, token = pair["step"], 1 / pair["tokens_per_second"]
-            even = break_even(config.canvas_length, step, 0.0, token)  # nobody tells what a commit takes
-            measured.append({"step": step, "token": token, **even, "source": pair["source"]})
-    predicted = prediction(count, options.context, machine.bandwidth, machine.flops_for(options.precision))
-    needed = count.resident + count.token(options.context).bytes["attention"]
+    ceiling = prediction(count, options.context, machine.bandwidth, machine.flops_for(options.precision))
+    step, token = (alike(kind, machine.family, options.precision, rows()) for kind in ("step", "token"))
+    floors = ceiling["seconds"]
+    ranges = [expected(floors["step"], step), expected(floors["commit"], step), expected(floors["token"], token)]
+    reached = [speeds(config.canvas_length, dict(zip(KINDS, each, strict=True))) for each in zip(*ranges, strict=True)]
+    same = [row for row in rows() if (row.device, row.precision) == (options.device, options.precision)]
     about = {"device": options.device, "name": machine.name, "sources": machine.sources, "precision": options.precision}
-    return about | {"memory": machine.memory, "needed_memory": needed, "measured": measured} | predicted
+    needed = count.resident + count.token(options.context).bytes["attention"]
+    about |= {"memory": machine.memory, "needed_memory": needed}
+    about["measured"] = [{row.kind: row.seconds, "source": f"{row.build}; {row.source}"} for row in same]
+    return about | ceiling | {"reached": dict(zip(("fastest", "middle", "slowest"), reached, strict=True))}
 
 
 def predict_report(path: Path) -> dict[str, Any]:
-    """Predicts from the ceilings that a report measured, beside what it measured of the passes."""
+    """Predicts from the ceilings that a report measured; what is reached is what it measured of the passes."""
     report = read_report(path)
     if not report["passes"]:
         raise Mistake(f"{path}: no passes were measured in it; run the benchmark to its end")
     ceilings, point = report["ceilings"], report["passes"][0]
     count = Count(parse_config(report["config"]), report["bits"], report["kv_bytes"])
     rates = ceilings["copy_bytes_per_second"], ceilings["product_flops_per_second"]
+    seconds = {name: point[name]["seconds"]["median"] for name in KINDS}
     about = {"name": report["machine"]["device"]["name"], "precision": report["settings"]["precision"]}
-    step, token = (point[name]["seconds"]["median"] for name in ("step", "token"))
-    measured = [{"step": step, "token": token, **point["break_even"], "source": str(path)}]
-    return about | {"measured": measured} | prediction(count, point["context"], *rates, point["rows"])
+    about["measured"] = [seconds | point["break_even"] | {"source": str(path)}]
+    about["reached"] = {"middle": speeds(count.config.canvas_length, seconds, point["rows"])}
+    return about | prediction(count, point["context"], *rates, point["rows"])
 
 
-def equal(even: dict[str, Any]) -> str:
-    """Says where both modes are equally fast."""
-    if even["steps"] < 1:
-        return "none: not even one step a block would be few enough for diffusion"
-    return f"{plain(even['steps'])} steps a block = {plain(even['tokens_per_forward'])} tokens per forward"
-
-
-def lines(predicted: dict[str, Any]) -> list[tuple[str, str]]:
-    """Writes a prediction as lines of a figure and its value."""
-    seconds = {name: f"{ms(value)} ms" for name, value in predicted["seconds"].items()}
-    rows = f", {predicted['rows']} at once" if predicted["rows"] > 1 else ""
-    about = f"{predicted['name']}, {predicted['precision']}, {predicted['context']:,} tokens of context{rows}"
-    lines = [("machine", about), *((f"  {name}", source) for name, source in predicted.get("sources", {}).items())]
+def show(predicted: dict[str, Any]) -> None:
+    """Prints what is at the ceiling beside what is reached, then the advice and the published rows."""
+    at_once = f", {predicted['rows']} at once" if predicted["rows"] > 1 else ""
+    about = f"{predicted['name']}, {predicted['precision']}, {predicted['context']:,} tokens of context{at_once}"
+    notes = [("machine", about), *((f"  {name}", source) for name, source in predicted.get("sources", {}).items())]
     if "memory" in predicted:
         needed, memory = predicted["needed_memory"], predicted["memory"]
         fits = "" if needed <= memory else ": does not fit, the figures are of a larger one"
-        lines.append(("memory", f"{gigabytes(needed)} of {gigabytes(memory)}{fits}"))
-    speeds = ", ".join(f"{plain(speed)} at {steps} steps" for steps, speed in predicted["diffusion"].items())
-    lines += [
-        ("denoise step", f"{seconds['step']}, bound by {predicted['bound_by']}"),
-        ("commit", seconds["commit"]),
-        ("left to right", f"{plain(predicted['autoregression'])} tokens/s, {seconds['token']} a token"),
-        ("diffusion", f"tokens/s {speeds}"),
-        ("break-even", equal(predicted["break_even"])),
-    ]
-    for pair in predicted["measured"]:
-        step, token = (f"{name} {ms(pair[name])} ms ({seconds[name]} predicted)" for name in ("step", "token"))
-        lines.append(("measured", f"{step}, {token}, break-even {equal(pair)}; {pair['source']}"))
-    lines.append((f"faster, as {predicted['advised_by']}", ""))
-    for name, (least, most) in WORKLOADS.items():
-        lines.append((f"  {name}, {least}-{most} steps", predicted["advice"][name]))
-    return lines
+        notes.append(("memory", f"{gigabytes(needed)} of {gigabytes(memory)}{fits}"))
+    print_table(("", ""), notes, left=2)
+    reached = predicted["reached"]
+    columns = [predicted, *(reached[name] for name in ("middle", "fastest", "slowest") if name in reached)]
+    table = [[f"{title}, ms", *(ms(part["seconds"][name]) for part in columns)] for name, title in KINDS.items()]
+    table[0][0] += f", bound by {predicted['bound_by']}"
+    table.append(["left to right, tokens/s", *(plain(part["autoregression"]) for part in columns)])
+    table += [[f"diffusion, tokens/s at {n} steps", *(plain(part["diffusion"][n]) for part in columns)] for n in STEPS]
+    table.append(["break-even, steps a block", *(plain(part["break_even"]["steps"]) for part in columns)])
+    print_table(["", "at the ceiling", "reached", "by fast builds", "by slow builds"][: 1 + len(columns)], table)
+    advised = [(f"{name}, {low}-{high} steps", predicted["advice"][name]) for name, (low, high) in WORKLOADS.items()]
+    print_table(("faster, by what is reached", ""), advised, left=2)
+    seen = [(f"measured, {KINDS[kind]}, ms", ms(row[kind]), row["source"])
+            for row in predicted["measured"] for kind in KINDS if kind in row]  # fmt: skip
+    print_table(("", "", ""), seen, left=3)
+
+
+def error(row: Published, predicted: Range) -> float:
+    """Returns |log ratio| of predicted to published seconds."""
+    return abs(math.log(predicted[1] / row.seconds))
+
+
+def cells(row: Published, predicted: Range) -> list[str]:
+    """Returns machine, weights, build, published and predicted ms, their ratio, a reason."""
+    fastest, middle, slowest = map(ms, predicted)
+    name = device(row.device).name.split(",")[0] + (f", canvas {row.canvas}" if row.canvas != 256 else "")
+    name += f", {row.context:,} before" if row.context > 10_000 else ""
+    numbers = [ms(row.seconds), f"{middle} ({fastest}-{slowest})", f"{predicted[1] / row.seconds:.2f}"]
+    return [name, row.precision, row.build, *numbers, row.reason or ""]
+
+
+def show_published(options: argparse.Namespace) -> None:
+    """Prints every published measurement beside what all the others predict for it."""
+    pairs = left_out()
+    if options.plot:
+        plot_published(pairs, Path(options.plot))
+    if options.json:
+        print(json.dumps([vars(row) | {"seconds": row.seconds, "predicted": near} for row, near in pairs]))
+        return
+    for kind in ("step", "token"):
+        chosen = [pair for pair in pairs if pair[0].kind == kind]
+        titles = (KINDS[kind], "weights", "build", "published, ms", "predicted (spread)", "ratio", "")
+        print_table(titles, [cells(*pair) for pair in chosen], left=3)
+        print(f"median |log ratio| {statistics.median(error(*pair) for pair in chosen):.2f}\n")
 
 
 def parser() -> Parser:
     parser = Parser(
         prog="python -m mlx_dgemma.benchmark predict",
-        description="Tokens a second of both modes at a machine's ceilings, and which to use. Nothing is measured.",
+        description="Tokens a second of both modes on a machine, and which to use. Nothing is measured.",
     )
     add = parser.add_argument
     add("--device", metavar="NAME", help=f"one of {', '.join(devices())}")
     add("--report", metavar="FILE.json", help="take the ceilings that this report measured instead")
+    add("--published", action="store_true", help="what others measured, each row predicted from all the others")
+    add("--plot", metavar="FILE.png", help="with --published: draw it")
     add("--precision", choices=list(PRECISIONS), default="4bit", help="of the weights")
     add("--context", type=at_least(0), default=512, metavar="N", help="tokens before the canvas")
     add("--shape", default=SHAPE, metavar="NAME", help="a published shape")
@@ -175,13 +161,16 @@ def parser() -> Parser:
 
 
 def command(options: argparse.Namespace) -> int:
-    if (options.device is None) == (options.report is None):
-        raise Mistake(f"need --device NAME or --report FILE.json; devices: {', '.join(devices())}")
+    if [options.device is None, options.report is None, not options.published].count(False) != 1:
+        raise Mistake(f"need --device NAME or --report FILE.json or --published; devices: {', '.join(devices())}")
+    if options.plot:
+        if not options.published:
+            raise Mistake("--plot draws what is --published")
+        check(Path(options.plot))
+    if options.published:
+        show_published(options)
+        return 0
     predicted = predict_device(options) if options.device else predict_report(Path(options.report))
-    even, by = (
-        (*predicted["measured"], predicted["break_even"])[0],
-        "measured" if predicted["measured"] else "predicted",
-    )
-    predicted |= {"advised_by": by, "advice": advice(even["steps"])}  # by what was measured, where something was
-    print(json.dumps(predicted)) if options.json else print_table(("", ""), lines(predicted), left=2)
+    predicted["advice"] = advice(predicted["reached"]["middle"]["break_even"]["steps"])
+    print(json.dumps(predicted)) if options.json else show(predicted)
     return 0

@@ -59,24 +59,18 @@ def ms(seconds: float) -> str:
     return plain(seconds, 1e3)
 
 
-def giga(value: float | dict[str, float]) -> str:
-    """Writes billions of a number, or of the sum of all parts."""
-    return plain(sum(value.values()) if isinstance(value, dict) else value, 1e-9)
-
-
 def percent(share: float) -> str:
     return f"{share:.0%}"
 
 
-def spread(values: dict[str, float], scale: float = 1.0, unit: str = "") -> str:
+def spread(values: dict[str, float], scale: float = 1.0) -> str:
     """Writes the median, and least to most where they differ."""
     median, least, most = (plain(values[name], scale) for name in ("median", "min", "max"))
-    return f"{median}{unit}" + (f" ({least}-{most})" if least != most else "")
+    return median + (f" ({least}-{most})" if least != most else "")
 
 
-def _pairs(values: dict[str, Any]) -> str:
-    known = {name: value for name, value in values.items() if value is not None}
-    return ", ".join(f"{name} {plain(v) if isinstance(v, float) else v}" for name, v in known.items()) or "-"
+def spread_ms(seconds: dict[str, float]) -> str:
+    return spread(seconds, 1e3)
 
 
 def model_name(settings: dict[str, Any]) -> str:
@@ -87,12 +81,10 @@ def model_name(settings: dict[str, Any]) -> str:
 
 def _timed(name: str, title: str) -> list[Figure]:
     return [
-        (f"{title}, ms", f"{name}.seconds", lambda seconds: spread(seconds, 1e3)),
+        (f"{title}, ms", f"{name}.seconds", spread_ms),
         ("  its floor, by count", f"{name}.floor_seconds", ms),
-        ("  GB", f"{name}.bytes", giga),
-        ("    share of the copy", f"{name}.share_of_copy", percent),
-        ("  GFLOP", f"{name}.flops", giga),
-        ("    share of the product", f"{name}.share_of_product", percent),
+        ("  share of the copy", f"{name}.share_of_copy", percent),
+        ("  share of the product", f"{name}.share_of_product", percent),
     ]
 
 
@@ -103,17 +95,8 @@ MACHINE: list[Figure] = [
     ("  backend", "machine.device.backend", str),
     ("model", "settings", model_name),
     ("  precision", "settings.precision", str),
-    ("ceilings: copy, GB/s", "ceilings.copy_bytes_per_second", giga),
+    ("ceilings: copy, GB/s", "ceilings.copy_bytes_per_second", lambda rate: plain(rate, 1e-9)),
     ("  product, TFLOP/s", "ceilings.product_flops_per_second", lambda rate: plain(rate, 1e-12)),
-]
-DETAILS: list[Figure] = [
-    ("bits a weight", "bits", _pairs),
-    ("  of the AR model", "modes.baseline.bits", _pairs),
-    ("loaded in, s", "load_seconds", plain),
-    ("heat, power", "state.before", _pairs),
-    ("system", "machine.system", str),
-    ("versions", "versions", _pairs),
-    ("git", "git", str),
 ]
 PASS: list[Figure] = [
     ("tokens of context", "context", "{:,}".format),
@@ -130,15 +113,14 @@ PASS: list[Figure] = [
 ]
 ANSWERS: list[Figure] = [
     ("tokens/s of kept text", "summary.tokens_per_second", spread),
-    ("solved", "summary.solved", lambda rates: spread(rates, 100, " %")),
+    ("solved, %", "summary.solved", lambda rates: spread(rates, 100)),
     ("first text after, s: warm", "summary.seconds_to_first", spread),
     ("  cold, the first of the process", "cold.seconds_to_first", plain),
     ("tokens per forward", "summary.tokens_per_forward", spread),
     ("steps a block: mean", "summary.steps_per_block.mean", plain),
-    ("  p50", "summary.steps_per_block.p50", plain),
     ("  p90", "summary.steps_per_block.p90", plain),
     ("  share at the cap", "summary.steps_per_block.at_cap", percent),
-    ("ms a step, prefill and commits in it", "summary.seconds_per_step", lambda s: spread(s, 1e3)),
+    ("ms a step, prefill and commits in it", "summary.seconds_per_step", spread_ms),
     ("peak memory of the process so far", "peak_memory", gigabytes),
 ]
 
@@ -168,17 +150,17 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, left: i
 
 def show(report: Report) -> None:
     """Prints all tables of a report; the parts of a step are those of the first context and number of rows."""
-    print_table(("", ""), [row for row in rows(MACHINE + DETAILS, [report]) if row[1] != "-"], left=2)
     points, modes = report["passes"], [mode for mode in MODES if lookup(report, f"modes.{mode}.summary")]
+    print_table(("", ""), rows(MACHINE, [report]), left=2)
     if points:
         print_table(["passes", *[""] * len(points)], rows(PASS, points))
+        parts = points[0]["parts"]
+        whole, floors = sum(parts["seconds"].values()), parts["floor_seconds"]
+        table = [(part, ms(s), percent(s / whole), ms(floors[part]) if part in floors else "-")
+                 for part, s in parts["seconds"].items()]  # fmt: skip
+        print_table(("part of a step", "ms", "share", "floor, ms"), table)
     if modes:
         print_table(["answers", *map(MODES.get, modes)], rows(ANSWERS, [report["modes"][mode] for mode in modes]))
-    if points:
-        parts, whole = points[0]["parts"], sum(points[0]["parts"]["seconds"].values())
-        floors = {part: ms(seconds) for part, seconds in parts["floor_seconds"].items()} | {"rest": "-"}
-        table = [(part, ms(s), percent(s / whole), floors[part]) for part, s in parts["seconds"].items()]
-        print_table(("part of a step", "ms", "share", "floor, ms"), table)
     notes = [(f"not known: {name}", reason) for name, reason in report["missing"].items()]
     if report["interrupted"]:
         notes.append(("interrupted", "these are the figures till then"))

@@ -15,12 +15,12 @@ from ..errors import Mistake
 from ..seam.model import DiffusionModel
 from ..terminal.command import progress
 from ..terminal.requests import read_requests
+from ..tiny.tasks import LEARNT, made
 from ..tokens.messages import prompt_tokens
 from ..tokens.tokenizer import Tokenizer
 from ..writing.answer import Answer
 from ..writing.ask import Ask
 from ..writing.diffuse import diffuse
-from .tasks import LEARNT, made
 
 KINDS = {  # name -> prompt, for a model that knows more than the tasks
     "json": "Answer with JSON only, with the keys name, age, job and city: Ivan, a clerk from Kyiv, is 43 years old.",
@@ -40,9 +40,6 @@ class Prompt:
     max_tokens: int
     thinking: bool = False
     right: str | None = None  # the one right answer, where there is one
-
-    def solved(self, text: str) -> bool | None:
-        return None if self.right is None else text == self.right
 
 
 class Baseline(Protocol):
@@ -94,16 +91,20 @@ def written(model: DiffusionModel, tokenizer: Tokenizer, tokens: Sequence[int], 
     return answer
 
 
+def _run(prompt: Prompt, seed: int, prompt_length: int, tokens: Sequence[int], text: str) -> Run:
+    solved = None if prompt.right is None else text == prompt.right
+    return {"prompt": prompt.name, "seed": seed, "prompt_tokens": prompt_length, "tokens": len(tokens), "text": text,
+            "solved": solved}  # fmt: skip
+
+
 def writer(model: DiffusionModel, tokenizer: Tokenizer, ask: Ask) -> Writer:
     """Makes what answers prompts as `ask` says, each with its seed and length."""
 
     def write(prompt: Prompt, seed: int) -> Run:
         answer = written(model, tokenizer, prompt.tokens, replace(ask, max_tokens=prompt.max_tokens, seed=seed))
-        run = {
-            "prompt": prompt.name, "seed": seed, "prompt_tokens": len(prompt.tokens), "tokens": len(answer.tokens),
-            "seconds": answer.seconds, "seconds_to_first": answer.seconds_to_first_block,
-            "finish_reason": answer.finish_reason, "text": answer.text, "solved": prompt.solved(answer.text),
-        }  # fmt: skip
+        run = _run(prompt, seed, len(prompt.tokens), answer.tokens, answer.text)
+        run |= {"seconds": answer.seconds, "seconds_to_first": answer.seconds_to_first_block,
+                "finish_reason": answer.finish_reason}  # fmt: skip
         if ask.mode != "ar":  # left to right a token is a pass
             run |= {"steps_per_block": answer.steps_per_block, "tokens_per_forward": answer.tokens_per_forward}
         return run
@@ -116,15 +117,12 @@ def baseline_writer(baseline: Baseline) -> Writer:
 
     def write(prompt: Prompt, seed: int) -> Run:
         tokens = baseline.prompt_tokens(prompt.messages, prompt.thinking)
-        start, answer, first = time.perf_counter(), [], None
+        start, answer, times = time.perf_counter(), [], []
         for token in baseline.write(tokens, prompt.max_tokens, seed):
             answer.append(token)
-            first = first or time.perf_counter() - start
-        seconds, text = time.perf_counter() - start, baseline.text(answer)
-        return {
-            "prompt": prompt.name, "seed": seed, "prompt_tokens": len(tokens), "tokens": len(answer),
-            "seconds": seconds, "seconds_to_first": first, "text": text, "solved": prompt.solved(text),
-        }  # fmt: skip
+            times.append(time.perf_counter() - start)
+        seconds = {"seconds": time.perf_counter() - start, "seconds_to_first": times[0] if times else None}
+        return _run(prompt, seed, len(tokens), answer, baseline.text(answer)) | seconds
 
     return write
 

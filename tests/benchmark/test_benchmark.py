@@ -139,11 +139,12 @@ def test_reports_side_by_side(made, tmp_path, capsys):
     device = {**report["machine"]["device"], "name": "Another GPU", "shared_memory": False}
     other.write_text(json.dumps({**report, "machine": {**report["machine"], "device": device}}))
     plot = tmp_path / "both.png"
-    assert main(["compare", str(folder / "report.json"), str(other), "--plot", str(plot)]) == 0
+    paths = [str(folder / "report.json"), str(other)]
+    assert main(["compare", *paths, *paths, "--plot", str(plot)]) == 0  # as many as there are
     out = capsys.readouterr().out
     assert "Another GPU" in out and "shared with the CPU" in out and "the GPU's own" in out
     assert is_picture(plot)
-    assert main(["compare", str(folder / "report.json"), str(other), "--json"]) == 0
+    assert main(["compare", *paths, "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)
     assert (
         first["diffusion"]
@@ -159,33 +160,24 @@ def test_a_prediction_beside_the_report(made, capsys):
     assert found["measured"][0]["step"] == report["passes"][0]["step"]["seconds"]["median"]
     assert found["seconds"]["step"] == pytest.approx(report["passes"][0]["step"]["floor_seconds"])
     assert found["break_even"]["steps"] != found["measured"][0]["steps"]
+    reached = found["reached"]["middle"]
+    assert reached["break_even"]["steps"] == found["measured"][0]["steps"]
+    assert reached["autoregression"] == pytest.approx(report["passes"][0]["assumed"]["autoregression"])
 
 
 def test_a_prediction_from_data_alone(capsys):
     assert main(["predict", "--device", "h100", "--precision", "fp8"]) == 0
     out = capsys.readouterr().out
-    assert "H100" in out and "break-even" in out and "vLLM" in out and "prose" in out
+    assert "H100" in out and "break-even" in out and "vLLM" in out and "prose" in out and "by slow builds" in out
     assert main(["predict", "--device", "m1", "--precision", "bf16"]) == 0
     assert "does not fit" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_fewer_steps_solve_less(tmp_path, capsys, monkeypatch):
-    from mlx_dgemma.benchmark import steps
-
-    monkeypatch.setattr(steps, "CAPS", (1, 12))
-    plot = tmp_path / "steps.png"
-    assert main(["steps", "--each", "2", "--json", "--plot", str(plot)]) == 0
-    found = json.loads(capsys.readouterr().out)
-    few, many = found["points"]
-    assert few["steps_per_block"]["mean"] == 1 and few["steps_per_block"]["at_cap"] == 1
-    assert few["solved"] < many["solved"] and few["tokens_per_second"] > many["tokens_per_second"]
-    assert is_picture(plot)
 
 
 MISTAKES = {
     "unknown device": (["predict", "--device", "m9"], "m1, m1-pro"),
     "device and report": (["predict"], "--device NAME or --report"),
+    "device and published": (["predict", "--device", "m1", "--published"], "--device NAME or --report"),
+    "a plot of what is not published": (["predict", "--device", "m1", "--plot", "x.png"], "--published"),
     "unknown shape": (["--dummy", "30b"], "need one of 26b-a4b, tiny"),
     "unknown precision": (["--dummy", "tiny", "--precision", "int3"], "'int3'"),
     "fp8 on MLX": (["--dummy", "tiny", "--precision", "fp8", "--backend", "mlx"], "float32, bf16, 4bit"),

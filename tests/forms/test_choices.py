@@ -11,9 +11,9 @@ import schema_rates
 from scripted import Timed
 
 from mlx_dgemma import load
-from mlx_dgemma.benchmark import tasks
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.forms.choices import branchings, choose, probabilities, read
+from mlx_dgemma.tiny import tasks
 from mlx_dgemma.tokens.messages import prompt_tokens
 from mlx_dgemma.writing import batch
 from mlx_dgemma.writing.ask import Ask

@@ -16,11 +16,11 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 
-from mlx_dgemma.benchmark.tasks import TASKS
 from mlx_dgemma.fill.edit import change, cut
 from mlx_dgemma.fill.infill import Filled, Infill, infill
 from mlx_dgemma.load import load
 from mlx_dgemma.seam.model import Text
+from mlx_dgemma.tiny.tasks import TASKS
 from mlx_dgemma.tokens.messages import prompt_tokens
 from mlx_dgemma.writing.answer import Answer
 from mlx_dgemma.writing.ask import Ask

@@ -14,8 +14,8 @@ import json
 import random
 from pathlib import Path
 
-from mlx_dgemma.benchmark.tasks import CITIES, JOBS, LEARNT, NAMES, TASKS, WORDS, Task, extract
 from mlx_dgemma.load import load
+from mlx_dgemma.tiny.tasks import CITIES, JOBS, LEARNT, NAMES, TASKS, WORDS, Task, extract
 from mlx_dgemma.train.data import Encoder
 from mlx_dgemma.train.validate import skill
 

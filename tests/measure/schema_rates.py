@@ -21,13 +21,13 @@ from pathlib import Path
 import checkpoints
 import jsonschema
 
-from mlx_dgemma.benchmark import tasks
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.forms import schema
 from mlx_dgemma.forms.language import Language, begin_within
 from mlx_dgemma.forms.lattice import Vocabulary
 from mlx_dgemma.load import load
 from mlx_dgemma.seam.model import Text
+from mlx_dgemma.tiny import tasks
 from mlx_dgemma.tokens.messages import prompt_tokens
 from mlx_dgemma.tokens.tokenizer import Tokenizer
 from mlx_dgemma.writing.answer import Answer

@@ -21,9 +21,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from mlx_dgemma.benchmark.tasks import TASKS, made
 from mlx_dgemma.load import load
 from mlx_dgemma.seam.model import Text
+from mlx_dgemma.tiny.tasks import TASKS, made
 from mlx_dgemma.writing.answer import Answer
 from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.batch import run

@@ -11,8 +11,8 @@ from fakes import FakeModel
 from scripted import Timed
 
 from mlx_dgemma import load
-from mlx_dgemma.benchmark.tasks import made
 from mlx_dgemma.seam.model import Draw, Text
+from mlx_dgemma.tiny.tasks import made
 from mlx_dgemma.tokens.messages import prompt_tokens
 from mlx_dgemma.writing.answer import Answer
 from mlx_dgemma.writing.ask import Ask

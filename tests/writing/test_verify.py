@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mlx_dgemma import load
-from mlx_dgemma.benchmark.tasks import made
 from mlx_dgemma.seam.model import Prediction, Text
+from mlx_dgemma.tiny.tasks import made
 from mlx_dgemma.tokens.messages import prompt_tokens
 from mlx_dgemma.writing.answer import Answer
 from mlx_dgemma.writing.ask import Ask
