@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from .checkpoint.adapter import Adapter
-from .checkpoint.adapter import read as read_adapter
+from .checkpoint.adapter_folder import read as read_adapter
 from .checkpoint.config import DTYPES, FP8, ModelConfig, Recipe, parse_config
 from .checkpoint.folder import read_configs, read_tensors
 from .checkpoint.hub import find

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mlx_dgemma"
-COMMANDS = ("generate", "chat", "batch", "fill", "edit", "server", "convert", "selfcheck", "benchmark", "train")
+COMMANDS = ("generate", "chat", "batch", "fill", "edit", "server", "convert", "selfcheck", "benchmark", "train", "fuse")
 FLOORS = (  # a room imports those on floors below its own
     ("errors", "version", "early", "tiny"),
     ("seam",),
@@ -28,7 +28,19 @@ FLOORS = (  # a room imports those on floors below its own
     ("load",),
     ("__init__",),
     ("terminal",),
-    ("generate", "chat", "batch", "fill.__main__", "edit", "server", "train", "benchmark", "selfcheck", "convert"),
+    (
+        "generate",
+        "chat",
+        "batch",
+        "fill.__main__",
+        "edit",
+        "server",
+        "train",
+        "fuse",
+        "benchmark",
+        "selfcheck",
+        "convert",
+    ),
 )
 BACKENDS = {"mlx_backend": {"seam", "checkpoint", "errors"}, "torch_backend": {"seam", "checkpoint", "errors"}}
 ALLOWED = {room: {below for floor in FLOORS[:i] for below in floor} for i, rooms in enumerate(FLOORS) for room in rooms}
@@ -36,11 +48,10 @@ ALLOWED |= BACKENDS
 ALLOWED["load"] |= set(BACKENDS)
 ALLOWED["selfcheck"] |= {"mlx_backend"}  # compares MLX's devices with each other
 ALLOWED["convert"] |= {"mlx_backend"}  # the network knows the shapes of its parameters
-ALLOWED["train"] |= {"mlx_backend"}
 ALLOWED["benchmark"] |= {"convert"}  # recipes
 ALLOWED["load"] -= {"fill", "forms"}
 FRAMEWORKS = {
-    "mlx": {"mlx_backend", "convert", "selfcheck", "train"},
+    "mlx": {"mlx_backend", "convert", "selfcheck", "fuse"},
     "mlx_lm": {"mlx_backend"},
     "torch": {"torch_backend"},
     "triton": {"torch_backend"},

@@ -6,17 +6,14 @@ scale * (x @ a) @ b to the linear at PATH; of experts, [E, r, in] and [E, out, r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import Mistake
-from .description import ADAPTER
-from .folder import read_header, read_json
+from .folder import read_header
 
 FILE, CONFIG = "adapters.safetensors", "adapter_config.json"
 ATTENTION_AND_MLP = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -85,22 +82,6 @@ def _may_learn(path: str) -> bool:
     return not path.endswith(("router.proj", "embed_tokens"))
 
 
-def read(folder: str | Path) -> Adapter:
-    """Read an adapter's folder. Mistake names what is missing or wrong."""
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise Mistake(f"--adapter-path {folder}: no such folder")
-    about = read_json(folder / CONFIG, ADAPTER)
-    if "peft_type" in about:
-        raise Mistake(f"{folder} is PEFT's: python -m mlx_dgemma.fuse --adapter-path {folder} --to-mlx FOLDER reads it")
-    kind = about.get("fine_tune_type", "lora")
-    if kind not in ("lora", "full"):
-        raise Mistake(f"{folder / CONFIG}: fine_tune_type {kind!r} is not supported, only lora and full")
-    scale = (about.get("lora_parameters") or {}).get("scale")
-    scale = 20.0 if scale is None else float(scale)  # mlx-lm's default
-    return Adapter(read_floats(folder / FILE), scale, kind == "lora", str(folder / FILE))
-
-
 def read_floats(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file in float32."""
     arrays = {}
@@ -116,7 +97,3 @@ def read_floats(path: Path) -> dict[str, np.ndarray]:
             raise Mistake(f"{tensor.where} holds NaN or Inf: take an earlier save")
         arrays[name] = array.reshape(tensor.shape)
     return arrays
-
-
-def write_config(folder: Path, about: Mapping[str, Any]) -> None:
-    (folder / CONFIG).write_text(json.dumps(about, indent=4) + "\n", encoding="utf-8")

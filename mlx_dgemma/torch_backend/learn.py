@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..checkpoint.adapter import Start
 from ..seam.learning import Canvases, Loss, Optimizer
+from . import device as devices
 from .layers import Embedding
 from .lora import attach, shapes, weights
 from .model import TorchModel
@@ -175,7 +176,7 @@ class TorchLearner:
     def step(self, losses: Sequence[Loss], learning_rate: float) -> tuple[list[float], float]:
         parts = []
         self.optimizer.zero_grad()
-        with self._learning():
+        with self._learning(), devices.enough(self.model.device, "a step"):
             for loss in losses:
                 values = loss(TorchPasses(self.model))
                 (values[0] / len(losses)).backward()

@@ -60,7 +60,8 @@ def needed(config: ModelConfig, weights: int, options: Options, longest: int, ch
         )  # float32: itself, gradient, two moments
     layers = len(config.layers) * (MADE_AGAIN if checkpoint else KEPT) + (KEPT if checkpoint else 0)
     keys = longest + config.canvas_length
-    scores = 3 * 4 * config.num_attention_heads * options.batch_size * keys * keys
+    scores = 3 * 4 * config.num_attention_heads * options.batch_size * keys * keys  # of one layer
+    scores *= 1 if checkpoint else len(config.layers)
     return {
         "weights": weights,
         "what is learnt": learnt,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ..checkpoint import adapter
+from ..checkpoint import adapter, adapter_folder
 from ..errors import Mistake
 from ..seam.learning import Learner
 from .data import Encoder, Examples, batches, read_lines, read_split
@@ -129,7 +129,7 @@ class Run:
 
     def save(self, learner: Learner, step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        adapter.write_config(self.folder, self.config())
+        adapter_folder.write_config(self.folder, self.config())
         numbered = self.folder / f"{step:07}_{adapter.FILE}"
         learner.export(numbered)
         shutil.copyfile(numbered, self.folder / f"{adapter.FILE}.part")

@@ -9,7 +9,7 @@ import folders
 import numpy as np
 import pytest
 
-from mlx_dgemma.checkpoint import adapter
+from mlx_dgemma.checkpoint import adapter, adapter_folder
 from mlx_dgemma.checkpoint.adapter import ATTENTION_AND_MLP
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.load import learner, load
@@ -38,7 +38,7 @@ def write(path, tensors, scale=2.0, fine_tune_type="lora"):
     path.mkdir(exist_ok=True)
     save_file(tensors, path / adapter.FILE)
     about = {"fine_tune_type": fine_tune_type, "num_layers": -1, "lora_parameters": {"rank": 3, "scale": scale}}
-    adapter.write_config(path, about)
+    adapter_folder.write_config(path, about)
     return path
 
 
@@ -135,16 +135,20 @@ def test_gradients_over_quantized_weights(packed, tmp_path, backend):
 def test_what_does_not_fit_is_named(plain, tmp_path, backend, change, words):
     pytest.importorskip(backend)
     path = made(plain, tmp_path / "adapter", keys=("mlp.up_proj",))
-    write(path, change(adapter.read(path).tensors))
+    write(path, change(adapter_folder.read(path).tensors))
     with pytest.raises(Mistake, match=words) as caught:
         load(plain, backend, adapter_path=path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_that_is_no_adapter(tmp_path):
-    for about, words in (({"fine_tune_type": "dora"}, "dora"), ({"peft_type": "LORA"}, "PEFT")):
+    for about, words in (
+        ({"fine_tune_type": "dora"}, "dora"),
+        ({"peft_type": "LORA"}, "lora_alpha"),
+        ([], "no JSON object"),
+    ):
         (tmp_path / adapter.CONFIG).write_text(json.dumps(about))
         with pytest.raises(Mistake, match=words):
-            adapter.read(tmp_path)
+            adapter_folder.read(tmp_path)
     with pytest.raises(Mistake, match="no such folder"):
-        adapter.read(tmp_path / "nowhere")
+        adapter_folder.read(tmp_path / "nowhere")

@@ -1,0 +1,206 @@
+"""`python -m mlx_dgemma.train` as its user meets it: files in and out, mistakes in one line, runs that go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import folders
+import pytest
+
+from mlx_dgemma.train.__main__ import main
+from mlx_dgemma.train.options import parse
+from mlx_dgemma.train.schedule import schedule
+
+FAST = ["--backend", "mlx", "--batch-size", "2", "--iters", "6", "--eval-prompts", "0", "--learning-rate", "1e-3"]
+FILES = {"adapters.safetensors", "adapter_config.json", "state.safetensors", "log.jsonl", "training.svg"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return folders.write(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for split, count in (("train", 9), ("valid", 3), ("test", 3)):
+        records = [{"prompt": f"say {i}", "completion": f"{i} " * (i + 1)} for i in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+@pytest.fixture
+def train(model, data, tmp_path, capsys):
+    """Run the command -> its exit code and what it wrote to stderr."""
+
+    def call(*flags, folder="adapter", fast=FAST, data=data):
+        capsys.readouterr()
+        code = main(
+            ["--model", str(model), "--data", str(data), "--adapter-path", str(tmp_path / folder), *fast, *flags]
+        )
+        out, err = capsys.readouterr()
+        assert out == ""
+        return code, err
+
+    return call
+
+
+def test_a_run_leaves_an_adapter_a_log_and_a_picture(train, tmp_path, model):
+    code, said = train(
+        "--save-every", "3", "--test", "--steps-per-report", "2", "--steps-per-eval", "3", "--eval-prompts", "2"
+    )
+    assert code == 0
+    there = {file.name for file in (tmp_path / "adapter").iterdir()}
+    assert there == FILES | {"0000003_adapters.safetensors", "0000006_adapters.safetensors"}
+    for words in (
+        "without --replay",
+        "train of",
+        "step 6: loss",
+        "step 6: validation",
+        "step 6: new",
+        "passes a block",
+        "test: loss",
+    ):
+        assert words in said, words
+    log = [json.loads(line) for line in (tmp_path / "adapter" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "train_loss" in line] == [2, 4, 6]
+    assert [line["step"] for line in log if "new solved" in line] == [0, 3, 6]
+    about = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert about["fine_tune_type"] == "lora" and about["lora_parameters"]["rank"] == 16
+
+    from mlx_dgemma.generate.__main__ import main as generate
+
+    ask = [
+        "--model",
+        str(model),
+        "--prompt",
+        "say 1",
+        "--max-denoising-steps",
+        "2",
+        "--backend",
+        "mlx",
+        "--max-tokens",
+        "16",
+    ]
+    assert generate([*ask, "--adapter-path", str(tmp_path / "adapter")]) == 0
+    assert generate([*ask, "--adapter-path", str(tmp_path / "nowhere")]) == 2
+
+
+def test_what_is_replayed_is_checked(train, data):
+    code, said = train("--replay", f"{data}/valid.jsonl:0.5", "--eval-prompts", "1", "--iters", "2")
+    assert code == 0 and "known: before" in said and "without --replay" not in said
+
+
+def test_a_config_gives_flags_and_flags_win(tmp_path, data):
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "iters: 7\nlearning_rate: 1e-5\nlora_parameters: {rank: 4, scale: 20.0, keys: [mlp.up_proj]}\ntrain: true\n"
+    )
+    options = parse(["-c", str(file), "--iters", "3", "--no-mask-prompt"])
+    assert (options.iters, options.learning_rate, options.rank, options.scale) == (3, 1e-5, 4, 20.0)
+    assert options.keys == ["mlp.up_proj"] and not options.recipe.mask_prompt
+
+
+@pytest.mark.parametrize(
+    "text", ["itres: 3", "iters: many", "lora_parameters: {ranks: 4}", "lora_parameters: {dropout: 0.1}", "- 1", "{"]
+)
+def test_a_config_that_is_wrong_is_named(train, tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    code, said = train("-c", str(tmp_path / "c.yaml"))
+    assert code == 2 and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data", "/nowhere"], "no such folder"),
+        (["--replay", "x.jsonl"], "FILE:SHARE"),
+        (["--replay", "x.jsonl:0.5"], "no such file"),
+        (["--batch-size", "0"], "--batch-size >= 1"),
+        (["--batch-size", "12"], "fewer than a batch"),
+        (["--max-seq-length", "3"], "nothing to learn from"),
+        (["--resume"], "no run to go on with"),
+        (["--report-to", "trackio"], "pip install trackio"),
+        (["--t-one", "2"], "t_one from 0 to 1"),
+        (["--fine-tune-type", "dora"], "--fine-tune-type"),
+        (["--num-layers", "0"], "no layer is named"),
+    ],
+)
+def test_a_mistake_is_one_line(train, flags, words):
+    try:
+        code, said = train(*flags)
+    except SystemExit as end:
+        code, said = end.code, None
+    assert code == 2
+    if said is not None:
+        assert words in said and said.splitlines()[-1].startswith("mlx_dgemma.train: "), said
+
+
+def test_a_loss_that_is_not_finite_names_step_and_example(train):
+    code, said = train("--learning-rate", "1e30", "--optimizer", "adamw")
+    assert code == 2 and "not finite" in said.splitlines()[-1] and "train.jsonl, line" in said.splitlines()[-1]
+
+
+def test_too_little_memory_says_what_would_fit(train, monkeypatch):
+    from mlx_dgemma.train import memory
+
+    monkeypatch.setattr(memory, "available", lambda: 5_000_000)
+    code, said = train("--batch-size", "4")
+    assert code == 2 and "too little memory to train" in said and "would fit" in said.splitlines()[-1]
+
+
+def test_a_run_goes_on_only_as_it_was(train, tmp_path, data):
+    assert train("--iters", "3")[0] == 0
+    code, said = train("--iters", "3")
+    assert code == 2 and "--resume" in said
+    code, said = train("--iters", "4", "--resume")
+    assert code == 2 and "iters was 3" in said
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "train.jsonl").write_text((data / "train.jsonl").read_text().replace("say", "tell"))
+    code, said = train("--iters", "3", "--resume", data=other)
+    assert code == 2 and "other data" in said
+
+
+def process(model, data, folder, *flags):
+    command = [sys.executable, "-m", "mlx_dgemma.train", "--model", model, "--data", data, "--adapter-path", folder]
+    return subprocess.Popen(
+        [*map(str, [*command, *FAST]), "--iters", "30", "--save-every", "4", *flags], stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(file, process) -> None:
+    while not file.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_comes_to_the_same_bytes(model, data, tmp_path, kind):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert process(model, data, whole).wait() == 0
+    one = process(model, data, cut)
+    wait_for(cut / "state.safetensors", one)
+    os.kill(one.pid, kind)
+    assert one.wait() == (130 if kind == signal.SIGINT else -signal.SIGKILL)
+    assert process(model, data, cut, "--resume").wait() == 0
+    for name in ("adapters.safetensors", "state.safetensors", "adapter_config.json"):
+        old, new = (folder / name for folder in (whole, cut))
+        if name.endswith("json"):
+            old, new = (json.loads(file.read_text()) for file in (old, new))
+            assert {k for k in old if old[k] != new[k]} <= {"adapter_path", "resume"}
+        else:
+            assert old.read_bytes() == new.read_bytes(), name
+
+
+def test_rates_of_a_schedule():
+    rate = schedule({}, 1e-3, 100)
+    assert rate(0) < 1e-4 and rate(25) == pytest.approx(1e-3) and rate(99) == pytest.approx(1e-4, rel=0.05)
+    given = schedule({"name": "cosine_decay", "warmup": 10, "warmup_init": 1e-7, "arguments": [1e-5, 50, 1e-7]}, 1, 100)
+    assert given(10) == pytest.approx(1e-5) and given(60) == pytest.approx(1e-7) and given(0) < 2e-6
