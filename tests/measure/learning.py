@@ -1,8 +1,12 @@
 """What the embedded model learns of a format it never saw, and what it keeps.
 
+    export PYTHONPATH=.:tests/support
     python tests/measure/learning.py make FOLDER [--task yaml] [--seed 0]     # FOLDER/data, FOLDER/replay.jsonl
     python -m mlx_dgemma.train --data FOLDER/data --replay FOLDER/replay.jsonl:0.5 --adapter-path FOLDER/adapter …
     python tests/measure/learning.py rates FOLDER/adapter [--task yaml] [--prompts 100] [--backend torch]
+
+    python tests/measure/learning.py blank FOLDER                             # for mlx_dgemma/train/recipes/tiny.yaml
+    python tests/measure/learning.py layer mlx                                # one layer of the published width
 
 `rates` prints a line of JSON: by task, the shares solved by denoising and left to right, and passes a block.
 """
@@ -12,11 +16,24 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
+import time
+from functools import partial
 from pathlib import Path
 
-from mlx_dgemma.load import load
+import checkpoints
+import numpy as np
+from safetensors.numpy import save_file
+
+from mlx_dgemma.checkpoint.adapter import ATTENTION_AND_MLP, begin
+from mlx_dgemma.checkpoint.config import Quantization, parse_config
+from mlx_dgemma.checkpoint.folder import read_header
+from mlx_dgemma.checkpoint.hub import TINY
+from mlx_dgemma.load import dummy, learner, load
+from mlx_dgemma.seam.learning import Optimizer
 from mlx_dgemma.tiny.tasks import CITIES, JOBS, LEARNT, NAMES, TASKS, WORDS, Task, extract
 from mlx_dgemma.train.data import Encoder
+from mlx_dgemma.train.loss import Example, Recipe, loss_of, noised
 from mlx_dgemma.train.validate import skill
 
 
@@ -42,7 +59,7 @@ def counted(r: random.Random) -> tuple[str, str]:
     return "Number: " + ", ".join(words), "\n".join(f"{i}. {word}" for i, word in enumerate(words, start=1))
 
 
-NEW: dict[str, Task] = {"yaml": yaml, "label": first, "number": counted}
+MAKERS: dict[str, Task] = {"yaml": yaml, "label": first, "number": counted, **TASKS}
 SHARES = {"json": 3, "code": 3, "sudoku 4x4": 2, "sudoku 6x6": 2, "reverse": 2, "sort": 1}  # of what is replayed
 
 
@@ -65,15 +82,33 @@ def replayed(count: int, seed: str) -> list[str]:
 def make(folder: Path, task: str, seed: int, count: int = 2400) -> None:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for split, size in (("train", count), ("valid", 40), ("test", 100)):
-        text = "".join(lines(NEW[task], size, f"{seed} {split} {task}"))
+        text = "".join(lines(MAKERS[task], size, f"{seed} {split} {task}"))
         (folder / "data" / f"{split}.jsonl").write_text(text, encoding="utf-8")
     (folder / "replay.jsonl").write_text("".join(replayed(count, f"{seed} replay")), encoding="utf-8")
+
+
+def blank(folder: Path, seed: int) -> None:
+    """The embedded model before it learnt anything: its files, and weights from a NumPy seed."""
+    shutil.copytree(TINY, folder / "start", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    rng, arrays = np.random.default_rng(seed), {}
+    for name, tensor in read_header(TINY / "model.safetensors").items():
+        if len(tensor.shape) > 1:
+            array = rng.standard_normal(tensor.shape) * tensor.shape[-1] ** -0.5
+        else:  # scores of the size that a scale of 1 / sqrt(dim) would give
+            array = np.full(
+                tensor.shape, tensor.shape[0] ** -0.25 if name.endswith(("q_norm.weight", "k_norm.weight")) else 1
+            )
+        arrays[name] = array.astype(np.float32)
+    save_file(arrays, folder / "start" / "model.safetensors", {"format": "pt"})
+    for split, count in (("train", 60_000), ("valid", 48)):
+        made = [line for name in TASKS for line in lines(TASKS[name], count // len(TASKS), f"{seed} {split} {name}")]
+        (folder / f"{split}.jsonl").write_text("".join(made), encoding="utf-8")
 
 
 def rates(adapter: str | None, task: str, prompts: int, backend: str, names: list[str]) -> dict[str, dict[str, float]]:
     model, tokenizer, sampling = load(None, backend, None, adapter)
     encoder, table = Encoder(tokenizer, model.facts, 2048), {}
-    for name, maker in {task: NEW[task], **{name: TASKS[name] for name in names}}.items():
+    for name, maker in {name: MAKERS[name] for name in (task, *names)}.items():
         numbers = random.Random(f"999 {name}")
         made = [maker(numbers) for _ in range(prompts)]
         examples = [encoder.example({"prompt": prompt, "completion": answer}) for prompt, answer in made]
@@ -81,11 +116,38 @@ def rates(adapter: str | None, task: str, prompts: int, backend: str, names: lis
     return table
 
 
+def layer(backend: str) -> dict[str, float]:
+    """Seconds of one layer of the published width with an adapter of rank 16: 512 tokens of text and a canvas of 256.
+    Random weights, experts of 4 bits, float32 on a CPU; a vocabulary of 4,096."""
+    widths = {
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "num_experts": 128,
+        "top_k_experts": 8,
+    }
+    widths |= {"hidden_size": 2816, "intermediate_size": 2112, "moe_intermediate_size": 704, "vocab_size": 4096}
+    stored = checkpoints.config(canvas_length=256, sliding_window=1024, layer_types=["full_attention"], **widths)
+    config = parse_config(stored)
+    experts = Quantization(bits=4, group_size=64)
+    model = dummy(config, backend, "float32", lambda path: experts if ".experts." in path else None)
+    start = partial(begin, keys=ATTENTION_AND_MLP, rank=16, scale=2.0, seed=0)
+    learning, rng = learner(model, backend, start, Optimizer(), checkpoint=False), np.random.default_rng(0)
+    example = Example(*(rng.integers(4096, size=256).astype(np.int32) for _ in range(2)))
+    recipe, seconds = Recipe(self_conditioned=0.0), {}
+    drawn = loss_of(noised([example], config, 1, recipe, rng), config, recipe)
+    for name, act in (("forward", lambda: learning.losses(drawn)), ("step", lambda: learning.step([drawn], 1e-4))):
+        begun = time.perf_counter()
+        act()
+        seconds[name] = round(time.perf_counter() - begun, 1)
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["make", "rates"])
-    parser.add_argument("folder")
-    parser.add_argument("--task", choices=NEW, default="yaml")
+    parser.add_argument("command", choices=["make", "rates", "blank", "layer"])
+    parser.add_argument("folder", help="of layer: the backend")
+    parser.add_argument("--task", choices=MAKERS, default="yaml")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--backend", default="torch")
@@ -93,6 +155,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "make":
         make(Path(options.folder), options.task, options.seed)
+        return
+    if options.command == "blank":
+        blank(Path(options.folder), options.seed)
+        return
+    if options.command == "layer":
+        print(json.dumps(layer(options.folder)))
         return
     adapter = None if options.folder == "none" else options.folder
     print(json.dumps(rates(adapter, options.task, options.prompts, options.backend, options.known)))

@@ -145,7 +145,7 @@ def test_a_folder_that_is_no_adapter(tmp_path):
     for about, words in (
         ({"fine_tune_type": "dora"}, "dora"),
         ({"peft_type": "LORA"}, "lora_alpha"),
-        ([], "no JSON object"),
+        ([], "a JSON object"),
     ):
         (tmp_path / adapter.CONFIG).write_text(json.dumps(about))
         with pytest.raises(Mistake, match=words):

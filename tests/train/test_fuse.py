@@ -60,7 +60,7 @@ def test_quantized_weights_are_quantized_again_path_by_path(tmp_path):
             a, b = (learnt.tensors[f"{place}.lora_{side}"] for side in "ab")
             added = 2.0 * (b @ a if b.ndim == 3 else (a @ b).T)
             step = np.repeat(np.abs(np.array(other.scales)), one.quantization.group_size, axis=-1)
-            assert (np.abs(rows[1] - rows[0] - added) <= 0.51 * step + 1e-6).all()  # rounded once more
+            assert (np.abs(rows[1] - rows[0] - added) <= step + 1e-6).all()  # rounded once more
             assert np.abs(added).max() > step.mean()
 
 
