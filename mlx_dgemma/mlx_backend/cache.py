@@ -22,11 +22,12 @@ from ..seam.shared import check_checksum, check_trim, checksum
 class LayerCache:
     """One layer's buffers, [1, H, room, D] or None while empty; tokens [first, end) of them are the text.
 
-    `mx.slice_update` writes in place where nobody else holds the buffer, and into a copy of it otherwise: so a fork
-    shares buffers until one of the two writes.
+    MLX writes in place where nobody else holds the buffer, and into a copy of it otherwise: so a fork shares buffers
+    until one of the two writes.
     """
 
-    def __init__(self, seen: int | None, kept: int | None, capacity: int = 0):
+    def __init__(self, canvas: int, seen: int | None, kept: int | None, capacity: int = 0):
+        self.canvas = canvas  # tokens of one, at most
         self.seen = seen  # of the past, by whatever comes next; None: all
         self.kept = kept  # of the past, at least; None: all
         self.capacity = capacity  # tokens to make room for at once
@@ -45,30 +46,34 @@ class LayerCache:
         kept = slice(self.first, self.end)
         return {"keys": self.keys[:, :, kept], "values": self.values[:, :, kept]}
 
-    def visible(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write new tokens behind the text, and give the past that they see, and them: [1, H, past + n, D]. They are
-        part of the text only if `append` follows."""
+    def write(self, keys: mx.array, values: mx.array, *, text: bool) -> slice:
+        """Write new tokens behind the text: more `text`, or a canvas. Return where the past that they see, and they,
+        lie: `view` shows it to the end of the pass, although a canvas be written behind."""
         count = keys.shape[2]
-        self._make_room(keys, values, count)
-        place = mx.array([self.end])
-        self.keys = mx.slice_update(self.keys, keys, place, axes=[2])
-        self.values = mx.slice_update(self.values, values, place, axes=[2])
-        start = self.first if self.seen is None else max(self.first, self.end - self.seen)
-        return self.keys[:, :, start : self.end + count], self.values[:, :, start : self.end + count]
+        self._make_room(keys, values, count, count + self.canvas if text else count)
+        start, stop = self.first if self.seen is None else max(self.first, self.end - self.seen), self.end + count
+        # Into handles of our own: a fork has other handles of the same buffers.
+        self.keys, self.values = self.keys[...], self.values[...]
+        self.keys[:, :, self.end : stop] = keys
+        self.values[:, :, self.end : stop] = values
+        if text:
+            self.end = stop
+            self.first = self.first if self.kept is None else max(self.first, stop - self.kept)
+        return slice(start, stop)
 
-    def append(self, count: int) -> None:
-        self.end += count
-        if self.kept is not None:
-            self.first = max(self.first, self.end - self.kept)
+    def view(self, span: slice) -> tuple[mx.array, mx.array]:
+        """Keys and values [1, H, past + n, D] of a span that `write` gave."""
+        return self.keys[:, :, span], self.values[:, :, span]
 
-    def _make_room(self, keys: mx.array, values: mx.array, count: int) -> None:
+    def _make_room(self, keys: mx.array, values: mx.array, count: int, needed: int) -> None:
+        """`needed`: with what this pass may write behind the `count` tokens, or the buffers would move within it."""
         room = 0 if self.keys is None else self.keys.shape[2]
-        if self.end + count <= room:
+        if self.end + needed <= room:
             return
         if self.kept is None:
-            room = max(self.end + count, self.capacity, room + room // 2)
+            room = max(self.end + needed, self.capacity, room + room // 2)
         else:  # twice what is coming, at least a canvas: the text is moved to the front in every other pass at most
-            room = min(self.kept, self.retained) + 2 * max(count, self.kept - self.seen)
+            room = min(self.kept, self.retained) + 2 * max(count, self.canvas)
         text, like = self.text(), {"keys": keys, "values": values}
         self.keys, self.values = (_buffer(array, room, text.get(kind)) for kind, array in like.items())
         self.first, self.end = 0, self.retained
@@ -85,7 +90,9 @@ class LayerCache:
 def _buffer(like: mx.array, room: int, text: mx.array | None) -> mx.array:
     """Zeros [1, H, room, D] in the shape and dtype of `like`, with `text` in front."""
     buffer = mx.zeros((*like.shape[:2], room, like.shape[3]), dtype=like.dtype)
-    return buffer if text is None else mx.slice_update(buffer, text, mx.array([0]), axes=[2])
+    if text is not None:
+        buffer[:, :, : text.shape[2]] = text
+    return buffer
 
 
 class MLXCache:
@@ -98,7 +105,7 @@ class MLXCache:
         self.fingerprint = fingerprint
         self.length = 0
         seen, canvas = config.sliding_window - 1, config.canvas_length
-        full, sliding = LayerCache(None, None, (capacity or 0) + canvas), LayerCache(seen, seen + canvas)
+        full, sliding = LayerCache(canvas, None, None, (capacity or 0) + canvas), LayerCache(canvas, seen, seen + canvas)
         self.layers = [copy(sliding if layer.sliding else full) for layer in config.layers]
         self.hidden: mx.array | None = None  # [n, D], the last of them: of a canvas and one more token at most
 

@@ -11,18 +11,20 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..checkpoint.config import Quantization
+from . import family
 
 F = TypeVar("F", bound=Callable)
 TILE = 8  # rows of one expert that the CPU device multiplies at once
 
 
-def compiled(function: F, *, shapeless: bool = False) -> F:
-    """Apply `mx.compile` on a GPU only: on the CPU device it would run a C++ compiler, and gain nothing."""
-    fused = mx.compile(function, shapeless=shapeless)
+def compiled(function: F) -> F:
+    """Make one kernel of an elementwise function, for all shapes; on a GPU only: on the CPU device `mx.compile` would
+    run a C++ compiler, and gain nothing."""
+    fused = mx.compile(function, shapeless=True)
 
     @wraps(function)
     def call(*arguments):
-        return function(*arguments) if mx.default_device() == mx.cpu else fused(*arguments)
+        return fused(*arguments) if family.current().gpu else function(*arguments)
 
     return call
 
@@ -56,7 +58,7 @@ class Linear(nn.Module):
     def is_packed(self) -> bool:
         """True where products take the packed weight. On the CPU device MLX would unpack it for each row of x, and sum
         up in 16 bits: there it is dequantized first."""
-        return self.quantization is not None and mx.default_device() != mx.cpu
+        return self.quantization is not None and family.current().gpu
 
     def rows(self, index: mx.array | slice, dtype: mx.Dtype) -> mx.array:
         """`weight[index]`, dequantized."""
@@ -99,7 +101,7 @@ class ExpertLinear(Linear):
         if self.is_packed:
             y = mx.gather_qmm(x[..., None, :], *self._packed, transpose=True, **indices, **vars(self.quantization))
             return y.squeeze(-2)
-        on_cpu = mx.default_device() == mx.cpu
+        on_cpu = not family.current().gpu
         dtype = mx.float32 if on_cpu else x.dtype  # the CPU's gather_mm knows nothing else
         weight = self.rows(slice(None), dtype).astype(dtype).swapaxes(-1, -2)
         if on_cpu and ascending:

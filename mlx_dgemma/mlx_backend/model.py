@@ -14,7 +14,7 @@ from ..errors import Mistake
 from ..seam.model import Continuation, Draw, NextToken, Prediction, Row, Text, TokenSet
 from ..seam.shared import begin_autoregress, check_caches, checked, join_scores, pending_texts
 from ..seam.token_sets import token_set
-from . import weights
+from . import family, weights
 from .cache import MLXCache
 from .draw import next_token
 from .network import Network, Segment
@@ -22,6 +22,7 @@ from .sweep import Slices
 from .vocabulary import Readout, conditioning_of, head
 
 PREFILL_CHUNK = 512  # tokens of one text encoded in one pass: scores stay small, Ctrl-C is heard between passes
+SCORED = 64  # tokens whose logits are whole at a time: 67 MB as float32
 
 
 @dataclass
@@ -137,7 +138,7 @@ class MLXModel:
             Segment(end - len(x), end, cache, offset, causal)
             for x, end, (cache, offset, causal) in zip(inputs, ends, places, strict=True)
         ]
-        hidden = mx.split(self.network(mx.concatenate(inputs), segments), ends[:-1])
+        hidden = mx.split(self.network(mx.concatenate(inputs), segments, family.current().ahead), ends[:-1])
         for (_, cache), states in zip(texts, hidden, strict=False):
             cache.advance(states)
         return hidden
@@ -152,10 +153,15 @@ class MLXModel:
 
     def _score(self, text: Text, hidden: mx.array, before: mx.array | None) -> tuple[mx.array, mx.array]:
         """argmax [n], and the log-probability [n] of each token of `text` from the hidden state before it."""
-        previous = mx.zeros_like(hidden[:1]) if before is None else before[-1:]
-        logits = head(self.table, mx.concatenate([previous, hidden]), self.cap)
-        logprobs = logits[:-1] - mx.logsumexp(logits[:-1], axis=-1, keepdims=True)
-        scored = mx.take_along_axis(logprobs, mx.array(text.tokens)[:, None], axis=-1)[:, 0]
-        if before is None:
-            scored = mx.where(mx.arange(len(text)) == 0, mx.nan, scored)
-        return logits[1:].argmax(axis=-1).astype(mx.int32), scored
+        states = hidden if before is None else mx.concatenate([before[-1:], hidden])
+        tokens = mx.array(text.tokens[len(text) + 1 - len(states) :])  # that something was before
+        scored = [] if before is not None else [mx.full((1,), mx.nan)]
+        argmax = []
+        for first in range(0, len(states), SCORED):
+            logits = head(self.table, states[first : first + SCORED], self.cap)
+            argmax.append(logits.argmax(axis=-1).astype(mx.int32))
+            next_ones = tokens[first : first + len(logits)]
+            chosen = mx.take_along_axis(logits[: len(next_ones)], next_ones[:, None], axis=-1)
+            scored.append((chosen - mx.logsumexp(logits[: len(next_ones)], axis=-1, keepdims=True))[:, 0])
+            states = mx.depends([states], [argmax[-1], scored[-1]])[0]  # a part at a time
+        return mx.concatenate(argmax)[-len(text) :], mx.concatenate(scored)

@@ -7,18 +7,15 @@ where one ends. Everything is lazy, and can be differentiated by `mx.value_and_g
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..checkpoint.config import LayerConfig, ModelConfig
+from . import family
 from .attention import attend
-from .cache import LayerCache, MLXCache
+from .cache import MLXCache
 from .layers import Embedding, ExpertLinear, Linear, compiled
-
-# Pairs of a token and its expert from which on they are sorted by expert: on a GPU as mlx-lm does.
-SORTED = {mx.gpu: 64, mx.cpu: 16}
 
 
 @dataclass
@@ -32,11 +29,26 @@ class Segment:
     causal: bool
 
 
-@partial(compiled, shapeless=True)
+@compiled
 def geglu(gate: mx.array, up: mx.array) -> mx.array:
     """gelu(gate) * up, by the tanh formula of Hendrycks & Gimpel (arXiv 1606.08415)."""
     inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)  # sqrt(2 / pi)
     return 0.5 * gate * (1 + mx.tanh(inner)) * up
+
+
+@compiled
+def scaled(x: mx.array, factor: float) -> mx.array:
+    return x.astype(mx.float32) * factor
+
+
+@compiled
+def product(x: mx.array, y: mx.array) -> mx.array:
+    return x * y.astype(mx.float32)
+
+
+@compiled
+def added(x: mx.array, y: mx.array, scalar: mx.array) -> mx.array:
+    return (x + y) * scalar
 
 
 class MLP(nn.Module):
@@ -72,28 +84,30 @@ class Attention(nn.Module):
         self._wavelengths = mx.concatenate([turning, mx.full((dim // 2 - layer.rotated,), mx.inf)])
 
     def __call__(self, x: mx.array, segments: list[Segment], index: int) -> mx.array:
-        queries = self.q_norm(self._heads(self.q_proj(x)))
+        # Normed while their rows lie together: behind the transpose the norm would copy them first.
         raw = self._heads(self.k_proj(x))
-        keys = self.k_norm(raw)
         values = mx.fast.rms_norm(self._heads(self.v_proj(x)) if "v_proj" in self else raw, None, self.eps)
-        outputs = []
-        for segment in segments:
-            parts = [a[:, :, segment.start : segment.stop] for a in (queries, keys, values)]
-            outputs.append(self._attend(*parts, segment, segment.cache.layers[index]))
+        heads = self.q_norm(self._heads(self.q_proj(x))), self.k_norm(raw), values
+        queries, keys, values = (a.transpose(0, 2, 1, 3) for a in heads)  # [1, H, T, D]
+        outputs: list[mx.array | None] = [None] * len(segments)
+        texts = []
+        for i, segment in enumerate(segments):
+            q, k, v = (a[:, :, segment.start : segment.stop] for a in (queries, keys, values))
+            q, k = self._rotated(q, segment.offset), self._rotated(k, segment.offset)
+            cache = segment.cache.layers[index]
+            span = cache.write(k, v, text=segment.causal)
+            if segment.causal:
+                texts.append((i, q, cache, span))
+            else:
+                outputs[i] = attend(q, *cache.view(span), causal=False, window=self.window)
+        # Texts look last: a view that is held while a canvas is written behind them would make the write a copy.
+        for i, q, cache, span in texts:
+            outputs[i] = attend(q, *cache.view(span), causal=True, window=self.window)
         merged = mx.concatenate(outputs, axis=2)  # [1, H, T, D]
         return self.o_proj(merged.transpose(0, 2, 1, 3).reshape(x.shape[0], -1))
 
     def _heads(self, x: mx.array) -> mx.array:
-        return x.reshape(1, x.shape[0], -1, self.dim).transpose(0, 2, 1, 3)  # [1, H, T, D]
-
-    def _attend(
-        self, queries: mx.array, keys: mx.array, values: mx.array, segment: Segment, cache: LayerCache
-    ) -> mx.array:
-        queries, keys = self._rotated(queries, segment.offset), self._rotated(keys, segment.offset)
-        all_keys, all_values = cache.visible(keys, values)
-        if segment.causal:
-            cache.append(keys.shape[2])
-        return attend(queries, all_keys, all_values, causal=segment.causal, window=self.window)
+        return x.reshape(1, x.shape[0], -1, self.dim)  # [1, T, H, D]
 
     def _rotated(self, x: mx.array, offset: int) -> mx.array:
         """Apply RoPE (arXiv 2104.09864): pair (i, i + D / 2) of a head turns by position / wavelengths[i]."""
@@ -114,12 +128,12 @@ class Router(nn.Module):
 
     def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """[T, D] -> experts [T, K] and their weights [T, K], float32."""
-        scores = self.proj(mx.fast.rms_norm(x, None, self.eps) * self.scale * x.shape[-1] ** -0.5)
+        scores = self.proj(mx.fast.rms_norm(x, self.scale, self.eps))  # to be multiplied by 1 / sqrt(D)
         # Which experts are chosen has no gradient.
-        experts = mx.argpartition(mx.stop_gradient(-scores), self.top_k - 1, axis=-1)[:, : self.top_k]
+        experts = mx.argpartition(mx.stop_gradient(scores), -self.top_k, axis=-1)[:, -self.top_k :]
         # The softmax over the chosen is the reference's softmax over all, divided by the sum of the chosen.
-        chosen = mx.take_along_axis(scores, experts, axis=-1).astype(mx.float32)
-        return experts, mx.softmax(chosen, axis=-1) * self.per_expert_scale[experts]
+        chosen = scaled(mx.take_along_axis(scores, experts, axis=-1), x.shape[-1] ** -0.5)
+        return experts, product(mx.softmax(chosen, axis=-1), self.per_expert_scale[experts])
 
 
 class Experts(nn.Module):
@@ -131,12 +145,15 @@ class Experts(nn.Module):
 
     def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         """[T, D], [T, K], [T, K] -> [T, D]. Pairs of token and expert are sorted, so that an expert is read once."""
-        if experts.size < SORTED[mx.default_device().type]:
+        path = family.current()
+        if experts.size < path.sorted_from:
             y = self._mlp(x[:, None], experts, ascending=False)
         else:
             order = mx.argsort(experts.flatten())
             y = self._mlp(x[order // experts.shape[1]], experts.flatten()[order], ascending=True)
             y = y[mx.argsort(order)].reshape(*experts.shape, -1)
+        if path.gpu:  # one kernel, and no float32 array of all pairs
+            return (weights[:, None].astype(x.dtype) @ y).squeeze(1)
         return (y * weights[..., None]).sum(axis=1).astype(x.dtype)
 
     def _mlp(self, x: mx.array, experts: mx.array, ascending: bool) -> mx.array:
@@ -162,7 +179,7 @@ class Layer(nn.Module):
         dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(x)))
         sparse = self.experts(self.pre_feedforward_layernorm_2(x), *self.router(x))
         sparse = self.post_feedforward_layernorm_2(sparse)
-        return (x + self.post_feedforward_layernorm(dense + sparse)) * scalar
+        return added(x, self.post_feedforward_layernorm(dense + sparse), scalar)
 
 
 class SelfConditioning(MLP):
@@ -204,9 +221,9 @@ class Network(nn.Module):
         encoder = _module(language_model=_module(layers=scalars))
         self.model = _module(decoder=Decoder(config), encoder=encoder)
 
-    def __call__(self, x: mx.array, segments: list[Segment]) -> mx.array:
+    def __call__(self, x: mx.array, segments: list[Segment], ahead: int = 0) -> mx.array:
         """x [T, D] -> [T, D], normed for the head. Causal segments append to their caches, whose `length` the caller
-        moves on; a canvas may stand behind text that is encoded in the same pass."""
+        moves on; a canvas may stand behind text that is encoded in the same pass. `ahead`: as in `Family`."""
         decoder, scalars = self.model.decoder, self.model.encoder.language_model.layers
         causal = [s.causal for s in segments]
         mixed = mx.concatenate([mx.full((s.stop - s.start, 1), s.causal) for s in segments])
@@ -215,6 +232,8 @@ class Network(nn.Module):
             if any(causal):
                 scalar = encoder_scalar if all(causal) else mx.where(mixed, encoder_scalar, scalar)
             x = self.run(layer, x, segments, index, scalar)
+            if ahead and (index + 1) % ahead == 0:
+                mx.async_eval(x)
         return decoder.norm(x)
 
     @staticmethod

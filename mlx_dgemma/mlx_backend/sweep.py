@@ -17,11 +17,11 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from . import family
 from .layers import Embedding, Linear, compiled
 
-SLICES = 32  # at least
+SLICES = 32  # at least, of a vocabulary that divides into them; on a GPU as few as `Family.widest` allows
 BLOCK = 64  # tokens whose weights are summed for the draw, which reads that many rows of the table a position again
-WIDEST = 4096  # of a slice: its logits, of 256 positions, are 4 MB, and a dozen arrays of that size are at hand
 LISTED = {mx.bfloat16, mx.float16}  # activations for which lists are kept: exact enough for float32 they are too long
 KEPT = 256  # tokens that the list of a position holds
 REACH = {mx.float32: 16.0, mx.bfloat16: 10.0, mx.float16: 10.0}  # nats below the top
@@ -39,8 +39,8 @@ class Slices:
     """The embedding in slices of equal width, each a `Linear`; and in blocks, finer than these, as experts."""
 
     def __init__(self, table: Embedding):
-        self.table, vocabulary = table, table.weight.shape[0]
-        count = max(SLICES, vocabulary // WIDEST)
+        self.table, vocabulary, path = table, table.weight.shape[0], family.current()
+        count = max(1 if path.gpu else SLICES, vocabulary // path.widest)
         self.width = vocabulary // count if vocabulary % count == 0 and vocabulary // count >= KEPT else vocabulary
         self.parts = [table.part(first, first + self.width) for first in range(0, vocabulary, self.width)]
         self.blocks = table.as_experts(vocabulary // block_of(self.width))
@@ -56,6 +56,11 @@ class SweepInputs:
     heavy: np.ndarray  # [T] bool: expected to need the whole table for their soft embedding
     allowed: mx.array | None = None  # [sets, V] bool
     allowed_index: mx.array | None = None  # [T] into `allowed`
+
+    @property
+    def listed(self) -> bool:
+        """Whether lists are kept: where all positions need the table, or the device makes nothing of them, not."""
+        return self.hidden.dtype in LISTED and family.current().lists
 
 
 @dataclass
@@ -74,89 +79,91 @@ class SweepResult:
     soft: mx.array  # [heavy, D] float32, of the positions that were expected to be heavy
 
 
-class Running(NamedTuple):
-    """Sums and maxima over the slices so far, [T, 1] each."""
+class Lists(NamedTuple):
+    """Tokens near the top of each position, collected slice by slice. The last place is none: it takes what does not
+    fit, and what is not near."""
 
-    top: mx.array
-    total: mx.array  # sum of exp(logit - top)
-    heat: mx.array  # sum of exp(logit - top) * (logit - top)
-    argmax: mx.array
+    count: mx.array  # [T, 1]
+    tokens: mx.array  # [T, KEPT + 1] int32
+    logits: mx.array  # [T, KEPT + 1] float32
 
 
 class Slice(NamedTuple):
-    """One slice's arrays, of S tokens in blocks of B."""
+    """What a slice of S tokens in blocks of B adds. Weights are exp(logit - top)."""
 
-    logits: mx.array  # [T, S]
-    weights: mx.array  # [T, S]: exp(logit - top), by the running top
-    near: mx.array  # [T, S] bool: within reach of the running top
-    fade: mx.array  # [T, 1]: what sums of earlier weights are to be multiplied by
-    masses: mx.array  # [T, S / B]: the blocks' sums of weights
-
-
-def processed(raw: mx.array, cap: float, temperature: mx.array, may: mx.array | None) -> mx.array:
-    """Cap and temper raw logits, and bar those that are not allowed."""
-    logits = mx.tanh(raw / cap) * (cap / temperature)
-    return logits if may is None else mx.where(may, logits, BARRED)
+    top: mx.array  # [T, 1]: the highest logit of this slice and those before
+    fade: mx.array  # [T, 1]: what sums of the weights of those before are to be multiplied by
+    place: mx.array  # [T, 1]: of the highest logit within the slice
+    masses: mx.array  # [T, S / B] float32: the blocks' sums of weights
+    heat: mx.array  # [T, 1]: sum of weight * (logit - top)
+    narrow: mx.array  # [heavy, S]: weights of the heavy positions, in the activations' dtype
 
 
-@compiled  # traced once for a number of positions
-def update(
-    raw: mx.array, cap: float, temperature: mx.array, may: mx.array | None, reach: float, first: mx.array,
-    running: Running,
-) -> tuple[Slice, Running]:  # fmt: skip
-    """Add the slice of `raw` logits, whose first token is `first`, to what is running."""
-    logits = processed(raw, cap, temperature, may)
-    highest = logits.max(axis=-1, keepdims=True)
-    place = logits.argmax(axis=-1, keepdims=True).astype(mx.int32) + first
-    argmax = mx.where(highest > running.top, place, running.argmax)
-    top = mx.maximum(running.top, highest)
-    below, risen = logits - top, running.top - top  # <= 0
-    weights = mx.exp(below) if may is None else mx.where(may, mx.exp(below), 0)
-    fade, masses = mx.exp(risen), weights.reshape(len(raw), -1, block_of(raw.shape[-1])).sum(axis=-1)
-    heat = fade * (running.heat + risen * running.total) + (weights * below).sum(axis=-1, keepdims=True)
-    total = fade * running.total + masses.sum(axis=-1, keepdims=True)
-    return Slice(logits, weights, below >= -reach, fade, masses), Running(top, total, heat, argmax)
+def processed(raw: mx.array, cap: float, temperature: mx.array) -> mx.array:
+    """Cap and temper raw logits, in float32; one of -inf is not allowed, and stays the least."""
+    logits = mx.tanh(raw.astype(mx.float32) / cap) * (cap / temperature)
+    return mx.where(raw == -mx.inf, BARRED, logits)
 
 
-class Lists:
-    """Tokens near the top of each position, collected slice by slice."""
-
-    def __init__(self, positions: int):
-        self.count = mx.zeros((positions, 1), dtype=mx.int32)
-        # One place more than is kept takes what does not fit, and what is not near.
-        self.tokens = mx.zeros((positions, KEPT + 1), dtype=mx.int32)
-        self.logits = mx.full((positions, KEPT + 1), LOWEST, dtype=mx.float32)
-
-    def add(self, logits: mx.array, near: mx.array, first: int) -> None:
-        """`near` [T, S] bool marks those of `logits` that may be near the top in the end; `first` is their first id.
-        A list that is full already is left alone."""
-        self.count, counted = self.count + near.astype(mx.int32).sum(axis=-1, keepdims=True), self.count
-        near = near & (counted <= KEPT)
-        places = mx.minimum(mx.cumsum(near.astype(mx.int32), axis=-1) - 1 + counted, KEPT)
-        places = mx.where(near, places, KEPT)
-        ids = mx.broadcast_to(mx.arange(first, first + logits.shape[1], dtype=mx.int32), logits.shape)
-        self.tokens = mx.put_along_axis(self.tokens, places, ids, axis=-1)
-        self.logits = mx.put_along_axis(self.logits, places, logits, axis=-1)
-
-    def shares(self, running: Running, reach: float) -> mx.array:
-        """[T, KEPT] float32."""
-        kept = self.logits[:, :KEPT]
-        return mx.where(kept >= running.top - reach, mx.exp(kept - running.top) / running.total, 0)
+# Each compiled function is one kernel: elementwise, traced once for all sizes, and its last array uses all others, or
+# MLX would make several.
+@compiled
+def rise(raw: mx.array, cap: float, temperature: mx.array, top: mx.array) -> tuple[mx.array, mx.array]:
+    """[T, 1] each: the top with the highest raw logits of one more slice, and its `Slice.fade`."""
+    risen = mx.maximum(processed(raw, cap, temperature), top)
+    return risen, mx.exp(top - risen)
 
 
-class Soft:
-    """Sums weight * embedding over the whole table, for the positions expected to be heavy."""
+@compiled
+def weigh(
+    raw: mx.array, cap: float, temperature: mx.array, top: mx.array, reach: float | None
+) -> tuple[mx.array, ...]:
+    """[T, S] each: weights, their terms of the heat, and the weights in the dtype of `raw`; with a `reach`, also the
+    logits, and 1 where they may be near the top in the end."""
+    logits = processed(raw, cap, temperature)
+    below = logits - top  # <= 0
+    weights = mx.exp(below)
+    heats = weights * below
+    if reach is None:
+        return weights, heats, mx.maximum(weights, heats).astype(raw.dtype)  # heats are never more
+    near = (below >= -reach).astype(mx.uint16 if raw.shape[-1] < 2**16 else mx.int32)  # their sums are to fit
+    return weights, heats, mx.where(near >= 0, weights, heats).astype(raw.dtype), logits, near
 
-    def __init__(self, inputs: SweepInputs):
-        self.dtype, self.count = inputs.hidden.dtype, int(inputs.heavy.sum())
-        # All of them are a slice: an index would copy.
-        self.positions = slice(None) if inputs.heavy.all() else mx.array(np.flatnonzero(inputs.heavy).astype(np.int32))
-        self.sum = mx.zeros((self.count, inputs.hidden.shape[1]))
 
-    def add(self, part: Linear, weights: mx.array, fade: mx.array) -> None:
-        if self.count:
-            products = part.product(weights[self.positions].astype(self.dtype), transpose=False)
-            self.sum = self.sum * fade[self.positions] + products.astype(mx.float32)
+@compiled
+def places_of(near: mx.array, ends: mx.array, count: mx.array) -> mx.array:
+    """[T, S]: where tokens go in lists of `count` [T, 1]. A list that is full already is left alone."""
+    return mx.where((near > 0) & (count <= KEPT), mx.minimum(ends - 1 + count, KEPT), KEPT).astype(near.dtype)
+
+
+@compiled
+def accumulated(total: mx.array, fade: mx.array, products: mx.array) -> mx.array:
+    return total * fade + products.astype(mx.float32)
+
+
+@compiled
+def faded(masses: mx.array, tops: mx.array, top: mx.array) -> mx.array:
+    return masses * mx.exp(tops - top)
+
+
+@compiled
+def heat_terms(sums: mx.array, heats: mx.array, tops: mx.array, top: mx.array) -> mx.array:
+    """[T, slices]: sums of weight * (logit - top) by the top of all, from those by the `tops` of their slices."""
+    return mx.exp(tops - top) * heats + (tops - top) * sums
+
+
+@compiled
+def share_of(logits: mx.array, top: mx.array, total: mx.array, reach: float) -> mx.array:
+    return mx.where(logits >= top - reach, mx.exp(logits - top) / total, 0)
+
+
+def listed(lists: Lists, logits: mx.array, near: mx.array, first: int) -> Lists:
+    """Add those of `logits` [T, S] that are near; `first` is the id of the first."""
+    ends = mx.cumsum(near, axis=-1)
+    places = places_of(near, ends, lists.count)
+    ids = mx.broadcast_to(mx.arange(first, first + logits.shape[1], dtype=mx.int32), logits.shape)
+    tokens = mx.put_along_axis(lists.tokens, places, ids, axis=-1)
+    return Lists(lists.count + ends[:, -1:], tokens, mx.put_along_axis(lists.logits, places, logits, axis=-1))
 
 
 class Sweep:
@@ -165,43 +172,69 @@ class Sweep:
     def __init__(self, slices: Slices, inputs: SweepInputs, cap: float):
         self.slices, self.inputs, self.cap = slices, inputs, cap
         self.temperature = inputs.temperature[:, None]
+        self.reach = REACH[inputs.hidden.dtype]
+        # Where these are all, a slice: an index would copy.
+        heavy = np.flatnonzero(inputs.heavy).astype(np.int32)
+        self.heavy, self.count = slice(None) if inputs.heavy.all() else mx.array(heavy), len(heavy)
 
-    def may(self, first: int | mx.array, width: int) -> mx.array | None:
-        """[T, width] bool: which ids from `first` (an int, or [T, 1]) on are allowed; None: all."""
+    def barred(self, raw: mx.array, first: int | mx.array) -> mx.array:
+        """`raw` [T, S] of the ids from `first` (an int, or [T, 1]) on, -inf where they are not allowed."""
         if self.inputs.allowed is None:
-            return None
-        return self.inputs.allowed[self.inputs.allowed_index[:, None], first + mx.arange(width)]
+            return raw
+        may = self.inputs.allowed[self.inputs.allowed_index[:, None], first + mx.arange(raw.shape[1])]
+        return mx.where(may, raw, -mx.inf)
+
+    def take(self, raw: mx.array, first: int, top: mx.array, lists: Lists) -> tuple[Slice, Lists]:
+        """Weigh the slice of `raw` logits, whose first token is `first`, behind those that made `top` and `lists`."""
+        place = raw.argmax(axis=-1, keepdims=True)
+        top, fade = rise(mx.take_along_axis(raw, place, axis=-1), self.cap, self.temperature, top)
+        reach = self.reach if self.inputs.listed else None
+        weights, heats, narrow, *near = weigh(raw, self.cap, self.temperature, top, reach)
+        masses = weights.reshape(len(raw), -1, block_of(raw.shape[-1])).sum(axis=-1)
+        if near:
+            lists = listed(lists, *near, first)
+        return Slice(top, fade, place, masses, heats.sum(axis=-1, keepdims=True), narrow[self.heavy]), lists
 
     def run(self) -> SweepResult:
         hidden, T, width = self.inputs.hidden, self.inputs.hidden.shape[0], self.slices.width
-        reach, soft, lists = REACH[hidden.dtype], Soft(self.inputs), Lists(T)
-        zeros = mx.zeros((T, 1))
-        running = Running(mx.full((T, 1), LOWEST), zeros, zeros, zeros.astype(mx.int32))
-        masses, tops = [], []
-        for first, part in zip(range(0, len(self.slices.parts) * width, width), self.slices.parts, strict=True):
-            raw, may = part.product(hidden).astype(mx.float32), self.may(first, width)
-            done, running = update(raw, self.cap, self.temperature, may, reach, mx.array(first), running)
-            if hidden.dtype in LISTED:
-                lists.add(done.logits, done.near, first)
-            soft.add(part, done.weights, done.fade)
-            masses.append(done.masses)
-            tops.append(running.top)
-            # Or the scheduler, which goes by what the running maximum needs, would make all slices first.
-            hidden = mx.depends(hidden, [*running, done.masses, lists.tokens, lists.logits, lists.count, soft.sum])
-        masses = [mass * mx.exp(top - running.top) for mass, top in zip(masses, tops, strict=True)]
-        sample, weight = self.draw(mx.concatenate(masses, axis=1), running.top)
-        shares, total = lists.shares(running, reach), running.total[:, 0]
+        lists = Lists(
+            mx.zeros((T, 1), mx.int32), mx.zeros((T, KEPT + 1), mx.int32), mx.full((T, KEPT + 1), LOWEST, mx.float32)
+        )
+        top, soft, taken = mx.full((T, 1), LOWEST), mx.zeros((self.count, hidden.shape[1])), []
+        for i, part in enumerate(self.slices.parts):
+            raw = self.barred(part.product(hidden), i * width)
+            done, lists = self.take(raw, i * width, top, lists)
+            if self.count:
+                soft = accumulated(soft, done.fade[self.heavy], part.product(done.narrow, transpose=False))
+            top = done.top
+            taken.append(done._replace(narrow=None))
+            # Or the scheduler, which goes by what the top needs, would make all slices first.
+            hidden = mx.depends(hidden, [*done[:-1], *lists, soft])
+        return self.result(taken, lists, soft)
+
+    def result(self, taken: list[Slice], lists: Lists, soft: mx.array) -> SweepResult:
+        """Join what the slices add, weights by the top of all."""
+        tops, places, heats = (
+            mx.concatenate([getattr(part, name) for part in taken], axis=1) for name in ("top", "place", "heat")
+        )  # [T, slices]
+        top, best = tops[:, -1:], tops.argmax(axis=-1, keepdims=True)  # the first slice that reaches the top
+        masses = faded(mx.stack([part.masses for part in taken], axis=1), tops[..., None], top[..., None])
+        sums = masses.sum(axis=-1)
+        total, heat = sums.sum(axis=-1), heat_terms(sums, heats, tops, top).sum(axis=-1)
+        sample, weight = self.draw(masses.flatten(1), top)
+        kept = lists.logits[:, :KEPT]
+        shares = share_of(kept, top, total[:, None], self.reach) if self.inputs.listed else mx.zeros_like(kept)
         return SweepResult(
-            argmax=running.argmax[:, 0],
+            argmax=(best * self.slices.width + mx.take_along_axis(places, best, axis=-1))[:, 0].astype(mx.int32),
             sample=sample,
-            entropy=mx.log(total) - running.heat[:, 0] / total,
+            entropy=mx.log(total) - heat / total,
             confidence=weight / total,
             top=1 / total,
-            normaliser=running.top[:, 0] + mx.log(total),
+            normaliser=top[:, 0] + mx.log(total),
             lost=1 - shares.sum(axis=-1),
             tokens=lists.tokens[:, :KEPT],
             shares=shares,
-            soft=soft.sum / running.total[soft.positions],
+            soft=soft / total[self.heavy][:, None],
         )
 
     def draw(self, masses: mx.array, top: mx.array) -> tuple[mx.array, mx.array]:
@@ -214,9 +247,9 @@ class Sweep:
         share = self.inputs.uniforms[:, None] * ends[:, -1:]
         chosen = (ends <= share).astype(mx.int32).sum(axis=1)
         before = mx.take_along_axis(ends - masses, chosen[:, None], axis=1)
-        raw = self.slices.blocks(self.inputs.hidden, chosen).astype(mx.float32)
         first = (chosen * width)[:, None]
-        weights = mx.exp(processed(raw, self.cap, self.temperature, self.may(first, width)) - top)
+        raw = self.barred(self.slices.blocks(self.inputs.hidden, chosen), first)
+        weights = mx.exp(processed(raw, self.cap, self.temperature) - top)
         place = (mx.cumsum(weights, axis=1) + before <= share).astype(mx.int32).sum(axis=1)
         # Summed in another order, a block may begin behind the share or end short of it: then its first or last token
         # that can be is meant.

@@ -17,7 +17,9 @@ from ..seam.token_sets import Allowed
 from .layers import Embedding
 from .sweep import LOST, Slices, Sweep, SweepInputs, SweepResult, processed
 
-GROUP = 8  # tokens of each list whose embeddings are fetched at a time
+GROUP = 32  # tokens of each list whose embeddings are fetched at a time: 46 MB of 256 positions in 16 bits
+MARGIN = 4  # a list that is nearly as long as it may be is expected not to do in the next pass
+PADDED = 32  # positions of another sweep are a multiple of these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +54,13 @@ class SoftEmbedding:
         return mx.concatenate(sums)[mx.array(np.argsort(np.concatenate([heavy, light, missed])))]
 
     def _swept(self, positions: np.ndarray, slices: Slices, cap: float) -> mx.array:
+        count = len(positions)
+        positions = np.resize(positions, count + -count % PADDED)
         temperature, uniforms = mx.full(len(positions), self.temperature), mx.zeros(len(positions))
         inputs = SweepInputs(self.hidden[mx.array(positions)], temperature, uniforms, np.ones(len(positions), bool))
         if self.allowed is not None:
             inputs.allowed, inputs.allowed_index = self.allowed[0], mx.array(self.allowed[1][positions])
-        return Sweep(slices, inputs, cap).run().soft
+        return Sweep(slices, inputs, cap).run().soft[:count]
 
 
 def _listed(table: Embedding, tokens: np.ndarray, shares: np.ndarray) -> mx.array:
@@ -65,9 +69,9 @@ def _listed(table: Embedding, tokens: np.ndarray, shares: np.ndarray) -> mx.arra
     total = mx.zeros((len(tokens), table.width))
     for first in range(0, used, GROUP):
         group = slice(first, first + GROUP)
-        ids, weights = mx.array(tokens[:, group]), mx.array(shares[:, group])
+        ids, weights = mx.array(tokens[:, group]), mx.array(shares[:, None, group])
         rows = table.rows(ids.flatten(), table.dtype).reshape(*ids.shape, -1)
-        total = total + (rows * weights[..., None]).sum(axis=1)
+        total = total + (weights.astype(rows.dtype) @ rows).squeeze(1)
     return total
 
 
@@ -101,7 +105,9 @@ def conditioning_of(row: Row) -> Conditioning | None:
 def expected_heavy(row: Row) -> np.ndarray:
     """[L] bool: positions whose soft embedding will likely need the whole table, all of them in a first pass."""
     last: Conditioning | None = row.self_conditioning
-    return np.ones(len(row.canvas), bool) if last is None or last.soft is None else last.soft.needs_table
+    if last is None or last.soft is None:
+        return np.ones(len(row.canvas), bool)
+    return last.soft.lost > LOST[last.soft.hidden.dtype] / MARGIN
 
 
 def head(table: Embedding, hidden: mx.array, cap: float) -> mx.array:
@@ -141,8 +147,8 @@ class Readout:
         for token_set, positions in allowed.small():
             places = mx.array(positions)
             rows = self.slices.table.rows(mx.array(token_set.ids), self.inputs.hidden.dtype)
-            raw = (self.inputs.hidden[places] @ rows.T).astype(mx.float32)
-            logits = processed(raw, self.cap, self.inputs.temperature[places][:, None], None)
+            raw = self.inputs.hidden[places] @ rows.T
+            logits = processed(raw, self.cap, self.inputs.temperature[places][:, None])
             logprobs |= dict(zip(positions.tolist(), logits - self.result.normaliser[places][:, None], strict=True))
         return logprobs
 

@@ -31,16 +31,15 @@ def tokens(first: int, count: int, dim: int = 4) -> tuple[mx.array, mx.array]:
 @pytest.mark.parametrize("pieces", [[5, 1, 1, 40, 16, 16], [100], [10] * 12])
 @pytest.mark.parametrize("sliding", [False, True])
 def test_what_is_seen_and_kept(pieces, sliding):
-    cache, length = LayerCache(SEEN, KEPT) if sliding else LayerCache(None, None), 0
+    cache, length = LayerCache(40, SEEN, KEPT) if sliding else LayerCache(40, None, None), 0
     for count in pieces:
         for canvas in (True, False):  # first a canvas, which leaves nothing behind
-            keys, values = cache.visible(*tokens(1000 if canvas else length, count))
+            keys, values = cache.view(cache.write(*tokens(1000 if canvas else length, count), text=not canvas))
             past = min(length, SEEN) if sliding else length
             start = 1000 if canvas else length
             expected = [*range(length - past, length), *range(start, start + count)]
             assert np.array_equal(np.array(keys[0, 1, :, 0]), expected)
             assert np.array_equal(np.array(values), -np.array(keys))
-        cache.append(count)
         length += count
         assert cache.retained == (min(length, KEPT) if sliding else length)
         assert np.array_equal(np.array(cache.text()["keys"][0, 0, :, 0]), range(length - cache.retained, length))
@@ -49,9 +48,8 @@ def test_what_is_seen_and_kept(pieces, sliding):
 @pytest.mark.parametrize("sliding", [False, True])
 def test_a_pass_writes_in_place(sliding):
     """Of 20,000 tokens, 40 MB: a canvas of 16 costs about its own size. Room is made once in a while."""
-    cache = LayerCache(19_000, 19_500) if sliding else LayerCache(None, None, 21_000)
-    cache.visible(*tokens(0, 20_000, 128))
-    cache.append(20_000)
+    cache = LayerCache(16, 19_000, 19_500) if sliding else LayerCache(16, None, None, 21_000)
+    cache.write(*tokens(0, 20_000, 128), text=True)
     mx.eval(cache.keys, cache.values)
     copied = 0
     for step in range(60):
@@ -59,27 +57,36 @@ def test_a_pass_writes_in_place(sliding):
         mx.eval(new)
         mx.reset_peak_memory()
         before = mx.get_active_memory()
-        seen = cache.visible(*new)
+        spans = [cache.write(*new, text=text) for text in ((True, False) if step % 2 else (False,))]
+        seen = [cache.view(span) for span in spans]
         mx.eval(cache.keys, cache.values, seen)
         del seen
         copied += mx.get_peak_memory() - before > 1_000_000
-        if step % 2:
-            cache.append(16)
     assert copied <= 1
 
 
+@pytest.mark.parametrize("sliding", [False, True])
+def test_a_text_sees_itself_behind_which_a_canvas_is_written(sliding):
+    cache = LayerCache(6, SEEN, KEPT) if sliding else LayerCache(6, None, None)
+    length = 0
+    for count in (7, 50, 1, 1, 13, 6, 6, 6):
+        text = cache.write(*tokens(length, count), text=True)
+        canvas = cache.write(*tokens(1000, 6), text=False)
+        past, length = length, length + count
+        for span, end, behind in ((text, past, range(past, length)), (canvas, length, range(1000, 1006))):
+            first = max(0, end - SEEN) if sliding else 0
+            assert np.array_equal(np.array(cache.view(span)[0][0, 0, :, 0]), [*range(first, end), *behind])
+
+
 def test_a_fork_is_a_copy_only_once_it_is_written():
-    cache = LayerCache(None, None, 300)
-    cache.visible(*tokens(0, 200, 256))
-    cache.append(200)
+    cache = LayerCache(64, None, None, 300)
+    cache.write(*tokens(0, 200, 256), text=True)
     mx.eval(cache.keys, cache.values)
     before = mx.get_active_memory()
     fork = copy(cache)
     assert mx.get_active_memory() == before
-    fork.visible(*tokens(500, 8, 256))
-    fork.append(8)
-    cache.visible(*tokens(700, 8, 256))
-    cache.append(8)
+    fork.write(*tokens(500, 8, 256), text=True)
+    cache.write(*tokens(700, 8, 256), text=True)
     for layer, start in ((fork, 500), (cache, 700)):
         assert np.array_equal(np.array(layer.text()["keys"][0, 0, :, 0]), [*range(200), *range(start, start + 8)])
 

@@ -103,17 +103,6 @@ def test_a_uniform_at_the_edge_draws_a_token_that_can_be(edge):
     assert sample[barred].tolist() == [int(ids[i][end]) for i in np.flatnonzero(barred)]
 
 
-@pytest.mark.parametrize("sets", [False, True])
-def test_a_slice_can_be_compiled(sets):
-    """As it is on a GPU; here it is traced, and not built."""
-    may = mx.ones((T, V), dtype=mx.bool_) if sets else None
-    running = module.Running(*(mx.zeros((T, 1), dtype=kind) for kind in (mx.float32,) * 3 + (mx.int32,)))
-    arguments = mx.zeros((T, V)), CAP, mx.ones((T, 1)), may, 10.0, mx.array(0), running
-    plain, traced = module.update(*arguments), mx.compile(module.update.__wrapped__)(*arguments)
-    for one, other in zip(plain, traced, strict=True):
-        assert [(a.shape, a.dtype) for a in one] == [(a.shape, a.dtype) for a in other]
-
-
 def test_a_vocabulary_that_does_not_divide_is_one_slice():
     table, weight = table_of("plain", 1000)
     assert len(Slices(table).parts) == 1
