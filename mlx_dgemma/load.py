@@ -83,9 +83,9 @@ def load_model(
             raise Mistake("torchrun started several ranks, and MLX runs on one: give --backend torch")
         if dtype == FP8:
             raise Mistake(f"dtype {dtype} is for the torch backend; MLX has {', '.join(DTYPES)}")
-        check_memory(sum(tensor.nbytes for tensor in tensors.values()), folder.name)
-        from .mlx_backend.load import load_mlx
+        from .mlx_backend.load import load_mlx, memory_of_the_gpu
 
+        check_memory(sum(tensor.nbytes for tensor in tensors.values()), folder.name, *memory_of_the_gpu())
         return load_mlx(tensors, config, dtype, adapter)
 
 

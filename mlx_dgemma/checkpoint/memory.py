@@ -39,11 +39,14 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def check_memory(needed: int, what: str, free: int | None = None) -> None:
-    """Raise Mistake if checkpoint `what` needs more than `free` (default: `available()`), and name one that fits."""
+def check_memory(needed: int, what: str, free: int | None = None, more: str = "") -> None:
+    """Raise Mistake if checkpoint `what` needs more than `free` (default: `available()`), and name one that fits, and
+    what would give `more` memory."""
     free = available() if free is None else free
     if needed <= free:
         return
     fitting = [name for name, size in PUBLISHED.items() if size <= free and size < needed]
     advice = f"{fitting[-1]} would fit" if fitting else "no published checkpoint would fit: close other programs"
-    raise Mistake(f"too little memory for {what}: needs {gigabytes(needed)}, {gigabytes(free)} are free; {advice}")
+    raise Mistake(
+        f"too little memory for {what}: needs {gigabytes(needed)}, {gigabytes(free)} are free; {advice}{more}"
+    )

@@ -105,7 +105,10 @@ class MLXCache:
         self.fingerprint = fingerprint
         self.length = 0
         seen, canvas = config.sliding_window - 1, config.canvas_length
-        full, sliding = LayerCache(canvas, None, None, (capacity or 0) + canvas), LayerCache(canvas, seen, seen + canvas)
+        full, sliding = (
+            LayerCache(canvas, None, None, (capacity or 0) + canvas),
+            LayerCache(canvas, seen, seen + canvas),
+        )
         self.layers = [copy(sliding if layer.sliding else full) for layer in config.layers]
         self.hidden: mx.array | None = None  # [n, D], the last of them: of a canvas and one more token at most
 

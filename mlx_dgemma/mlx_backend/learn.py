@@ -30,12 +30,12 @@ class Whole:
     def __init__(self):
         self.pair: tuple[mx.array, mx.array] | None = None
 
-    def visible(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def write(self, keys: mx.array, values: mx.array, *, text: bool) -> slice:
         self.pair = keys, values
-        return self.pair
+        return slice(None)
 
-    def append(self, count: int) -> None:
-        """Nothing: the text is whole."""
+    def view(self, span: slice) -> tuple[mx.array, mx.array]:
+        return self.pair
 
 
 class Before(Whole):
@@ -45,8 +45,8 @@ class Before(Whole):
         super().__init__()
         self.text, self.part = text, slice(0 if seen is None else max(0, start - seen), start)
 
-    def visible(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        pairs = zip(self.text.pair, (keys, values), strict=True)
+    def view(self, span: slice) -> tuple[mx.array, mx.array]:
+        pairs = zip(self.text.pair, self.pair, strict=True)
         return tuple(mx.concatenate([before[:, :, self.part], new], axis=2) for before, new in pairs)
 
 

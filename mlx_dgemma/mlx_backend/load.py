@@ -13,6 +13,17 @@ from .weights import load_weights
 CACHED = 2**30  # bytes that MLX's allocator may hold on to
 
 
+def memory_of_the_gpu() -> tuple[int | None, str]:
+    """Return what may still be held there, and a clause that says how to let it hold more; (None, "") without Metal.
+
+    What the process table calls free is another number: the system pages out for the GPU, up to what Metal recommends.
+    """
+    if not mx.metal.is_available():
+        return None, ""
+    most = int(mx.device_info(mx.gpu)["max_recommended_working_set_size"])
+    return most - mx.get_active_memory(), "; or let the GPU hold more: sudo sysctl iogpu.wired_limit_mb=…"
+
+
 def load_mlx(tensors: dict[str, Tensor], config: ModelConfig, dtype: str, adapter: Adapter | None = None) -> MLXModel:
     """ValueError names the tensor that is missing, left over, or of the wrong shape or dtype."""
     kind = getattr(mx, dtype)

@@ -154,14 +154,13 @@ class MLXModel:
     def _score(self, text: Text, hidden: mx.array, before: mx.array | None) -> tuple[mx.array, mx.array]:
         """argmax [n], and the log-probability [n] of each token of `text` from the hidden state before it."""
         states = hidden if before is None else mx.concatenate([before[-1:], hidden])
-        tokens = mx.array(text.tokens[len(text) + 1 - len(states) :])  # that something was before
-        scored = [] if before is not None else [mx.full((1,), mx.nan)]
-        argmax = []
+        behind = mx.array(np.append(text.tokens[len(text) - len(states) + 1 :], 0))  # each state; nothing, the last
+        argmax, scored = [], [mx.full((1,), mx.nan)]
         for first in range(0, len(states), SCORED):
-            logits = head(self.table, states[first : first + SCORED], self.cap)
+            part = slice(first, first + SCORED)
+            logits = head(self.table, states[part], self.cap)
+            chosen = mx.take_along_axis(logits, behind[part, None], axis=-1)
             argmax.append(logits.argmax(axis=-1).astype(mx.int32))
-            next_ones = tokens[first : first + len(logits)]
-            chosen = mx.take_along_axis(logits[: len(next_ones)], next_ones[:, None], axis=-1)
-            scored.append((chosen - mx.logsumexp(logits[: len(next_ones)], axis=-1, keepdims=True))[:, 0])
+            scored.append((chosen - mx.logsumexp(logits, axis=-1, keepdims=True))[:, 0])
             states = mx.depends([states], [argmax[-1], scored[-1]])[0]  # a part at a time
-        return mx.concatenate(argmax)[-len(text) :], mx.concatenate(scored)
+        return mx.concatenate(argmax)[-len(text) :], mx.concatenate(scored)[-len(text) - 1 : -1]

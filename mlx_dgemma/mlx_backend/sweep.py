@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import family
-from .layers import Embedding, Linear, compiled
+from .layers import Embedding, compiled
 
 SLICES = 32  # at least, of a vocabulary that divides into them; on a GPU as few as `Family.widest` allows
 BLOCK = 64  # tokens whose weights are summed for the draw, which reads that many rows of the table a position again
@@ -115,9 +115,7 @@ def rise(raw: mx.array, cap: float, temperature: mx.array, top: mx.array) -> tup
 
 
 @compiled
-def weigh(
-    raw: mx.array, cap: float, temperature: mx.array, top: mx.array, reach: float | None
-) -> tuple[mx.array, ...]:
+def weigh(raw: mx.array, cap: float, temperature: mx.array, top: mx.array, reach: float | None) -> tuple[mx.array, ...]:
     """[T, S] each: weights, their terms of the heat, and the weights in the dtype of `raw`; with a `reach`, also the
     logits, and 1 where they may be near the top in the end."""
     logits = processed(raw, cap, temperature)

@@ -107,11 +107,21 @@ class Patched:
     def __init__(self) -> None:
         self.counts = Counts()
         self.fused: dict[Any, int] = {}
+        self.traces = 0
 
     def install(self, kernels: bool) -> None:
         """Before what is counted is imported: a decorator takes the function that is there then."""
         mx.compile, mx.fast.rms_norm, mx.fast.rope = self.compile, self.rms_norm, self.rope
         mx.dequantize, mx.async_eval = self.dequantize, lambda *_: None
+
+    def compile_counting(self, function: Callable, **options) -> Callable:
+        """`mx.compile`, and how often it traces."""
+
+        def traced(*arguments: Any) -> Any:
+            self.traces += 1
+            return function(*arguments)
+
+        return real_compile(traced, **options)
 
     def compile(self, function: Callable | None = None, *_, **__) -> Callable:
         if function is None:
@@ -175,7 +185,7 @@ class Ours:
         from mlx_dgemma.benchmark.subject import PRECISIONS, published
         from mlx_dgemma.mlx_backend import family, layers, model, network
 
-        self.config, self.state = published("26b-a4b"), options.state
+        self.config, self.heavy = published("26b-a4b"), CANVAS if options.state == "flat" else 0
         path = {"cpu": family.CPU, "gpu": family.GPU, "matrix": family.MATRIX_GPU}[options.family]
         family.current = lambda: path
         dtype, recipe = PRECISIONS[options.precision]
@@ -209,7 +219,7 @@ class Ours:
         cache.length = CONTEXT
         tokens, shares = np.zeros((CANVAS, KEPT), np.int32), np.zeros((CANVAS, KEPT), np.float32)
         shares[:, :LISTED] = 1 / LISTED
-        heavy = np.full(CANVAS, self.state == "flat" or not family.current().lists)
+        heavy = np.arange(CANVAS) < (self.heavy if family.current().lists else CANVAS)
         last = vocabulary.SoftEmbedding(
             hidden=hidden, temperature=TEMPERATURE, tokens=tokens, shares=shares, lost=heavy.astype(np.float32),
             heavy=heavy, soft=soft if heavy.any() else soft[:0], allowed=None,
@@ -252,7 +262,9 @@ class Theirs:
         weights = {published_name(path): array for path, array in tree_flatten(ours.network.parameters())}
         utils._load_safetensors = lambda file: weights
         layers = {path: module for path, module in ours.network.named_modules() if "scales" in module}
-        stored = {path: {name: vars(m.quantization)[name] for name in ("bits", "group_size")} for path, m in layers.items()}
+        stored = {
+            path: {name: vars(m.quantization)[name] for name in ("bits", "group_size")} for path, m in layers.items()
+        }
         config = {**shape("26b-a4b"), "dtype": str(ours.dtype).split(".")[-1], "vision_config": None}
         if stored:
             config["quantization"] = {"bits": 4, "group_size": 64, **stored}
@@ -304,6 +316,17 @@ class Theirs:
         return build
 
 
+def traces_of(options: argparse.Namespace, patched: Patched) -> list[int]:
+    """Traces by `mx.compile` in each of a few steps, as positions become heavy and light."""
+    mx.compile, mx.async_eval = patched.compile_counting, lambda *_: None
+    subject, traces = Ours(options), []
+    for subject.heavy in (100, 100, 31, 0, CANVAS, 100):
+        before = patched.traces
+        subject.step("all")(*subject.inputs())
+        traces.append(patched.traces - before)
+    return traces
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=("cpu", "gpu", "matrix"), default="gpu")
@@ -311,8 +334,12 @@ def main() -> None:
     parser.add_argument("--precision", choices=("bf16", "8bit", "4bit"), default="4bit")
     parser.add_argument("--kernels", action="store_true", help="with the kernels of mlx_backend/kernels.py")
     parser.add_argument("--mlx-vlm", action="store_true")
+    parser.add_argument("--traces", action="store_true", help="how often mx.compile traces, in each of a few steps")
     options = parser.parse_args()
     patched = Patched()
+    if options.traces:
+        print(json.dumps(traces_of(options, patched)))
+        return
     patched.install(options.kernels)
     subject = (Theirs if options.mlx_vlm else Ours)(options)
     whole, network = (count(patched, subject.step(part), subject.inputs()) for part in ("all", "network"))

@@ -8,6 +8,7 @@ import weakref
 
 import checkpoints
 import numpy as np
+import paths
 import pytest
 
 from mlx_dgemma.checkpoint.config import parse_config
@@ -15,7 +16,7 @@ from mlx_dgemma.load import load_model
 from mlx_dgemma.seam.model import Continuation, Draw, Row, Text
 
 # The paths of a GPU are taken on the CPU in float32, when told so.
-BACKENDS = ["mlx", "torch", "torch as on a GPU"]
+BACKENDS = ["mlx", "mlx as on a GPU", "torch", "torch as on a GPU"]
 SHAPES = {"long window": {"sliding_window": 64}, "short window": {"sliding_window": 24, "top_k_experts": 3}}
 VECTORS = ("argmax", "sample", "entropy", "confidence", "top")
 
@@ -36,6 +37,8 @@ def model(request, tmp_path_factory):
         patch = pytest.MonkeyPatch()
         patch.setattr("mlx_dgemma.torch_backend.model.PREFILL_CHUNK", 64)  # what a text is padded to
         request.addfinalizer(patch.undo)
+    if backend == "mlx as on a GPU":
+        paths.as_on_a_gpu(request)
     config = checkpoints.config(**SHAPES[shape])
     folder = checkpoints.write(tmp_path_factory.mktemp("contract"), config, checkpoints.weights(config, peaked=3))
     model = load_model(folder, parse_config(config, checkpoints.generation_config()), backend.split()[0], "float32")

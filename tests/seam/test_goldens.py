@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import paths
 import pytest
 import runs
 
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.checkpoint.folder import read_configs
 from mlx_dgemma.load import load, load_model
+from mlx_dgemma.mlx_backend import family
 from mlx_dgemma.writing.sampling import parse_sampling
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens.json").read_text())
+
+
+@pytest.fixture(autouse=True, params=["as on a CPU", "as on a GPU", "as on a GPU with matrix units"])
+def path(request):
+    if request.param != "as on a CPU":
+        paths.as_on_a_gpu(request, family.GPU if request.param == "as on a GPU" else family.MATRIX_GPU)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,52 @@
+"""What a step asks of a GPU, by count at the published shape (tests/measure/count_step.py); and that it is compiled
+once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import count_step
+import mlx.core as mx
+import pytest
+
+
+def counted(*options: str) -> Any:
+    run = [sys.executable, count_step.__file__, *options]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return json.loads(subprocess.run(run, capture_output=True, check=True, text=True, env=environment).stdout)
+
+
+@pytest.mark.parametrize("family", ["gpu", "matrix"])
+@pytest.mark.parametrize("state", ["peaked", "flat"])
+def test_kernels_of_a_step(family, state):
+    found = counted("--family", family, "--state", state)
+    assert found["kernels"] <= 1700
+    assert found["by_name"]["GatherQMM"] == 61  # two a layer, and the block that the draw reads again
+    assert found["kernels"] == sum(found["by_name"].values()) == found["network"] + found["vocabulary"]
+
+
+def test_what_is_counted():
+    """A product, a view, a fused function in one kernel, another in two, and their bytes."""
+    patched = count_step.Patched()
+    one = patched.compile(lambda x: mx.exp(x) * 2, shapeless=True)
+    two = patched.compile(lambda x: (mx.exp(x) * 2).sum(axis=-1))
+    weight = mx.zeros((8, 4))
+
+    def step(x: mx.array, weight: mx.array) -> mx.array:
+        return two(one(x @ weight.T).reshape(2, 8))
+
+    found = count_step.count(patched, step, [mx.zeros((2, 4)), weight])
+    assert sum(found.kernels.values()) == 4 and found.kernels["Matmul"] == 1
+    assert (found.bytes, found.weights) == (4 * (8 + 32 + 16 + 2 * 16 + 16 + 2), 4 * 32)
+
+
+@pytest.mark.parametrize("family", ["gpu", "matrix"])
+def test_nothing_is_compiled_again(family):
+    """However many positions become light or heavy."""
+    first, *later = counted("--traces", "--family", family)
+    assert first > 5 and not any(later)
