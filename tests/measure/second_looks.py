@@ -34,7 +34,9 @@ def looks(answers: int, dtype: str) -> dict[str, float]:
     SoftEmbedding.compute = noted
     try:
         each = [made(name, -(-answers // len(TASKS))) for name in TASKS]
-        for seed, (prompt, _) in enumerate(islice((task for turn in zip(*each, strict=True) for task in turn), answers)):
+        for seed, (prompt, _) in enumerate(
+            islice((task for turn in zip(*each, strict=True) for task in turn), answers)
+        ):
             tokens = tokenizer.chat([{"role": "user", "content": prompt}])
             for _ in diffuse(model, tokens, Ask(max_tokens=model.facts.canvas_length, sampling=sampling, seed=seed)):
                 pass
