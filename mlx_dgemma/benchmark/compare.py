@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ..errors import Mistake
 from ..terminal.command import Parser
+from ..terminal.table import percent, plain, print_table
 from .plot import check, plot_machines
-from .report import MACHINE, MODES, PASS, Figure, Report, lookup, percent, plain, print_table, read_report, rows, speed
+from .report import MACHINE, MODES, PASS, Figure, Report, lookup, read_report, rows, speed
 
 FIGURES: list[Figure] = [
     *MACHINE,

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from ..checkpoint.config import ModelConfig
 
-PARTS = ("linears", "experts", "attention", "head and draw", "self-conditioning")
 CLASSES = ("experts", "attention", "dense MLP", "router", "self-conditioning", "embedding")
 LINEARS = ("attention", "dense MLP", "router")
 # Bits a weight, scales and biases of its group among them: affine in groups of 64 has two 16-bit numbers a group.

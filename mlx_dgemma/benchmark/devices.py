@@ -8,7 +8,6 @@ family of machines, and of weights as narrow where there are several of them.
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -74,38 +73,26 @@ class Published:
         return device(self.device).floor(work, self.precision)
 
 
-@cache
-def _read() -> tuple[dict[str, Device], list[Published]]:
-    table = tomllib.loads(FILE.read_text(encoding="utf-8"))
-    rows = [Published(**row) for row in table.pop("published")]
-    known = {
-        key: Device(
-            entry["name"],
-            entry["family"],
-            entry["bandwidth"]["value"] * 1e9,
-            {kind: value * 1e12 for kind, value in entry["flops"].items() if isinstance(value, float)},
-            entry["memory"] * 1e9,
-            {name: f"{entry[name]['kind']}: {entry[name]['source']}" for name in ("bandwidth", "flops")},
-        )
-        for key, entry in table.items()
-    }
-    return known, rows
-
-
-def devices() -> dict[str, Device]:
-    """Returns all of them, by the name that --device takes."""
-    return _read()[0]
-
-
-def rows() -> list[Published]:
-    return _read()[1]
+_TABLE = tomllib.loads(FILE.read_text(encoding="utf-8"))
+ROWS = [Published(**row) for row in _TABLE.pop("published")]
+DEVICES = {  # by the name that --device takes
+    key: Device(
+        entry["name"],
+        entry["family"],
+        entry["bandwidth"]["value"] * 1e9,
+        {kind: value * 1e12 for kind, value in entry["flops"].items() if isinstance(value, float)},
+        entry["memory"] * 1e9,
+        {name: f"{entry[name]['kind']}: {entry[name]['source']}" for name in ("bandwidth", "flops")},
+    )
+    for key, entry in _TABLE.items()
+}
 
 
 def device(name: str) -> Device:
     """Raises Mistake with the list if it is none of them."""
-    if name not in devices():
-        raise Mistake(f"--device {name!r} is not known; need one of {', '.join(devices())}")
-    return devices()[name]
+    if name not in DEVICES:
+        raise Mistake(f"--device {name!r} is not known; need one of {', '.join(DEVICES)}")
+    return DEVICES[name]
 
 
 def alike(kind: str, family: str, precision: str, given: Sequence[Published]) -> list[Published]:
@@ -128,8 +115,8 @@ def expected(floor: float, given: Sequence[Published]) -> Range:
 def left_out() -> list[tuple[Published, Range]]:
     """Predicts each published row from all the others."""
     predicted = []
-    for row in rows():
-        others = [other for other in rows() if other is not row]
+    for row in ROWS:
+        others = [other for other in ROWS if other is not row]
         near = alike(row.kind, device(row.device).family, row.precision, others)
         predicted.append((row, expected(row.floor, near)))
     return predicted

@@ -60,5 +60,5 @@ def missing(state: dict[str, Any]) -> dict[str, str]:
 
 def describe(device: dict[str, Any]) -> dict[str, Any]:
     """Puts the backend's account of its `device` beside the machine's."""
-    memory = psutil.virtual_memory().total
-    return {"system": platform.platform(), "cores": psutil.cpu_count(), "memory": memory, "device": device}
+    return {"system": platform.platform(), "cores": psutil.cpu_count(), "memory": psutil.virtual_memory().total,
+            "device": device}  # fmt: skip

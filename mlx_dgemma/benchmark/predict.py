@@ -12,10 +12,11 @@ from ..checkpoint.config import parse_config
 from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
 from ..terminal.command import Parser, at_least
+from ..terminal.table import ms, plain, print_table
 from .count import PRECISIONS, Count, break_even, tokens_per_second
-from .devices import SHAPE, Published, Range, alike, device, devices, expected, left_out, rows
+from .devices import DEVICES, ROWS, SHAPE, Published, Range, alike, device, expected, left_out
 from .plot import check, plot_published
-from .report import ms, plain, print_table, read_report
+from .report import read_report
 from .subject import published
 
 STEPS = (4, 8, 12, 16, 24, 32, 48)
@@ -62,11 +63,11 @@ def predict_device(options: argparse.Namespace) -> dict[str, Any]:
     machine, config = device(options.device), published(options.shape)
     count = Count(config, PRECISIONS[options.precision])
     ceiling = prediction(count, options.context, machine.bandwidth, machine.flops_for(options.precision))
-    step, token = (alike(kind, machine.family, options.precision, rows()) for kind in ("step", "token"))
+    step, token = (alike(kind, machine.family, options.precision, ROWS) for kind in ("step", "token"))
     floors = ceiling["seconds"]
     ranges = [expected(floors["step"], step), expected(floors["commit"], step), expected(floors["token"], token)]
     reached = [speeds(config.canvas_length, dict(zip(KINDS, each, strict=True))) for each in zip(*ranges, strict=True)]
-    same = [row for row in rows() if (row.device, row.precision) == (options.device, options.precision)]
+    same = [row for row in ROWS if (row.device, row.precision) == (options.device, options.precision)]
     about = {"device": options.device, "name": machine.name, "sources": machine.sources, "precision": options.precision}
     needed = count.resident + count.token(options.context).bytes["attention"]
     about |= {"memory": machine.memory, "needed_memory": needed}
@@ -149,7 +150,7 @@ def parser() -> Parser:
         description="Tokens a second of both modes on a machine, and which to use. Nothing is measured.",
     )
     add = parser.add_argument
-    add("--device", metavar="NAME", help=f"one of {', '.join(devices())}")
+    add("--device", metavar="NAME", help=f"one of {', '.join(DEVICES)}")
     add("--report", metavar="FILE.json", help="take the ceilings that this report measured instead")
     add("--published", action="store_true", help="what others measured, each row predicted from all the others")
     add("--plot", metavar="FILE.png", help="with --published: draw it")
@@ -162,7 +163,7 @@ def parser() -> Parser:
 
 def command(options: argparse.Namespace) -> int:
     if [options.device is None, options.report is None, not options.published].count(False) != 1:
-        raise Mistake(f"need --device NAME or --report FILE.json or --published; devices: {', '.join(devices())}")
+        raise Mistake(f"need --device NAME or --report FILE.json or --published; devices: {', '.join(DEVICES)}")
     if options.plot:
         if not options.published:
             raise Mistake("--plot draws what is --published")

@@ -1,7 +1,6 @@
 """A report: what was measured, and all that is needed to measure it again. JSON for programs, tables for people."""
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
 from ..terminal.command import read
+from ..terminal.table import ms, percent, plain, print_table
 
 VERSION = 1
 KEY = "mlx_dgemma_benchmark"  # whose value is the version
@@ -47,20 +47,6 @@ def speed(report: Report, mode: str) -> float | None:
     """Returns tokens a second of the answers; where there are none, of the passes at the assumed steps a block."""
     answers = lookup(report, f"modes.{mode}.summary.tokens_per_second.median")
     return lookup(report, f"passes.0.assumed.{mode}") if answers is None else answers
-
-
-def plain(value: float, scale: float = 1.0) -> str:
-    """Writes three digits and no exponent."""
-    value *= scale
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def ms(seconds: float) -> str:
-    return plain(seconds, 1e3)
-
-
-def percent(share: float) -> str:
-    return f"{share:.0%}"
 
 
 def spread(values: dict[str, float], scale: float = 1.0) -> str:
@@ -132,20 +118,6 @@ def rows(figures: Iterable[Figure], parts: Sequence[Any]) -> list[list[str]]:
         values = [lookup(part, path) for part in parts]
         table.append([title, *("-" if value is None else write(value) for value in values)])
     return table
-
-
-def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
-    """Prints on standard output; the first `left` columns are text, the others numbers."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD if any(titles) else None, show_header=any(titles), pad_edge=False)
-    for number, title in enumerate(titles):
-        table.add_column(title, justify="left" if number < left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False).print(table)
 
 
 def show(report: Report) -> None:

@@ -45,9 +45,9 @@ class Prompt:
 class Baseline(Protocol):
     """Another model with its library, as `baseline.Baseline` of a backend is."""
 
-    def prompt_tokens(self, messages: Sequence[dict[str, str]], thinking: bool) -> list[int]: ...
+    tokenizer: Any  # transformers'
+
     def write(self, tokens: Sequence[int], max_tokens: int, seed: int) -> Iterator[int]: ...
-    def text(self, tokens: Sequence[int]) -> str: ...
 
 
 Run = dict[str, Any]
@@ -116,13 +116,16 @@ def baseline_writer(baseline: Baseline) -> Writer:
     """Makes what answers prompts with another model, by its library and with its tokenizer."""
 
     def write(prompt: Prompt, seed: int) -> Run:
-        tokens = baseline.prompt_tokens(prompt.messages, prompt.thinking)
+        tokens = baseline.tokenizer.apply_chat_template(
+            prompt.messages, add_generation_prompt=True, enable_thinking=prompt.thinking, return_dict=False
+        )
         start, answer, times = time.perf_counter(), [], []
         for token in baseline.write(tokens, prompt.max_tokens, seed):
             answer.append(token)
             times.append(time.perf_counter() - start)
         seconds = {"seconds": time.perf_counter() - start, "seconds_to_first": times[0] if times else None}
-        return _run(prompt, seed, len(tokens), answer, baseline.text(answer)) | seconds
+        text = baseline.tokenizer.decode(answer, skip_special_tokens=True)
+        return _run(prompt, seed, len(tokens), answer, text) | seconds
 
     return write
 

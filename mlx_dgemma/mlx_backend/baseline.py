@@ -91,11 +91,6 @@ class Baseline:
                 numbers[name] += array.size * 32 // module.bits if array.dtype == mx.uint32 else array.size
         return {name: 8 * nbytes[name] / numbers[name] for name in nbytes}
 
-    def prompt_tokens(self, messages: Sequence[dict[str, str]], thinking: bool) -> list[int]:
-        return self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, enable_thinking=thinking, tokenize=True, return_dict=False
-        )
-
     def write(self, tokens: Sequence[int], max_tokens: int, seed: int) -> Iterator[int]:
         """Yield tokens, the stop token among them."""
         mx.random.seed(seed)
@@ -103,9 +98,6 @@ class Baseline:
         options = {"max_tokens": max_tokens, "sampler": sampler}
         for response in mlx_lm.stream_generate(self.model, self.tokenizer, list(tokens), **options):
             yield response.token
-
-    def text(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def peak_memory(self) -> int:
         """Return the bytes that the GPU has held at most; on a CPU the process, as in `MLXModel.peak_memory`."""

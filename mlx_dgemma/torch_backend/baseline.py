@@ -56,11 +56,6 @@ class Baseline:
             numbers[weight_class(name)] += tensor.numel()
         return {name: 8 * nbytes[name] / numbers[name] for name in nbytes}
 
-    def prompt_tokens(self, messages: Sequence[dict[str, str]], thinking: bool) -> list[int]:
-        return self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, enable_thinking=thinking, tokenize=True, return_dict=False
-        )
-
     def write(self, tokens: Sequence[int], max_tokens: int, seed: int) -> Iterator[int]:
         """Yield tokens as they come, a stop token among them."""
         torch.manual_seed(seed)
@@ -85,9 +80,6 @@ class Baseline:
                 writer.result()  # raises what stopped it
             finally:
                 stopped.set()
-
-    def text(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def peak_memory(self) -> int:
         """Peak bytes of the device; on a CPU of the process."""

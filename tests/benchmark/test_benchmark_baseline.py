@@ -8,7 +8,7 @@ import pytest
 import twin
 
 from mlx_dgemma.benchmark.__main__ import main
-from mlx_dgemma.benchmark.runs import from_tasks, written
+from mlx_dgemma.benchmark.runs import baseline_writer, from_tasks, written
 from mlx_dgemma.load import baseline as load_baseline
 from mlx_dgemma.load import load
 from mlx_dgemma.writing.ask import Ask
@@ -21,11 +21,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected():
-    """Prompt -> the tokens that the embedded model writes left to right."""
+    """Prompts, the tokens that the embedded model writes left to right, and their text."""
     model, tokenizer, _ = load()
     prompts = [prompt for prompt in from_tasks(tokenizer, 64, 1) if prompt.name in ("sudoku 4x4", "sort")]
     ask = Ask(mode="ar", max_tokens=64)
-    return [(prompt, written(model, tokenizer, prompt.tokens, ask).tokens) for prompt in prompts]
+    answers = [(prompt, written(model, tokenizer, prompt.tokens, ask)) for prompt in prompts]
+    return [(prompt, answer.tokens, answer.text) for prompt, answer in answers]
 
 
 @pytest.mark.parametrize(("backend", "library"), [("mlx", "mlx_lm"), ("torch", "transformers")])
@@ -34,11 +35,11 @@ def test_the_same_tokens_as_ours(backend, library, folder, expected):
         pytest.importorskip(name, reason=f"needs {name}")
     baseline = load_baseline(backend).Baseline(str(folder))
     assert set(baseline.bits.values()) == {32.0} and baseline.peak_memory() > 0
-    for prompt, tokens in expected:
-        given = baseline.prompt_tokens(prompt.messages, False)
-        assert given == prompt.tokens
+    for prompt, tokens, text in expected:
+        given = prompt.tokens
+        run = baseline_writer(baseline)(prompt, 0)
+        assert (run["prompt_tokens"], run["tokens"], run["text"]) == (len(given), len(tokens), text)
         assert list(baseline.write(given, 64, seed=0)) == tokens
-    assert "Perth" in baseline.text(tokens)
     assert len(list(baseline.write(given, 3, seed=0))) == 3
     some = baseline.write(given, 64, seed=0)
     assert next(some) == tokens[0]

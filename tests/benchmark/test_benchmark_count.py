@@ -11,7 +11,7 @@ import checkpoints
 import pytest
 
 from mlx_dgemma.benchmark.count import PRECISIONS, Count, break_even, parameters
-from mlx_dgemma.benchmark.devices import Device, device, devices
+from mlx_dgemma.benchmark.devices import DEVICES, Device, device
 from mlx_dgemma.benchmark.predict import advice, prediction
 from mlx_dgemma.benchmark.subject import published
 from mlx_dgemma.checkpoint.folder import read_tensors
@@ -113,11 +113,11 @@ def test_sliding_layers_see_no_more_than_their_window():
 
 
 def test_every_device_has_what_a_prediction_needs_and_says_where_from():
-    for one in devices().values():
+    for one in DEVICES.values():
         assert isinstance(one, Device) and one.bandwidth > 1e10 and one.flops["bf16"] > 1e12 and one.memory > 1e9
         kinds = {source.split(":")[0] for source in one.sources.values()}
         assert kinds <= {"vendor", "derived", "third-party"}
-    families = {name.split("-")[0] for name in devices()}
+    families = {name.split("-")[0] for name in DEVICES}
     assert {"m1", "m2", "m3", "m4", "m5", "rtx", "h100", "h200", "dgx"} <= families
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlx_dgemma.benchmark.__main__ import main
-from mlx_dgemma.benchmark.devices import alike, device, devices, expected, left_out, rows
+from mlx_dgemma.benchmark.devices import DEVICES, ROWS, alike, device, expected, left_out
 from mlx_dgemma.benchmark.predict import cells, error
 
 README = (Path(__file__).parents[2] / "mlx_dgemma" / "benchmark" / "README.md").read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ def test_each_published_row_is_predicted_from_the_others(kind):
 
 def test_a_row_has_no_part_in_its_own_prediction(monkeypatch):
     [before] = [predicted for row, predicted in left_out() if row.source == "llama.cpp #24423"]
-    [row] = [row for row in rows() if row.source == "llama.cpp #24423"]
+    [row] = [row for row in ROWS if row.source == "llama.cpp #24423"]
     object.__setattr__(row, "step", 10 * row.step)
     try:
         [after] = [predicted for row, predicted in left_out() if row.source == "llama.cpp #24423"]
@@ -44,8 +44,8 @@ def test_the_readme_has_every_row():
 
 
 def test_every_row_is_of_a_device_and_none_is_faster_than_its_ceiling():
-    assert {row.device for row in rows()} <= set(devices())
-    assert all(0.1 < row.floor / row.seconds < 1 for row in rows())
+    assert {row.device for row in ROWS} <= set(DEVICES)
+    assert all(0.1 < row.floor / row.seconds < 1 for row in ROWS)
 
 
 def predicted(capsys, *arguments) -> dict:
@@ -73,15 +73,15 @@ def test_what_is_reached_is_slower_than_the_ceiling(capsys, name, precision):
 
 
 def test_rows_that_speak_for_a_machine():
-    near = alike("step", "M1-M4", "bf16", rows())
+    near = alike("step", "M1-M4", "bf16", ROWS)
     assert {row.precision for row in near} == {"8bit", "bf16"} and {device(row.device).family for row in near} == {
         "M1-M4"
     }
-    assert {row.precision for row in alike("step", "NVIDIA", "4bit", rows())} == {"4bit", "fp8"}  # one alone is too few
+    assert {row.precision for row in alike("step", "NVIDIA", "4bit", ROWS)} == {"4bit", "fp8"}  # one alone is too few
 
 
 def test_few_rows_do_not_make_a_prediction_sure():
-    [one] = [row for row in rows() if row.source == "llama.cpp #24423"]
+    [one] = [row for row in ROWS if row.source == "llama.cpp #24423"]
     fastest, middle, slowest = expected(one.floor, [one])
     assert (fastest, slowest) == pytest.approx((middle / 1.25, middle * 1.25)) and middle == pytest.approx(one.seconds)
 
@@ -92,4 +92,4 @@ def test_the_published_rows_as_tables_picture_and_json(capsys, tmp_path):
     out = capsys.readouterr().out
     assert out.count("median |log ratio|") == 2 and "llama.cpp" in out
     assert (tmp_path / "published.png").stat().st_size > 10_000
-    assert len(predicted(capsys, "--published")) == len(rows())
+    assert len(predicted(capsys, "--published")) == len(ROWS)
