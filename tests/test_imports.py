@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from mlx_dgemma.__main__ import COMMANDS as listed
+
 PACKAGE = Path(__file__).parent.parent / "mlx_dgemma"
 COMMANDS = ("generate", "chat", "batch", "fill", "edit", "server", "convert", "selfcheck", "benchmark", "train", "fuse")
 FLOORS = (  # a room imports those on floors below its own
@@ -41,6 +43,7 @@ FLOORS = (  # a room imports those on floors below its own
         "selfcheck",
         "convert",
     ),
+    ("__main__",),  # lists them
 )
 BACKENDS = {"mlx_backend": {"seam", "checkpoint", "errors"}, "torch_backend": {"seam", "checkpoint", "errors"}}
 ALLOWED = {room: {below for floor in FLOORS[:i] for below in floor} for i, rooms in enumerate(FLOORS) for room in rooms}
@@ -116,9 +119,11 @@ def test_no_circle(name):
 
 
 def test_every_command_is_listed():
-    assert {file.parent.name for file in FILES if file.name == "__main__.py"} == set(COMMANDS)
+    assert {file.parent.name for file in FILES if file.name == "__main__.py"} == {"mlx_dgemma", *COMMANDS}
+    assert set(listed) == set(COMMANDS)
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
     scripts = {f"mlx_dgemma.{name}": f"mlx_dgemma.{name}.__main__:main" for name in COMMANDS}
+    scripts["mlx_dgemma"] = "mlx_dgemma.__main__:main"
     assert project["project"]["scripts"] == scripts
     packages = {f"mlx_dgemma.{file.parent.name}" for file in FILES if file.parent != PACKAGE}
     assert set(project["tool"]["setuptools"]["packages"]) == {"mlx_dgemma", *packages}

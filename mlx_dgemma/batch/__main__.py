@@ -46,6 +46,7 @@ def parser() -> Parser:
     add_form(parser)
     add_ask(parser)
     add_model(parser)
+    add("-q", "--quiet", action="store_true", help="nothing on stderr but mistakes")
     parser.set_defaults(watch=False)
     return parser
 
@@ -69,7 +70,7 @@ def batch(options: argparse.Namespace) -> int:
     with AnswerFile(Path(options.out)) if options.out is not None else contextlib.nullcontext() as out:
         runs = fingerprints(requests, options, find(options.model))
         done = out.go_on(runs, options.model or "tiny") if out else 0
-        if done:
+        if done and not options.quiet:
             note(f"{NAME}: {out.path} holds {done} of {len(requests)} answers already")
         if done == len(requests):
             return 0
@@ -78,15 +79,16 @@ def batch(options: argparse.Namespace) -> int:
         results = write(model, tokenizer, requests, form, done, options.size)
         name = {"model": options.model or "tiny"}
         lines = (run | result | name for run, result in zip(runs[done:], results, strict=True))
-        incomplete = record(lines, done, len(requests), out)
-    note(f"peak memory {gigabytes(model.peak_memory())}")
+        summary, incomplete = record(lines, done, len(requests), out)
+    if not options.quiet:
+        note(f"{summary}, peak memory {gigabytes(model.peak_memory())}")
     if incomplete:
         note(f"{NAME}: {incomplete} answers do not fit {form.flag}: give more --max-tokens")
     return INCOMPLETE if incomplete else 0
 
 
-def record(lines: Iterator[Result], done: int, total: int, out: AnswerFile | None) -> int:
-    """Writes each line as it comes. Returns how many answers are incomplete."""
+def record(lines: Iterator[Result], done: int, total: int, out: AnswerFile | None) -> tuple[str, int]:
+    """Writes each line as it comes. Returns a line about it, and how many answers are incomplete."""
     start, count, tokens, steps, incomplete = time.perf_counter(), 0, 0, 0, 0
     try:
         with progress(total, done, beside=None if out else sys.stdout) as bar:
@@ -101,11 +103,8 @@ def record(lines: Iterator[Result], done: int, total: int, out: AnswerFile | Non
         note(f"{NAME}: stopped with {done + count} of {total} answers written; {goes_on}")
         raise
     seconds = time.perf_counter() - start
-    note(
-        f"{count} answers, {tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens a second, "
-        f"{steps / max(count, 1):.1f} steps an answer"
-    )
-    return incomplete
+    summary = f"{count} answers, {tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens a second"
+    return f"{summary}, {steps / max(count, 1):.1f} steps an answer", incomplete
 
 
 def write(

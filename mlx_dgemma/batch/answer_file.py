@@ -31,7 +31,7 @@ def fingerprints(requests: Sequence[Request], options: argparse.Namespace, model
     weights, flags = _of_folder(model), _digest(repr(sorted(given.items())).encode())
     lines = []
     for request in requests:
-        asked = (request.messages, request.thinking, request.texts, request.lengths, request.heal)
+        asked = (request.messages, request.thinking, request.tools, request.texts, request.lengths, request.heal)
         about = _digest(repr((asked, request.ask.max_tokens)).encode("utf-8", "surrogatepass"))
         lines.append({"request": request.number, "seed": request.ask.seed, "run": f"{about}-{weights}-{flags}"})
     return lines

@@ -32,7 +32,7 @@ def is_hub_id(path: str | Path) -> bool:
 
 def find(path: str | Path | None, *, to_load: bool = True) -> Path:
     """Return a checkpoint's folder: `path`, a hub id's snapshot, or the embedded model's. Mistake if there is none."""
-    if path is None:
+    if path is None or (str(path) == TINY.name and not os.path.isdir(path)):
         return TINY
     folder = Path(path).expanduser()
     if folder.is_dir():

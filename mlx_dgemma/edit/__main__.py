@@ -7,9 +7,10 @@ from pathlib import Path
 from ..errors import Mistake
 from ..fill.edit import change, cut, unified_diff
 from ..fill.line_ends import shown
-from ..terminal.command import Parser, at_least, read, read_prompt, run
+from ..terminal.command import Parser, at_least, read, run
 from ..terminal.filling import add_flags, fill_gaps, report
 from ..terminal.options import check_ask, encode_prompt, open_model
+from ..terminal.prompt import read_prompt
 from . import target
 
 NAME = "mlx_dgemma.edit"
@@ -37,8 +38,10 @@ def parser() -> Parser:
     add = parser.add_argument_group("what to change").add_argument
     add("file", metavar="FILE", help="a text in UTF-8")
     add("--lines", type=line_range, required=True, metavar="FIRST:LAST", help="lines that may change, counted from 1")
-    add("--prompt", required=True, help=f"what to do; {FILE_MARK} in it is the whole file; - reads standard input")
-    add("--system", help="a system turn before it")
+    add(
+        "-p", "--prompt", required=True, help=f"what to do; {FILE_MARK} in it is the whole file; - reads standard input"
+    )
+    add("--system", "--system-prompt", help="a system turn before it")
     add("--strength", type=share, default=0.75, metavar="F", help="share of the old lines that is noise at first")
     add("--gap", type=at_least(1), metavar="N", help="tokens that the lines become (default: searched)")
     add("--write", action="store_true", help="change the file, too")

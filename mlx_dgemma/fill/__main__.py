@@ -4,10 +4,11 @@ import argparse
 import sys
 
 from ..errors import Mistake
-from ..terminal.command import Parser, at_least, read_prompt, run
+from ..terminal.command import Parser, at_least, run
 from ..terminal.file_or_text import is_file, read_file_or_text
 from ..terminal.filling import add_flags, fill_gaps, report
 from ..terminal.options import check_ask, encode_prompt, open_model
+from ..terminal.prompt import read_prompt
 from .infill import MARK, Infill, around, fill_prompt, gap_lengths
 
 NAME = "mlx_dgemma.fill"
@@ -25,9 +26,14 @@ def parser() -> Parser:
     add("text", nargs="?", metavar="FILE|TEXT", help="a text with one or more <fill> marks")
     add("--prefix", metavar="FILE|TEXT", help="instead of it: the text before a gap")
     add("--suffix", metavar="FILE|TEXT", help="the text behind that gap; without one, the text ends with the gap")
-    add("--prompt", help="what to write there (default: fill in what is missing); - reads standard input")
-    add("--system", help="a system turn before it")
-    add("--raw", action="store_true", help="take the prompt as it is, without the chat template")
+    add("-p", "--prompt", help="what to write there (default: fill in what is missing); - reads standard input")
+    add("--system", "--system-prompt", help="a system turn before it")
+    add(
+        "--raw",
+        "--ignore-chat-template",
+        action="store_true",
+        help="take the prompt as it is, without the chat template",
+    )
     add("--gap", type=numbers_of_tokens, metavar="N[,N…]", help="tokens of each gap (default: searched)")
     add("--heal", action="store_true", help="a token next to a gap may become a longer one that holds its text")
     add("--gap-only", action="store_true", help="print the gaps, not the whole text")

@@ -11,9 +11,19 @@ from ..errors import Mistake
 from ..forms import choices
 from ..forms.language import begin_within
 from ..seam.model import Text
-from ..terminal.command import CUT, Parser, note, on_terminal, read_prompt, run, to_stderr, to_stdout, waiting
+from ..terminal.command import CUT, Parser, note, on_terminal, run, to_stderr, to_stdout, waiting
 from ..terminal.form import INCOMPLETE, add_form, read_form
-from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask, encode_prompt, open_model, to_json
+from ..terminal.options import (
+    add_ask,
+    add_max_tokens,
+    add_model,
+    add_shown,
+    check_ask,
+    encode_prompt,
+    open_model,
+    to_json,
+)
+from ..terminal.prompt import read_with_pipe
 from ..terminal.tools import add_tools, read_tool_file, tell_unheard
 from ..terminal.watch import Watch
 from ..writing import batch
@@ -27,14 +37,16 @@ NAME = "mlx_dgemma.generate"
 def parser() -> Parser:
     parser = Parser(prog=f"python -m {NAME}", description="Write an answer by denoising a canvas of tokens.")
     add = parser.add_argument_group("what to write").add_argument
-    add("--prompt", required=True, help="what to answer; - reads it from standard input")
-    add("--system", help="a system turn before it")
+    add("text", nargs="?", metavar="PROMPT", help="what to answer; what is piped in is read behind it")
+    add("-p", "--prompt", help="the same as a flag; - is standard input")
+    add("--system", "--system-prompt", help="a system turn before it")
     add("--thinking", action="store_true", help="let the model think first; its thoughts go to stderr")
     add_tools(add)
-    add("--raw", action="store_true", help="no chat template: the prompt as it is, its control tokens are tokens")
-    add("--special-tokens", action="store_true", help="control tokens written in the prompt are tokens, not text")
+    raw = "no chat template: the prompt as it is, its control tokens are tokens"
+    add("--raw", "--ignore-chat-template", action="store_true", help=raw)
     add_max_tokens(add)
-    add("--watch", action="store_true", help="show the canvas as it settles")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end the text before this; may be given again")
+    add_shown(parser, add, "show the canvas as it settles")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add_form(parser)
     add_ask(parser)
@@ -42,12 +54,24 @@ def parser() -> Parser:
     return parser
 
 
+def check(options: argparse.Namespace) -> None:
+    """Mistake where flags contradict each other."""
+    if options.raw and (options.system is not None or options.thinking or options.tools):
+        raise Mistake("--raw has no turns: leave out --system, --thinking and --tools, or --raw")
+    if options.text is not None and options.prompt is not None:
+        raise Mistake(f"there are two prompts, {options.text[:40]!r} and --prompt {options.prompt[:40]!r}: give one")
+    forms = {"--json-schema": options.json_schema, "--template": options.template, "--choices": options.choices}
+    if options.stop and (form := [flag for flag, value in forms.items() if value is not None]):
+        raise Mistake(f"--stop does not go with {form[0]}, which ends where its form does: leave it out")
+    if "" in options.stop:
+        raise Mistake("--stop is an empty text: give the one to end before")
+
+
 def generate(options: argparse.Namespace) -> int:
     check_ask(options)
-    if options.raw and (options.system is not None or options.thinking or options.tools or options.special_tokens):
-        raise Mistake("--raw has no turns: leave out --system, --thinking, --tools and --special-tokens, or --raw")
-    form, prompt = read_form(options, options.max_tokens), read_prompt(options.prompt, raw=options.raw)
-    tools = read_tool_file(options.tools)
+    check(options)
+    form, tools = read_form(options, options.max_tokens), read_tool_file(options.tools)
+    prompt = read_with_pipe(options.text if options.prompt is None else options.prompt, NAME, raw=options.raw)
     model, tokenizer, ask = open_model(NAME, options)
     tell_unheard(NAME, tokenizer, tools)
     tokens = encode_prompt(tokenizer, options, prompt, tools)
@@ -55,7 +79,7 @@ def generate(options: argparse.Namespace) -> int:
         report_choice(options, choices.choose(model, tokenizer, tokens, form.choices, ask))
         return 0
     language = form and form.language(model, tokenizer)
-    answer, code = Answer(model.facts, tokenizer, ask.max_tokens, tokens), 0
+    answer, code = Answer(model.facts, tokenizer, ask.max_tokens, tokens, options.stop), 0
     watch = Watch(tokenizer, ask.sampling.max_denoising_steps, drawn=options.watch and on_terminal())
     try:
         if language:
@@ -75,7 +99,8 @@ def generate(options: argparse.Namespace) -> int:
         to_stdout(to_json(options, numbers | (form.slots(answer.text) if form else {})) + "\n")
     else:
         print_rest(answer, answer.text if language else "")
-    note(*answer.notes, summary(numbers))  # notes not where they come up: there they would stand amid the text
+    if not options.quiet:
+        note(*answer.notes, summary(numbers))  # notes not where they come up: there they would stand amid the text
     return code
 
 
@@ -99,6 +124,8 @@ def write(answer: Answer, steps: Iterator[Step], watch: Watch, reading: str, pri
                 watch.write(thinking, to_stderr)
                 watch.write(text, to_stdout)
             watch.show(step)
+            if answer.finish_reason:
+                break
 
 
 def print_rest(answer: Answer, text: str) -> None:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.status import Status
 
 from ..errors import Mistake, NotFound
-from ..fill.line_ends import BOM, shown
+from ..version import __version__
 from .process import is_terminal, mute, prepared
 
 LONGEST = 1000  # characters of a mistake
@@ -33,8 +33,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str):
         super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter)
+        self.add_argument("--version", action="version", version=f"mlx_dgemma {__version__}")
 
     def error(self, message: str):
+        if "expected one argument" in message:
+            message += " (a value that begins with - is given as --flag=VALUE)"
         self.exit(2, f"{self.prog}: {in_a_line(message)}; see --help\n")
 
 
@@ -47,14 +50,6 @@ def at_least(smallest: int) -> Callable[[str], int]:
         return int(text)
 
     return whole
-
-
-def read_prompt(prompt: str, *, raw: bool = False) -> str:
-    """Returns the prompt, or standard input for "-". Mistake where it is empty; if it is `raw`, blanks are a prompt."""
-    text = read(prompt).removeprefix(BOM) if prompt == "-" else prompt
-    if not (text if raw else text.strip()):
-        raise Mistake("the prompt is empty: say what you want")
-    return text if raw else shown(text)
 
 
 def read(path: str) -> str:

@@ -11,17 +11,17 @@ from ..seam.model import DiffusionModel
 from ..tokens.tokenizer import Tokenizer
 from ..writing.writing import Step
 from .command import CUT, note, to_stdout, waiting
-from .options import add_ask, add_model, to_json
+from .options import add_ask, add_model, add_shown, to_json
 from .process import is_terminal
 from .watch import Watch
 
 
 def add_flags(parser: argparse.ArgumentParser, add) -> None:
-    add("--watch", action="store_true", help="show the canvas while lengths are searched and the gap settles")
+    add_shown(parser, add, "show the canvas while lengths are searched and the gap settles")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add_ask(parser, modes=False)
     add_model(parser)
-    parser.set_defaults(raw=False, thinking=False, special_tokens=False)
+    parser.set_defaults(raw=False, thinking=False)
 
 
 def fill_gaps(
@@ -48,6 +48,8 @@ def report(options: argparse.Namespace, filled: Filled, numbers: dict[str, Any],
         return
     # To the byte, but for a terminal, whose next line should not begin behind it.
     to_stdout(text + "\n" * (is_terminal(sys.stdout) and text[-1:] not in ("", "\n")))
+    if options.quiet:
+        return
     tried = f" (of {sum(map(len, filled.tried))} lengths tried)" if filled.tried else ""
     lengths, steps = (", ".join(map(str, counts)) for counts in (filled.lengths, filled.steps))
     note(

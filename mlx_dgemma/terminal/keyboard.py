@@ -52,21 +52,30 @@ def line_editor(commands: Commands) -> Callable[[str], str]:
     return lambda prompt: session.prompt(prompt, prompt_continuation=" " * len(prompt))
 
 
+def state_folder() -> Path:
+    """Returns the folder for what sessions leave to each other. OSError, RuntimeError (there is no home): there is
+    none."""
+    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    folder = home / "mlx_dgemma"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _history() -> History:
     """Returns the history of all sessions, where it can be kept from other users of the machine."""
-    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    path = home / "mlx_dgemma" / "chat_history"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = state_folder() / "chat_history"
         path.touch(mode=0o600)
         path.chmod(0o600)  # an older file may have other permissions
-    except OSError:
+    except (OSError, RuntimeError):
         return InMemoryHistory()
     return FileHistory(str(path))
 
 
 def line_of_pipe(_: str) -> str:
     """Returns what comes next on standard input; a line that ends with a backslash goes on. EOFError: nothing."""
+    if sys.stdin is None:
+        raise EOFError
     lines = []
     while raw := sys.stdin.buffer.readline():
         try:

@@ -28,19 +28,27 @@ def preset(text: str) -> Options:
         name, equals, value = part.partition("=")
         if not equals and name in PRESETS:
             options |= PRESETS[name]
+        elif part == "verify":
+            options["verify"] = True
         elif equals and name in known:
             options[name] = _number(value)
         else:
-            need = f"{', '.join(PRESETS)}, or NAME=VALUE with one of {', '.join(sorted(known))}"
+            need = f"{', '.join(PRESETS)}, verify, or NAME=VALUE with one of {', '.join(sorted(known))}"
             raise argparse.ArgumentTypeError(f"need {need}; got {part!r}")
-    drawing = _options_of(Draw, options)
     try:  # what is wrong is known before anything is loaded
-        Sampling(**_options_of(Sampling, options)), Draw(**drawing)
+        Sampling(**_options_of(Sampling, options)), Draw(**_options_of(Draw, options))
     except Mistake as mistake:
         raise argparse.ArgumentTypeError(str(mistake)) from None
-    if drawing and not drawing.get("temp"):
-        raise argparse.ArgumentTypeError(f"{next(iter(drawing))} is of tokens that are drawn: give temp=T, too")
     return options
+
+
+class _Preset(argparse.Action):
+    """Lays options over those that were given before. `const`: the name of the one option that the flag is for."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = dict(values) if self.const is None else {self.const: values}
+        namespace.verify = given.pop("verify", namespace.verify)
+        namespace.preset = namespace.preset | given
 
 
 def _options_of(kind: type[Sampling | Draw], options: Options) -> Options:
@@ -57,7 +65,8 @@ def _number(text: str) -> float | str:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the model").add_argument
-    add("--model", metavar="FOLDER_OR_HUB_ID", help="a checkpoint; without it, a tiny one that comes along")
+    model = "a checkpoint; without it, or as tiny, a tiny one that comes along"
+    add("-m", "--model", metavar="FOLDER_OR_HUB_ID", help=model)
     add("--adapter-path", metavar="FOLDER", help="what python -m mlx_dgemma.train learnt, on top of it")
     add("--backend", choices=["mlx", "torch"], help="default: torch where there is a CUDA device, else mlx")
     dtype = "of activations (default: the checkpoint's); fp8, on torch: of experts and linears too"
@@ -68,20 +77,38 @@ def add_ask(parser: argparse.ArgumentParser, *, modes: bool = True) -> None:
     """`modes`: whether the text can be written left to right, too; otherwise `mode` is None, and all of it is kept."""
     add = parser.add_argument_group("how to write it").add_argument
     single = (
-        f"{', '.join(PRESETS)}, and single options: sampler=NAME ({', '.join(SAMPLERS)}), stop=NAME "
-        f"({', '.join(STOPS)}), canvas_length=N or auto, entropy_bound=NATS, …"
+        f"{', '.join(PRESETS)}; verify, to check each block by the causal pass and write again what it doubts; single "
+        f"options: max_denoising_steps=N, sampler=NAME ({', '.join(SAMPLERS)}), "
+        f"stop=NAME ({', '.join(STOPS)}), canvas_length=N or auto, entropy_bound=NATS, …"
     )
     if modes:
-        single += "; left to right temp=T, top_p=P, top_k=K, min_p=P"
+        single += "; left to right temp=T, top_p=P, top_k=K, min_p=P. Each may be a flag of its own: --verify, --temp T"
         mode = "denoise, write left to right, or block by block what costs less"
         add("--mode", choices=MODES, default="diffusion", help=mode)
     else:
         parser.set_defaults(mode=None, max_tokens=Ask.max_tokens)
-    add("--preset", type=preset, default={}, metavar="NAME[,OPTION=VALUE…]", help=single)
-    add("--max-denoising-steps", type=at_least(1), metavar="N", help="passes of a canvas (default: the checkpoint's)")
-    add("--verify", action="store_true", help="check each block by the causal pass, write again what it doubts")
+    add("--preset", type=preset, action=_Preset, default={}, metavar="NAME[,OPTION=VALUE…]", help=single)
+    add("--max-denoising-steps", type=at_least(1), help=argparse.SUPPRESS)
+    for name in ("temp", "top_p", "top_k", "min_p"):
+        flags, kind = {f"--{name}", f"--{name.replace('_', '-')}"}, int if name == "top_k" else float
+        add(*flags, dest="preset", action=_Preset, const=name, type=kind, help=argparse.SUPPRESS)
+    add("--verify", action="store_true", help=argparse.SUPPRESS)
     add("--deadline", type=float, metavar="SECONDS", help="end the text after that time, as it stands")
     add("--seed", type=at_least(0), default=0, metavar="N", help="of all random numbers: same seed, same text")
+
+
+class _Shown(argparse.Action):
+    """--watch and --quiet: more than usual beside the text, or less."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        namespace.quiet = option_string in ("-q", "--quiet")
+        namespace.watch = not namespace.quiet
+
+
+def add_shown(parser: argparse.ArgumentParser, add, what: str) -> None:
+    shown = f"{what}; or nothing but the text"
+    add("--watch", "-q", "--quiet", action=_Shown, dest="watch", nargs=0, default=False, help=shown)
+    parser.set_defaults(quiet=False)
 
 
 def add_max_tokens(add) -> None:
@@ -98,6 +125,8 @@ def check_ask(options: argparse.Namespace) -> None:
             f"{next(iter(drawing))} is of writing left to right{modes}: while a canvas is denoised the temperature "
             "falls from t_max to t_min"
         )
+    if drawing and not drawing.get("temp"):
+        raise Mistake(f"--preset {next(iter(drawing))} is of tokens that are drawn: give temp=T, too")
     if mode == "ar" and (denoising or options.max_denoising_steps):
         name = f"--preset {next(iter(denoising))}" if denoising else "--max-denoising-steps"
         raise Mistake(f"{name} is of denoising: leave it out, or --mode ar")
@@ -120,9 +149,30 @@ def _ask(options: argparse.Namespace, sampling: Sampling) -> Ask:
     )
 
 
+def with_option(ask: Ask, name: str, value: str) -> Ask:
+    """Returns `ask` with one option changed, as a flag or --preset takes it. Mistake where it cannot be."""
+    name = {"temperature": "temp"}.get(name, name)
+    try:
+        if name in ("seed", "max_tokens"):
+            return replace(ask, **{name: at_least(int(name == "max_tokens"))(value)})
+        if name == "deadline":
+            return replace(ask, deadline=None if value == "none" else float(value))
+        if name == "verify":
+            return replace(ask, verify=value != "off")
+        given = preset(f"{name}={value}" if value else name)
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        raise Mistake(f"{name} {value}: {error}") from None
+    drawing = _options_of(Draw, given)
+    if drawing and ask.mode == "diffusion":
+        raise Mistake(f"{name} is of writing left to right: choose --mode ar or auto first")
+    return replace(
+        ask, sampling=replace(ask.sampling, **_options_of(Sampling, given)), draw=replace(ask.draw, **drawing)
+    )
+
+
 def open_model(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, Tokenizer, Ask]:
     """Loads the model of the command `name`, and returns it with what the flags ask of it."""
-    if options.model is None:
+    if options.model is None and not options.quiet:
         note(
             f"{name}: no --model given, so the tiny one that comes along answers: it knows the few tasks that README "
             f"lists. The real one: --model {REAL_MODEL}"
@@ -142,7 +192,7 @@ def encode_prompt(
     if options.raw:
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         return start + tokenizer.encode(prompt, special_tokens=True)
-    turns = {"system": options.system, "thinking": options.thinking, "special_tokens": options.special_tokens}
+    turns = {"system": options.system, "thinking": options.thinking}
     return prompt_tokens(tokenizer, prompt, tools=tools, **turns)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..seam.model import DiffusionModel, Facts
 from ..tokens.messages import prompt_tokens
+from ..tokens.stops import Stops
 from ..tokens.stream import TextStream
 from ..tokens.tokenizer import Tokenizer
 from ..tokens.tools import CallStream, ToolCall
@@ -24,6 +25,7 @@ class Answer:
     tokenizer: Tokenizer
     max_tokens: int
     prompt: Sequence[int] = ()  # what it answers: a thinking channel that it opened goes on in the answer
+    stops: Sequence[str] = ()  # texts before which it ends
     tokens: list[int] = field(default_factory=list)  # up to the stop token, that included
     text: str = ""
     thinking: str = ""
@@ -37,7 +39,7 @@ class Answer:
     def __post_init__(self) -> None:
         self._start = time.perf_counter()
         self._stream, self._calls = TextStream(self.tokenizer, self.prompt), CallStream(self.tokenizer)
-        self._filled, self._block = 0, -1
+        self._stops, self._filled, self._block = Stops(self.stops), 0, -1
 
     @property
     def steps(self) -> int:
@@ -101,6 +103,8 @@ class Answer:
         if self.finish_reason:
             rest = self._stream.finish()
             thinking, text = thinking + rest[0], text + rest[1]
+        text = self._stops.push(text, last=self.finish_reason is not None)
+        self.finish_reason = "stop" if self._stops.found else self.finish_reason
         self.thinking += thinking
         self.text += text
         return thinking, text

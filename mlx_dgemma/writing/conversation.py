@@ -5,6 +5,7 @@ channel that an answer without thinking starts behind. So when an answer is done
 part, and the next turn encodes what differs.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -162,7 +163,7 @@ class Conversation:
         """Go on with what `save` wrote to a folder, or `saved.write` to a file. Mistake, and nothing has changed, where
         that is damaged or another model's."""
         path, cache = Path(path), self.model.new_cache()
-        file = path if path.is_file() else path / saved.FILE
+        file = path if os.path.isfile(path) else path / saved.FILE
         turns = saved.read(file, self.tokenizer)
         if turns.cache is not None:
             try:

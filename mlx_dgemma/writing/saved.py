@@ -36,7 +36,7 @@ def save(folder: Path, turns: Turns, cache: Cache) -> None:
     """Writes turns and cache, in two files that never disagree, whenever this is broken off. Mistake, and nothing has
     changed, where the folder holds other things, or cannot be written."""
     name = f"cache-{hashlib.sha256(json.dumps(list(turns.tokens)).encode()).hexdigest()[:16]}.safetensors"
-    made = not folder.exists()
+    made = not os.path.lexists(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         old = _check_ours(folder)

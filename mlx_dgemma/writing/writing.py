@@ -187,7 +187,7 @@ class NoRoom(Mistake):
 
 
 def check_room(model: DiffusionModel, length: int, canvas: int) -> None:
-    """Mistake where `length` tokens of text leave no room for `canvas` more."""
+    """NoRoom where `length` tokens of text leave no room for `canvas` more."""
     room = model.facts.max_position_embeddings
     if length == 0:
         raise Mistake("the prompt is empty: need at least one token")

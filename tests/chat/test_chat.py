@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from ptys import Pty
 from scripted import random_bpe, scripted
 from terminals import SOLVED, SUDOKU, Stdin, caller, mistake
 
-from mlx_dgemma.chat.__main__ import COMMANDS, Session, main
+from mlx_dgemma.chat.__main__ import main, read_text
+from mlx_dgemma.chat.session import COMMANDS, Session, unquoted
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.terminal.keyboard import Completer, Interrupt, line_editor
 from mlx_dgemma.writing.ask import Ask
@@ -28,6 +30,11 @@ from mlx_dgemma.writing.sampling import Sampling
 PIPED = SUDOKU.replace("\n", "\\\n") + "\n"
 EDITING = b"\x1b[?2004h"  # bracketed paste: a line may be typed
 COMMAND = [sys.executable, "-m", "mlx_dgemma.chat"]
+
+
+@pytest.fixture(autouse=True)
+def no_chats(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
 
 
 @pytest.fixture
@@ -76,11 +83,23 @@ def test_commands(run, tmp_path):
         ("/mode slow", ["slow", "diffusion"]),
         ("/save", ["need a folder"]),
         ("/load no/such", ["no/such", "no saved chat"]),
-        ("x" * 5000, ["longer than the context"]),
+        (f"/load {'x' * 300}", ["no saved chat"]),
+        ("/load ~no_such_user/x", ["~no_such_user/x"]),
+        ("/save /dev/null/x", ["cannot be saved", "Not a directory"]),
+        (f"/save {'x' * 300}", ["cannot be saved", "name too long"]),
+        ("/save \0", ["cannot be saved", "null byte"]),
+        ("/retry", ["nothing was asked"]),
+        ("/undo", ["nothing was asked"]),
+        ("/set seed=x", ["seed", ">= 0", "'x'"]),
+        ("/set speed 9", ["speed"]),
+        ("/set temperature 0.7", ["temp is of writing left to right", "--mode ar"]),
+        ("/set thinking=maybe", ["thinking=on", "'maybe'"]),
+        ("/set deadline -1", ["deadline > 0"]),
+        ("x" * 5000, ["longer than the context", "/reset", "/undo"]),
         (b"caf\xe9", ["not UTF-8"]),
     ],
 )
-def test_mistakes_in_a_pipe_end_it(run, typed, words):
+def test_mistakes_in_a_pipe(run, typed, words):
     mistake(run(typed), *words)
 
 
@@ -89,6 +108,10 @@ def test_mistakes_in_a_pipe_end_it(run, typed, words):
     [
         (["--load", "no/such"], ["no/such", "no saved chat"]),
         (["--load", "x", "--system", "y"], ["--load", "--system"]),
+        (["--load", "x", "--continue"], ["--continue and --load"]),
+        (["--continue", "--thinking"], ["--continue", "--thinking"]),
+        (["--continue"], ["no chat was kept"]),
+        (["--load", ""], ["need a folder"]),
         (["--tools", "no/such"], ["no/such: no such file"]),
         (["--model", "no/such/folder"], ["no such folder"]),
         (["--prompt", "x"], ["--prompt"]),
@@ -112,6 +135,111 @@ def test_tools_that_the_template_ignores_are_told(run, tmp_path):
     (tmp_path / "mcp.json").write_text('{"tools": [{"name": "weather", "inputSchema": {"type": "object"}}]}')
     code, _, err = run("Hi\n", "--tools", str(tmp_path / "mcp.json"), "--max-denoising-steps", "1")
     assert code == 0 and "no place for tools" in err
+
+
+def test_a_pipe_goes_on_behind_a_mistake(run, tmp_path):
+    typed = f"{PIPED}/save /dev/null/x\n/mode zip\n/set seed 4\n/save {tmp_path / 'chat'}\n"
+    code, out, err = run(typed, "--max-denoising-steps", "8")
+    assert (code, out) == (2, SOLVED + "\n") and (tmp_path / "chat" / "conversation.json").exists()
+    assert "Not a directory" in err and "zip is not a mode" in err and "seed: 4" in err
+
+
+def test_what_other_programs_taught(run):
+    typed = '''"""Solve this sudoku:
+...3
+.124
+1342
+2.3."""
+/system Be brief.
+/system
+/set stop content
+/set
+/retry
+/undo
+/undo
+/bye
+never asked
+'''
+    code, out, err = run(typed, "--max-denoising-steps", "8", "-q")
+    assert code == 2 and out == f"{SOLVED}\n" * 2  # the second /undo finds nothing
+    for words in (
+        "system turn: Be brief.",
+        "stop: content",
+        "stop='content'",
+        "seed 1",
+        "forgotten: Solve this",
+        "nothing",
+    ):
+        assert words in err, words
+    assert "steps, " not in err  # the numbers
+
+
+def test_three_quotes():
+    lines = iter(['"""one', "two", 'three"""', "plain", '"""all"""', '/system """a', 'b"""', '"""never closed'])
+    typed = []
+    with pytest.raises(EOFError):
+        while True:
+            typed.append(unquoted(read_text(lambda _: next(lines, None) or (_ for _ in ()).throw(EOFError), "> ")))
+    assert typed == ["one\ntwo\nthree", "plain", "all", '/system """a\nb"""', "never closed"]
+
+
+def test_a_chat_is_kept_as_it_goes(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    few = ["--max-denoising-steps", "8"]
+    assert run(PIPED, *few)[0] == 0
+    [path] = (tmp_path / "mlx_dgemma" / "chats").iterdir()
+    assert path.stat().st_mode & 0o077 == 0 and path.parent.stat().st_mode & 0o077 == 0
+    code, out, err = run("/undo\n", "--continue", *few)
+    assert (code, out) == (0, "") and SOLVED in err and "forgotten: Solve" in err
+    assert json.loads(path.read_text())["messages"] == [] and len(list(path.parent.iterdir())) == 1
+    assert run(f"{PIPED}/reset\nSort: Lima, Kyiv\n", *few)[0] == 0  # what was forgotten is kept, too
+    assert len(list(path.parent.iterdir())) == 3
+    path.write_text(path.read_text().replace("e", "a"))
+    os.utime(path)
+    mistake(run("", "--continue"), "is damaged")
+
+
+def test_the_last_chats_are_kept(bpe, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("mlx_dgemma.chat.kept.MOST", 2)
+    folder = tmp_path / "mlx_dgemma" / "chats"
+    session = Session(scripted(*bpe, *["Hello<turn|>"] * 4), watched=False, interactive=True)
+    for number in range(4):
+        monkeypatch.setattr("time.strftime", lambda _, number=number: f"20260101-00000{number}")
+        session.take(f"question {number}")
+        (folder / "mine.json").touch()
+        session.take("/reset")
+    kept = sorted(path.name for path in folder.iterdir())
+    assert len(kept) == 3 and kept[-1] == "mine.json" and "000002" in kept[0] and "000003" in kept[1]
+
+
+def test_where_a_chat_cannot_be_kept_it_goes_on(run, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
+    code, out, err = run(f"{PIPED}/undo\n{PIPED}", "--max-denoising-steps", "8")
+    assert (code, out) == (0, f"{SOLVED}\n" * 2) and err.count("is not kept") == 1
+
+
+def test_a_full_disk_does_not_end_it(bpe, capfd, tmp_path, monkeypatch):
+    session = Session(scripted(*bpe, "Hello<turn|>", "Bye<turn|>"), watched=False, interactive=True)
+    session.take("Hi")
+    with monkeypatch.context() as patch, pytest.raises(Mistake, match="No space left"):
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        session.take(f"/save {tmp_path / 'chat'}")
+    session.take("And?")
+    session.take(f"/save {tmp_path / 'chat'}")
+    assert len(session.conversation.messages) == 4 and (tmp_path / "chat").exists()
+
+
+def test_the_end_of_the_context_is_told(bpe, capfd, monkeypatch):
+    session = Session(scripted(*bpe, "Hello<turn|>", "Bye<turn|>"), watched=False, interactive=True)
+    model = session.conversation.model.model
+    session.take("Hi")
+    assert "nearly full" not in capfd.readouterr().err
+    monkeypatch.setattr(model, "facts", replace(model.facts, max_position_embeddings=35 + model.facts.canvas_length))
+    session.take("And?")
+    assert "the context is nearly full" in capfd.readouterr().err
+    with pytest.raises(Mistake, match=r"shorten it, or /reset"):
+        session.take("one more " * 9)
 
 
 def test_tools_that_are_none(run, tmp_path):

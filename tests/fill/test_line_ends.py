@@ -15,8 +15,8 @@ from mlx_dgemma.fill.__main__ import main as fill
 from mlx_dgemma.fill.infill import infill
 from mlx_dgemma.fill.line_ends import BOM, line_end, shown
 from mlx_dgemma.load import load
-from mlx_dgemma.terminal.command import read_prompt
 from mlx_dgemma.terminal.keyboard import line_of_pipe
+from mlx_dgemma.terminal.prompt import read_prompt
 
 PUZZLE = "Solve this sudoku:\n...3\n.124\n1342\n2.3."
 GRID = "4213\n3124\n1342\n2431\n"
@@ -99,7 +99,7 @@ def test_the_mark_of_a_suffix_stands_in_front(capfd, tmp_path):
 
 def test_standard_input(monkeypatch):
     monkeypatch.setattr("sys.stdin", Stdin(f"{BOM}Sort:\r\nLima, Kyiv\r\n".encode()))
-    assert read_prompt("-") == "Sort:\nLima, Kyiv\n"
+    assert read_prompt("-") == "Sort:\nLima, Kyiv"
     monkeypatch.setattr("sys.stdin", Stdin(f"{BOM}a\r\nb".encode()))
     assert read_prompt("-", raw=True) == "a\r\nb"
     monkeypatch.setattr("sys.stdin", Stdin(f"{BOM}/help\r\n".encode()))
