@@ -13,10 +13,10 @@ import json
 from itertools import islice
 
 import numpy as np
-from mlx_dgemma.benchmark.tasks import TASKS, made
 
 from mlx_dgemma.load import load
 from mlx_dgemma.mlx_backend.vocabulary import SoftEmbedding
+from mlx_dgemma.tiny.tasks import TASKS, made
 from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.diffuse import diffuse
 
