@@ -9,6 +9,7 @@ from ..terminal.file_or_text import is_file, read_file_or_text
 from ..terminal.filling import add_flags, fill_gaps, report
 from ..terminal.options import check_ask, encode_prompt, open_model
 from ..terminal.prompt import read_prompt
+from .gap_length import LENGTHS
 from .infill import MARK, Infill, around, fill_prompt, gap_lengths
 
 NAME = "mlx_dgemma.fill"
@@ -35,6 +36,7 @@ def parser() -> Parser:
         help="take the prompt as it is, without the chat template",
     )
     add("--gap", type=numbers_of_tokens, metavar="N[,N…]", help="tokens of each gap (default: searched)")
+    add("--tries", type=at_least(1), default=LENGTHS, metavar="N", help="lengths that a search tries at most")
     add("--heal", action="store_true", help="a token next to a gap may become a longer one that holds its text")
     add("--gap-only", action="store_true", help="print the gaps, not the whole text")
     add_flags(parser, add)
@@ -68,7 +70,7 @@ def fill(options: argparse.Namespace) -> None:
     lengths = gap_lengths(options.gap, len(texts) - 1)
     model, tokenizer, ask = open_model(NAME, options)
     tokens = encode_prompt(tokenizer, options, prompt)
-    request = Infill(prompt=tokens, texts=texts, lengths=lengths, heal=options.heal, ask=ask)
+    request = Infill(prompt=tokens, texts=texts, lengths=lengths, heal=options.heal, ask=ask, tries=options.tries)
     filled, numbers = fill_gaps(model, tokenizer, request, options.watch)
     text = "\n".join(filled.gaps) if options.gap_only else filled.text
     named = "".join(f"; {name} is the file {file}" for name, file in files.items())

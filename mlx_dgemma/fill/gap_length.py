@@ -34,6 +34,8 @@ class Gap:
     alphabet: Alphabet
     filler: np.ndarray  # [canvas] int32: what stands behind a text that ends
     usual: Sequence[int]  # lengths to try in any case
+    tries: int  # lengths to try at most
+    longest: int
     sampling: Sampling
     clock: Clock
     seed: int
@@ -66,7 +68,7 @@ class Draft:
         """The likeliest first: where the draft agrees most with what is behind the gap; among equals, numbers of three
         binary digits and zeros, then the shortest. Few, where the draft has all that is compared."""
         draft, behind = step.draft[self.front :], self.gap.follows[:COMPARED]
-        places = np.arange(1, len(draft))
+        places = np.arange(1, min(len(draft), self.gap.longest + 1))
         agree = np.zeros(len(places), int)
         for offset, token in enumerate(behind):
             there = places + offset < len(draft)
@@ -74,7 +76,7 @@ class Draft:
         spread = places % 2 ** np.maximum(np.log2(places).astype(int) - 2, 0) == 0  # 1 to 8, 10, 12, 14, 16, 20, …
         order = np.lexsort((places, ~spread, -agree))
         count = LENGTHS if agree.max() < len(behind) else SURE
-        return list(dict.fromkeys([*self.gap.usual, *places[order].tolist()]))[:count]
+        return list(dict.fromkeys([*self.gap.usual, *places[order].tolist()]))[: min(count, self.gap.tries)]
 
 
 class Trial:

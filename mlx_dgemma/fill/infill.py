@@ -5,7 +5,7 @@ shown "\n" where lines end; lines of a gap end as most of the text's do.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -21,7 +21,7 @@ from ..writing.sampling import Sampling
 from ..writing.task import Show, Task, complete
 from ..writing.verify import Verify
 from ..writing.writing import Step, Writing
-from .gap_length import Gap, Result, search
+from .gap_length import LENGTHS, Gap, Result, search
 from .held import Alphabet, Held, Known
 from .line_ends import BOM, given_back, line_end, shown
 
@@ -64,6 +64,8 @@ class Infill:
     heal: bool = False  # a token next to a gap may become a longer one that holds its text
     ask: Ask = field(default_factory=Ask)
     usual: Sequence[int] = ()  # lengths that a search tries in any case
+    tries: int = LENGTHS  # lengths that a search tries at most
+    longest: int | None = None  # tokens of a gap at most; None: as many as a canvas has
 
     @property
     def line_end(self) -> str:
@@ -179,6 +181,8 @@ class Filling:
             alphabet=self.alphabet,
             filler=self.filler,
             usual=self.request.usual,
+            tries=self.request.tries,
+            longest=self.request.longest or len(self.filler),
             sampling=self.sampling,
             clock=self.clock,
             seed=self.request.ask.seed,
@@ -238,6 +242,16 @@ class Filling:
             part[:] = step.draft[: len(part)]
             self.steps.append(step)
 
+    def within_gaps(self, step: Step) -> Step:
+        """What `step` is of the gaps alone."""
+        start = self.layout.starts[step.block]
+        free = np.zeros(len(self.tokens) + len(self.filler), bool)
+        for span in self.spans:
+            free[span] = True
+        free = free[start : start + len(step.draft)]
+        cut = {name: getattr(step, name)[free] for name in ("canvas", "draft", "accepted", "entropy")}
+        return replace(step, **cut)
+
     def filled(self) -> Filled:
         gaps = []
         for i, span in enumerate(self.spans):
@@ -290,10 +304,17 @@ def infill(
 
 
 def fill(
-    model: DiffusionModel, alphabet: Alphabet, requests: Sequence[Infill], size: int, prompt: Cache | None = None
+    model: DiffusionModel,
+    alphabet: Alphabet,
+    requests: Sequence[Infill],
+    size: int,
+    *,
+    prompt: Cache | None = None,
+    show: Show = lambda step: None,
 ) -> Task[list[Filled]]:
     """Search the gaps whose length is not given, one of each text at a time, then fill all gaps. `prompt`: the cache of
-    the first request's prompt, if that is encoded already."""
+    the first request's prompt, if that is encoded already; `show`: called with the steps of the gaps, the search's
+    not among them."""
     fillings = [Filling(model, alphabet, request) for request in requests]
     if prompt is not None:
         fillings[0].caches[b""] = prompt
@@ -308,4 +329,5 @@ def fill(
         steps = yield running
         for writing, step in steps.items():
             writings[writing].add(step)
+            show(writings[writing].within_gaps(step))
     return [filling.filled() for filling in fillings]

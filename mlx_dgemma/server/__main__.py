@@ -6,7 +6,7 @@ import socket
 import sys
 from importlib.util import find_spec
 
-from ..errors import Mistake
+from ..errors import Mistake, need
 from ..terminal.command import Parser, at_least, run
 from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask
 
@@ -43,9 +43,13 @@ def parser() -> Parser:
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that waits for clients. Mistake where it cannot be had."""
+    need(port <= 65535, "--port <= 65535", f"{port}")  # some systems take the rest of a division
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, kind, protocol)
+        with socket.socket(family, kind, protocol) as probe:  # not every system refuses to share a port
+            if port and probe.connect_ex(address) == 0:
+                raise OSError(0, "another program listens there")
         if os.name == "posix":
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
@@ -66,8 +70,8 @@ def serve(options: argparse.Namespace) -> int:
     token = options.api_key or os.environ.get(TOKEN) or None
     if token is None and options.host not in ("127.0.0.1", "localhost", "::1"):
         raise Mistake(f"--host {options.host} lets others ask: give a token by --api-key, or in ${TOKEN}")
-    if options.cache_memory is not None and options.cache_memory <= 0:
-        raise Mistake(f"need --cache-memory > 0, got {options.cache_memory}")
+    memory = options.cache_memory
+    need(memory is None or memory > 0, "--cache-memory > 0", f"{memory}")
     with listen(options.host, options.port) as bound:
         return serve(NAME, options, token, bound)
 

@@ -13,13 +13,29 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..errors import Mistake
-from .bodies import Body, Chat, parse, read
+from .anthropic import Messages, MessagesWire, count_tokens, messages_wanted
+from .bodies import Body, Chat, Completion, InfillBody, parse, read
+from .edits import EditBody, EditWire, apply_wanted, edit_wanted
 from .engine import Busy, Engine, Job, Stopping
-from .frames import Json, Stream, read_body, unless_gone
+from .fim import CompletionWire, InfillWire, completion_wanted, fim_body_wanted, infill_wanted
+from .frames import Json, Left, Stream, read_body, unless_gone
 from .guard import Guard
+from .ollama import (
+    OllamaChat,
+    OllamaGenerate,
+    OllamaWire,
+    generate_wire,
+    ollama_chat_wanted,
+    ollama_generate_wanted,
+    running,
+    show,
+    tags,
+    version,
+)
 from .openai import ChatWire
 from .refusal import Refusal, log, refusal
 from .reply import Delta, Draft, Reply
+from .responses import Responses, ResponsesWire, responses_wanted
 from .wanted import Wanted, chat_wanted
 
 
@@ -58,13 +74,14 @@ async def answer(request: Request, engine: Engine, wanted: Wanted, wire: Wire) -
         tokens=wanted.tokens,
     )
     engine.submit(job)
-    if wanted.body.stream or wanted.body.diffusing:
+    if wanted.body.stream or wanted.body.diffusing:  # not the body that was given: Ollama streams by default
         return Stream(frames(request, engine, job, wire), wire.media_type)
     try:
-        result = await unless_gone(request, reply.wait())
+        return Json(wire.whole(await unless_gone(request, reply.wait())))
+    except Left:
+        return Response(status_code=499)  # which nobody reads
     finally:
         engine.cancel(job)
-    return Response(status_code=499) if result is None else Json(wire.whole(result))
 
 
 async def frames(request: Request, engine: Engine, job: Job, wire: Wire) -> AsyncIterator[bytes]:
@@ -141,6 +158,20 @@ def application(engine: Engine, since: int, folder: str, **guarded: Any) -> Guar
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", models),
         Route("/v1/chat/completions", endpoint(Chat, chat_wanted, ChatWire), **post),
+        Route("/v1/completions", endpoint(Completion, completion_wanted, CompletionWire), **post),
+        Route("/v1/fim/completions", endpoint(Completion, fim_body_wanted, CompletionWire), **post),
+        Route("/v1/responses", endpoint(Responses, responses_wanted, ResponsesWire), **post),
+        Route("/v1/messages", endpoint(Messages, messages_wanted, MessagesWire), **post),
+        Route("/v1/messages/count_tokens", count_tokens, **post),
+        Route("/v1/edit/completions", endpoint(EditBody, edit_wanted, EditWire), **post),
+        Route("/v1/apply/completions", endpoint(EditBody, apply_wanted, EditWire), **post),
+        Route("/infill", endpoint(InfillBody, infill_wanted, InfillWire), **post),
+        Route("/api/chat", endpoint(OllamaChat, ollama_chat_wanted, OllamaWire), **post),
+        Route("/api/generate", endpoint(OllamaGenerate, ollama_generate_wanted, generate_wire), **post),
+        Route("/api/tags", tags),
+        Route("/api/ps", running),
+        Route("/api/version", version),
+        Route("/api/show", show, **post),
     ]
     errors = (HTTPException, Refusal, Mistake, Busy, Stopping, Exception)
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=dict.fromkeys(errors, refuse))

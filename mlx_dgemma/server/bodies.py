@@ -75,8 +75,9 @@ class Chat(Body):
 
 
 class Completion(Body):
-    prompt: str | list[Any]
+    prompt: str | list[Any] = ""
     suffix: str | None = None
+    fill: str | None = None  # a text with gaps, <fill>, instead of the two
     echo: bool | None = None
     n: Annotated[int, Field(ge=1, le=8)] | None = None
     raw: bool | None = None  # no chat template

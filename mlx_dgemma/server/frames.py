@@ -59,12 +59,18 @@ async def gone(receive: Callable[[], Awaitable[dict]]) -> None:
         pass
 
 
-async def unless_gone(request: Request, work: Awaitable[T]) -> T | None:
-    """What `work` gives; None where the client leaves before."""
+class Left(Exception):
+    """The client has left."""
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """What `work` gives. Raises Left where the client leaves before."""
     tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone(request.receive))]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return tasks[0].result() if tasks[0].done() else None
+        if not tasks[0].done():
+            raise Left
+        return tasks[0].result()
     finally:
         for task in tasks:
             task.cancel()

@@ -5,6 +5,7 @@ import asyncio
 import logging
 import socket
 import time
+from types import FrameType
 
 import uvicorn
 
@@ -20,6 +21,12 @@ class Server(uvicorn.Server):
     """uvicorn's, which waits for the requests for GRACE seconds and then ends them."""
 
     engine: Engine
+    ended_by: int | None = None  # signal
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal ends what is open in order, the second at once."""
+        self.force_exit = self.should_exit
+        self.should_exit, self.ended_by = True, sig
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.engine.close()
@@ -50,5 +57,5 @@ def serve(name: str, options: argparse.Namespace, token: str | None, bound: sock
     host, port = bound.getsockname()[:2]
     note(f"{name}: {model_name} answers at http://{host if ':' not in host else f'[{host}]'}:{port}")
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    server.run(sockets=[bound])  # raises KeyboardInterrupt where that ended it
-    return 0
+    server.run(sockets=[bound])
+    return 128 + server.ended_by if server.ended_by else 0

@@ -163,19 +163,17 @@ def score(engine: Engine, tokens: Sequence[int], cache: Cache) -> Task[np.ndarra
 
 def fill_gaps(engine: Engine, request: Infill, put: Put, *, mark: int = 0, drafts: bool = False) -> Task[Filled]:
     """Fill the gaps of `request`, as `infill` does."""
-    cache, _ = yield from engine.prefixes.read(engine.model, list(request.prompt), mark, rest=0)
-    engine.prefixes.keep(request.prompt, cache.copy())
-    task = fill(engine.model, engine.alphabet, [request], engine.places, prompt=cache)
-    texts = next(task)
-    while True:
-        steps = yield texts
-        for step in steps.values() if drafts else ():
-            if step.request == 0 and not step.final:
-                put(Draft(step=step, start=0))
-        try:
-            texts = task.send(steps)
-        except StopIteration as end:
-            return end.value[0]
+    prompt = list(request.prompt)
+    cache, known = yield from engine.prefixes.read(engine.model, prompt, mark, rest=0)
+    engine.metrics.cached.inc(known)
+    engine.prefixes.keep(prompt, cache.copy())
+
+    def show(step: Step) -> None:
+        if drafts and not step.final:
+            put(Draft(step=step, start=0))
+
+    [filled] = yield from fill(engine.model, engine.alphabet, [request], engine.places, prompt=cache, show=show)
+    return filled
 
 
 def choose(engine: Engine, question: Question, texts: Sequence[str]) -> Task[dict[str, Any]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..errors import Mistake
+from ..fill.edit import Lines
 from ..forms.language import Language
 from ..terminal.options import preset
 from ..tokens.messages import prompt_tokens
@@ -39,13 +40,12 @@ class Wanted:
     choices: Sequence[str] = ()
     tool: str | None = None  # the tool whose arguments the text is; "" where the text names it, too
     template: str | None = None
+    lines: Lines | None = None  # that are to be changed
     task: Callable[[Engine, Put, Ask], Task] | None = None  # None: it is answered, or chosen
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    @property
-    def rows(self) -> int:
-        return self.question.count
+    rows: int = 1  # that run at once
 
     @property
     def tokens(self) -> int:
@@ -161,6 +161,7 @@ def chat_wanted(engine: Engine, body: Chat) -> Wanted:
         model=body.model or engine.name,
         warnings=warnings,
         choices=body.choices or (),
+        rows=body.n or 1,
         tool=tool,
         template=body.template,
     )

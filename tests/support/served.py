@@ -70,11 +70,13 @@ def events(reply):
 
 
 @contextmanager
-def served(load, *, token: str | None = None, hosts=(), name: str = "tiny", **engine_options):
-    """A server of what `load` gives, which ends with the block."""
+def served(load, *, token: str | None = None, hosts=(), name: str = "tiny", sent: int | None = None, **engine_options):
+    """A server of what `load` gives, which ends with the block. `sent`: bytes that the system may have on the way."""
     engine = Engine(load, name, **engine_options)
     engine.start()
     bound = socket.create_server(("127.0.0.1", 0))
+    if sent:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sent)
     app = application(engine, int(time.time()), "/secret/folder", token=token, hosts=hosts)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
     thread = threading.Thread(target=lambda: server.run(sockets=[bound]), daemon=True)

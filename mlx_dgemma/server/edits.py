@@ -1,0 +1,105 @@
+"""Edits: lines of a text and what to do to them, as the command takes them, and as Inception's clients write them."""
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from ..errors import Mistake
+from ..fill.edit import Lines, change, cut, unified_diff
+from ..fill.infill import Filled, check_fill
+from ..tokens.messages import prompt_tokens, template_messages
+from .bodies import Body, Count, unknown
+from .engine import Engine
+from .fim import CompletionWire, fill_task
+from .refusal import Refusal
+from .tasks import Question
+from .wanted import Wanted, ask_of
+
+FILE_MARK = "<file>"
+REGION = re.compile(r"<\|code_to_edit\|>\n?(?P<region>.*?)\n?<\|/code_to_edit\|>", re.DOTALL)
+FILE = re.compile(
+    r"<\|current_file_content\|>\n?(?:current_file_path:[^\n]*\n)?(?P<file>.*?)<\|/current_file_content\|>", re.DOTALL
+)
+ORIGINAL = re.compile(r"<\|original_code\|>\n?(?P<region>.*?)\n?<\|/original_code\|>", re.DOTALL)
+CURSOR = "<|cursor|>"
+
+
+class EditBody(Body):
+    messages: Annotated[list[Any], Field(max_length=1000)] | None = None  # Inception's
+    text: str | None = None  # ours, and what follows
+    lines: str | None = None  # FIRST:LAST
+    prompt: str | None = None
+    system: str | None = None
+    strength: Annotated[float, Field(ge=0, le=1)] = 0.75
+    gap: Count | None = None
+
+
+def edit_wanted(engine: Engine, body: EditBody) -> Wanted:
+    """Lines of a text, changed as a prompt says."""
+    if body.messages is not None:
+        return region_wanted(engine, body, REGION)
+    if body.text is None or body.lines is None or body.prompt is None:
+        raise Refusal(400, "need messages, or text, lines and prompt", "text")
+    if not (found := re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", body.lines)):
+        raise Refusal(400, f"lines: need FIRST:LAST, such as 10:20, got {body.lines!r:.80}", "lines")
+    lines = cut(body.text, int(found[1]), int(found[2] or found[1]))
+    prompt = body.prompt.replace(FILE_MARK, body.text)
+    return lines_wanted(engine, body, lines, prompt_tokens(engine.tokenizer, prompt, system=body.system))
+
+
+def apply_wanted(engine: Engine, body: EditBody) -> Wanted:
+    """A snippet merged into a text: all of it may change."""
+    return region_wanted(engine, body, ORIGINAL)
+
+
+def region_wanted(engine: Engine, body: EditBody, marks: re.Pattern) -> Wanted:
+    """The region that the marks of a message show, within the file that is around it."""
+    turns = template_messages(body.messages or [])
+    asked = turns[-1]["content"] if turns else ""
+    if not (found := marks.search(asked)):
+        need = marks.pattern[:30].replace("\\", "").split(">")[0] + ">"
+        raise Refusal(400, f"messages: the last one shows no region between {need} and its end", "messages")
+    around = FILE.search(asked)
+    region = found["region"].replace(CURSOR, "")
+    before = behind = ""
+    if around and around.start() < found.start() < around.end():
+        before, behind = asked[around.start("file") : found.start()], asked[found.end() : around.end("file")]
+    lines = Lines(before, region, behind)
+    return lines_wanted(engine, body, lines, prompt_tokens(engine.tokenizer, turns))
+
+
+def lines_wanted(engine: Engine, body: EditBody, lines: Lines, prompt: Sequence[int]) -> Wanted:
+    warnings = unknown(body)
+    ask = ask_of(engine, body, None, warnings)
+    if body.max_tokens is not None:
+        warnings.append("max_tokens has no effect: a region is written whole")
+    request = change(engine.tokenizer, lines, prompt=prompt, ask=ask, length=body.gap, strength=body.strength)
+    try:
+        check_fill(engine.model, engine.tokenizer, request)
+    except Mistake as mistake:
+        raise Refusal(400, str(mistake), "messages" if body.messages else "text") from None
+    return Wanted(
+        body=body,
+        question=Question(tokens=prompt, ask=ask),
+        model=body.model or engine.name,
+        warnings=warnings,
+        rows=min(4, engine.places),
+        lines=lines,
+        task=partial(fill_task, request, 0, bool(body.drafts)),
+    )
+
+
+class EditWire(CompletionWire):
+    """A reply with the new region; to our own fields, with the whole text and the diff, too."""
+
+    kind, id_prefix = "chat.completion", "edit-"
+
+    def more(self, result: Filled) -> dict[str, Any]:
+        more = super().more(result)
+        if self.body.messages is not None:
+            return more
+        text = self.wanted.lines.with_new(result.gaps[0])
+        return more | {"new_text": text, "diff": unified_diff(self.body.text, text, "text")}

@@ -1,0 +1,238 @@
+"""What editors, Ollama's, Anthropic's and OpenAI's newer clients ask for, and what they read of the reply."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from served import served
+from test_openai import ANSWER, CODE, QUESTION, TOOL, tiny
+
+from mlx_dgemma.edit.__main__ import main as edit
+from mlx_dgemma.fill.__main__ import main as fill
+
+BEFORE, BEHIND = "def scale(a, w):\n    return [w * ", " for w in a]\n"
+USER = [{"role": "user", "content": QUESTION}]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with served(tiny) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def gap(server):
+    """What stands in the gap."""
+    return server.post("/v1/fim/completions", {"prompt": BEFORE, "suffix": BEHIND})[1]["choices"][0]["text"]
+
+
+def test_a_gap_is_the_command_s(server, gap, capsys):
+    assert fill(["--prefix", BEFORE, "--suffix", BEHIND, "--tries", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gaps"] == [gap] and gap
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        f"<|fim_prefix|>{BEFORE}<|fim_suffix|>{BEHIND}<|fim_middle|>",
+        f"<fim_prefix>{BEFORE}<fim_suffix>{BEHIND}<fim_middle>",
+        f"<PRE> {BEFORE} <SUF>{BEHIND} <MID>",
+        f"<｜fim▁begin｜>{BEFORE}<｜fim▁hole｜>{BEHIND}<｜fim▁end｜>",
+        f"[SUFFIX]{BEHIND}[PREFIX]{BEFORE}",
+    ],
+)
+def test_sentinels_that_an_editor_wrote_are_a_gap(prompt):
+    from mlx_dgemma.server.fim import sentinels
+
+    assert sentinels(prompt) == (BEFORE, BEHIND)
+    assert sentinels("def f():\n    pass # <fim_prefix>") is None
+
+
+def test_a_gap_in_every_way_in_which_it_is_asked_for(server, gap):
+    sentinels = f"<|fim_prefix|>{BEFORE}<|fim_suffix|>{BEHIND}<|fim_middle|>"
+    replies = [
+        server.post("/v1/completions", {"prompt": BEFORE, "suffix": BEHIND})[1]["choices"][0]["text"],
+        server.post("/v1/completions", {"prompt": sentinels})[1]["choices"][0]["text"],
+        server.post("/v1/fim/completions", {"prompt": BEFORE, "suffix": BEHIND})[1]["choices"][0]["message"]["content"],
+        server.post("/api/generate", {"prompt": BEFORE, "suffix": BEHIND, "stream": False})[1]["response"],
+        server.post("/api/generate", {"prompt": sentinels, "raw": True, "stream": False})[1]["response"],
+        server.post("/infill", {"input_prefix": BEFORE[:10], "prompt": BEFORE[10:], "input_suffix": BEHIND})[1][
+            "content"
+        ],
+    ]
+    assert replies == [gap] * len(replies)
+    chunks = server.stream("/v1/fim/completions", {"prompt": BEFORE, "suffix": BEHIND, "stream": True, "drafts": True})
+    shown = [chunk["choices"][0] for chunk in chunks[:-1]]
+    assert "".join(choice["delta"].get("content") or "" for choice in shown) == gap
+    assert "".join(choice["text"] for choice in shown) == gap
+    drafts = [chunk for chunk in chunks[:-1] if chunk.get("type") == "diffusion_frame"]
+    assert drafts and all(BEHIND not in draft["text"] for draft in drafts)  # of the gap alone
+
+
+def test_several_gaps(server):
+    _, reply = server.post(
+        "/v1/completions", {"fill": "def <fill>(a, w):\n    return [w * <fill> for w in a]\n", "gap": [5, 2]}
+    )
+    first, second = reply["gaps"]
+    assert reply["choices"][0]["text"] == f"def {first}(a, w):\n    return [w * {second} for w in a]\n"
+
+
+def test_infill_as_llama_cpp_has_it(server, gap):
+    body = {"input_prefix": BEFORE, "input_suffix": BEHIND, "response_fields": ["content", "timings/prompt_n", "other"]}
+    assert set(server.post("/infill", body)[1]) == {"content", "timings/prompt_n"}
+    extra = [{"filename": "a.py", "text": "x = 1\n", "time": 1}]
+    assert server.post("/infill", {"input_prefix": BEFORE, "n_predict": 0, "input_extra": extra}) == (200, {})
+    *_, last = server.stream("/infill", body | {"stream": True, "response_fields": None})
+    assert last["stop"] is True
+
+
+def test_a_warm_up_is_a_prefill(server):
+    long = "x = 1\n" * 120
+    before = server.metric("prefix_tokens_hit_total")
+    server.post("/infill", {"input_prefix": long, "n_predict": 0})
+    server.post("/infill", {"input_prefix": long, "input_suffix": "\nz", "n_predict": 1})
+    assert server.metric("prefix_tokens_hit_total") - before > 700
+
+
+def test_a_deadline_cuts_the_search_and_says_so(server):
+    body = {"input_prefix": BEFORE, "input_suffix": BEHIND, "t_max_predict_ms": 1}
+    _, reply = server.post("/infill", body)
+    assert reply["stop_type"] == "limit" and "deadline" in reply["warnings"][0] and reply["content"]
+
+
+def test_a_plain_completion(server):
+    _, reply = server.post("/v1/completions", {"prompt": QUESTION})
+    assert reply["object"] == "text_completion" and reply["choices"][0]["text"] == ANSWER
+    chunks = server.stream("/v1/completions", {"prompt": [QUESTION], "stream": True})
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks[:-1]) == ANSWER
+    assert server.post("/v1/completions", {"prompt": [2, 40, 41]})[0] == 200
+    for wrong in ([], ["a", "b"], [2, 10**6], [2, "a"], ""):
+        assert server.post("/v1/completions", {"prompt": wrong})[0] == 400
+    assert server.post("/v1/completions", {"prompt": "a", "logprobs": 1})[1]["error"]["param"] == "logprobs"
+
+
+def lines_of(server, path: str, body: dict) -> list[dict]:
+    return [json.loads(line) for line in server.send("POST", path, body)]
+
+
+def test_ollama_streams_unless_it_is_told_not_to(server):
+    lines = lines_of(server, "/api/chat", {"model": "m", "messages": USER})
+    assert "".join(line["message"]["content"] for line in lines) == ANSWER
+    assert [line["done"] for line in lines] == [False] * (len(lines) - 1) + [True]
+    assert lines[-1]["done_reason"] == "stop" and lines[-1]["eval_count"] == len(ANSWER) + 1
+    _, whole = server.post("/api/generate", {"model": "m", "prompt": QUESTION, "stream": False, "think": False})
+    assert whole["response"] == ANSWER and whole["done"]
+    cut = {"num_predict": 5, "num_ctx": 2048, "seed": -1, "mirostat": 1}
+    _, short = server.post("/api/chat", {"messages": USER, "stream": False, "options": cut})
+    assert short["message"]["content"] == ANSWER[:5] and short["done_reason"] == "length"
+    assert short["warnings"] == ["mirostat is not known here and has no effect"]
+    assert server.post("/api/generate", {"model": "m"})[1]["done_reason"] == "load"
+    drafts = [line for line in lines_of(server, "/api/chat", {"messages": USER, "drafts": True}) if "type" in line]
+    assert drafts and all(line["message"]["content"] == "" and not line["done"] for line in drafts)
+
+
+def test_ollama_s_forms_and_tools(server):
+    schema = {"type": "object", "properties": {"n": {"enum": ["a", "b"]}}, "required": ["n"]}
+    _, reply = server.post("/api/chat", {"messages": USER, "format": schema, "stream": False})
+    assert json.loads(reply["message"]["content"])["n"] in ("a", "b")
+    assert server.post("/api/chat", {"messages": USER, "format": "yaml"})[0] == 400
+
+
+def test_ollama_lists_the_model(server):
+    [entry] = json.loads(server.get("/api/tags")[1])["models"]
+    assert entry["name"] == "tiny:latest" and json.loads(server.get("/api/ps")[1])["models"]
+    shown = server.post("/api/show", {"name": entry["name"]})[1]
+    assert ".Suffix" in shown["template"] and {"completion", "insert"} <= set(shown["capabilities"])
+    assert shown["model_info"]["diffusion_gemma.context_length"] == 4096
+    assert "version" in json.loads(server.get("/api/version")[1])
+    status, reply = server.post("/api/chat", {"messages": [{"role": "user", "content": ""}]})
+    assert status == 400 and isinstance(reply["error"], str)
+
+
+def test_messages(server):
+    body = {"max_tokens": 100, "messages": USER, "system": [{"type": "text", "text": "Be brief."}]}
+    _, reply = server.post("/v1/messages?beta=true", body)
+    assert reply["content"] == [{"type": "text", "text": ANSWER}] and reply["stop_reason"] == "end_turn"
+    assert reply["usage"]["output_tokens"] == len(ANSWER) + 1
+    events = server.stream("/v1/messages", body | {"stream": True})
+    kinds = [name for name, _ in events]
+    assert kinds[:2] == ["message_start", "content_block_start"]
+    assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+    assert "".join(v["delta"]["text"] for name, v in events if name == "content_block_delta") == ANSWER
+    assert server.post("/v1/messages/count_tokens", body)[1]["input_tokens"] == reply["usage"]["input_tokens"]
+    _, cut = server.post("/v1/messages", body | {"stop_sequences": ['"job"']})
+    assert cut["stop_reason"] == "stop_sequence" and cut["content"][0]["text"] == ANSWER.split('"job"')[0]
+    status, wrong = server.post("/v1/messages", {"messages": USER})
+    assert status == 400 and wrong["type"] == "error" and "max_tokens" in wrong["error"]["message"]
+
+
+def test_messages_call_tools(server):
+    tool = {"name": "pick", "input_schema": TOOL["function"]["parameters"]}
+    body = {"max_tokens": 100, "messages": USER, "tools": [tool], "tool_choice": {"type": "any"}}
+    _, reply = server.post("/v1/messages", body)
+    [block] = reply["content"]
+    assert (block["type"], block["name"], reply["stop_reason"]) == ("tool_use", "pick", "tool_use")
+    assert block["input"]["n"] in ("a", "b")
+    events = server.stream("/v1/messages", body | {"stream": True})
+    [partial] = [v["delta"]["partial_json"] for name, v in events if name == "content_block_delta"]
+    assert json.loads(partial) == block["input"]
+    result = {"type": "tool_result", "tool_use_id": block["id"], "content": "done"}
+    turns = [*USER, {"role": "assistant", "content": [block]}, {"role": "user", "content": [result]}]
+    assert server.post("/v1/messages", {"max_tokens": 9, "messages": turns, "tools": [tool]})[0] == 200
+
+
+def test_responses(server):
+    body = {"input": QUESTION, "store": False, "include": ["x"], "tools": [{"type": "web_search"}]}
+    _, reply = server.post("/v1/responses", body)
+    assert reply["status"] == "completed" and reply["output"][0]["content"][0]["text"] == ANSWER
+    assert "left out" in reply["warnings"][0]
+    parts = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": QUESTION}]}]
+    events = server.stream("/v1/responses", {"input": parts, "instructions": "Be brief.", "stream": True})
+    assert [value["sequence_number"] for _, value in events] == list(range(len(events)))
+    assert all(name == value["type"] for name, value in events)
+    assert "".join(v["delta"] for name, v in events if name == "response.output_text.delta") == ANSWER
+    assert events[-1][1]["response"]["output"][0]["content"][0]["text"] == ANSWER
+    assert server.post("/v1/responses", {"input": "x", "previous_response_id": "a"})[0] == 400
+
+
+def test_responses_call_tools(server):
+    tool = {"type": "function", **TOOL["function"]}
+    body = {"input": QUESTION, "tools": [tool], "tool_choice": "required"}
+    _, reply = server.post("/v1/responses", body)
+    [call] = reply["output"]
+    assert call["type"] == "function_call" and json.loads(call["arguments"])["n"] in ("a", "b")
+    events = server.stream("/v1/responses", body | {"stream": True})
+    assert "response.function_call_arguments.done" in [name for name, _ in events]
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "done"}
+    turns = [{"role": "user", "content": QUESTION}, call, result]
+    assert server.post("/v1/responses", {"input": turns, "tools": [tool], "max_output_tokens": 9})[0] == 200
+
+
+FILE = "def scale(a, w):\n    return [w * 43 for w in a]\n"
+
+
+def test_an_edit_is_the_command_s(server, tmp_path, capsys):
+    (tmp_path / "f.py").write_text(FILE)
+    assert edit([str(tmp_path / "f.py"), "--lines", "2", "--prompt", CODE, "--json"]) == 0
+    wanted = json.loads(capsys.readouterr().out)["text"]
+    _, reply = server.post("/v1/edit/completions", {"text": FILE, "lines": "2", "prompt": CODE})
+    assert reply["new_text"] == wanted and "+    return [w * 44 for w in a]" in reply["diff"]
+    assert reply["choices"][0]["message"]["content"] == "    return [w * 44 for w in a]"
+    for wrong, param in (({"lines": "9"}, None), ({"lines": "a"}, "lines"), ({"strength": 2}, "strength")):
+        status, refused = server.post("/v1/edit/completions", {"text": FILE, "lines": "2", "prompt": CODE, **wrong})
+        assert (status, refused["error"]["param"]) == (400, param)
+
+
+def test_an_edit_as_inception_s_clients_write_it(server):
+    marked = FILE.replace("    return", "<|code_to_edit|>\n    re<|cursor|>turn").replace(
+        "in a]", "in a]\n<|/code_to_edit|>"
+    )
+    asked = f"{CODE}\n<|current_file_content|>\ncurrent_file_path: f.py\n{marked}<|/current_file_content|>"
+    body = {"messages": [{"role": "user", "content": asked}], "gap": 30}
+    status, reply = server.post("/v1/edit/completions", body)
+    assert status == 200 and "new_text" not in reply and reply["choices"][0]["message"]["content"]
+    snippet = "<|original_code|>\nx = 1\n<|/original_code|>\n<|update_snippet|>\nx = 2\n<|/update_snippet|>"
+    status, reply = server.post("/v1/apply/completions", {"messages": [{"role": "user", "content": snippet}]})
+    assert status == 200 and reply["choices"][0]["text"]
+    assert server.post("/v1/apply/completions", {"messages": USER})[0] == 400
