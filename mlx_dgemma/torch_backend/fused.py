@@ -76,7 +76,7 @@ def route(chosen: Tensor, experts: Tensor, per_expert: Tensor) -> Tensor:
 @fused
 def spread(x: Tensor, order: Tensor, top_k: int) -> Tensor:
     """Repeat the rows of x for each pair of token and expert, in `order`."""
-    return x[order // top_k]
+    return x.index_select(0, order // top_k)
 
 
 @fused
@@ -84,7 +84,11 @@ def gather(y: Tensor, back: Tensor, weights: Tensor) -> Tensor:
     """Sum the experts' outputs of each token, at `back` [T, K] of y, by their weights [T, K]. A weight of 0 hides even
     NaN."""
     weights = weights[..., None]
-    return torch.where(weights != 0, y[back] * weights, 0).sum(dim=1).to(y.dtype)
+    return (
+        torch.where(weights != 0, y.index_select(0, back.flatten()).unflatten(0, back.shape) * weights, 0)
+        .sum(dim=1)
+        .to(y.dtype)
+    )
 
 
 @fused

@@ -4,6 +4,7 @@ Quantized weights stay packed: on a GPU the kernels unpack them in registers, on
 """
 
 import functools
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -134,18 +135,20 @@ class ExpertLinear(Linear):
         return grouped_product(x, self.packed, ends)
 
     def _expert_by_expert(self, x: Tensor, ends: Tensor) -> Tensor:
-        y, start = x.new_zeros((len(x), self.weight.shape[1])), 0
         if self.packed.is_fp8:
             rounded, scale = to_fp8(x)
             x = (rounded.float() * scale).to(x.dtype)
-        for expert, end in enumerate(ends.tolist()):
-            if end > start:
-                rows = x[start:end]
-                if end - start < LEAST:  # so that a row's numbers do not depend on its company
-                    rows = torch.cat((rows, rows.new_zeros((LEAST - (end - start), rows.shape[1]))))
-                y[start:end] = (rows @ self.rows(expert, x.dtype).T)[: end - start]
-            start = end
-        return y
+        stops = ends.tolist()
+        sizes = [end - start for start, end in pairwise([0, *stops, len(x)])]  # the last: rows of no expert here
+        parts = []
+        for expert, rows in enumerate(x.split(sizes)[:-1]):
+            count = len(rows)
+            if 0 < count < LEAST:  # so that a row's numbers do not depend on its company
+                rows = torch.cat((rows, rows.new_zeros((LEAST - count, rows.shape[1]))))
+            if count:
+                parts.append((rows @ self.rows(expert, x.dtype).T)[:count])
+        # Together at once: where a gradient is wanted, each write into a part would copy the whole.
+        return torch.cat([*parts, x.new_zeros((sizes[-1], self.weight.shape[1]))])
 
 
 class Embedding(Linear):
