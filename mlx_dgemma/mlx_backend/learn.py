@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from ..checkpoint.adapter import Start
 from ..checkpoint.config import LayerConfig
+from ..errors import Mistake
 from ..seam.learning import Canvases, Loss, Optimizer
 from .layers import Embedding
 from .lora import LoRALinear, attach, shapes
@@ -199,6 +200,9 @@ class MLXLearner:
     def __init__(self, model: MLXModel, start: Start | None, optimizer: Optimizer, *, checkpoint: bool):
         """`start` makes the adapter that is learnt, from the shapes of all linears; None: all weights are."""
         self.model, self.network, self.max_norm = model, model.network, optimizer.max_norm
+        self.group = mx.distributed.init()  # of one process, unless mlx.launch started more
+        self.lead = self.group.rank() == 0
+        mx.eval(mx.distributed.all_sum(mx.array(1.0)))  # all are here before the first writes a file
         if start:
             attach(self.network, start(shapes(self.network)))
             self.network.freeze()
@@ -221,9 +225,11 @@ class MLXLearner:
         self.network.load_weights(list(arrays.items()), strict=False)
 
     def step(self, losses: Sequence[Loss], learning_rate: float) -> tuple[list[float], float]:
+        if len(losses) % self.group.size():
+            raise Mistake(f"{self.group.size()} processes divide --grad-accumulation-steps {len(losses)} among them")
         learnt = self.learnt
-        gradients, parts = dict.fromkeys(learnt, 0.0), []
-        for loss in losses:
+        gradients, parts = dict.fromkeys(learnt, 0.0), np.zeros(3, np.float32)
+        for loss in losses[self.group.rank() :: self.group.size()]:
 
             def function(arrays: dict[str, mx.array], loss: Loss = loss) -> tuple[mx.array, ...]:
                 self._put(arrays)
@@ -232,7 +238,9 @@ class MLXLearner:
             values, more = mx.value_and_grad(function)(learnt)
             gradients = {name: gradients[name] + array / len(losses) for name, array in more.items()}
             mx.eval(values, gradients)
-            parts.append([value.item() for value in values])
+            parts += np.array([value.item() for value in values], np.float32) / len(losses)
+        gradients = {name: mx.distributed.all_sum(array) for name, array in gradients.items()}
+        parts = mx.distributed.all_sum(mx.array(parts))
         gradients, norm = clip_grad_norm(gradients, self.max_norm)
         if np.isfinite(norm.item()):
             self.optimizer.learning_rate = learning_rate
@@ -240,7 +248,7 @@ class MLXLearner:
         self._put(learnt)
         mx.eval(learnt, self.optimizer.state)
         self.model.slices = Slices(self.model.table)  # views of the table as it is now
-        return np.mean(parts, axis=0).tolist(), norm.item()
+        return parts.tolist(), norm.item()
 
     def losses(self, loss: Loss) -> list[float]:
         values = loss(MLXPasses(self.model))

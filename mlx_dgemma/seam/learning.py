@@ -71,10 +71,12 @@ class Learner(Protocol):
 
     count: int
     """Numbers that are learnt."""
+    lead: bool
+    """False in all processes of a run but the first: that one writes and speaks."""
 
     def step(self, losses: Sequence[Loss], learning_rate: float) -> tuple[list[float], float]:
-        """One step by the mean of the losses' gradients -> the means of the three parts, and the gradient's norm before
-        it was clipped. Where that is not finite nothing is changed."""
+        """One step by the mean of the losses' gradients, which the processes of a run divide among them -> the means of
+        the three parts, and the gradient's norm before it was clipped. Where that is not finite nothing is changed."""
 
     def losses(self, loss: Loss) -> list[float]:
         """The three parts, without a step."""

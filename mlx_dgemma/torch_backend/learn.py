@@ -144,6 +144,8 @@ class TorchPasses:
 class TorchLearner:
     """Implements `seam.learning.Learner`."""
 
+    lead = True
+
     def __init__(self, model: TorchModel, start: Start | None, optimizer: Optimizer, *, checkpoint: bool):
         """`start` makes the adapter that is learnt, from the shapes of all linears; None: all weights are."""
         self.model, self.max_norm = model, optimizer.max_norm

@@ -35,7 +35,7 @@ class Tuning:
 
     def __init__(self, options: Options, run: Run, model: DiffusionModel, learner: Learner, sampling: Sampling):
         self.options, self.run, self.model, self.learner, self.sampling = options, run, model, learner, sampling
-        self.report = Report(options, run.folder, run.done, model.peak_memory)
+        self.report = Report(options, run.folder, run.done, model.peak_memory, learner.lead)
 
     def validate(self, step: int) -> None:
         data, options = self.run.data, self.options
@@ -131,7 +131,7 @@ def train(options: Options) -> None:
     folder = find(options.model)
     stored, generation = read_configs(folder)
     config = parse_config(stored, generation)
-    if options.fine_tune_type == "full" and config.quantization:
+    if options.fine_tune_type == "full" and (config.quantization or any((config.quantized_paths or {}).values())):
         raise Mistake("all weights of a quantized checkpoint cannot be tuned: --fine-tune-type lora, or a plain folder")
     run = open_run(options, folder, config)
     tensors = [tensor for name, tensor in read_tensors(folder).items() if not is_vision(name)]

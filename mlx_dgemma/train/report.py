@@ -25,12 +25,15 @@ Track = Callable[[int, dict[str, float]], None]
 
 
 class Report:
-    def __init__(self, options: Options, folder: Path, done: int, peak: Callable[[], int]):
-        self.options, self.folder, self.peak = options, folder, peak
-        self.track, self.lines = tracker(options), self._earlier(done)
+    def __init__(self, options: Options, folder: Path, done: int, peak: Callable[[], int], lead: bool):
+        """`lead`: False in a process that neither writes nor speaks."""
+        self.options, self.folder, self.peak, self.lead = options, folder, peak, lead
+        self.track, self.lines = tracker(options) if lead else _no_track, self._earlier(done)
         self.since, self.trained, self.recent = time.perf_counter(), 0, []
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-        self.bar = Bar(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+        self.bar = Bar(
+            *columns, console=Console(stderr=True), disable=not (lead and sys.stderr.isatty()), transient=True
+        )
         self.task = self.bar.add_task("", total=options.iters, completed=done)
 
     def _earlier(self, done: int) -> list[dict[str, Any]]:
@@ -40,6 +43,8 @@ class Report:
         return [line for line in map(json.loads, lines) if line["step"] <= done]
 
     def _log(self, step: int, numbers: dict[str, Any]) -> None:
+        if not self.lead:
+            return
         self.lines.append({"step": step, **numbers})
         self.folder.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(line) + "\n" for line in self.lines)
@@ -47,6 +52,8 @@ class Report:
         self.track(step, {name: value for name, value in numbers.items() if isinstance(value, float | int)})
 
     def say(self, line: str) -> None:
+        if not self.lead:
+            return
         if self.bar.disable:
             note(line)
         else:
@@ -128,9 +135,13 @@ class Report:
         plt.close(figure)
 
 
+def _no_track(step: int, numbers: dict[str, float]) -> None:
+    """Nobody wants to know."""
+
+
 def tracker(options: Options) -> Track:
     if options.report_to is None:
-        return lambda step, numbers: None
+        return _no_track
     try:
         if options.report_to == "tensorboard":
             from tensorboardX import SummaryWriter

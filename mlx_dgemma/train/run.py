@@ -128,6 +128,8 @@ class Run:
             learner.resume(self.folder / STATE)
 
     def save(self, learner: Learner, step: int) -> None:
+        if not learner.lead:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         adapter_folder.write_config(self.folder, self.config())
         numbered = self.folder / f"{step:07}_{adapter.FILE}"

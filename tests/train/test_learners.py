@@ -83,6 +83,16 @@ def test_a_run_that_was_cut_goes_on_to_the_byte(folder, tmp_path, backend, name)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("keys", [None, (*ATTENTION_AND_MLP, *EXPERTS)], ids=["full", "lora"])
+def test_bfloat16_learns_about_the_same(folder, backend, keys):
+    pytest.importorskip(backend)
+    models = [load_model(folder, CONFIG, backend, dtype) for dtype in ("float32", "bfloat16")]
+    learners = [learner(model, backend, start(keys), Optimizer(), checkpoint=True) for model in models]
+    exact, rounded = (np.array(steps(one, range(3), 1e-3)) for one in learners)
+    assert np.isfinite(rounded).all() and np.abs(exact - rounded).max() < 0.1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_leaks_from_the_canvas_on(tmp_path, backend):
     """Other tokens at and behind its start move nothing of a canvas; the token before it does."""
     pytest.importorskip(backend)

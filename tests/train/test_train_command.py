@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import folders
+import numpy as np
 import pytest
 
+from mlx_dgemma.checkpoint.adapter import read_floats
 from mlx_dgemma.train.__main__ import main
 from mlx_dgemma.train.options import parse
 from mlx_dgemma.train.schedule import schedule
@@ -91,6 +94,17 @@ def test_a_run_leaves_an_adapter_a_log_and_a_picture(train, tmp_path, model):
     assert generate([*ask, "--adapter-path", str(tmp_path / "nowhere")]) == 2
 
 
+def test_an_adapter_is_learnt_further(train, tmp_path):
+    assert train("--num-layers", "1")[0] == 0
+    first = read_floats(tmp_path / "adapter" / "adapters.safetensors")
+    assert {name.split(".")[3] for name in first} == {"3"}  # the last layer's
+    again = ["--resume-adapter-file", str(tmp_path / "adapter" / "adapters.safetensors"), "--learning-rate", "1e-9"]
+    assert train(*again, "--iters", "1", folder="next")[0] == 0
+    second = read_floats(tmp_path / "next" / "adapters.safetensors")
+    assert first.keys() == second.keys()
+    assert max(np.abs(first[name] - second[name]).max() for name in first) < 1e-6
+
+
 def test_what_is_replayed_is_checked(train, data):
     code, said = train("--replay", f"{data}/valid.jsonl:0.5", "--eval-prompts", "1", "--iters", "2")
     assert code == 0 and "known: before" in said and "without --replay" not in said
@@ -167,10 +181,13 @@ def test_a_run_goes_on_only_as_it_was(train, tmp_path, data):
     assert code == 2 and "other data" in said
 
 
-def process(model, data, folder, *flags):
+def process(model, data, folder, *flags, env=None):
     command = [sys.executable, "-m", "mlx_dgemma.train", "--model", model, "--data", data, "--adapter-path", folder]
     return subprocess.Popen(
-        [*map(str, [*command, *FAST]), "--iters", "30", "--save-every", "4", *flags], stderr=subprocess.PIPE, text=True
+        [*map(str, [*command, *FAST]), "--iters", "30", "--save-every", "4", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
     )
 
 
@@ -197,6 +214,30 @@ def test_a_killed_run_comes_to_the_same_bytes(model, data, tmp_path, kind):
             assert {k for k in old if old[k] != new[k]} <= {"adapter_path", "resume"}
         else:
             assert old.read_bytes() == new.read_bytes(), name
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one(model, data, tmp_path):
+    """As mlx.launch starts them: each takes every other batch of a step."""
+    flags = ["--iters", "4", "--grad-accumulation-steps", "2"]
+    assert process(model, data, tmp_path / "one", *flags).wait() == 0
+    hosts = tmp_path / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{free_port()}"] for _ in range(2)]))
+    ranks = []
+    for rank in range(2):
+        environment = {**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
+        ranks.append(process(model, data, tmp_path / "two", *flags, env=environment))
+    said = [rank.communicate()[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert "step 4" in said[0] and "step 4" not in said[1]
+    one, two = (read_floats(tmp_path / name / "adapters.safetensors") for name in ("one", "two"))
+    assert max(np.abs(one[name] - two[name]).max() for name in one) < 1e-5
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
 
 
 def test_rates_of_a_schedule():
