@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import checkpoints
 import numpy as np
 import pytest
@@ -97,7 +99,15 @@ def mlx_gradients(folder, loss) -> tuple[float, dict[str, np.ndarray]]:
     return total.item(), {name: np.array(array) for name, array in tree_flatten(gradients)}
 
 
-BACKENDS = {"torch": torch_gradients, "mlx": mlx_gradients}
+def gpu_gradients(folder, loss) -> tuple[float, dict[str, np.ndarray]]:
+    """MLX as on a GPU: its path through the network."""
+    from mlx_dgemma.mlx_backend import family
+
+    with mock.patch.object(family, "current", lambda: family.GPU):
+        return mlx_gradients(folder, loss)
+
+
+BACKENDS = {"torch": torch_gradients, "mlx": mlx_gradients, "gpu": gpu_gradients}
 
 
 @pytest.fixture(scope="module")
