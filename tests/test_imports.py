@@ -118,6 +118,12 @@ def test_no_circle(name):
         pytest.fail(" -> ".join(reversed(error.args[1])), pytrace=False)
 
 
+def test_no_two_test_files_have_a_name():
+    """pytest imports them by it."""
+    names = [file.name for file in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
+
+
 def test_every_command_is_listed():
     assert {file.parent.name for file in FILES if file.name == "__main__.py"} == {"mlx_dgemma", *COMMANDS}
     assert set(listed) == set(COMMANDS)

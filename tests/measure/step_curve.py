@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlx_dgemma.benchmark.plot import COLOURS, pyplot, save
+from mlx_dgemma.benchmark.plot import pyplot, save
 from mlx_dgemma.benchmark.runs import Run, answer_all, from_tasks, solve_rate, speed, steps_per_block, writer
 from mlx_dgemma.load import load
 from mlx_dgemma.tiny.tasks import LEARNT
@@ -54,8 +54,8 @@ def plot(curve: dict[str, Any], path: Path) -> None:
     caps = [point["max_denoising_steps"] for point in points]
     shown = ("solved", 100, "solved, %"), ("tokens_per_second", 1, "tokens/s")
     for axes, (name, scale, label) in zip(both, shown, strict=True):
-        axes.plot(caps, [scale * point[name] for point in points], "o-", color=COLOURS["diffusion"], label="diffusion")
-        axes.axhline(scale * beside[name], color=COLOURS["autoregression"], label="left to right")
+        axes.plot(caps, [scale * point[name] for point in points], "o-", color="C0", label="diffusion")
+        axes.axhline(scale * beside[name], color="C1", label="left to right")
         axes.set(ylabel=label, ylim=(0, None))
         axes.legend()
     both[1].set_xticks(caps)

@@ -7,7 +7,7 @@ from functools import partial
 import checkpoints
 import numpy as np
 import pytest
-from test_gradients import CONFIG, STORED, batch, examples
+from test_train_gradients import CONFIG, STORED, batch, examples
 
 from mlx_dgemma.checkpoint import adapter
 from mlx_dgemma.checkpoint.adapter import ATTENTION_AND_MLP
