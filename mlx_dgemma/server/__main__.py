@@ -37,7 +37,7 @@ def parser() -> Parser:
     add_max_tokens(add)
     add_ask(parser)
     add_model(parser)
-    parser.set_defaults(watch=False)
+    parser.set_defaults(quiet=False)
     return parser
 
 

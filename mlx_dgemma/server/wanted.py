@@ -86,6 +86,7 @@ def ask_of(engine: Engine, body: Body, max_tokens: int | None, warnings: list[st
     default, mode = engine.ask, body.mode or engine.ask.mode
     try:
         options = preset(body.preset) if body.preset else {}
+        verify = options.pop("verify", None) if body.verify is None else body.verify
     except argparse.ArgumentTypeError as error:
         raise Refusal(400, f"preset: {error}", "preset") from None
     single = {name: getattr(body, name) for name in ("max_denoising_steps", "canvas_length", "sampler")}
@@ -102,7 +103,7 @@ def ask_of(engine: Engine, body: Body, max_tokens: int | None, warnings: list[st
         drawing |= _draw(drawn, warnings)
     changes: dict[str, Any] = {"mode": mode, "max_tokens": max_tokens or default.max_tokens}
     changes |= {name: value for name in ("seed", "deadline") if (value := getattr(body, name)) is not None}
-    changes["verify"] = default.verify and mode == "diffusion" if body.verify is None else body.verify
+    changes["verify"] = default.verify and mode == "diffusion" if verify is None else verify
     try:
         draw = replace(default.draw, **drawing)
         return replace(default, sampling=replace(default.sampling, **denoising), draw=draw, **changes)

@@ -53,6 +53,7 @@ REQUESTS = [
     ("Sort: Lima, Kyiv, Accra", {"preset": "fast,sampler=scheduled"}, ["--preset", "fast,sampler=scheduled"]),
     (CODE, {"mode": "ar"}, ["--mode", "ar"]),
     (CODE, {"mode": "ar", "temperature": 0.9, "seed": 5}, ["--mode", "ar", "--preset", "temp=0.9", "--seed", "5"]),
+    ("Sort: c, b, a", {"preset": "verify"}, ["--preset", "verify"]),
     ("Sort: b, a", {"verify": True, "canvas_length": 32}, ["--verify", "--preset", "canvas_length=32"]),
     (CODE, {"template": "def {name}({args}):\n    return {x}"}, ["--template", "def {name}({args}):\n    return {x}"]),
     ("Who?", {"max_denoising_steps": 3}, ["--max-denoising-steps", "3"]),
