@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ..checkpoint.config import DTYPES
 from ..load import baseline, instruments
+from ..terminal import machine
 from ..writing.ask import Ask
-from . import machine
 from .count import Count, parameters
 from .passes import Passes, check_context, measure_passes
 from .report import KEY, VERSION, Report

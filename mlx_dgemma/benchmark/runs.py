@@ -4,10 +4,10 @@ The prompts are those of a file, tasks with one right answer, or one of each kin
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -40,14 +40,6 @@ class Prompt:
     max_tokens: int
     thinking: bool = False
     right: str | None = None  # the one right answer, where there is one
-
-
-class Baseline(Protocol):
-    """Another model with its library, as `baseline.Baseline` of a backend is."""
-
-    tokenizer: Any  # transformers'
-
-    def write(self, tokens: Sequence[int], max_tokens: int, seed: int) -> Iterator[int]: ...
 
 
 Run = dict[str, Any]
@@ -112,8 +104,8 @@ def writer(model: DiffusionModel, tokenizer: Tokenizer, ask: Ask) -> Writer:
     return write
 
 
-def baseline_writer(baseline: Baseline) -> Writer:
-    """Makes what answers prompts with another model, by its library and with its tokenizer."""
+def baseline_writer(baseline: Any) -> Writer:
+    """Makes what answers prompts with a backend's `Baseline`: another model, by its library and tokenizer."""
 
     def write(prompt: Prompt, seed: int) -> Run:
         tokens = baseline.tokenizer.apply_chat_template(

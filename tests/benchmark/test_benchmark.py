@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dgemma.benchmark import machine, measure
+from mlx_dgemma.benchmark import measure
 from mlx_dgemma.benchmark.__main__ import main
 from mlx_dgemma.benchmark.report import KEY, VERSION, show
 from mlx_dgemma.benchmark.runs import spread, summary
+from mlx_dgemma.terminal import machine
 
 QUICK = ["--context", "64", "--repeat", "3", "--seeds", "2", "--each", "1", "--max-denoising-steps", "3"]
 QUICK += ["--max-tokens", "8"]
