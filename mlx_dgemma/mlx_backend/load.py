@@ -5,6 +5,7 @@ import mlx.core as mx
 from ..checkpoint.adapter import Adapter
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.folder import Tensor
+from . import guard
 from .lora import attach
 from .model import MLXModel
 from .network import Network
@@ -36,4 +37,5 @@ def load_mlx(tensors: dict[str, Tensor], config: ModelConfig, dtype: str, adapte
     if mx.metal.is_available():
         # As mlx-lm does: weights that the system may page out stall every pass.
         mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+    guard.settle()
     return MLXModel(network, config, kind)

@@ -75,8 +75,9 @@ def weight_bytes(model: MLXModel) -> dict[str, int]:
 def step_primitives(model: MLXModel, rows: Sequence[Row]) -> dict[str, int]:
     """Count the primitives of MLX's graph of a denoise step of `rows`, by name: views, and a kernel or more each for
     the others. `mx.fast` is one primitive on a GPU, and several on a CPU."""
+    ahead, model.ahead = model.ahead, 0  # what is on its way to the device is no part of a graph
     readout = Readout(rows, model.canvas_hidden(rows), model.slices, model.cap)
-    graph = io.StringIO()
+    model.ahead, graph = ahead, io.StringIO()
     mx.export_to_dot(graph, *readout.arrays)
     mx.eval(readout.arrays, [row.cache.arrays for row in rows])  # or it would be part of the next pass's graph
     return dict(Counter(re.findall(r'label ="(\w+)', graph.getvalue())).most_common())

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import mlx.core as mx
 import numpy as np
@@ -14,7 +14,7 @@ from ..errors import Mistake
 from ..seam.model import Continuation, Draw, NextToken, Prediction, Row, Text, TokenSet
 from ..seam.shared import begin_autoregress, check_caches, checked, join_scores, pending_texts
 from ..seam.token_sets import token_set
-from . import family, weights
+from . import family, fused, weights
 from .cache import MLXCache
 from .draw import next_token
 from .network import Network, Segment
@@ -36,6 +36,7 @@ class MLXModel:
         self.table = self.network.model.decoder.embed_tokens
         self.slices = Slices(self.table)
         self.cap = self.config.final_logit_softcapping
+        self.ahead = family.current().ahead
 
     @cached_property
     def fingerprint(self) -> str:
@@ -138,15 +139,20 @@ class MLXModel:
             Segment(end - len(x), end, cache, offset, causal)
             for x, end, (cache, offset, causal) in zip(inputs, ends, places, strict=True)
         ]
-        hidden = mx.split(self.network(mx.concatenate(inputs), segments, family.current().ahead), ends[:-1])
+        hidden = mx.split(self._hidden(mx.concatenate(inputs), segments, self.ahead), ends[:-1])
         for (_, cache), states in zip(texts, hidden, strict=False):
             cache.advance(states)
         return hidden
 
+    def _hidden(self, x: mx.array, segments: list[Segment], ahead: int = 0) -> mx.array:
+        """The network's pass, by our kernels where these are right and faster."""
+        forward = partial(fused.forward, self.network) if fused.fits(self.network, self.dtype) else self.network
+        return forward(x, segments, ahead)
+
     def _append(self, tokens: mx.array, caches: Sequence[MLXCache]) -> mx.array:
         """One token [B] to each cache -> [B, D]. Lazy, and nothing is waited for."""
         segments = [Segment(i, i + 1, cache, cache.length, causal=True) for i, cache in enumerate(caches)]
-        hidden = self.network(self.table(tokens), segments)
+        hidden = self._hidden(self.table(tokens), segments)
         for i, cache in enumerate(caches):
             cache.advance(hidden[i : i + 1])
         return hidden

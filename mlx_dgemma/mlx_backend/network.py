@@ -6,6 +6,7 @@ reference. Activations are [T, D]: the tokens of all segments of a pass, one aft
 where one ends. Everything is lazy, and can be differentiated by `mx.value_and_grad` with new caches.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -89,11 +90,17 @@ class Attention(nn.Module):
         values = mx.fast.rms_norm(self._heads(self.v_proj(x)) if "v_proj" in self else raw, None, self.eps)
         heads = self.q_norm(self._heads(self.q_proj(x))), self.k_norm(raw), values
         queries, keys, values = (a.transpose(0, 2, 1, 3) for a in heads)  # [1, H, T, D]
+        parts = []
+        for segment in segments:
+            q, k, v = (a[:, :, segment.start : segment.stop] for a in (queries, keys, values))
+            parts.append((self._rotated(q, segment.offset), self._rotated(k, segment.offset), v))
+        return self.attended(parts, segments, index)
+
+    def attended(self, parts: list[tuple[mx.array, ...]], segments: list[Segment], index: int) -> mx.array:
+        """Queries, keys and values [1, H, n, D] of each segment, normed and turned -> [T, hidden]."""
         outputs: list[mx.array | None] = [None] * len(segments)
         texts = []
-        for i, segment in enumerate(segments):
-            q, k, v = (a[:, :, segment.start : segment.stop] for a in (queries, keys, values))
-            q, k = self._rotated(q, segment.offset), self._rotated(k, segment.offset)
+        for i, ((q, k, v), segment) in enumerate(zip(parts, segments, strict=True)):
             cache = segment.cache.layers[index]
             span = cache.write(k, v, text=segment.causal)
             if segment.causal:
@@ -104,7 +111,7 @@ class Attention(nn.Module):
         for i, q, cache, span in texts:
             outputs[i] = attend(q, *cache.view(span), causal=True, window=self.window)
         merged = mx.concatenate(outputs, axis=2)  # [1, H, T, D]
-        return self.o_proj(merged.transpose(0, 2, 1, 3).reshape(x.shape[0], -1))
+        return self.o_proj(merged.transpose(0, 2, 1, 3).reshape(merged.shape[2], -1))
 
     def _heads(self, x: mx.array) -> mx.array:
         return x.reshape(1, x.shape[0], -1, self.dim)  # [1, T, H, D]
@@ -145,16 +152,18 @@ class Experts(nn.Module):
 
     def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         """[T, D], [T, K], [T, K] -> [T, D]. Pairs of token and expert are sorted, so that an expert is read once."""
-        path = family.current()
-        if experts.size < path.sorted_from:
-            y = self._mlp(x[:, None], experts, ascending=False)
-        else:
-            order = mx.argsort(experts.flatten())
-            y = self._mlp(x[order // experts.shape[1]], experts.flatten()[order], ascending=True)
-            y = y[mx.argsort(order)].reshape(*experts.shape, -1)
-        if path.gpu:  # one kernel, and no float32 array of all pairs
+        y = self.of_pairs(x, experts)
+        if family.current().gpu:  # one kernel, and no float32 array of all pairs
             return (weights[:, None].astype(x.dtype) @ y).squeeze(1)
         return (y * weights[..., None]).sum(axis=1).astype(x.dtype)
+
+    def of_pairs(self, x: mx.array, experts: mx.array, order: mx.array | None = None) -> mx.array:
+        """[T, D], [T, K] -> [T, K, D]; `order` sorts the pairs by expert."""
+        if experts.size < family.current().sorted_from:
+            return self._mlp(x[:, None], experts, ascending=False)
+        order = mx.argsort(experts.flatten()) if order is None else order
+        y = self._mlp(x[order // experts.shape[1]], experts.flatten()[order], ascending=True)
+        return y[mx.argsort(order)].reshape(*experts.shape, -1)
 
     def _mlp(self, x: mx.array, experts: mx.array, ascending: bool) -> mx.array:
         gate, up = mx.split(self.gate_up_proj(x, experts, ascending=ascending), 2, axis=-1)
@@ -224,17 +233,22 @@ class Network(nn.Module):
     def __call__(self, x: mx.array, segments: list[Segment], ahead: int = 0) -> mx.array:
         """x [T, D] -> [T, D], normed for the head. Causal segments append to their caches, whose `length` the caller
         moves on; a canvas may stand behind text that is encoded in the same pass. `ahead`: as in `Family`."""
-        decoder, scalars = self.model.decoder, self.model.encoder.language_model.layers
-        causal = [s.causal for s in segments]
-        mixed = mx.concatenate([mx.full((s.stop - s.start, 1), s.causal) for s in segments])
-        for index, layer in enumerate(decoder.layers):
-            encoder_scalar, scalar = scalars[index].layer_scalar, layer.layer_scalar
-            if any(causal):
-                scalar = encoder_scalar if all(causal) else mx.where(mixed, encoder_scalar, scalar)
+        decoder = self.model.decoder
+        for index, (layer, scalar) in enumerate(zip(decoder.layers, self.scalars(segments), strict=True)):
             x = self.run(layer, x, segments, index, scalar)
             if ahead and (index + 1) % ahead == 0:
                 mx.async_eval(x)
         return decoder.norm(x)
+
+    def scalars(self, segments: list[Segment]) -> Iterator[mx.array]:
+        """Each layer's scalar: text's [1], a canvas's [1], or both [T, 1]."""
+        causal = [s.causal for s in segments]
+        mixed = mx.concatenate([mx.full((s.stop - s.start, 1), s.causal) for s in segments])
+        for layer, text in zip(self.model.decoder.layers, self.model.encoder.language_model.layers, strict=True):
+            if any(causal) and not all(causal):
+                yield mx.where(mixed, text.layer_scalar, layer.layer_scalar)
+            else:
+                yield text.layer_scalar if all(causal) else layer.layer_scalar
 
     @staticmethod
     def run(layer: Layer, x: mx.array, segments: list[Segment], index: int, scalar: mx.array) -> mx.array:

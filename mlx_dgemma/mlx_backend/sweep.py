@@ -17,7 +17,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from . import family
+from . import family, kernels
 from .layers import Embedding, compiled
 
 SLICES = 32  # at least, of a vocabulary that divides into them; on a GPU as few as `Family.widest` allows
@@ -40,7 +40,8 @@ class Slices:
 
     def __init__(self, table: Embedding):
         self.table, vocabulary, path = table, table.weight.shape[0], family.current()
-        count = max(1 if path.gpu else SLICES, vocabulary // path.widest)
+        widest = path.widest * (2 if kernels.used("vocabulary", table.dtype) else 1)  # fewer arrays are at hand
+        count = max(1 if path.gpu else SLICES, vocabulary // widest)
         self.width = vocabulary // count if vocabulary % count == 0 and vocabulary // count >= KEPT else vocabulary
         self.parts = [table.part(first, first + self.width) for first in range(0, vocabulary, self.width)]
         self.blocks = table.as_experts(vocabulary // block_of(self.width))
@@ -80,10 +81,10 @@ class SweepResult:
 
 
 class Lists(NamedTuple):
-    """Tokens near the top of each position, collected slice by slice. The last place is none: it takes what does not
-    fit, and what is not near."""
+    """Tokens near the top of each position, collected slice by slice. MLX's operations need one place more, which takes
+    what does not fit, and what is not near."""
 
-    count: mx.array  # [T, 1]
+    count: mx.array  # [T, 1] int32
     tokens: mx.array  # [T, KEPT + 1] int32
     logits: mx.array  # [T, KEPT + 1] float32
 
@@ -174,6 +175,16 @@ class Sweep:
         # Where these are all, a slice: an index would copy.
         heavy = np.flatnonzero(inputs.heavy).astype(np.int32)
         self.heavy, self.count = slice(None) if inputs.heavy.all() else mx.array(heavy), len(heavy)
+        fits = slices.width % BLOCK == 0
+        self.given = self.for_kernel() if fits and kernels.used("vocabulary", inputs.hidden.dtype) else None
+
+    def for_kernel(self) -> kernels.Given:
+        heavy = self.inputs.heavy
+        slots = np.where(heavy, np.cumsum(heavy) - 1, -1).astype(np.int32)
+        constants = mx.array([self.cap]), mx.array([self.reach])
+        return kernels.Given(
+            self.temperature, mx.array(slots), self.count, *constants, kept=KEPT, listed=self.inputs.listed
+        )
 
     def barred(self, raw: mx.array, first: int | mx.array) -> mx.array:
         """`raw` [T, S] of the ids from `first` (an int, or [T, 1]) on, -inf where they are not allowed."""
@@ -184,6 +195,9 @@ class Sweep:
 
     def take(self, raw: mx.array, first: int, top: mx.array, lists: Lists) -> tuple[Slice, Lists]:
         """Weigh the slice of `raw` logits, whose first token is `first`, behind those that made `top` and `lists`."""
+        if self.given:
+            *done, count, tokens, logits = kernels.vocabulary(raw, first, top, lists, self.given, BLOCK)
+            return Slice(*done), Lists(count, tokens, logits) if self.given.listed else lists
         place = raw.argmax(axis=-1, keepdims=True)
         top, fade = rise(mx.take_along_axis(raw, place, axis=-1), self.cap, self.temperature, top)
         reach = self.reach if self.inputs.listed else None
@@ -195,9 +209,8 @@ class Sweep:
 
     def run(self) -> SweepResult:
         hidden, T, width = self.inputs.hidden, self.inputs.hidden.shape[0], self.slices.width
-        lists = Lists(
-            mx.zeros((T, 1), mx.int32), mx.zeros((T, KEPT + 1), mx.int32), mx.full((T, KEPT + 1), LOWEST, mx.float32)
-        )
+        room = KEPT if self.given else KEPT + 1
+        lists = Lists(mx.zeros((T, 1), mx.int32), mx.zeros((T, room), mx.int32), mx.full((T, room), LOWEST))
         top, soft, taken = mx.full((T, 1), LOWEST), mx.zeros((self.count, hidden.shape[1])), []
         for i, part in enumerate(self.slices.parts):
             raw = self.barred(part.product(hidden), i * width)

@@ -18,7 +18,7 @@ from mlx_dgemma.selfcheck import __main__ as command
 from mlx_dgemma.selfcheck import parts as selfcheck
 from mlx_dgemma.selfcheck.parts import Sizes
 
-SMALL = Sizes(queries=8, past=23, heads=16, experts=3, rows=16, positions=16, vocabulary=512, width=64)
+SMALL = Sizes(queries=8, past=23, heads=16, experts=3, rows=16, positions=16, vocabulary=512, width=64, text=4096)
 PARTS = {
     "attention": partial(selfcheck.attention, dim=256, dtype="float32"),
     "text": partial(selfcheck.attention, dim=512, causal=True, dtype="float32"),
@@ -29,6 +29,10 @@ PARTS = {
     "experts": partial(selfcheck.experts, shape=(64, 704), bits=None, dtype="float32"),
     "flat": partial(selfcheck.vocabulary, spread=1.0),
     "peaked": partial(selfcheck.vocabulary, spread=12.0),
+    "flat half": partial(selfcheck.vocabulary, spread=1.0, dtype="bfloat16"),
+    "peaked half": partial(selfcheck.vocabulary, spread=12.0, dtype="bfloat16"),
+    "in place": partial(selfcheck.in_place, ahead=False),
+    "in place ahead": partial(selfcheck.in_place, ahead=True),
 }
 
 
@@ -78,15 +82,16 @@ def test_the_command():
     assert {"python", "mlx", "mlx_dgemma", "system", "device_info", "memory", "peak_memory"} <= set(report)
     assert (report["verdict"], report["tf32"]) == ("ok", "0")
     for part in report["parts"]:
-        assert part["verdict"] in ("ok", "not available")
+        assert part["verdict"] in ("ok", "not available"), part
         if part["verdict"] == "ok":
             assert part["exact_error"] <= part["bound"] and part["seconds"] > 0 and part["peak_memory"] > 0
-    seconds, step = report["step"]["seconds"], report["step"]
-    assert {"linears", "experts", "attention", "head and draw", "self-conditioning", "rest"} == set(seconds)
+    milliseconds, step = report["step"]["milliseconds"], report["step"]
+    assert {"linears", "experts", "attention", "head and draw", "self-conditioning", "rest"} == set(milliseconds)
     assert 0 < step["kernels"] < sum(step["primitives"].values()) and step["primitives"]["GatherMM"] == 13
     if report["device"] == "cpu":
         assert "there is no GPU" in found.stderr
-        assert {part["verdict"] for part in report["parts"] if "fused" in part["name"]} == {"not available"}
+        lacking = [part for part in report["parts"] if "fused" in part["name"] or part["name"].startswith("kernel ")]
+        assert len(lacking) > 20 and {part["verdict"] for part in lacking} == {"not available"}
 
 
 def test_help_imports_no_framework():
@@ -184,6 +189,8 @@ def test_two_devices_are_compared(monkeypatch, pretended_gpu, loaded):
     for name, part in PARTS.items():
         found = part(name, SMALL)
         assert found.device == "gpu", name
+        if "in place" in name:  # which is compared with nothing
+            continue
         if name == "fused":
             assert found.verdict == "not available" and "no fused kernel" in found.note
         else:
@@ -204,3 +211,33 @@ def test_the_device_is_compared_with_the_cpu(monkeypatch, pretended_gpu):
     monkeypatch.setattr(selfcheck, "attend", attend)
     found = PARTS["attention"]("attention", SMALL)
     assert found.verdict == "differs" and found.exact_error < 1e-4 < found.error
+
+
+def test_a_copied_buffer_is_seen(monkeypatch):
+    """One that somebody else holds, or whose past is written over."""
+    held, write = [], selfcheck.LayerCache.write
+
+    def holding(self, *arrays, text):
+        held[:] = [self.keys]
+        return write(self, *arrays, text=text)
+
+    monkeypatch.setattr(selfcheck.LayerCache, "write", holding)
+    found = PARTS["in place"]("in place", SMALL)
+    assert found.verdict == "differs" and found.exact_error > 0.4
+
+
+def test_kernels_are_told_of(monkeypatch):
+    """Whatever came of them, the command succeeds: what is not right and faster is not used."""
+    f32 = mx.float32
+    found = {"error": 1e-6, "ms": 1.0, "ms_of_mlx": 2.0, "used": True}
+    verdicts = {
+        f"tail {f32}": found, f"route {f32}": {**found, "ms": 3.0, "used": False},
+        f"heads {f32}": {**found, "error": 0.1, "used": False}, f"experts {f32}": {"used": False, "note": "no library"},
+    }  # fmt: skip
+    monkeypatch.setattr(selfcheck.kernels, "verdicts", verdicts)
+    parts = {
+        key: selfcheck.kernel(key, SMALL, key=key, dtype=f32) for key in ("tail", "route", "heads", "experts", "x")
+    }
+    assert [part.verdict for part in parts.values()] == ["ok", "not used", "not used", "not used", "not available"]
+    assert parts["tail"].seconds == 1e-3 and parts["route"].note.startswith("slower")
+    assert (parts["heads"].note, parts["experts"].note) == ("wrong", "no library")
