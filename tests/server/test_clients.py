@@ -49,6 +49,7 @@ def test_sentinels_that_an_editor_wrote_are_a_gap(prompt):
     assert sentinels("def f():\n    pass # <fim_prefix>") is None
 
 
+@pytest.mark.slow
 def test_a_gap_in_every_way_in_which_it_is_asked_for(server, gap):
     sentinels = f"<|fim_prefix|>{BEFORE}<|fim_suffix|>{BEHIND}<|fim_middle|>"
     replies = [
@@ -224,6 +225,7 @@ def test_an_edit_is_the_command_s(server, tmp_path, capsys):
         assert (status, refused["error"]["param"]) == (400, param)
 
 
+@pytest.mark.slow
 def test_an_edit_as_inception_s_clients_write_it(server):
     marked = FILE.replace("    return", "<|code_to_edit|>\n    re<|cursor|>turn").replace(
         "in a]", "in a]\n<|/code_to_edit|>"
