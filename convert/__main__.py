@@ -30,6 +30,7 @@ def parser() -> Parser:
     parser = Parser(prog=f"python -m {NAME}", description="Convert a DiffusionGemma checkpoint to an MLX folder.")
     add = parser.add_argument
     add("--hf-path", "--model", required=True, metavar="SRC", help="folder, or hub id, of the checkpoint")
+    add("--revision", metavar="R", help="a commit, branch or tag of a hub id, as in --hf-path ID@R")
     add("--mlx-path", default="mlx_model", metavar="DST", help="folder to make")
     either = parser.add_mutually_exclusive_group().add_argument
     either("-q", "--quantize", action="store_true", help="quantize as the recipe says")
@@ -149,6 +150,8 @@ def convert(options: argparse.Namespace) -> None:
     planned = _plan_before_fetching(options, request, destination)
     if planned is None or not options.dry_run:
         planned = plan(find(options.hf_path, to_load=False), request)
+        if not options.dry_run and not (planned.source / "tokenizer.json").is_file():
+            _print_line(f"{planned.source} has no tokenizer.json: copy one into what is made, or it cannot run")
     errors = None if options.dry_run else folders.make(planned, _command_line(options), destination, _show)
     seconds = time.perf_counter() - started
     for line in report.notes(planned):

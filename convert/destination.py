@@ -10,17 +10,11 @@ from ..checkpoint import memory
 from ..checkpoint.hub import cache_folder
 from ..checkpoint.memory import check_disk, gigabytes
 from ..errors import Mistake, NotFound
-from . import card, stream
+from . import card, inside, stream
 from .journal import NAME as JOURNAL
 from .journal import Errors, Journal
 from .plan import Plan
 
-# Copied from the source as they are.
-COPIED = (
-    "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.*",
-    "generation_config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
-    "LICENSE*", "NOTICE*",
-)  # fmt: skip
 MEMORY = 1_000_000_000  # bytes that a conversion takes at most
 Show = Callable[[Iterator[int], int, str], None]  # runs through steps in bytes, of so many, and names what is done
 
@@ -61,16 +55,16 @@ def make(plan: Plan, command: str, destination: Path, show: Show) -> Errors:
     and nothing is kept; or there is too little room, and the same command goes on."""
     part = unfinished(destination)
     if destination.is_dir():  # a run was killed before it removed its journal
-        with Journal(destination, plan.fingerprint, command) as journal:
+        with Journal(destination, plan.fingerprint, command, plan.changed) as journal:
             os.unlink(destination / JOURNAL)
             return journal.errors
-    copied = sorted({file for pattern in COPIED for file in plan.source.glob(pattern) if file.is_file()})
+    copied = inside.copied(plan.source)
     _check_room(plan, copied, part, destination)
     if part.is_dir() and any(part.iterdir()) and not (part / JOURNAL).is_file():
         raise Mistake(f"{part} exists, and no conversion left it; remove it")
     part.mkdir(exist_ok=True)
     try:
-        with Journal(part, plan.fingerprint, command) as journal:
+        with Journal(part, plan.fingerprint, command, plan.changed) as journal:
             _write(plan, part, journal, copied, show)
             part.rename(destination)
             os.unlink(destination / JOURNAL)

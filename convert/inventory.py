@@ -11,12 +11,14 @@ from mlx.utils import tree_flatten
 
 from ..checkpoint import parameters
 from ..checkpoint.config import ModelConfig, parse_config
-from ..checkpoint.folder import Tensor, read_configs, read_tensors
+from ..checkpoint.folder import Tensor, adapter_files, read_configs, read_tensors
 from ..checkpoint.names import DROPPED, GLOBAL_SCALE, MODELOPT_EXPERT, is_vision
+from ..checkpoint.tied import without_copies
 from ..errors import Mistake
 from ..mlx_backend.layers import Linear
 from ..mlx_backend.network import Network
 from ..mlx_backend.weights import linears, match
+from . import inside
 from .source import NVFP4, Block, Weight, row_count
 
 
@@ -26,16 +28,18 @@ class Source:
     model: ModelConfig
     weights: dict[str, Weight]  # by the parameter's path; vision tensors by their name
     widths: dict[str, int]  # path of each layer that can be quantized -> elements of a row
-    dropped: tuple[str, ...]  # names of tensors that nothing is made of
+    dropped: tuple[str, ...]  # names of tensors, and of files of adapters, that nothing is made of
 
 
 def read_source(folder: Path, text_only: bool) -> Source:
-    """Read the headers. Mistake: the folder is not a whole DiffusionGemma checkpoint."""
+    """Read the headers. Mistake: the folder is not a whole DiffusionGemma checkpoint, or a link leads out of it."""
+    inside.check(folder)
     stored, generation = read_configs(folder)
     config = _without_modelopt(folder, stored)
-    model, tensors = parse_config(config, generation), read_tensors(folder)
-    dropped = tuple(sorted(name for name in tensors if name.endswith(DROPPED) or (text_only and is_vision(name))))
-    for name in dropped:
+    model = parse_config(config, generation)
+    tensors, copies = without_copies(read_tensors(folder))
+    left_out = [name for name in tensors if name.endswith(DROPPED) or (text_only and is_vision(name))]
+    for name in left_out:
         del tensors[name]
     weights = {name: Weight.plain(tensors.pop(name)) for name in list(tensors) if is_vision(name)}
     network = Network(model)  # its arrays are lazy: shapes that take no memory
@@ -49,7 +53,7 @@ def read_source(folder: Path, text_only: bool) -> Source:
     matched = match(network, tensors | stand_ins)
     for path, shape in shapes.items():
         weights[path] = experts.get(path) or _weight(path, shape, matched, layers.get(path.removesuffix(".weight")))
-    return Source(config, model, weights, widths, dropped)
+    return Source(config, model, weights, widths, tuple(sorted([*left_out, *copies, *adapter_files(folder)])))
 
 
 def _weight(path: str, shape: tuple[int, ...], matched: Mapping[str, Tensor], layer: Linear | None) -> Weight:

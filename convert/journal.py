@@ -24,15 +24,17 @@ class Progress:
 
     rows: int = 0  # written
     sums: tuple[int, ...] = (0, 0, 0)  # CRC-32 of what is written of each output
+    source: tuple[int, ...] = ()  # CRC-32 of what was read for it: weight, scales, biases, factors
     error: tuple[float, float] = (0.0, 0.0)  # see `Errors`
 
 
 class Journal:
     """A context manager that locks the folder against a second run, and releases it however the first one ends."""
 
-    def __init__(self, folder: Path, fingerprint: str, command: str):
+    def __init__(self, folder: Path, fingerprint: str, command: str, changed: list[int]):
         self.path = folder / NAME
-        self.head = {"fingerprint": fingerprint, "made": command}
+        self.head = {"fingerprint": fingerprint, "made": command, "changed": changed}
+        self.changed = False  # the source's files are not those of the run that began, or may not be
         self.jobs: defaultdict[int, Progress] = defaultdict(Progress)
         self.hashed: set[str] = set()  # names of source files whose SHA-256 was right
         self._pending: set[int] = set()
@@ -60,15 +62,25 @@ class Journal:
         if not lines:
             self._append(self.head)
             return
-        head, *entries = map(json.loads, lines)
+        try:
+            head, *entries = map(json.loads, lines)
+            self._take(head, entries)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, Mistake):
+                raise
+            raise Mistake(f"{self.path} is damaged ({error!r:.80}): remove {self.path.parent}") from None
+
+    def _take(self, head: dict, entries: list[dict]) -> None:
         if head.get("fingerprint") != self.head["fingerprint"]:
             left = f"{self.path.parent} is left from another conversion ({head.get('made')}), or its source has changed"
             raise Mistake(f"{left}; finish that conversion with its options, or remove the folder")
+        self.changed = head["changed"] != self.head["changed"]
         for entry in entries:
             if "hashed" in entry:
                 self.hashed.add(entry["hashed"])
             else:
-                self.jobs[entry["job"]] = Progress(entry["rows"], entry["sums"], tuple(entry["error"]))
+                sums, source, error = map(tuple, (entry["sums"], entry["source"], entry["error"]))
+                self.jobs[int(entry["job"])] = Progress(int(entry["rows"]), sums, source, error)
 
     def _append(self, *entries: dict) -> None:
         self.file.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))

@@ -116,6 +116,11 @@ class Plan:
         return sorted({part.file for job in self.jobs for part in job.weight.parts})
 
     @property
+    def changed(self) -> list[int]:
+        """When each source was last changed, as no program can set it."""
+        return [file.stat().st_ctime_ns for file in self.sources]
+
+    @property
     def fingerprint(self) -> str:
         """Changes with everything that the bytes of the output depend on."""
         outputs = [[asdict(output) for job in shard for output in job.outputs] for shard in self.shards]

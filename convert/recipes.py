@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.config import Quantization, Recipe
+from ..checkpoint.description import RECIPE, check
 from ..errors import Mistake, NotFound
 
 BITS = (2, 3, 4, 5, 6, 8)  # that affine can have
@@ -87,6 +88,7 @@ def from_file(file: Path, default: Quantization, paths: Iterable[str]) -> Recipe
         raise Mistake(f"--quant-predicate {file} is not JSON: {error}") from None
     if not isinstance(table, dict):
         raise Mistake(f"--quant-predicate {file}: need an object of patterns, got {type(table).__name__}")
+    check(table, RECIPE, f"--quant-predicate {file}")
     patterns, paths = {pattern: _entry(pattern, value, file) for pattern, value in table.items()}, sorted(paths)
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in paths):

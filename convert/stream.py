@@ -6,11 +6,11 @@ Nothing larger than a piece is in memory.
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain, groupby, pairwise
+from itertools import chain, groupby, pairwise, zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
@@ -97,9 +97,32 @@ def _remaining(plan: Plan, journal: Journal) -> Iterator[_Piece]:
     """Yield the pieces that the journal does not have, in order."""
     numbers = (number for number, jobs in enumerate(plan.shards) for _ in jobs)
     for index, (number, job) in enumerate(zip(numbers, plan.jobs, strict=True)):
-        step = max(PIECE // max(job.source_bytes // job.rows, 1), 1)
-        for first in range(journal.jobs[index].rows, job.rows, step):
-            yield _Piece(number, index, job, first, min(first + step, job.rows))
+        for first, last in _ranges(job, journal.jobs[index].rows, job.rows):
+            yield _Piece(number, index, job, first, last)
+
+
+def _ranges(job: Job, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Divide rows of a job into pieces."""
+    step = max(PIECE // max(job.source_bytes // job.rows, 1), 1)
+    return ((start, min(start + step, last)) for start in range(first, last, step))
+
+
+def _checksums(arrays: Iterable[np.ndarray], before: tuple[int, ...]) -> tuple[int, ...]:
+    """Go on with a CRC-32 for each of the arrays."""
+    parts = (memoryview(np.ascontiguousarray(array)).cast("B") for array in arrays)
+    return tuple(zlib.crc32(part, checksum) for part, checksum in zip_longest(parts, before, fillvalue=0))
+
+
+def _check_source(plan: Plan, journal: Journal) -> None:
+    """Raise Mistake unless the rows that an earlier run read are still the same."""
+    reader = Reader({})
+    for index, job in enumerate(plan.jobs):
+        sums: tuple[int, ...] = ()
+        for first, last in _ranges(job, 0, journal.jobs[index].rows):
+            sums = _checksums(job.weight.read(reader, first, last).values(), sums)
+        if sums != journal.jobs[index].source:
+            file = job.weight.parts[0].file
+            raise Mistake(f"{file} has changed since the conversion began: give the same command again, for all of it")
 
 
 def _prefetch(pieces: Iterator[_Piece], reader: Reader, thread: Executor) -> Iterator[tuple[_Piece, Raw]]:
@@ -125,15 +148,16 @@ class _Shard:
             written = os.pwrite(self.file, view, place)
             view, place = view[written:], place + written
 
-    def put(self, piece: _Piece, arrays: list[np.ndarray], error: tuple[float, float]) -> None:
-        """Write the rows of every output to their places."""
-        before, sums = self.journal.jobs[piece.index], []
-        for output, array, checksum in zip(piece.job.outputs, arrays, before.sums, strict=False):
+    def put(self, piece: _Piece, raw: Raw) -> None:
+        """Write what the rows become to the places of every output."""
+        arrays, error = convert_rows(piece.job, raw)
+        before = self.journal.jobs[piece.index]
+        for output, array in zip(piece.job.outputs, arrays, strict=True):
             data = memoryview(np.ascontiguousarray(array)).cast("B")
             self._write(data, self.places[output.name] + piece.first * (output.nbytes // piece.job.rows))
-            sums.append(zlib.crc32(data, checksum))
+        sums, source = _checksums(arrays, before.sums[: len(arrays)]), _checksums(raw.values(), before.source)
         total = before.error[0] + error[0], before.error[1] + error[1]
-        self.journal.note(piece.index, Progress(piece.last, tuple(sums), total))
+        self.journal.note(piece.index, Progress(piece.last, sums, source, total))
         self.uncommitted += piece.source_bytes
         if self.uncommitted >= COMMIT:
             self.commit()
@@ -150,6 +174,8 @@ class _Shard:
 
 def write(plan: Plan, folder: Path, journal: Journal) -> Iterator[int]:
     """Write the weights. Yields bytes of the source: first what an earlier run did, then each piece."""
+    if journal.changed:
+        _check_source(plan, journal)
     reader = Reader({f: sha for f in plan.sources if f.name not in journal.hashed and (sha := expected_sha256(f))})
     last_job = {part.file: index for index, job in enumerate(plan.jobs) for part in job.weight.parts}
     yield plan.source_bytes - sum(piece.source_bytes for piece in _remaining(plan, journal))
@@ -158,7 +184,7 @@ def write(plan: Plan, folder: Path, journal: Journal) -> Iterator[int]:
         for number, pieces in groupby(filled, key=lambda pair: pair[0].shard):
             with closing(_Shard(folder, plan, number, journal)) as shard:
                 for piece, raw in pieces:
-                    shard.put(piece, *convert_rows(piece.job, raw))
+                    shard.put(piece, raw)
                     yield piece.source_bytes
                     if piece.last == piece.job.rows:
                         mx.clear_cache()  # the next tensor's pieces have other sizes

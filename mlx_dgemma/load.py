@@ -22,6 +22,7 @@ from .checkpoint.folder import read_configs, read_tensors
 from .checkpoint.hub import find
 from .checkpoint.memory import check_memory
 from .checkpoint.names import is_vision
+from .checkpoint.tied import without_copies
 from .errors import Mistake
 from .writing.sampling import Sampling, parse_sampling
 
@@ -73,7 +74,7 @@ def load_model(
     """Load the weights in `folder` alone; the arguments are those of `load`."""
     if dtype not in (*DTYPES, FP8):
         raise Mistake(f"need dtype one of {', '.join((*DTYPES, FP8))}, got {dtype}")
-    tensors = {name: tensor for name, tensor in read_tensors(folder).items() if not is_vision(name)}
+    tensors, _ = without_copies({name: t for name, t in read_tensors(folder).items() if not is_vision(name)})
     with _framework(backend):
         if backend == "torch":
             from .torch_backend.load import load_torch

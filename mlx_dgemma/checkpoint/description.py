@@ -41,6 +41,7 @@ HEADS = _object({"head_dim": _whole(2, 1 << 14), "num_key_value_heads": _whole(1
 ROPE = _object({"rope_type": TEXT, "rope_theta": _number(1, 1e12), "partial_rotary_factor": _number(1e-3, 1)})
 STORED = {"bits": _whole(1, 32), "group_size": _whole(1, 1 << 16), "mode": TEXT}
 QUANTIZATION = _object(STORED) | {"additionalProperties": {"properties": STORED}}
+RECIPE: Schema = {"additionalProperties": {"properties": STORED}}
 GENERATION = _object(
     {
         "max_denoising_steps": _whole(1, 1 << 20),

@@ -21,13 +21,18 @@ _REASONS = {  # HTTP status -> why a repository cannot be fetched
     403: "access is not granted to your HF_TOKEN",
     404: "no such repository",
 }
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 
 
 def is_hub_id(path: str | Path) -> bool:
-    """Return whether `path` is no folder and is written like OWNER/NAME."""
-    folder = Path(path).expanduser()
-    return not folder.exists() and bool(_HUB_ID.fullmatch(str(path))) and not folder.parent.is_dir()
+    """Return whether `path` is no folder and is written like OWNER/NAME or OWNER/NAME@REVISION."""
+    return not Path(path).expanduser().exists() and bool(_HUB_ID.fullmatch(str(path)))
+
+
+def _repository(hub_id: str) -> dict[str, str | None]:
+    """Return OWNER/NAME and the revision (a commit, branch or tag), None for the newest."""
+    name, revision = _HUB_ID.fullmatch(hub_id).groups()
+    return {"repo_id": name, "revision": revision}
 
 
 def find(path: str | Path | None, *, to_load: bool = True) -> Path:
@@ -37,7 +42,7 @@ def find(path: str | Path | None, *, to_load: bool = True) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
-    if folder.is_file():
+    if os.path.lexists(folder):
         raise Mistake(f"{path} is a file: need the folder of a checkpoint, or a hub id")
     if is_hub_id(path):
         return _fetch(str(path), to_load=to_load)
@@ -47,14 +52,16 @@ def find(path: str | Path | None, *, to_load: bool = True) -> Path:
 def cached(hub_id: str) -> Path | None:
     """Return a repository's folder in the local cache; None if it is not there or not whole."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=FILES, local_files_only=True))
+        folder = Path(snapshot_download(**_repository(hub_id), allow_patterns=FILES, local_files_only=True))
         read_configs(folder), read_tensors(folder)
         return folder
     except (LocalEntryNotFoundError, NotFound):
         return None
+    except HFValidationError:
+        raise Mistake(f"{hub_id} is no folder, and no hub id either") from None
 
 
 def _fetch(hub_id: str, *, to_load: bool) -> Path:
@@ -65,13 +72,13 @@ def _fetch(hub_id: str, *, to_load: bool) -> Path:
     if folder := cached(hub_id):
         return folder
     with _hub_errors(hub_id):
-        siblings = HfApi().model_info(hub_id, files_metadata=True).siblings or []
+        siblings = HfApi().model_info(**_repository(hub_id), files_metadata=True).siblings or []
         files = {file.rfilename: file.size or 0 for file in siblings}
         size = sum(files[name] for name in files if name.endswith(".safetensors") and "/" not in name)
         if to_load:
             check_memory(size, hub_id)
         check_disk(cache_folder(), size, hub_id)
-        return Path(snapshot_download(hub_id, allow_patterns=FILES, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(**_repository(hub_id), allow_patterns=FILES, ignore_patterns=["*/*"]))
 
 
 def cache_folder() -> Path:
@@ -91,8 +98,8 @@ def outline(hub_id: str) -> Iterator[Path]:
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         with _hub_errors(hub_id):
-            fetched = Path(snapshot_download(hub_id, allow_patterns=CONFIGS))
-            shards = HfApi().get_safetensors_metadata(hub_id).files_metadata
+            fetched = Path(snapshot_download(**_repository(hub_id), allow_patterns=CONFIGS))
+            shards = HfApi().get_safetensors_metadata(**_repository(hub_id)).files_metadata
         for file in filter(Path.is_file, map(fetched.joinpath, CONFIGS)):
             shutil.copy(file, folder)
         for file_name, shard in shards.items():
@@ -116,4 +123,5 @@ def _hub_errors(hub_id: str) -> Iterator[None]:
     except (HTTPError, OSError) as error:  # offline mode is one of the latter
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         unreachable = "the hub cannot be reached" + " (offline mode is set)" * is_offline_mode()
-        raise NotFound(f"{hub_id} is not in the local cache, and {_REASONS.get(status, unreachable)}") from error
+        absent = f"{hub_id} is no folder and not in the local cache"
+        raise NotFound(f"{absent}, and {_REASONS.get(status, unreachable)}") from error

@@ -3,6 +3,7 @@
 import resource
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import Mistake
@@ -13,6 +14,8 @@ PUBLISHED = {  # hub id -> memory that the text model takes: README's table of s
     "google/diffusiongemma-26B-A4B-it": 50.5e9,
 }
 
+GROUPS, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
 
 def gigabytes(size: float) -> str:
     """Format a size for a message: "15.4 GB", or "2.1 MB" below 100 MB."""
@@ -20,12 +23,41 @@ def gigabytes(size: float) -> str:
 
 
 def available() -> int:
-    """Return what the weights of a new process may take: what is free or can be freed, within this process's limit."""
+    """Return what the weights of a new process may take: what is free or can be freed, within the limits of this
+    process and of its container."""
     import psutil
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    free = psutil.virtual_memory().available
-    return free if limit == resource.RLIM_INFINITY else min(free, limit)
+    limits = [] if limit == resource.RLIM_INFINITY else [limit]
+    return min([psutil.virtual_memory().available, *limits, *_free_in_groups()])
+
+
+def _free_in_groups() -> Iterator[int]:
+    """Yield what is free in each control group that this process is in (Linux: cgroups(7), versions 1 and 2)."""
+    lines = GROUPS.read_text().splitlines() if GROUPS.exists() else []
+    for controllers, path in (line.split(":", 2)[1:] for line in lines):
+        if controllers == "":
+            mounts, names = (MOUNT, MOUNT / "unified"), ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            mounts = (MOUNT / "memory",)
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        for mount in mounts:
+            group = mount / path.lstrip("/")
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(mount) and (free := _free(folder, *names)) is not None:
+                    yield free
+
+
+def _free(group: Path, limit: str, used: str, reclaimed: str) -> int | None:
+    """Return the limit of a group less what it uses, but for files that can be read again; None without a limit."""
+    try:
+        most, taken = int((group / limit).read_text()), int((group / used).read_text())
+        files = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return max(most - taken + int(files.get(reclaimed, 0)), 0)
+    except (OSError, ValueError):  # there is no such group here, or its limit is "max"
+        return None
 
 
 def check_disk(folder: Path, needed: int, what: str) -> None:

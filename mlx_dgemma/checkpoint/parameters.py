@@ -66,8 +66,8 @@ def match(
         Mistake: a tensor is missing, left over, or of another shape or dtype; the message names it and its file.
     """
     matched: dict[str, Tensor] = {}
-    for tensor in tensors.values():
-        path = parameter_name(tensor.name)
+    for name, tensor in tensors.items():
+        path = parameter_name(name)
         if path in matched:
             raise Mistake(f"{tensor.where} and {matched[path].name} are the same parameter")
         if path not in expected:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.status import Status
 
+from ..checkpoint.hub import is_hub_id
 from ..errors import Mistake, NotFound
 from ..version import __version__
 from .process import is_terminal, mute, prepared
@@ -34,6 +35,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str):
         super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter)
         self.add_argument("--version", action="version", version=f"mlx_dgemma {__version__}")
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        """`--revision R`, of commands that have it, is written behind the hub id."""
+        options = super().parse_args(args, namespace)
+        values = vars(options)
+        if revision := values.get("revision"):
+            name = "hf_path" if "hf_path" in values else "model"
+            if not values[name] or "@" in values[name] or not is_hub_id(values[name]):
+                self.error(f"--revision {revision} is of a hub id such as OWNER/NAME, got {values[name]}")
+            values[name] += f"@{revision}"
+        return options
 
     def error(self, message: str):
         if "expected one argument" in message:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
+from ..checkpoint.folder import adapter_files
 from ..checkpoint.hub import find
 from ..errors import Mistake
 from ..load import load, why_no_gpu
@@ -67,6 +68,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the model").add_argument
     model = "a checkpoint; without it, or as tiny, a tiny one that comes along"
     add("-m", "--model", metavar="FOLDER_OR_HUB_ID", help=model)
+    add("--revision", metavar="R", help="a commit, branch or tag of a hub id, as in --model ID@R")
     add("--adapter-path", metavar="FOLDER", help="what python -m mlx_dgemma.train learnt, on top of it")
     add("--backend", choices=["mlx", "torch"], help="default: torch where there is a CUDA device, else mlx")
     dtype = "of activations (default: the checkpoint's); fp8, on torch: of experts and linears too"
@@ -178,6 +180,8 @@ def open_model(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, 
             f"lists. The real one: --model {REAL_MODEL}"
         )
     folder = find(options.model)  # a download has a progress bar of its own
+    if not options.adapter_path and (adapters := adapter_files(folder)):
+        note(f"{name}: {', '.join(adapters)} beside the weights is an adapter, and not used: see --adapter-path")
     with waiting("loading"):
         model, tokenizer, sampling = load(folder, options.backend, options.dtype, options.adapter_path)
     if reason := why_no_gpu(options.backend):

@@ -65,10 +65,11 @@ class Hub:
     """`HfApi` and `snapshot_download`, on a folder."""
 
     def __init__(self, folder: Path, cache: Path):
-        self.folder, self.cache, self.sent, self.fetched = folder, cache, [], []
+        self.folder, self.cache, self.sent, self.fetched, self.revisions = folder, cache, [], [], []
         self.login: Exception | None = None
 
-    def snapshot_download(self, hub_id, *, allow_patterns, ignore_patterns=(), local_files_only=False):
+    def snapshot_download(self, repo_id, *, revision, allow_patterns, ignore_patterns=(), local_files_only=False):
+        self.revisions.append(revision)
         if local_files_only:
             raise huggingface_hub.errors.LocalEntryNotFoundError("nothing there")
         self.cache.mkdir(exist_ok=True)
@@ -85,10 +86,10 @@ class Hub:
     def api(self):
         return self
 
-    def model_info(self, hub_id, files_metadata):
+    def model_info(self, repo_id, revision, files_metadata):
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename="model.safetensors", size=1000)])
 
-    def get_safetensors_metadata(self, hub_id):
+    def get_safetensors_metadata(self, repo_id, revision):
         files = {}
         for path in self.folder.glob("*.safetensors"):
             start = 8 + int.from_bytes(path.read_bytes()[:8], "little")
@@ -133,6 +134,13 @@ def test_only_what_is_needed_is_fetched(tmp_path, capsys, hub):
     converted(capsys, "someone/model", tmp_path / "made", "-q")
     assert set(hub.fetched) == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
     check(tmp_path / "made", hub.folder, mx.float32, quantized=True)
+
+
+def test_a_revision_is_fetched(tmp_path, capsys, hub):
+    converted(capsys, "someone/model", tmp_path / "made", "--revision", "v2")
+    converted(capsys, "someone/model@v2", tmp_path / "again")
+    assert set(hub.revisions) == {"v2"}
+    assert "--hf-path someone/model@v2" in (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_dry_run_of_a_hub_id_fetches_headers(tmp_path, capsys, hub):

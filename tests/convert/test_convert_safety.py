@@ -265,7 +265,7 @@ def test_a_file_that_was_taken_away(tmp_path, capsys, monkeypatch, small_steps):
 def test_two_at_once(tmp_path, capsys, monkeypatch):
     original, made = source(tmp_path / "source"), tmp_path / "made"
     (tmp_path / "made.part").mkdir()
-    with journal.Journal(tmp_path / "made.part", "", ""):
+    with journal.Journal(tmp_path / "made.part", "", "", []):
         fails(capsys, tmp_path, ["--hf-path", original, "--mlx-path", made], "made.part", "another conversion")
 
 
@@ -351,3 +351,94 @@ def test_an_unforeseen_error_is_not_dressed(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="Input/output"):
         command.main(["--hf-path", str(original), "--mlx-path", str(tmp_path / "made")])
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["LICENSE", "tokenizer.json", "config.json", "model.safetensors", "generation_config.json"]
+)
+def test_no_link_leads_out_of_the_source(tmp_path, capsys, name):
+    original = source(tmp_path / "source")
+    (tmp_path / "key").write_text("a private key")
+    if (original / name).exists():
+        shutil.move(original / name, tmp_path / "key")
+    (original / name).symlink_to(tmp_path / "key")
+    fails(capsys, tmp_path, ["--hf-path", original, "--mlx-path", tmp_path / "made"], name, "link", "out of the folder")
+
+
+def test_links_within_the_source_and_to_it(tmp_path, capsys):
+    original = source(tmp_path / "source")
+    (original / "notice").write_text("mine")
+    (original / "NOTICE").symlink_to("notice")
+    (original / "mine").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "link").symlink_to(original)
+    converted(capsys, tmp_path / "link", tmp_path / "made")
+    assert (tmp_path / "made" / "NOTICE").read_text() == "mine" and not (tmp_path / "made" / "mine").exists()
+
+
+def shifted(original, place):
+    """Change one byte of a tensor, and keep the file's size and times."""
+    path = original / "model.safetensors"
+    stat = path.stat()
+    with path.open("rb+") as file:
+        file.seek(place, 0 if place > 0 else 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_source_that_changes_while_a_conversion_waits(tmp_path, capsys, monkeypatch, small_steps):
+    """Its size and time are kept: what was read before the run was stopped is compared."""
+    original, made = source(tmp_path / "source"), tmp_path / "made"
+    argv = ["--hf-path", original, "-q", "--mlx-path", made]
+    with monkeypatch.context() as patch:
+        broken_off(patch, KeyboardInterrupt(), 200)
+        assert run(capsys, *argv)[0] == 130
+    start = 8 + int.from_bytes((original / "model.safetensors").read_bytes()[:8], "little")
+    shifted(original, start + 5)  # of the first tensor that was converted
+    code, out, lines = run(capsys, *argv)
+    assert (code, out, len(lines)) == (2, "", 1) and "model.safetensors has changed since" in lines[0]
+    assert not (tmp_path / "made.part").exists()
+    assert run(capsys, *argv)[0] == 0
+    conversions.check(made, original, conversions.mx.float32, quantized=True)
+
+
+def test_a_source_that_only_looks_changed(tmp_path, capsys, monkeypatch, small_steps):
+    original, made = source(tmp_path / "source"), tmp_path / "made"
+    argv = ["--hf-path", original, "-q", "--mlx-path", made]
+    with monkeypatch.context() as patch:
+        broken_off(patch, KeyboardInterrupt(), 200)
+        assert run(capsys, *argv)[0] == 130
+    os.chmod(original / "model.safetensors", 0o600)
+    assert run(capsys, *argv)[0] == 0
+    conversions.check(made, original, conversions.mx.float32, quantized=True)
+
+
+@pytest.mark.parametrize(
+    "line", [b"nonsense", b"[]", b"5", b'{"job": 0}', b'{"job": [], "rows": 1, "sums": [], "source": [], "error": []}']
+)
+def test_a_journal_that_is_damaged(tmp_path, capsys, monkeypatch, small_steps, line):
+    original, made = source(tmp_path / "source"), tmp_path / "made"
+    argv = ["--hf-path", original, "--mlx-path", made]
+    with monkeypatch.context() as patch:
+        broken_off(patch, KeyboardInterrupt(), 200)
+        assert run(capsys, *argv)[0] == 130
+    path = tmp_path / "made.part" / journal.NAME
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    fails(capsys, tmp_path, argv, "journal.jsonl is damaged", "remove")
+
+
+def test_a_recipe_of_fractions(tmp_path, capsys):
+    original = source(tmp_path / "source")
+    for entry in (4.0, {"bits": 4.0}, {"bits": True}, {"bits": 4, "group_size": "64"}):
+        (tmp_path / "own.json").write_text(json.dumps({"*": entry}))
+        argv = [
+            "--hf-path",
+            original,
+            "--mlx-path",
+            tmp_path / "made",
+            "-q",
+            "--quant-predicate",
+            tmp_path / "own.json",
+        ]
+        fails(capsys, tmp_path, argv, "own.json", "*")

@@ -190,3 +190,22 @@ def test_told_as_json(tmp_path, capsys):
     assert 0.05 < by_class["experts"]["relative_error"] < 0.15 and by_class["norms and scalars"]["relative_error"] == 0
     assert report["bytes"] == sum(line["nbytes"] for line in report["classes"])
     assert conversions.parsed(tmp_path / "made").quantization.bits == 4
+
+
+def test_copies_and_adapters_are_dropped_and_listed(tmp_path, capsys):
+    original = source(tmp_path / "source")
+    copies = {"lm_head.weight": arrays(original)["model.decoder.embed_tokens.weight"]}
+    source(tmp_path / "copied", tensors={name: np.array(array) for name, array in copies.items()})
+    mx.save_safetensors(str(tmp_path / "copied" / "adapters.safetensors"), {"x": mx.zeros(3)})
+    (tmp_path / "copied" / "._model.safetensors").write_bytes(bytes(99))
+    lines = converted(capsys, tmp_path / "copied", tmp_path / "made", "-q")
+    for name in ("lm_head.weight", "adapters.safetensors"):
+        assert any(f"dropped: {name}" in line for line in lines), lines
+    check(tmp_path / "made", original, mx.float32, quantized=True)
+    assert not list((tmp_path / "made").glob("*adapter*")) and not list((tmp_path / "made").glob("._*"))
+
+
+def test_a_source_without_a_tokenizer_is_told_first(tmp_path, capsys):
+    (source(tmp_path / "source") / "tokenizer.json").unlink()
+    lines = converted(capsys, tmp_path / "source", tmp_path / "made")
+    assert "has no tokenizer.json" in lines[0]

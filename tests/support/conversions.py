@@ -33,6 +33,7 @@ def source(folder, *, layout="hub", tensors=None, without=(), dtype=None, **shap
     if dtype:
         config["dtype"] = dtype
     checkpoints.write(folder, config, made | (tensors or {}))
+    (folder / "tokenizer.json").write_text("{}")
     if dtype:
         cast = {name: array.astype(getattr(mx, dtype)) for name, array in arrays(folder).items()}
         mx.save_safetensors(str(folder / "model.safetensors"), cast, metadata={"format": "pt"})
@@ -73,6 +74,7 @@ def modelopt(folder, *, leave_out=None, layout="hub", dtype="float32"):
                 exact[name][expert, part * rows : (part + 1) * rows] = values
     tensors = {name: array for name, array in tensors.items() if not leave_out or leave_out not in name}
     checkpoints.write(folder, config, {})
+    (folder / "tokenizer.json").write_text("{}")
     data = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
