@@ -188,10 +188,7 @@ def checkpointed(layer: Layer, x: mx.array, segments: list[Segment], index: int,
         layer.update(parameters)
         return layer(x, segments, index, scalar)
 
-    parameters = layer.trainable_parameters()
-    output = mx.checkpoint(call)(parameters, x, scalar)
-    layer.update(parameters)  # those of the call are good inside it only
-    return output
+    return mx.checkpoint(call)(layer.trainable_parameters(), x, scalar)
 
 
 class MLXLearner:
