@@ -153,6 +153,8 @@ def parser() -> Parser:
             about["action"] = argparse.BooleanOptionalAction if option.default else "store_true"
         else:
             about["type"] = kinds.get(kind, str)
+            if about["help"] != argparse.SUPPRESS and option.default is not None:
+                about["help"] += f" (default: {option.default})"
         parser.add_argument(name, default=argparse.SUPPRESS, **about)
     return parser
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import folders
 import numpy as np
@@ -108,6 +109,17 @@ def test_an_adapter_is_learnt_further(train, tmp_path):
 def test_what_is_replayed_is_checked(train, data):
     code, said = train("--replay", f"{data}/valid.jsonl:0.5", "--eval-prompts", "1", "--iters", "2")
     assert code == 0 and "known: before" in said and "without --replay" not in said
+
+
+def test_a_tracker_and_a_data_set_of_the_hub(train, data, monkeypatch):
+    seen, rows = [], [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    tracker = SimpleNamespace(init=lambda **about: seen.append(about), log=lambda numbers, step: seen.append(numbers))
+    monkeypatch.setitem(sys.modules, "trackio", tracker)
+    hub = SimpleNamespace(load_dataset=lambda name: {"train": rows, "validation": rows[:2]})
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    code, said = train("--report-to", "trackio", "--project-name", "p", "--iters", "2", data="owner/name")
+    assert code == 0 and "valid of owner/name: 2 examples" in said
+    assert seen[0]["project"] == "p" and any("train_loss" in numbers for numbers in seen[1:])
 
 
 def test_a_config_gives_flags_and_flags_win(tmp_path, data):
