@@ -158,6 +158,7 @@ class Session:
     def set(self, text: str) -> None:
         """Takes NAME=VALUE, NAME VALUE, or the name of a preset."""
         name, _, value = text.removeprefix("parameter ").replace("=", " ", 1).partition(" ")
+        need(bool(name) or not text, "NAME=VALUE", repr(text))
         if name == "system":
             return self.system(value)
         if name == "thinking":

@@ -26,7 +26,7 @@ _HUB_ID = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 
 def is_hub_id(path: str | Path) -> bool:
     """Return whether `path` is no folder and is written like OWNER/NAME or OWNER/NAME@REVISION."""
-    return not Path(path).expanduser().exists() and bool(_HUB_ID.fullmatch(str(path)))
+    return not os.path.exists(os.path.expanduser(path)) and bool(_HUB_ID.fullmatch(str(path)))
 
 
 def _repository(hub_id: str) -> dict[str, str | None]:
@@ -39,8 +39,8 @@ def find(path: str | Path | None, *, to_load: bool = True) -> Path:
     """Return a checkpoint's folder: `path`, a hub id's snapshot, or the embedded model's. Mistake if there is none."""
     if path is None or (str(path) == TINY.name and not os.path.isdir(path)):
         return TINY
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(path))
+    if os.path.isdir(folder):
         return folder
     if os.path.lexists(folder):
         raise Mistake(f"{path} is a file: need the folder of a checkpoint, or a hub id")

@@ -109,6 +109,7 @@ def _read_object(line: str) -> dict[str, Any]:
     for name, value in given.items():
         kind, words = FIELDS[name]
         need(isinstance(value, kind), f'"{name}" to be {words}', repr(value))
+    need(given.get("gap") != [], '"gap" to be tokens, or a list of such numbers', "[]")
     for name, smallest in {"max_tokens": 1, "seed": 0, "gap": 1}.items():
         value = smallest if given.get(name) is None else given[name]
         for number in value if isinstance(value, list) else [value]:

@@ -41,7 +41,11 @@ class Sampling:
             value = getattr(self, name)
             need(isinstance(value, int | float) and 0 < value < float("inf"), f"{name} > 0", f"{value!r}")
         numbers = all(isinstance(t, int | float) for t in (self.t_min, self.t_max))
-        need(numbers and 0 < self.t_min <= self.t_max, "0 < t_min <= t_max", f"{self.t_min!r} and {self.t_max!r}")
+        need(
+            numbers and 0 < self.t_min <= self.t_max < float("inf"),
+            "0 < t_min <= t_max",
+            f"{self.t_min!r} and {self.t_max!r}",
+        )
         width, threshold = self.canvas_length, self.sampler_threshold
         need(width in (None, "auto") or _whole(width, 1), 'canvas_length >= 1, or "auto"', f"{width!r}")
         inside = isinstance(threshold, int | float) and 0 <= threshold <= 1
