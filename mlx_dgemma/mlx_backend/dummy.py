@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..checkpoint.config import ModelConfig, Quantization
+from . import guard
 from .layers import Linear
 from .model import MLXModel
 from .network import Network
@@ -52,4 +53,5 @@ def dummy_mlx(
     network.model.decoder.norm.weight = network.model.decoder.norm.weight * peaked
     network.model.decoder.embed_tokens.dtype = kind
     mx.eval(network.parameters())
+    guard.settle()
     return MLXModel(network, config, kind)

@@ -21,13 +21,27 @@ def counted(*options: str) -> Any:
     return json.loads(subprocess.run(run, capture_output=True, check=True, text=True, env=environment).stdout)
 
 
-@pytest.mark.parametrize("family", ["gpu", "matrix"])
-@pytest.mark.parametrize("state", ["peaked", "flat"])
-def test_kernels_of_a_step(family, state):
-    found = counted("--family", family, "--state", state)
-    assert found["kernels"] <= 1700
-    assert found["by_name"]["GatherQMM"] == 61  # two a layer, and the block that the draw reads again
-    assert found["kernels"] == sum(found["by_name"].values()) == found["network"] + found["vocabulary"]
+@pytest.mark.parametrize(("family", "state"), [("gpu", "peaked"), ("gpu", "flat"), ("matrix", "flat")])
+@pytest.mark.parametrize("ours", [False, True])
+def test_kernels_of_a_step(family, state, ours):
+    found = counted("--family", family, "--state", state, *["--kernels"] * ours)
+    names = found["by_name"]
+    assert found["kernels"] == sum(names.values()) == found["network"] + found["vocabulary"]
+    if ours:
+        assert found["kernels"] <= 700 and found["vocabulary_bytes"] <= 3e9
+        assert names["experts"] == 60 and names["GatherQMM"] == 1  # the block that the draw reads again
+    else:
+        assert found["kernels"] <= 1700 and names["GatherQMM"] == 61
+
+
+def test_the_benchmark_has_these_counts():
+    stored = json.loads((Path(count_step.__file__).parents[2] / "mlx_dgemma/benchmark/metal_step.json").read_text())
+    for name, options in {
+        "MLX's operations, peaked": (), "own kernels, flat": ("--state", "flat", "--kernels"),
+        "own kernels, matrix units": ("--family", "matrix", "--kernels"),
+    }.items():  # fmt: skip
+        found = counted(*options)
+        assert stored["counted"][f"mlx_dgemma, {name}"] == {key: found[key] for key in ("kernels", "vocabulary_bytes")}
 
 
 def test_what_is_counted():
