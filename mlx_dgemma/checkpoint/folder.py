@@ -172,7 +172,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     weight_map = _read_index(folder) if is_file(folder / INDEX) else {}
     files = [folder / name for name in sorted(set(weight_map.values()))] or weight_files(folder)
     if missing := [file.name for file in files if not os.path.lexists(file)]:
-        raise NotFound(f"{folder} lacks {', '.join(missing)}, which {INDEX} names; fetch the checkpoint again")
+        names = f"{', '.join(missing):.200}"
+        raise NotFound(f"{folder} lacks {names}, which {INDEX} names; fetch the checkpoint again")
     if not files:
         adapters = adapter_files(folder)
         only = f"only {', '.join(adapters)}, an adapter for a model that lies elsewhere" if adapters else "no weights"
