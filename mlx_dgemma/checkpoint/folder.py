@@ -6,6 +6,7 @@ A safetensors file is eight bytes of header length, a JSON header, then the tens
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ ITEM = {  # dtype -> bytes
     **dict.fromkeys(["BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"], 1),
 }
 Place = tuple[str, Sequence[int], Sequence[int]]  # dtype as safetensors names it, shape, bytes from the header's end
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a character, in JSON: wrong where the other half is missing
 _MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
 
@@ -67,13 +69,21 @@ def read_json(path: Path, schema: Schema | None = None) -> Any:
     """Parse a JSON file. NotFound if it is missing, Mistake if it is not JSON or not as `schema` describes it."""
     data = read_bytes(path)
     try:
-        value = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse)
+        value = _parse(data)
     except (ValueError, RecursionError) as error:  # of the encoding, or of JSON
         raise Mistake(f"{path} is not JSON ({error}): fetch the file again (is it a Git LFS pointer?)") from None
     if schema is None:
         check_depth(value, str(path))
     else:
         check(value, schema, str(path))
+    return value
+
+
+def _parse(data: bytes) -> Any:
+    """Parse JSON as every program reads it: without NaN, and without half a character. ValueError, RecursionError."""
+    value = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse)
+    if _HALF.search(data):
+        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
@@ -96,7 +106,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     if not header or len(header) < length:
         raise Mistake(f"{path} is truncated or no safetensors file: {size} bytes and no whole header")
     try:
-        table = json.loads(header)
+        table = _parse(header)
         check_depth(table, "it")
         tensors = {name: _tensor(path, name, table[name], 8 + length) for name in table if name != "__metadata__"}
         if not all(isinstance(value, str) for value in (table.get("__metadata__") or {}).values()):  # MLX writes null
@@ -114,8 +124,8 @@ def _tensor(path: Path, name: str, entry: Mapping[str, Any], start: int) -> Tens
         type(size) is int and 0 <= size < 2**48 for size in (*shape, first, last)
     ):
         raise ValueError(f"tensor {name} has a shape and offsets that are no sizes")
-    if entry["dtype"] not in ITEM or last < first:
-        raise ValueError(f"tensor {name} has an unknown dtype, or ends before it starts")
+    if entry["dtype"] not in ITEM or last < first or len(entry) > 3:
+        raise ValueError(f"tensor {name} has an unknown dtype or entry, or ends before it starts")
     return Tensor(name, path, entry["dtype"], tuple(shape), start + first, last - first)
 
 

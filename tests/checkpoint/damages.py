@@ -317,6 +317,9 @@ DAMAGES |= {
     "offsets that overlap": header(swap),
     "a dtype that is unknown": entry(dtype="Q4_K"),
     "a dtype that is a list": entry(dtype=["F32"]),
+    "a tensor with more in its entry": entry(bits=4),
+    "a tensor with NaN in its header": entry(bits=float("nan")),
+    "a tensor with half a character for a name": renamed(NORM, "\ud800"),
     "a dtype of another size": entry(dtype="F64"),
     "a dtype of integers": entry(dtype="I32"),
     "a tensor of another name": renamed(NORM, "model.decoder.norm.bias"),
@@ -350,6 +353,7 @@ DAMAGES |= {
         remove(TEMPLATE)(folder), put(TOKENIZER_CONFIG, "chat_template", to=[{"template": "x"}])(folder)
     ),
     "tokenizer config: bos_token is a number": put(TOKENIZER_CONFIG, "bos_token", to=2),
+    "tokenizer config: bos_token is half a character": put(TOKENIZER_CONFIG, "bos_token", to="\ud800"),
     "tokenizer config: bos_token is a list": put(TOKENIZER_CONFIG, "bos_token", to=["<bos>"]),
     "tokenizer config: eos_token is an object of numbers": put(TOKENIZER_CONFIG, "eos_token", to={"content": 5}),
     "no template": remove(TEMPLATE),
