@@ -46,7 +46,8 @@ def needed(config: ModelConfig, weights: int, options: Options, longest: int, ch
         weights: of the checkpoint as it lies in memory.
         longest: tokens of the longest text.
     """
-    rows, width = options.batch_size * (longest + config.canvas_length), 4 if config.dtype == "float32" else 2
+    rows = options.batch_size * (longest + config.canvas_length)
+    width = 4 if (options.dtype or config.dtype) == "float32" else 2
     if options.fine_tune_type == "full":
         learnt = weights * (
             3 if options.optimizer == "adamw" else 1
