@@ -139,10 +139,12 @@ def summary(numbers: dict[str, Any]) -> str:
     if not numbers["blocks"]:
         return "interrupted before the first block was done"
     blocks = f"{numbers['blocks']} block" + "s" * (numbers["blocks"] != 1)
+    both = {"prompt": numbers["prompt_tokens_per_second"], "answer": numbers["tokens_per_second"]}
+    rates = "".join(f"{name} {rate:.1f} tokens a second, " for name, rate in both.items() if rate)
     return (
         f"{numbers['tokens']} tokens in {numbers['seconds']:.2f} s: {blocks}, "
         f"{numbers['steps'] / numbers['blocks']:.1f} steps a block, {numbers['tokens_per_forward']:.1f} tokens per "
-        f"forward, first block after {numbers['seconds_to_first_block']:.2f} s, "
+        f"forward, first block after {numbers['seconds_to_first_block']:.2f} s, {rates}"
         f"peak memory {gigabytes(numbers['peak_memory'])}{CUT.get(numbers['finish_reason'], '')}"
     )
 

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 
 from ..errors import Mistake
-from ..forms import choices, schema, template
+from ..forms import choices, template
 from ..forms.automaton import Automaton
 from ..forms.construction import build_automaton
 from ..forms.language import Language
@@ -81,6 +81,8 @@ def _check_choices(options: argparse.Namespace) -> None:
 
 
 def _schema(path: str, reach: int | None) -> Automaton:
+    from ..forms import schema  # at once it would cost every start a tenth of a second
+
     document = schema.read(path)
     try:
         return schema.automaton(document, reach=reach)

@@ -40,6 +40,7 @@ class Answer:
         self._start = time.perf_counter()
         self._stream, self._calls = TextStream(self.tokenizer, self.prompt), CallStream(self.tokenizer)
         self._stops, self._filled, self._block = Stops(self.stops), 0, -1
+        self._passes, self._first_pass = 0, 0.0  # seconds until the first was done, which read the prompt, too
 
     @property
     def steps(self) -> int:
@@ -49,6 +50,22 @@ class Answer:
     def tokens_per_forward(self) -> float:
         """As transformers counts: tokens of whole canvases up to the stop token, pads left out, over decoder passes."""
         return self._filled / self.steps if self.steps else 0.0
+
+    @property
+    def prompt_seconds(self) -> float | None:
+        """What the prompt took: the time until the first pass was done, less a pass as long as the others; None where
+        there is no other."""
+        if self._passes < 2:
+            return None
+        return max(0.0, self._first_pass - (self.seconds - self._first_pass) / (self._passes - 1))
+
+    def _rates(self, prompt_length: int) -> dict[str, float | None]:
+        """Tokens a second, of the prompt and of the answer behind it."""
+        prompt = self.prompt_seconds
+        return {
+            "prompt_tokens_per_second": prompt_length / prompt if prompt else None,
+            "tokens_per_second": None if prompt is None else len(self.tokens) / (self.seconds - prompt),
+        }
 
     def statistics(self, prompt_length: int) -> dict[str, Any]:
         """For --json. Seconds; `tool_calls` as OpenAI has them."""
@@ -64,12 +81,15 @@ class Answer:
             "tokens_per_forward": self.tokens_per_forward,
             "seconds": self.seconds,
             "seconds_to_first_block": self.seconds_to_first_block,
+            **self._rates(prompt_length),
             "finish_reason": self.finish_reason,
         }
 
     def add(self, step: Step) -> tuple[str, str]:
         """(thinking, text) that are new; both empty until a block is final."""
         self.seconds = time.perf_counter() - self._start
+        self._passes += 1
+        self._first_pass = self._first_pass or self.seconds
         self.notes += [step.note] if step.note else []
         if not step.final:
             return "", ""

@@ -18,6 +18,7 @@ from terminals import caller, mistake
 from mlx_dgemma.batch.__main__ import main
 
 PROMPTS = [{"prompt": f"Sort: {names}"} for names in ("Lima, Kyiv", "Yan, Omar", "Bonn, Dan")]
+KILLS = int(os.environ.get("KILLS", 25))
 FEW = ["--max-denoising-steps", "2", "--max-tokens", "32"]
 
 
@@ -210,10 +211,10 @@ def test_ctrl_c_says_what_was_reached(files):
 def test_kills_at_random_moments(files):
     """Whatever was a whole line stays, and the file in the end is that of a run which nobody killed."""
     path, out = files
-    path.write_text("\n".join(map(json.dumps, PROMPTS * 4)))
+    path.write_text("\n".join(map(json.dumps, PROMPTS * 8)))
     command = [sys.executable, "-m", "mlx_dgemma.batch", str(path), "--out", str(out), *FEW, "--size", "2"]
     seen = b""
-    for number in range(100):
+    for number in range(KILLS):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
             process.wait(0.6 + number % 10 / 5)
@@ -227,4 +228,4 @@ def test_kills_at_random_moments(files):
     interrupted = texts(out.read_bytes())
     out.unlink()
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    assert texts(out.read_bytes()) == interrupted and len(interrupted) == 12
+    assert texts(out.read_bytes()) == interrupted and len(interrupted) == 24

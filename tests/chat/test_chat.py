@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,12 +25,15 @@ from terminals import SOLVED, SUDOKU, Stdin, caller, mistake
 from mlx_dgemma.chat.__main__ import main, read_text
 from mlx_dgemma.chat.session import COMMANDS, Session, unquoted
 from mlx_dgemma.errors import Mistake
+from mlx_dgemma.load import load
 from mlx_dgemma.terminal.keyboard import Completer, Interrupt, line_editor
 from mlx_dgemma.writing.ask import Ask
+from mlx_dgemma.writing.conversation import Conversation
 from mlx_dgemma.writing.sampling import Sampling
 
 PIPED = SUDOKU.replace("\n", "\\\n") + "\n"
 EDITING = b"\x1b[?2004h"  # bracketed paste: a line may be typed
+KILLS = int(os.environ.get("KILLS", 25))
 COMMAND = [sys.executable, "-m", "mlx_dgemma.chat"]
 
 
@@ -398,3 +403,32 @@ def test_the_session_survives_a_mistake(bpe):
         session.take("/load nowhere")
     session.take("Hi")
     assert session.conversation.messages[-1]["content"] == "Hello"
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(tmp_path, monkeypatch):
+    """Whatever was answered, or said to be saved, is there, whenever the process is killed."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    questions = "".join(f"Sort: Lima, Kyiv, {name}\n/save {tmp_path / 'chat'}\n" for name in ("Oslo", "Rome", "Bonn"))
+    for number in range(KILLS):
+        process = subprocess.Popen(
+            [*COMMAND, "--max-denoising-steps", "2"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        process.stdin.write(questions.encode())
+        process.stdin.flush()
+        time.sleep(0.5 + number % 25 * 0.05)
+        process.kill()
+        err = process.communicate()[1]
+        answered, saved = err.count(b"; read "), err.count(b"saved to")
+        kept = sorted((tmp_path / "state").rglob("chats/*.json"), key=lambda path: path.stat().st_mtime_ns)
+        if answered > 1:  # the last may be told before it is kept
+            messages = json.loads(kept[-1].read_text())["messages"]
+            assert len(messages) >= 2 * (answered - 1)
+        if saved:
+            conversation = Conversation(*load()[:2])
+            conversation.load(tmp_path / "chat")
+            assert len(conversation.messages) >= 2 * saved
+            shutil.rmtree(tmp_path / "chat")

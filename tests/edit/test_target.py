@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import sys
 
 import pytest
 from terminals import caller, mistake
@@ -17,6 +18,7 @@ from mlx_dgemma.fill.edit import unified_diff
 PUZZLE = "Solve this sudoku:\n...3\n.124\n1342\n2.3."
 RIGHT, WRONG = "4213\n3124\n1342\n2431", "4213\n3142\n1342\n2431"
 EDIT = ["--lines", "2:2", "--prompt", PUZZLE, "--gap", "4", "--write"]
+KILLS = int(os.environ.get("KILLS", 25))
 
 
 @pytest.fixture
@@ -115,3 +117,26 @@ def test_a_diff_of_any_name_applies(tmp_path, name):
     diff = unified_diff(WRONG, RIGHT, name)
     subprocess.run(["patch", "-s", "-p1"], input=diff.encode(), cwd=tmp_path, check=True)
     assert (tmp_path / name).read_text() == RIGHT and stat.S_ISREG((tmp_path / name).stat().st_mode)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [1, 2])
+def test_kills_at_random_moments(path, tmp_path, names):
+    """The file is as it was or as it is to be, whenever the process is killed."""
+    if names == 2:
+        os.link(path, tmp_path / "other")
+    command = [sys.executable, "-m", "mlx_dgemma.edit", str(path), *EDIT]
+    changed = 0
+    for number in range(KILLS):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(0.3 + number % 25 * 0.06)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        text = path.read_text()
+        assert text in (RIGHT, WRONG)
+        changed += text == RIGHT
+        path.write_text(WRONG)
+    target.write(path, WRONG, RIGHT)
+    assert changed and path.read_text() == RIGHT

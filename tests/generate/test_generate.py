@@ -28,6 +28,9 @@ def test_an_answer(run):
         "steps a block",
         "tokens per forward",
         "first block after",
+        "prompt ",
+        "answer ",
+        "tokens a second",
         "peak memory",
     ):
         assert word in numbers, numbers
@@ -38,6 +41,7 @@ def test_json(run):
     found = json.loads(out)
     assert code == 0 and out.count("\n") == 1
     wanted = "text tokens prompt_tokens blocks steps tokens_per_forward seconds seconds_to_first_block peak_memory"
+    wanted += " prompt_tokens_per_second tokens_per_second"
     assert set(wanted.split()) | {"finish_reason", "seed", "model"} <= set(found)
     assert (found["text"], found["finish_reason"], found["seed"]) == (SOLVED, "stop", 3)
     assert (found["tokens"], found["blocks"]) == (20, 1)

@@ -124,3 +124,19 @@ def test_tool_calls_are_no_part_of_the_text(length):
     calls = answer.statistics(1)["tool_calls"]
     assert calls[0] == {"id": "call_0", "type": "function", "function": {"name": "a", "arguments": '{"x": "1"}'}}
     assert [call["id"] for call in calls] == ["call_0", "call_1"]
+
+
+def test_tokens_a_second_of_prompt_and_answer(tokenizer, monkeypatch):
+    """The first pass ends after 5 s, each that follows takes 1 s: so the prompt took 4."""
+    clock = iter([100.0, 105.0, 106.0, 107.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    answer = Answer(facts(canvas_length=64), tokenizer, 1000)
+    tokens = tokenizer.encode("one two three")
+    passes = list(steps(tokens, 64, "stop"))
+    answer.add(passes[0])
+    assert answer.prompt_seconds is None and answer.statistics(80)["prompt_tokens_per_second"] is None
+    for step in passes[1:]:
+        answer.add(step)
+    numbers = answer.statistics(80)
+    assert answer.prompt_seconds == 4.0 and numbers["prompt_tokens_per_second"] == 20.0
+    assert numbers["tokens_per_second"] == len(answer.tokens) / 3
