@@ -59,7 +59,7 @@ def load(
     folder = find(path)
     stored, generation = read_configs(folder)
     config, sampling = parse_config(stored, generation), parse_sampling(generation)
-    tokenizer = Tokenizer(folder)  # before the weights, which take longer
+    tokenizer = Tokenizer(folder, config.max_position_embeddings)  # before the weights, which take longer
     if tokenizer.last_id >= config.vocab_size:
         known = f"the model knows {config.vocab_size} tokens, its tokenizer.json has ids up to {tokenizer.last_id}"
         raise Mistake(f"{folder}: {known}: one of the two is another model's")

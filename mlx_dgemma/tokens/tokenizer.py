@@ -19,6 +19,7 @@ from ..errors import Mistake, NotFound
 from .parts import GeneratedText, Parts, check_unicode, marked
 from .template import ChatTemplate, read_template
 
+PART, CUT_PIECES = 200_000, 100  # characters that are counted at a time; tokens that a cut may add at most
 BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")  # byte fallback: one byte of a character that is not in the vocabulary
 
 
@@ -29,12 +30,13 @@ class Tokenizer:
     `eos_token` and their ids are None where the folder names none.
     """
 
-    def __init__(self, folder: str | Path):
-        """Reads tokenizer.json and, where there are any, tokenizer_config.json and the chat template.
+    def __init__(self, folder: str | Path, most_tokens: int | None = None):
+        """Reads tokenizer.json and, where there are any, tokenizer_config.json and the chat template. A text that has
+        more than `most_tokens` is a Mistake, known before all of it is encoded.
 
         NotFound: there is no tokenizer.json. Mistake: one of the files cannot be used.
         """
-        self._folder = Path(folder)
+        self._folder, self._most_tokens = Path(folder), most_tokens
         self._backend = _load_backend(self._folder / "tokenizer.json")
         path = self._folder / "tokenizer_config.json"
         config = read_json(path, TOKENIZER_CONFIG) if is_file(path) else {}
@@ -145,6 +147,9 @@ class Tokenizer:
             raise Mistake(f"the tokenizer in {self._folder} has no chat template: {remedy}")
         if not messages or not all(isinstance(message, dict) for message in messages):
             raise Mistake(f'need a list of messages, {{"role": ..., "content": ...}}, got {messages!r:.80}')
+        for content in (message.get("content") for message in messages):
+            if isinstance(content, str):
+                self._check_length(content)
         # A copy made of plain JSON: the template, which is foreign code, never holds an object of ours. A key without
         # a value is dropped, as transformers does: templates ask whether a key is there.
         plain = json.loads(json.dumps([{k: v for k, v in m.items() if v is not None} for m in messages]))
@@ -159,7 +164,21 @@ class Tokenizer:
                 copied["content"] = marked(self.decode_parts(content.tokens))
         return self.encode_parts([*self._template.parts(plain, flags), *beginning])
 
+    def _check_length(self, text: str) -> None:
+        """Raises Mistake where a text has more tokens than the model has places for, once enough of it is counted."""
+        if self._most_tokens is None or len(text) <= max(PART, self._most_tokens):
+            return
+        count = 0
+        for start in range(0, len(text), PART):
+            part = text[start : start + PART]
+            check_unicode(part)
+            count += len(self._backend.encode(part, add_special_tokens=False).ids) - CUT_PIECES
+            if count > self._most_tokens:
+                few = f"the first {start + PART} of its {len(text)} characters alone do not fit in {self._most_tokens}"
+                raise Mistake(f"the prompt is longer than the context: {few} tokens; shorten it")
+
     def _encode_text(self, text: str) -> list[int]:
+        self._check_length(text)
         check_unicode(text)
         ids = self._backend.encode(text, add_special_tokens=False).ids
         if self._control_ids.isdisjoint(ids):

@@ -1,5 +1,6 @@
 """The chat template against transformers, and templates that must be refused."""
 
+import json
 import resource
 import sys
 import time
@@ -87,6 +88,19 @@ def test_the_template_may_stand_in_the_config(tmp_path, reference, as_list):
     assert (
         Tokenizer(folder).chat(messages) == expected == Tokenizer(folder).encode("<bos>hello<eos>", special_tokens=True)
     )
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_the_template_may_stand_in_chat_template_json(tmp_path, as_list):
+    """As processors wrote it until 2025. The file of today comes first, the config last."""
+    template = "{{ bos_token }}json{{ messages[0]['content'] }}"
+    listed = [{"name": "default", "template": template}, {"name": "rag", "template": "no"}]
+    folder = copy(BPE, tmp_path, template=None, config={"chat_template": "config"})
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": listed if as_list else template}))
+    messages = [{"role": "user", "content": "hello"}]
+    assert Tokenizer(folder).decode(Tokenizer(folder).chat(messages)) == "jsonhello"
+    (folder / "chat_template.jinja").write_bytes(b"\xef\xbb\xbfjinja")
+    assert Tokenizer(folder).decode(Tokenizer(folder).chat(messages)) == "jinja"
 
 
 def real_words(folder: Path) -> Tokenizer:

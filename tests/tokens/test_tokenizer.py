@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import tokenizers
 from tokenizer_folders import ASTRONAUT, BPE, FOLDERS, copy, random_text
 
 import mlx_dgemma
+from mlx_dgemma.errors import Mistake
 from mlx_dgemma.tokens.stream import TextStream
 from mlx_dgemma.tokens.tokenizer import Tokenizer
 
@@ -148,3 +150,18 @@ def test_importing_is_cheap():
     root = Path(mlx_dgemma.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+
+
+def test_a_text_that_is_far_too_long_is_known_soon(folder):
+    """10 MB took 41 seconds to be called too long, and 60 MB more memory than there was."""
+    tokenizer = Tokenizer(folder, most_tokens=4096)
+    started = time.thread_time()
+    for text in ("a b" * 20_000_000, "<|turn>" * 9_000_000):
+        with pytest.raises(Mistake, match=r"longer than the context: the first 200000 of its \d+ characters"):
+            tokenizer.chat([{"role": "user", "content": text}])
+        with pytest.raises(Mistake, match="longer than the context"):
+            tokenizer.encode(text)
+    assert time.thread_time() - started < 8
+    text = "word " * 50_000
+    ids = Tokenizer(folder).encode(text)
+    assert Tokenizer(folder, most_tokens=max(len(ids), 200_000)).encode(text) == ids
