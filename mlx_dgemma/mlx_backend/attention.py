@@ -7,8 +7,10 @@ MLX's fused kernels do not take heads of 256 and 512 when there are many queries
 import mlx.core as mx
 
 from . import family
+from .layers import compiled
 
 SCORES = 256_000_000  # bytes of float32 scores, at most
+BLOCK = 64_000_000  # bytes of those of a block: several arrays as large stay in the allocator's hands
 FUSED = 8  # queries up to which MLX has fused kernels for heads as wide as these
 
 
@@ -22,15 +24,21 @@ def visible(queries: int, keys: int, window: int | None, first: int = 0, last: i
     return (key <= query) if window is None else (key <= query) & (key > query - window)
 
 
+@compiled
+def _weighed(scores: mx.array, top: mx.array) -> tuple[mx.array, mx.array]:
+    """Weights in float32, and in the dtype of `scores`."""
+    weights = mx.exp(scores.astype(mx.float32) - top)
+    return weights, weights.astype(scores.dtype)
+
+
 def attend(queries: mx.array, keys: mx.array, values: mx.array, *, causal: bool, window: int | None) -> mx.array:
     """[1, H, n, D] over [1, G, S, D] -> [1, H, n, D]; the queries are the last n of the S tokens.
 
     A canvas (not `causal`) sees all it is shown: the reference, too, gives it the last window - 1 tokens and no window
     of its own."""
     heads, n, total = queries.shape[1], queries.shape[2], keys.shape[2]
-    block = max(1, SCORES // (4 * heads * n))
-    if block < total:
-        return _in_blocks(queries, keys, values, block, causal, window)
+    if 4 * heads * n * total > SCORES:
+        return _in_blocks(queries, keys, values, max(1, BLOCK // (4 * heads * n)), causal, window)
     if not causal and n > FUSED and family.current().gpu:
         # As MLX would, but for a product with the scale, which is 1.
         grouped = queries.reshape(1, keys.shape[1], -1, queries.shape[-1])  # head h looks at key head h // (H / G)
@@ -50,12 +58,13 @@ def _in_blocks(
     top, mass, out = mx.array(-1e30), 0.0, 0.0
     for first in range(0, total, block):
         last = min(first + block, total)
-        scores = (grouped @ keys[0, :, first:last].swapaxes(-1, -2)).astype(mx.float32)
+        scores = grouped @ keys[0, :, first:last].swapaxes(-1, -2)
         seen = visible(n, total, window, first, last) if causal else None
         if seen is not None:
-            scores = mx.where(seen, scores.reshape(heads, n, -1), -1e31).reshape(groups, -1, last - first)
-        before, top = top, mx.maximum(top, scores.max(axis=-1, keepdims=True))
-        weights, fade = mx.exp(scores - top), mx.exp(before - top)
+            scores = mx.where(seen, scores.reshape(heads, n, -1), -mx.inf).reshape(groups, -1, last - first)
+        before, top = top, mx.maximum(top, scores.max(axis=-1, keepdims=True).astype(mx.float32))
+        weights, narrow = _weighed(scores, top)
+        fade = mx.exp(before - top)
         mass = mass * fade + weights.sum(axis=-1, keepdims=True)
-        out = out * fade + (weights.astype(values.dtype) @ values[0, :, first:last]).astype(mx.float32)
+        out = out * fade + (narrow @ values[0, :, first:last]).astype(mx.float32)
     return (out / mass).astype(queries.dtype).reshape(1, heads, n, dim)

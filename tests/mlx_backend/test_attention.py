@@ -18,7 +18,8 @@ def test_blocks_and_whole(monkeypatch, case, total, block):
     causal, window = CASES[case]
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(1, heads, n, 16)).astype(np.float32) for heads, n in ((4, 12), (2, total), (2, total)))
-    monkeypatch.setattr(attention, "SCORES", block * 4 * 4 * 12)
+    for bytes_of in ("SCORES", "BLOCK"):
+        monkeypatch.setattr(attention, bytes_of, block * 4 * 4 * 12)
     found = attention.attend(mx.array(q), mx.array(k), mx.array(v), causal=causal, window=window)
     query, key = np.arange(total - 12, total)[:, None], np.arange(total)
     seen = (key <= query) & (key > query - (window or total)) if causal else np.ones((12, total), bool)
@@ -32,7 +33,8 @@ def test_blocks_and_whole(monkeypatch, case, total, block):
 @pytest.mark.parametrize("block", [3, 1000])
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 def test_sixteen_bits(monkeypatch, dtype, block):
-    monkeypatch.setattr(attention, "SCORES", block * 4 * 4 * 8)
+    for bytes_of in ("SCORES", "BLOCK"):
+        monkeypatch.setattr(attention, bytes_of, block * 4 * 4 * 8)
     q, k = (mx.random.normal((1, heads, 8, 16), key=mx.random.key(heads)) for heads in (4, 2))
     exact = attention.attend(q, k, k, causal=True, window=None)
     rounded = attention.attend(*(a.astype(dtype) for a in (q, k, k)), causal=True, window=None)

@@ -10,19 +10,20 @@ import checkpoints
 import numpy as np
 import paths
 import pytest
+import shim
 
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.load import load_model
 from mlx_dgemma.seam.model import Continuation, Draw, Row, Text
 
 # The paths of a GPU are taken on the CPU in float32, when told so.
-BACKENDS = ["mlx", "mlx as on a GPU", "torch", "torch as on a GPU"]
+BACKENDS = ["mlx", "mlx as on a GPU", "mlx with our kernels", "torch", "torch as on a GPU"]
 SHAPES = {"long window": {"sliding_window": 64}, "short window": {"sliding_window": 24, "top_k_experts": 3}}
 VECTORS = ("argmax", "sample", "entropy", "confidence", "top")
 
 
 MODELS = [
-    pytest.param((b, s), id=f"{b} {s}", marks=[pytest.mark.slow] * (b != "mlx" and s == "long window"))
+    pytest.param((b, s), id=f"{b} {s}", marks=[pytest.mark.slow] * ((b != "mlx" and s == "long window") or "our" in b))
     for b in BACKENDS
     for s in SHAPES
 ]
@@ -37,9 +38,14 @@ def model(request, tmp_path_factory):
         patch = pytest.MonkeyPatch()
         patch.setattr("mlx_dgemma.torch_backend.model.PREFILL_CHUNK", 64)  # what a text is padded to
         request.addfinalizer(patch.undo)
-    if backend == "mlx as on a GPU":
+    if backend in ("mlx as on a GPU", "mlx with our kernels"):
         paths.as_on_a_gpu(request)
     config = checkpoints.config(**SHAPES[shape])
+    if backend == "mlx with our kernels":  # of a shape that they take, but for the vocabulary's
+        patch = pytest.MonkeyPatch()
+        shim.install(patch)
+        request.addfinalizer(patch.undo)
+        config = checkpoints.config(moe_intermediate_size=32, **SHAPES[shape])
     folder = checkpoints.write(tmp_path_factory.mktemp("contract"), config, checkpoints.weights(config, peaked=3))
     model = load_model(folder, parse_config(config, checkpoints.generation_config()), backend.split()[0], "float32")
     model.backend, model.company = backend.split()[0], 0.0  # by how much company changes a row's numbers
