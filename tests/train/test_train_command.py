@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import folders
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from mlx_dgemma.checkpoint.adapter import read_floats
+from mlx_dgemma.train import __main__ as train_command
 from mlx_dgemma.train.__main__ import main
 from mlx_dgemma.train.options import parse
 from mlx_dgemma.train.schedule import schedule
@@ -130,6 +132,11 @@ def test_a_config_gives_flags_and_flags_win(tmp_path, data):
     options = parse(["-c", str(file), "--iters", "3", "--no-mask-prompt"])
     assert (options.iters, options.learning_rate, options.rank, options.scale) == (3, 1e-5, 4, 20.0)
     assert options.keys == ["mlp.up_proj"] and not options.recipe.mask_prompt
+
+
+def test_the_recipe_of_the_embedded_model_is_a_config():
+    options = parse(["-c", str(Path(train_command.__file__).parent / "recipes" / "tiny.yaml"), "--iters", "5"])
+    assert options.fine_tune_type == "full" and options.iters == 5 and options.learning_rate == 2e-3
 
 
 @pytest.mark.parametrize(
