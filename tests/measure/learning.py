@@ -59,7 +59,13 @@ def counted(r: random.Random) -> tuple[str, str]:
     return "Number: " + ", ".join(words), "\n".join(f"{i}. {word}" for i, word in enumerate(words, start=1))
 
 
-MAKERS: dict[str, Task] = {"yaml": yaml, "label": first, "number": counted, **TASKS}
+def line(r: random.Random) -> tuple[str, str]:
+    """A 4x4 Sudoku whose answer is one line."""
+    prompt, answer = TASKS["sudoku 4x4"](r)
+    return prompt.replace("Solve this sudoku", "Solve this sudoku in one line"), answer.replace("\n", "/")
+
+
+MAKERS: dict[str, Task] = {"yaml": yaml, "label": first, "number": counted, "sudoku line": line, **TASKS}
 SHARES = {"json": 3, "code": 3, "sudoku 4x4": 2, "sudoku 6x6": 2, "reverse": 2, "sort": 1}  # of what is replayed
 
 
