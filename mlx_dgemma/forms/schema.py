@@ -59,13 +59,18 @@ KEYWORDS = {  # of each type
 HELD = {"type", "enum", "const", "anyOf", "$ref"}.union(*KEYWORDS.values())
 FARTHEST = 1e300  # of a bound: what is beyond may be no double
 ESCAPED: Ranges = ((0, 31), (34, 34), (92, 92))  # control characters, quote, backslash
+MOST = 2**24  # characters of a schema
 Schema = dict[str, Any]
 
 
 def read(path: str | Path) -> Schema:
     """Reads a schema from a file. Mistake where it cannot be read, or is no JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(MOST + 1)  # a device never ends
+        if len(text) > MOST:
+            raise ValueError(f"it has more than {MOST} characters")
+        return json.loads(text, parse_constant=_refuse_constant)
     except OSError as error:
         raise NotFound(f"{path}: {(error.strerror or str(error)).lower()}; --json-schema takes a file") from None
     except RecursionError:

@@ -4,8 +4,7 @@ import argparse
 import codecs
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
 from typing import TextIO
 
 from rich.console import Console
@@ -18,6 +17,7 @@ from ..version import __version__
 from .process import is_terminal, mute, prepared
 
 LONGEST = 1000  # characters of a mistake
+MOST = 2**28  # bytes that are read of a file
 # A finish reason, as a line of numbers tells it.
 CUT = {"length": " (cut at the length asked for)", "deadline": " (as it stood at the deadline)"}
 
@@ -71,11 +71,14 @@ def read(path: str) -> str:
     if path == "-" and sys.stdin is None:
         raise Mistake("standard input is closed, so - cannot be read: give a file or a text")
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
+            data = file.read(MOST + 1)  # a device never ends
     except FileNotFoundError:
         raise NotFound(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise Mistake(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > MOST:
+        raise Mistake(f"{name} is larger than {MOST // 2**20} MB: give a smaller one")
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise Mistake(f"{name} is UTF-16, not UTF-8: convert it first, as by iconv -f UTF-16 -t UTF-8")
     if (zero := data.find(b"\0")) >= 0:
