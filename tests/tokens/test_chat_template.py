@@ -213,6 +213,13 @@ def test_long_conversations_are_within_the_bounds(tmp_path):
     tokenizer = Tokenizer(copy(TINY, tmp_path, template=template))
     messages = [{"role": "user", "content": "x" * 3000}] * 50
     assert len(tokenizer.chat(messages)) > 50 * 9000
+    # Gemma's looks back from each message to all before it.
+    template = (
+        "{% for m in messages %}{% set n = namespace(role=0) %}{% for j in range(loop.index0 - 1, -1, -1) %}"
+        "{% if not n.role and messages[j].role == 'tool' %}{% set n.role = j %}{% endif %}{% endfor %}{% endfor %}x"
+    )
+    tokenizer = Tokenizer(copy(TINY, tmp_path, template=template))
+    assert tokenizer.decode(tokenizer.chat([{"role": "user", "content": "x"}] * 400)) == "x"
 
 
 def test_the_template_refuses_an_unknown_role():
