@@ -15,11 +15,13 @@ from served import until
 
 from mlx_dgemma import load
 from mlx_dgemma.errors import Mistake
+from mlx_dgemma.fill.held import Alphabet
+from mlx_dgemma.fill.infill import Infill, fill_prompt
 from mlx_dgemma.seam.model import Text
 from mlx_dgemma.server.engine import Busy, Engine, Job, Stopping
 from mlx_dgemma.server.prefixes import Prefixes, common
 from mlx_dgemma.server.reply import Delta, Draft, Reply
-from mlx_dgemma.server.tasks import Cut, Question, answer
+from mlx_dgemma.server.tasks import Cut, Question, answer, fill_gaps
 from mlx_dgemma.tokens.messages import prompt_tokens
 from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.diffuse import begin, diffuse
@@ -329,3 +331,34 @@ def test_snapshots_are_let_go_by_bytes_the_least_used_first(tiny):
             assert store.take(tiny.model, [0, *range(1, 80)]).length == 79  # so the second is the older one
     assert [snapshot.tokens[0] for snapshot in store.snapshots] == [0, 2]
     assert store.nbytes <= store.limit
+
+
+def test_no_call_of_the_model_reads_more_than_a_piece(tiny):
+    """Of a prompt as long as the context, of one that ends in a mark, of a text to fill."""
+
+    class Watched:
+        def __init__(self, model):
+            self.model, self.read = model, []
+
+        def __getattr__(self, name):
+            return getattr(self.model, name)
+
+        def encode(self, texts, caches, **options):
+            self.read.append(sum(map(len, texts)))
+            return self.model.encode(texts, caches, **options)
+
+        def denoise(self, rows):
+            self.read.append(sum(len(row.pending) for row in rows))
+            return self.model.denoise(rows)
+
+    one = Engine(load_tiny, "tiny")
+    one.model, one.tokenizer, one.prefixes = Watched(tiny.model), tiny.tokenizer, Prefixes(0)
+    one.alphabet = Alphabet(tiny.model, tiny.tokenizer)
+    ask = replace(tiny.ask, max_tokens=20, sampling=replace(tiny.ask.sampling, max_denoising_steps=1))
+    tokens = prompt_tokens(tiny.tokenizer, "What is this? " * 250)
+    for mark in (0, 700):
+        complete(one.model, answer(one, Question(tokens=tokens, ask=ask, mark=mark), [].append), 4)
+    texts = ["x = 1\n" * 110, "\ny = 2\n"]
+    request = Infill(prompt=prompt_tokens(tiny.tokenizer, fill_prompt(texts)), texts=texts, ask=ask, tries=2)
+    complete(one.model, fill_gaps(one, request, [].append), 4)
+    assert max(one.model.read) <= 512 < sum(one.model.read)

@@ -157,6 +157,12 @@ def test_mistakes_are_one_line(capsys, monkeypatch):
     taken.close()
 
 
+def test_without_its_packages_it_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setattr("mlx_dgemma.server.__main__.find_spec", lambda name: None if name == "uvicorn" else True)
+    assert main(["--port", "0"]) == 2
+    assert capsys.readouterr().err == "mlx_dgemma.server: uvicorn is not installed: pip install 'mlx_dgemma[server]'\n"
+
+
 def test_ctrl_c_ends_streams_with_an_error_and_the_server_soon():
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "mlx_dgemma.server", "--port", "0"]
