@@ -103,7 +103,7 @@ async def frames(request: Request, engine: Engine, job: Job, wire: Wire) -> Asyn
 
 
 def told(request: Request, error: Exception) -> Refusal:
-    made = refusal(error, request.app.state.folder)
+    made = refusal(error, str(request.app.state.engine.tokenizer.folder))
     if made.status == 500:
         log.error("%s %s", request.method, request.url.path, exc_info=error)
     return made
@@ -140,9 +140,8 @@ async def root(request: Request) -> Response:
     return PlainTextResponse("Ollama is running")
 
 
-def application(engine: Engine, since: int, folder: str, **guarded: Any) -> Guard:
-    """`since`: when the model was loaded, seconds; `folder`: of the model, for no client to see; `guarded`: who may
-    ask, as `Guard` takes it."""
+def application(engine: Engine, since: int, **guarded: Any) -> Guard:
+    """`since`: when the model was loaded, seconds; `guarded`: who may ask, as `Guard` takes it."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -175,7 +174,7 @@ def application(engine: Engine, since: int, folder: str, **guarded: Any) -> Guar
     ]
     errors = (HTTPException, Refusal, Mistake, Busy, Stopping, Exception)
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=dict.fromkeys(errors, refuse))
-    app.state.engine, app.state.since, app.state.folder = engine, since, folder
+    app.state.engine, app.state.since = engine, since
     known = {route.path for route in routes}
 
     def seen(path: str, status: int) -> None:

@@ -47,8 +47,7 @@ def serve(name: str, options: argparse.Namespace, token: str | None, bound: sock
     engine.start()
     local = options.host in ("127.0.0.1", "localhost", "::1")
     hosts = [*options.allowed_host, options.host, *([] if local else ["*"])]
-    folder = str(options.model or "")
-    guarded = application(engine, int(time.time()), folder, hosts=hosts, origins=options.allowed_origin, token=token)
+    guarded = application(engine, int(time.time()), hosts=hosts, origins=options.allowed_origin, token=token)
     config = uvicorn.Config(
         guarded, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=2, lifespan="on"
     )

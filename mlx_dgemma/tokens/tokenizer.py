@@ -36,11 +36,11 @@ class Tokenizer:
 
         NotFound: there is no tokenizer.json. Mistake: one of the files cannot be used.
         """
-        self._folder, self._most_tokens = Path(folder), most_tokens
-        self._backend = _load_backend(self._folder / "tokenizer.json")
-        path = self._folder / "tokenizer_config.json"
+        self.folder, self._most_tokens = Path(folder), most_tokens
+        self._backend = _load_backend(self.folder / "tokenizer.json")
+        path = self.folder / "tokenizer_config.json"
         config = read_json(path, TOKENIZER_CONFIG) if is_file(path) else {}
-        template = read_template(self._folder, config)
+        template = read_template(self.folder, config)
         self.special_tokens = _special_tokens(config, self._backend)
         # transformers: a token that the config names is special, whatever tokenizer.json says of it.
         added = self._backend.get_added_tokens_decoder()
@@ -61,7 +61,7 @@ class Tokenizer:
         self.has_chat_template: bool = template is not None
         self._template = None
         if template is not None:
-            self._template = ChatTemplate(template, self._folder, self.special_tokens, self.split)
+            self._template = ChatTemplate(template, self.folder, self.special_tokens, self.split)
 
     def token_id(self, token: str) -> int | None:
         """Returns the id of one token by its exact text, None where the vocabulary lacks it."""
@@ -144,7 +144,7 @@ class Tokenizer:
         """
         if self._template is None:
             remedy = "add chat_template.jinja to the folder, or give the text as it is with --raw"
-            raise Mistake(f"the tokenizer in {self._folder} has no chat template: {remedy}")
+            raise Mistake(f"the tokenizer in {self.folder} has no chat template: {remedy}")
         if not messages or not all(isinstance(message, dict) for message in messages):
             raise Mistake(f'need a list of messages, {{"role": ..., "content": ...}}, got {messages!r:.80}')
         for content in (message.get("content") for message in messages):

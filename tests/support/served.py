@@ -77,7 +77,7 @@ def served(load, *, token: str | None = None, hosts=(), name: str = "tiny", sent
     bound = socket.create_server(("127.0.0.1", 0))
     if sent:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sent)
-    app = application(engine, int(time.time()), "/secret/folder", token=token, hosts=hosts)
+    app = application(engine, int(time.time()), token=token, hosts=hosts)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
     thread = threading.Thread(target=lambda: server.run(sockets=[bound]), daemon=True)
     thread.start()
