@@ -6,7 +6,7 @@ Inference alone: it has no gradients. The order of operations is that of `networ
 import mlx.core as mx
 import numpy as np
 
-from . import kernels
+from . import family, kernels
 from .network import Experts, Layer, Network, Segment
 
 
@@ -58,7 +58,8 @@ def _feed_forward(
 
 def _experts(module: Experts, x: mx.array, routing: kernels.Routing) -> mx.array:
     """[N, D] -> [N * K, D] of each pair, not weighted."""
-    if all(kernels.multiplies(layer, x.dtype) for layer in (module.gate_up_proj, module.down_proj)):
+    many = routing.order.size >= family.current().sorted_from  # for a few pairs, MLX has other kernels
+    if many and all(kernels.multiplies(layer, x.dtype) for layer in (module.gate_up_proj, module.down_proj)):
         hidden = kernels.multiply(module.gate_up_proj, x, routing, gated=True)
         return kernels.multiply(module.down_proj, hidden, routing, gated=False)
     return module.of_pairs(x, routing.experts.reshape(routing.weights.shape), routing.order).reshape(-1, x.shape[1])

@@ -116,16 +116,18 @@ def rise(raw: mx.array, cap: float, temperature: mx.array, top: mx.array) -> tup
 
 
 @compiled
-def weigh(raw: mx.array, cap: float, temperature: mx.array, top: mx.array, reach: float | None) -> tuple[mx.array, ...]:
+def weigh(
+    raw: mx.array, cap: float, temperature: mx.array, top: mx.array, reach: float | None, wide: bool
+) -> tuple[mx.array, ...]:
     """[T, S] each: weights, their terms of the heat, and the weights in the dtype of `raw`; with a `reach`, also the
-    logits, and 1 where they may be near the top in the end."""
+    logits, and 1 where they may be near the top in the end, in 16 bits unless a slice is too `wide` for their sums."""
     logits = processed(raw, cap, temperature)
     below = logits - top  # <= 0
     weights = mx.exp(below)
     heats = weights * below
     if reach is None:
         return weights, heats, mx.maximum(weights, heats).astype(raw.dtype)  # heats are never more
-    near = (below >= -reach).astype(mx.uint16 if raw.shape[-1] < 2**16 else mx.int32)  # their sums are to fit
+    near = (below >= -reach).astype(mx.int32 if wide else mx.uint16)
     return weights, heats, mx.where(near >= 0, weights, heats).astype(raw.dtype), logits, near
 
 
@@ -201,7 +203,8 @@ class Sweep:
         place = raw.argmax(axis=-1, keepdims=True)
         top, fade = rise(mx.take_along_axis(raw, place, axis=-1), self.cap, self.temperature, top)
         reach = self.reach if self.inputs.listed else None
-        weights, heats, narrow, *near = weigh(raw, self.cap, self.temperature, top, reach)
+        wide = raw.shape[-1] >= 2**16
+        weights, heats, narrow, *near = weigh(raw, self.cap, self.temperature, top, reach, wide)
         masses = weights.reshape(len(raw), -1, block_of(raw.shape[-1])).sum(axis=-1)
         if near:
             lists = listed(lists, *near, first)
