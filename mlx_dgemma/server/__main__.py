@@ -34,6 +34,7 @@ def parser() -> Parser:
         "--queue", type=at_least(0), default=64, metavar="N", help="requests that may wait; more are told to come again"
     )
     add("--cache-memory", type=float, metavar="GB", help="of all caches (default: half of what is free)")
+    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="a text that takes longer ends as it stands")
     add_max_tokens(add)
     add_ask(parser)
     add_model(parser)
@@ -72,6 +73,7 @@ def serve(options: argparse.Namespace) -> int:
         raise Mistake(f"--host {options.host} lets others ask: give a token by --api-key, or in ${TOKEN}")
     memory = options.cache_memory
     need(memory is None or memory > 0, "--cache-memory > 0", f"{memory}")
+    need(options.timeout > 0, "--timeout > 0", f"{options.timeout}")
     with listen(options.host, options.port) as bound:
         return serve(NAME, options, token, bound)
 

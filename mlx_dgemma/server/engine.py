@@ -80,10 +80,12 @@ class Engine:
         places: int = 8,
         waiting: int = 32,
         memory: int | None = None,
+        limit: float | None = None,
     ):
         """`name`: of the model, as clients see it; `places`: rows that run at once; `waiting`: requests that may wait
-        for one; `memory`: bytes of all caches, None: half of what is free once the model is loaded."""
-        self.load, self.name = load, name
+        for one; `memory`: bytes of all caches, None: half of what is free once the model is loaded; `limit`: seconds
+        that a request may take, None: any number."""
+        self.load, self.name, self.limit = load, name, limit
         self.places, self.most_waiting, self.memory = places, waiting, memory
         self.metrics = Metrics(
             {

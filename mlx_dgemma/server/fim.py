@@ -5,6 +5,7 @@ than the gap needs.
 """
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -259,6 +260,8 @@ class InfillWire(CompletionWire):
         if result is None:  # a warm-up
             return {}
         prompt, count = len(self.wanted.question.tokens), sum(result.lengths)
+        seconds = max(time.monotonic() - self.wanted.since, 1e-3)  # reading and writing are not told apart
+        timings = {"prompt": (prompt, 0.0), "predicted": (count, seconds)}
         reply = {
             "index": 0,
             "content": filled_text(self.wanted, result),
@@ -269,9 +272,11 @@ class InfillWire(CompletionWire):
             "tokens_predicted": count,
             "tokens_evaluated": prompt,
             "tokens_cached": prompt,
-            "timings/prompt_n": prompt,
-            "timings/predicted_n": count,
             "warnings": filled_warnings(self.wanted, result),
         }
+        for name, (tokens, took) in timings.items():
+            each, rate = 1000 * took / max(tokens, 1), tokens / took if took else 0.0
+            reply |= {f"timings/{name}_n": tokens, f"timings/{name}_ms": 1000 * took}
+            reply |= {f"timings/{name}_per_token_ms": each, f"timings/{name}_per_second": rate}
         names = self.body.response_fields
         return reply if names is None else {name: reply[name] for name in names if name in reply}

@@ -42,7 +42,12 @@ def serve(name: str, options: argparse.Namespace, token: str | None, bound: sock
     memory = None if options.cache_memory is None else int(options.cache_memory * 1e9)
     model_name = (options.model or "tiny").rstrip("/").split("/")[-1]
     engine = Engine(
-        lambda: open_model(name, options), model_name, places=options.size, waiting=options.queue, memory=memory
+        lambda: open_model(name, options),
+        model_name,
+        places=options.size,
+        waiting=options.queue,
+        memory=memory,
+        limit=options.timeout,
     )
     engine.start()
     local = options.host in ("127.0.0.1", "localhost", "::1")

@@ -44,6 +44,7 @@ class Wanted:
     task: Callable[[Engine, Put, Ask], Task] | None = None  # None: it is answered, or chosen
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
+    since: float = field(default_factory=time.monotonic)
 
     rows: int = 1  # that run at once
 
@@ -102,7 +103,8 @@ def ask_of(engine: Engine, body: Body, max_tokens: int | None, warnings: list[st
     else:
         drawing |= _draw(drawn, warnings)
     changes: dict[str, Any] = {"mode": mode, "max_tokens": max_tokens or default.max_tokens}
-    changes |= {name: value for name in ("seed", "deadline") if (value := getattr(body, name)) is not None}
+    changes |= {} if body.seed is None else {"seed": body.seed}
+    changes["deadline"] = min(filter(None, (body.deadline, default.deadline, engine.limit)), default=None)
     changes["verify"] = default.verify and mode == "diffusion" if verify is None else verify
     try:
         draw = replace(default.draw, **drawing)
