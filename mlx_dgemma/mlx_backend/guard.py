@@ -214,7 +214,7 @@ def judge(make: Callable[[], tuple[Compute, Compute]], bound: float) -> dict[str
         ours, theirs = make()
         error = difference(ours(), theirs())
         ms, ms_of_mlx = (milliseconds(compute) for compute in (ours, theirs))
-    except (RuntimeError, ValueError) as wrong:  # what Metal's compiler says is long
+    except (RuntimeError, ValueError, TypeError) as wrong:  # what Metal's compiler says is long
         return {"used": False, "note": " ".join(str(wrong).split())[:200]}
     return {"error": error, "ms": ms, "ms_of_mlx": ms_of_mlx, "used": error <= bound and ms < ms_of_mlx}
 
