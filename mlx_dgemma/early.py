@@ -9,7 +9,7 @@ def _is_command() -> bool:
     first, given = sys.argv[0], sys.orig_argv
     if first == "-m" and "-m" in given:  # Python is on its way to the module
         return given[given.index("-m") + 1].partition(".")[0] == "mlx_dgemma"
-    return os.path.basename(first).startswith("mlx_dgemma.")
+    return os.path.basename(first).partition(".")[0] == "mlx_dgemma"
 
 
 def _leave(*_) -> None:

@@ -78,7 +78,7 @@ def _parse(line: str, default: Request) -> Request:
     if texts and thinking:
         raise Mistake("what fills a gap is not thought about: leave out thinking")
     prompt = shown(given["prompt"]) if "prompt" in given else fill_prompt(texts)
-    messages = given.get("messages") or [{"role": "user", "content": prompt}]
+    messages = [_with_lines(m) for m in given.get("messages") or []] or [{"role": "user", "content": prompt}]
     system = system_turn(given["system"]) if "system" in given else default.messages
     return replace(
         default,
@@ -90,6 +90,12 @@ def _parse(line: str, default: Request) -> Request:
         lengths=lengths,
         heal=given.get("heal", False),
     )
+
+
+def _with_lines(message: Any) -> Any:
+    r"""Returns a message whose text, if it is one, has lines that end with "\n"."""
+    text = message.get("content") if isinstance(message, dict) else None
+    return message | {"content": shown(text)} if isinstance(text, str) else message
 
 
 def system_turn(text: str | None) -> list[dict]:

@@ -17,6 +17,7 @@ from mlx_dgemma.fill.line_ends import BOM, line_end, shown
 from mlx_dgemma.load import load
 from mlx_dgemma.terminal.keyboard import line_of_pipe
 from mlx_dgemma.terminal.prompt import read_prompt
+from mlx_dgemma.terminal.requests import Request, read_lines
 
 PUZZLE = "Solve this sudoku:\n...3\n.124\n1342\n2.3."
 GRID = "4213\n3124\n1342\n2431\n"
@@ -104,3 +105,11 @@ def test_standard_input(monkeypatch):
     assert read_prompt("-", raw=True) == "a\r\nb"
     monkeypatch.setattr("sys.stdin", Stdin(f"{BOM}/help\r\n".encode()))
     assert line_of_pipe("") == "/help"
+
+
+def test_lines_of_messages(tmp_path):
+    request = {"messages": [{"role": "user", "content": "Sort:\r\nLima"}, {"role": "assistant", "content": None}]}
+    (tmp_path / "lines.jsonl").write_text(json.dumps(request) + "\r\n" + '{"prompt": "a\\rb", "system": "c\\r\\nd"}')
+    first, second = read_lines(str(tmp_path / "lines.jsonl"), Request())
+    assert first.messages == [{"role": "user", "content": "Sort:\nLima"}, {"role": "assistant", "content": None}]
+    assert [message["content"] for message in second.messages] == ["c\nd", "a\nb"]
