@@ -7,6 +7,11 @@ where the language is. The draft is therefore the most probable text of the lang
 has it: what is forced behind a token that the model is sure of is fixed for the next pass, at its place. So a string's
 end, once it is sure, lays the skeleton behind it; as long as it moves, so does that. A model that has not become sure
 by half of its passes is helped: from then on what a draft repeats from its beginning counts as sure.
+
+A form can be narrower than what the model would like to say, or have another order; a model held to it may then know
+nothing of what stands where. So it first speaks unaided: as long as what it says is a document of the form but for
+members that the form leaves out, and for their order (`projection.py`), that document is the draft, and nothing is
+held.
 """
 
 from collections.abc import Sequence
@@ -26,7 +31,9 @@ from ..writing.diffuse import begin
 from ..writing.writing import check_room
 from .automaton import Automaton
 from .lattice import IMPROBABLE, Lattice, Path, Vocabulary
+from .projection import projected
 
+UNAIDED = 2  # passes without a document in it after which a model is held to the form
 OVERRULED = 1.0  # nats of a position whose argmax cannot stand there: too many to be accepted, or to settle
 
 
@@ -36,6 +43,7 @@ class Language:
     def __init__(self, model: DiffusionModel, vocabulary: Vocabulary, automaton: Automaton):
         """`vocabulary` is the same for every language of a tokenizer, and a second of work."""
         self.model = model
+        self.decode = vocabulary.decode
         self.lattice = Lattice(automaton, vocabulary, model.facts)
         self.sets: list[TokenSet] = []  # what `Block.allowed` points to
         self._slots: dict[int, int] = {}  # by state
@@ -111,8 +119,16 @@ class TokenByToken:
 class Document(Open):
     """The blocks of a text of the language that is denoised."""
 
-    def __init__(self, language: Language, room: int, max_tokens: int, canvas_length: int | str | None = None):
+    def __init__(
+        self,
+        language: Language,
+        room: int,
+        max_tokens: int,
+        canvas_length: int | str | None = None,
+        unaided: int = UNAIDED,
+    ):
         super().__init__(language.model.facts, room, max_tokens, canvas_length)
+        self.unaided = unaided  # passes that are left to it; 0: held
         self.language, self.lattice, self.state = language, language.lattice, 0
         self.tokens_left = min(max_tokens, room // self.width() * self.width())
         self.path: Path | None = None  # the draft of the last pass
@@ -121,7 +137,7 @@ class Document(Open):
         language.check_fits(self.tokens_left)
 
     def first(self) -> Block:
-        return self._block(np.zeros(0, np.int32), self.width())
+        return super().first() if self.unaided else self._block(np.zeros(0, np.int32), self.width())
 
     def _block(self, start: np.ndarray, length: int) -> Block:
         """A canvas that begins with `start`, and with what is forced behind it."""
@@ -141,17 +157,31 @@ class Document(Open):
         return super().after(draft)
 
     def revise(self, prediction: Prediction, block: Block) -> Prediction:
-        """The most probable text of the language as the draft. A position that it overrules is not sure."""
+        """What the model says unaided, or the most probable text of the language, as the draft. A position that it
+        overrules is not sure; what is behind its end does not matter, so it is filler, and sure."""
+        if said := self._said(prediction.argmax):
+            self.path, self.overruled = said, np.zeros(len(said.tokens), bool)
+            return replace(prediction, argmax=said.tokens)
+        self.unaided = max(self.unaided - 1, 0)
         candidates = [self._candidates(prediction, block, i) for i in range(len(block.tokens))]
         self.earlier = None if self.path is None else self.path.tokens
         self.path = self.lattice.best(self.state, candidates, self.tokens_left)
-        self.overruled = block.free & (prediction.argmax != self.path.tokens)
+        over = self.lattice.over[self.path.states[:-1]]
+        self.overruled = block.free & ~over & (prediction.argmax != self.path.tokens)
         entropy = np.where(self.overruled, np.maximum(prediction.entropy, OVERRULED), prediction.entropy)
-        return replace(prediction, argmax=self.path.tokens, entropy=entropy.astype(np.float32))
+        entropy = np.where(over, 0, entropy).astype(np.float32)
+        sample = np.where(over, self.path.tokens, prediction.sample)
+        return replace(prediction, argmax=self.path.tokens, sample=sample, entropy=entropy)
+
+    def _said(self, draft: np.ndarray) -> Path | None:
+        """The document that the model says unaided, None where it is held or says none."""
+        said = self.content(draft)[:-1].tolist() if self.unaided else []
+        document = projected(self.lattice.automaton, self.language.decode(said)) if said else None
+        return document and self.lattice.spelt(document, len(draft), self.tokens_left)
 
     def _candidates(self, prediction: Prediction, block: Block, i: int) -> tuple[np.ndarray, np.ndarray, float]:
         """Token ids at position i, their log-probabilities, and one for every other id."""
-        if block.fixed[i]:
+        if not block.free[i]:
             return block.tokens[i : i + 1], np.zeros(1), IMPROBABLE
         if i in prediction.allowed_logprobs:
             return self.language.sets[int(block.allowed[i])].ids, prediction.allowed_logprobs[i], IMPROBABLE
@@ -163,6 +193,10 @@ class Document(Open):
         return ids, logprobs, float(np.log(rest))
 
     def narrow(self, block: Block, accepted: np.ndarray, late: bool) -> Block:
+        if self.unaided:
+            return block
+        if block.fixed is None:  # from here on it is held: what it was sure of stood elsewhere
+            accepted, self.earlier = np.zeros(len(accepted), bool), None
         sure, stable = accepted & ~self.overruled, 0
         # Early drafts of an unsure model agree by chance, and end their strings too soon.
         if self.earlier is not None and late:
@@ -201,7 +235,7 @@ class Document(Open):
         return allowed
 
     def rewrite(self, block: Block, draft: np.ndarray, start: int, expected: int | None) -> Block:
-        kept = draft[:start]
+        kept, self.unaided = draft[:start], 0
         if expected is not None:
             state = self.lattice.walk(self.state, [*kept, expected])
             if state >= 0 and self.lattice.left[state] <= self.tokens_left - start - 1:

@@ -28,7 +28,7 @@ class Vocabulary:
     """The bytes that each token writes; b"" for special tokens, and for all but one of those that write the same."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int):
-        self.encode = tokenizer.encode
+        self.encode, self.decode = tokenizer.encode, tokenizer.decode
         self.spelt = tokenizer.spelling(vocab_size)
         self.token = {text: token for token, text in enumerate(self.spelt) if text}
         self.lengths = np.array([len(text) for text in self.spelt])
@@ -67,6 +67,7 @@ class Lattice:
     `left` [states] is the number of tokens, the stop token included, of the shortest way to the end that is known: the
     text of the fewest bytes, in the fewest tokens. `out` [states, 2] is that way's next token, and the state behind
     it. `forced` [states] says where one text must follow, and `written` [states] which token begins it (else -1).
+    `over` [states] says where nothing but the stop token or filler can follow.
     """
 
     def __init__(self, automaton: Automaton, vocabulary: Vocabulary, facts: Facts):
@@ -80,7 +81,8 @@ class Lattice:
         self.is_stop[self.stops] = self.is_filler[self.filler] = True
         self.written = self._forced_tokens()
         self.forced = self.written >= 0
-        self.left, self.out = self._ways_out()
+        self.over = np.append(automaton.accepting & ~(automaton.table >= 0).any(axis=1), True)
+        self.left, self.out = self._ways_out(facts.pad_id)
 
     def _forced_tokens(self) -> np.ndarray:
         """[states] the token with which the tokenizer begins the one text that can follow, -1 where there are more.
@@ -107,14 +109,14 @@ class Lattice:
         spelt = self.vocabulary.spelt[tokens[0]] if tokens else b""
         return tokens[0] if spelt and known.startswith(spelt) else -1
 
-    def _ways_out(self) -> tuple[np.ndarray, np.ndarray]:
+    def _ways_out(self, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
         """`left` and `out`."""
         order, byte = self.automaton.nearest
         written, longest, starts = self.written.tolist(), self.vocabulary.longest, cache(self.vocabulary.starts)
         texts, targets = [b""] * self.end, self.table[np.arange(self.end), byte].tolist()  # the shortest text from here
         left, out = (
             [FAR] * self.end + [0],
-            [(int(self.stops[0]), self.end)] * self.end + [(int(self.filler[0]), self.end)],
+            [(int(self.stops[0]), self.end)] * self.end + [(pad_id, self.end)],
         )
         for state in order:
             if byte[state] < 0:
@@ -229,6 +231,22 @@ class Lattice:
             states.append(target)
         return Path(np.array(tokens, np.int32), np.array(states))
 
+    def spelt(self, document: str, length: int, room: int) -> Path | None:
+        """A whole text of the language as a canvas of `length` tokens; None where it takes more, or more than `room`,
+        the stop token included."""
+        tokens, states, rest, whole = [], [0], document.encode(), []
+        while rest and states[-1] >= 0 and len(tokens) < min(length, room):
+            forced = int(self.written[states[-1]])
+            whole = whole or self.vocabulary.encode(rest.decode("utf-8", "ignore"))
+            whole = whole if forced in (-1, *whole[:1]) else [forced]
+            tokens.append(whole.pop(0))
+            states.append(self.walk(states[-1], tokens[-1:]))
+            rest = rest[len(self.vocabulary.spelt[tokens[-1]]) :]
+        if rest or states[-1] < 0 or len(tokens) >= min(length, room):
+            return None
+        filler = [self.stops[0], *[self.out[self.end, 0]] * (length - len(tokens) - 1)]
+        return Path(np.array([*tokens, *filler], np.int32), np.array([*states, *[self.end] * len(filler)]))
+
     def walk(self, state: int, tokens: Iterable[int]) -> int:
         """The state that `tokens` lead to from `state`, -1 for none."""
         for token in tokens:
@@ -239,20 +257,28 @@ class Lattice:
         """The most probable of all ways to put one token at each position of a canvas such that the text can still be
         ended within `room` tokens from the canvas's first: Viterbi's algorithm.
 
-        `predictions` has for each position: ids, their log-probabilities, and one for every other id. The product of
-        the positions' probabilities is the model's, which predicts each apart from the others. A way always exists
-        where `left[start] <= room`: whatever was chosen, the next token towards the end is among those looked at, and
-        no state is entered from which the end is out of reach.
+        `predictions` has for each position: ids, their log-probabilities, and one for every other id. The model
+        predicts each position apart from the others, so a way's log-probabilities add up. They count from the likeliest
+        token, half from that of all and half from that of those which can stand there: the one keeps what comes next
+        where the model expects it, the other does not punish what the form demands. What stands behind the end costs
+        nothing, or ending would be dearer than to swallow what the model goes on to say. A way always exists where
+        `left[start] <= room`: whatever was chosen, the next token towards the end is among those looked at, and no
+        state is entered from which the end is out of reach.
         """
         states, scores = np.array([start]), np.zeros(1)
         back: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for position, (ids, logprobs, other) in enumerate(predictions, start=1):
             after = self.moves(states, ids)
+            after[self.over[states]] = -1  # `out` has the stop token and filler
+            logprobs = np.maximum(logprobs, IMPROBABLE)
+            likeliest = np.where(after >= 0, logprobs, other).max(axis=1, initial=other)
+            likeliest = (likeliest + logprobs.max(initial=other)) / 2
             source, which = np.nonzero(after >= 0)
             target = np.concatenate([after[source, which], self.out[states, 1]])
             token = np.concatenate([ids[which], self.out[states, 0]])
-            score = np.concatenate([scores[source] + np.maximum(logprobs[which], IMPROBABLE), scores + other])
-            source = np.concatenate([source, np.arange(len(states))])
+            worth = np.append(logprobs[which], np.where(self.over[states], likeliest, other))
+            source = np.append(source, np.arange(len(states)))
+            score = scores[source] + worth - likeliest[source]
             score = np.where(self.left[target] <= max(room - position, 0), score, -np.inf)
             order = np.lexsort((score, target))
             last = order[np.append(target[order][1:] != target[order][:-1], True)]  # the best into each state

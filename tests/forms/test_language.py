@@ -61,6 +61,13 @@ def begun(loaded, language, prompt: str = PROMPT, request: int = 0, model=None, 
     return begin_within(model or loaded[0], Text(prompt_tokens(loaded[1], prompt)), ask, language, request=request)
 
 
+def from_the_start(writing: InProgress) -> InProgress:
+    """Held to its form without a pass unaided."""
+    writing.layout.unaided = 0
+    writing._begin(writing.layout.first())
+    return writing
+
+
 def answer_of(loaded, steps, max_tokens: int = 10_000) -> Answer:
     answer = Answer(loaded[0].facts, loaded[1], max_tokens)
     for step in steps:
@@ -83,7 +90,7 @@ def test_every_draft_is_a_document(loaded, language):
 
 def test_the_skeleton_is_fixed_where_the_draft_has_it(loaded, language):
     model, tokenizer, _ = loaded
-    writing = begun(loaded, language)
+    writing = from_the_start(begun(loaded, language))
     first = writing.row()
     assert tokenizer.decode(first.canvas[first.fixed].tolist()) == '{"name": "'
     assert (first.hint[first.fixed] == first.canvas[first.fixed]).all()
@@ -98,10 +105,30 @@ def test_the_skeleton_is_fixed_where_the_draft_has_it(loaded, language):
     assert tokenizer.decode(step.draft.tolist()).startswith(DOCUMENT)
 
 
+def test_what_it_says_unaided_is_the_draft_and_nothing_is_held(loaded):
+    """Asked for fewer members, in another order."""
+    names = {name: schema_rates.PERSON[name] for name in ("city", "name")}
+    narrow = language_of(loaded, schema.automaton({"type": "object", "properties": names, "required": list(names)}))
+    writing = begun(loaded, narrow)
+    steps = list(run(loaded[0], [writing]))
+    assert writing.current.fixed is None
+    assert answer_of(loaded, steps).text == '{"city": "Kyiv", "name": "Ivan"}'
+
+
+def test_without_a_document_in_two_passes_it_is_held(loaded, language):
+    writing = begun(loaded, language, "Sort: Lima, Kyiv, Oslo", seed=3)
+    held = []
+    while not writing.done:
+        row = writing.row()
+        held.append(row.fixed is not None)
+        writing.take(loaded[0].denoise([row])[0])
+    assert held[:3] == [False, False, True] and all(held[2:])
+
+
 def test_a_position_hears_only_what_may_stand_there(loaded):
     model, tokenizer, _ = loaded
     numbers = language_of(loaded, series("n = ", Repeat(Literal("7"), 1), "!"))
-    row = begun(loaded, numbers, max_tokens=9).row()
+    row = from_the_start(begun(loaded, numbers, max_tokens=9)).row()
     slot = int(np.argmin(row.fixed))
     prediction = model.denoise([row])[0]
     allowed = row.token_sets[int(row.allowed[slot])].ids
@@ -136,7 +163,7 @@ def test_a_narrow_canvas(loaded, language):
 def test_token_sets_go_with_their_language(loaded):
     held = language_of(loaded, schema.automaton(PERSON))
     for mode in ("diffusion", "ar"):
-        written(loaded, held, mode=mode)
+        written(loaded, held, "Sort: Lima, Kyiv, Oslo", mode=mode)
     sets = [weakref.ref(one) for one in [*held.sets, held.following(0, 1000)]]
     gc.collect()
     assert all(one() is not None for one in sets)

@@ -21,6 +21,8 @@ FOLDERS = {"bytes": checkpoints.TINY, "bpe": Path(__file__).parents[1] / "fixtur
 
 
 class Few:
+    decode = None
+
     def spelling(self, vocab_size):
         return PIECES
 
@@ -30,6 +32,18 @@ class Few:
 
 def lattice(expression):
     return Lattice(build_automaton(expression), Vocabulary(Few(), len(PIECES)), CONFIG)
+
+
+def worth(made, logprobs: np.ndarray, way: tuple[int, ...]) -> float:
+    """What `Lattice.best` says that it maximises, position by position."""
+    state, total = 0, 0.0
+    for row, token in zip(np.maximum(logprobs, -60), way, strict=True):
+        if state == made.end or (made.accepting[state] and not (made.table[state] >= 0).any()):
+            break
+        here = row[made.moves(np.array([state]), np.arange(len(PIECES)))[0] >= 0].max()
+        total += row[token] - (here + row.max()) / 2
+        state = made.walk(state, [token])
+    return total
 
 
 def texts(made, length: int, room: int):
@@ -62,10 +76,33 @@ def test_best_is_the_most_probable_of_all(expression, room):
     for _ in range(40):
         logprobs = np.log(rng.dirichlet(np.full(len(PIECES), 0.3), size=length) + 1e-30)
         path = made.best(0, [(np.arange(len(PIECES)), row, -60.0) for row in logprobs], room)
-        scores = [np.maximum(logprobs[np.arange(length), way], -60).sum() for way in ways]
         assert tuple(path.tokens) in ways
-        found = np.maximum(logprobs[np.arange(length), path.tokens], -60).sum()
-        assert found == pytest.approx(max(scores))
+        assert worth(made, logprobs, path.tokens) == pytest.approx(max(worth(made, logprobs, way) for way in ways))
+
+
+def test_what_stands_behind_the_end_costs_nothing():
+    """The model says "ab,ab": the form has room for two letters and no comma."""
+    made = lattice(series(Repeat(AB, 1, 2)))
+    said = [2, 3, 6, 2, 3]
+    path = made.best(0, [(np.array([token]), np.zeros(1), -20.0) for token in said], 5)
+    assert path.tokens.tolist() == [2, 3, 1, 0, 0] and path.states[2:].tolist()[1:] == [made.end] * 3
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_text_is_spelt_as_it_is_written_elsewhere(folder):
+    tokenizer = Tokenizer(FOLDERS[folder])
+    vocabulary = Vocabulary(tokenizer, tokenizer.vocab_size)
+    made = Lattice(build_automaton(FORMS["items"]), vocabulary, SimpleNamespace(stop_ids=(1,), pad_id=0))
+    text = "[true, Größe, 7]"
+    path = made.spelt(text, 40, 40)
+    length = path.tokens.tolist().index(1)
+    assert tokenizer.decode(path.tokens[:length].tolist()) == text and set(path.tokens[length + 1 :]) == {0}
+    state = 0
+    for token, after in zip(path.tokens, path.states[1:], strict=True):
+        state = made.walk(state, [token])
+        assert state == after >= 0
+    assert made.spelt(text, length + 1, 40) and not made.spelt(text, length, 40) and not made.spelt(text, 40, length)
+    assert made.spelt("[false]", 40, 40) is None
 
 
 def test_a_way_is_found_whatever_is_predicted():
