@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import Mistake
 
-MOST_STATES = 30_000  # a table of 30 MB
+MOST_STATES = 50_000  # a table of 50 MB
 MOST_WORK = 1_200_000  # arcs looked at: about a second of a slow processor
 MOST_REFINEMENT = 200_000  # of them, to minimise one part
 FEWEST_ROUNDS = 8  # of refinement: a part that affords fewer is hardly ever done
@@ -131,6 +131,18 @@ def intersection(left: Automaton, right: Automaton, budget: Budget) -> Automaton
                     row.append((first, last, numbers[pair]))
         rows.append(joined(row))
     return trimmed(rows, [bool(left.accepting[a] and right.accepting[b]) for a, b in order])
+
+
+def complement(automaton: Automaton) -> Automaton:
+    """The automaton of all other byte strings."""
+    sink, rows = automaton.size, []
+    for row in [*automaton.rows, []]:
+        full, after = [], 0
+        for low, high, target in row:
+            full += [(after, low - 1, sink)] * (after < low) + [(low, high, target)]
+            after = high + 1
+        rows.append([*full, *[(after, 255, sink)] * (after < 256)])
+    return Automaton(rows, np.append(~automaton.accepting, True))
 
 
 def minimised(automaton: Automaton, budget: Budget) -> Automaton:

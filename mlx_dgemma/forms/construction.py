@@ -16,7 +16,7 @@ from ..errors import Mistake
 from .automaton import MOST_STATES, TOO_LARGE, Automaton, Budget, Row, intersection, joined, minimised, trimmed
 from .expression import LAST, Both, Chars, Either, Expression, Joined, Ranges, Repeat, Series, Text, children
 
-MOST_NODES = 5 * MOST_STATES  # of a graph: many nodes can make one state
+MOST_NODES = 3 * MOST_STATES  # of a graph: many nodes can make one state
 
 ByteRanges = tuple[tuple[int, int], ...]  # one byte of each range, one after another
 
@@ -51,14 +51,18 @@ def _products(low: bytes, high: bytes) -> Iterator[ByteRanges]:
         yield ((first, last), *[(0x80, 0xBF)] * rest)
 
 
+class Empty(Mistake):
+    """An expression that no text matches."""
+
+
 def build_automaton(expression: Expression, budget: Budget | None = None) -> Automaton:
     """Builds the automaton of the texts that `expression` describes.
 
-    Mistake where it is too large, takes more work than is left in `budget`, or matches nothing at all.
+    Mistake where it is too large, or takes more work than is left in `budget`; Empty where it matches nothing at all.
     """
     automaton = _minimal(expression, budget or Budget())
     if not automaton.accepting.any():
-        raise Mistake("nothing fits it")
+        raise Empty("nothing fits it")
     return automaton
 
 
@@ -119,7 +123,7 @@ class _Graph:
         self.budget = budget
         self.arcs: list[Row] = []
         self.free: dict[int, list[int]] = defaultdict(list)  # node -> nodes that are reached from it for nothing
-        self.closures: dict[int, list[int]] = {}
+        self.closures: dict[int, frozenset[int]] = {}
 
     def node(self) -> int:
         if len(self.arcs) >= MOST_NODES:
@@ -206,8 +210,10 @@ class _Graph:
             self.free[base + state].append(end)
         return end
 
-    def _closure(self, node: int) -> list[int]:
+    def _closure(self, node: int) -> frozenset[int]:
         """The nodes reached from `node` for nothing that have arcs, or are an end."""
+        if node not in self.free:
+            return frozenset([node])
         if node not in self.closures:
             seen, waiting = {node}, [node]
             while waiting:
@@ -215,7 +221,7 @@ class _Graph:
                 seen.update(targets)
                 waiting += targets
             self.budget.spend(len(seen))
-            self.closures[node] = [target for target in seen if self.arcs[target] or target not in self.free]
+            self.closures[node] = frozenset(target for target in seen if self.arcs[target] or target not in self.free)
         return self.closures[node]
 
     def deterministic(self, end: int) -> Automaton:
@@ -225,7 +231,7 @@ class _Graph:
         @cache
         def state_after(targets: frozenset[int]) -> int:
             """The state behind arcs to these nodes."""
-            closure = frozenset(node for target in targets for node in self._closure(target))
+            closure = frozenset[int]().union(*map(self._closure, targets))
             self.budget.spend(len(closure))
             if closure not in numbers:
                 numbers[closure] = len(order)

@@ -1,15 +1,21 @@
 """Bounds -> the expression (`expression.py`) of the numbers between them, as JSON writes them."""
 
+import json
 import re
 from fractions import Fraction
-from math import ceil, floor, inf, nextafter
+from math import ceil, floor, inf, lcm, nextafter
 
-from ..errors import Mistake
-from .expression import Expression, Repeat, Text, between, either, optional, series
+import numpy as np
+
+from .automaton import Automaton
+from .construction import Empty
+from .expression import Both, Expression, Repeat, Text, between, either, optional, series
 
 DIGIT = between("0", "9")
 WHOLE_DIGITS = 18  # of a whole number without a bound
 DIGITS = 15  # of a number before its point and after it: as many as a double tells apart
+MOST_MULTIPLES = 500  # that are listed
+MOST_DIVISOR = 200  # whose remainders are states
 DECIMALS = 6  # after the point where there are bounds, more where those leave no such number
 
 Bound = tuple[Fraction, bool]  # a number, and whether it is excluded
@@ -89,5 +95,62 @@ def number(low: Bound | None, high: Bound | None, *, whole: bool) -> Expression:
         more = (_with_decimals(low, high, decimals) for decimals in range(DECIMALS + 1, DIGITS + 1))
         options = next(filter(None, more), [])
     if not options:
-        raise Mistake("its bounds leave no number")
+        raise Empty("its bounds leave no number")
     return either(*options)
+
+
+def is_multiple(value: float, of: float) -> bool:
+    """True if it is, as it is written and as jsonschema divides doubles."""
+    if (Fraction(str(value)) / Fraction(str(of))).denominator != 1:
+        return False
+    return (value / of).is_integer() if isinstance(of, float) else value % of == 0
+
+
+def multiples(low: Bound | None, high: Bound | None, of: tuple[float, ...], *, whole: bool) -> Expression:
+    """The multiples of all of these numbers between the bounds: in full where those are near or the numbers are small
+    and whole, else the `MOST_MULTIPLES` nearest to 0."""
+    step = Fraction(1) if whole else Fraction(0)
+    for each in of:
+        step = _common_multiple(step, Fraction(str(each)))
+    first = ceil(low[0] / step) if low else None
+    last = floor(high[0] / step) if high else None
+    few = first is not None and last is not None and last - first < MOST_MULTIPLES
+    if step.denominator == 1 and step <= MOST_DIVISOR and not few:
+        return _divisible(number(low, high, whole=True), int(step))
+    first = max(-MOST_MULTIPLES if first is None else first, -MOST_MULTIPLES) if not few else first
+    last = min(MOST_MULTIPLES if last is None else last, MOST_MULTIPLES) if not few else last
+    texts = []
+    for factor in range(first, last + 1):
+        exact = step * factor
+        value = int(exact) if exact.denominator == 1 else float(exact)
+        if _between(exact, low, high) and all(is_multiple(value, each) for each in of):
+            texts.append(json.dumps(value))
+    if not texts:
+        raise Empty("its bounds leave no multiple")
+    return either(*texts)
+
+
+def _divisible(numbers: Expression, divisor: int) -> Expression:
+    """Those of the whole `numbers` that `divisor` divides."""
+    sign, zero, rest = 1, 2, 3  # states behind 0, the start; `rest` on, one of each remainder
+
+    def digits(first: int, before: int) -> list[tuple[int, int, int]]:
+        return [(48 + d, 48 + d, rest + (10 * before + d) % divisor) for d in range(first, 10)]
+
+    rows = [[(45, 45, sign), (48, 48, zero), *digits(1, 0)], digits(1, 0), []]
+    rows += [digits(0, remainder) for remainder in range(divisor)]
+    accepting = np.array([False, False, True, *(remainder == 0 for remainder in range(divisor))])
+    return Both(numbers, Automaton(rows, accepting))
+
+
+def _common_multiple(left: Fraction, right: Fraction) -> Fraction:
+    """The least; the other one where one is 0."""
+    if not left or not right:
+        return left or right
+    denominator = lcm(left.denominator, right.denominator)
+    return Fraction(lcm(int(left * denominator), int(right * denominator)), denominator)
+
+
+def _between(value: Fraction, low: Bound | None, high: Bound | None) -> bool:
+    above = low is None or value > low[0] or (value == low[0] and not low[1])
+    return above and (high is None or value < high[0] or (value == high[0] and not high[1]))

@@ -46,7 +46,7 @@ def test_choices(run):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--json-schema", "multiple"), ("multiple", "#/properties/x/multipleOf cannot be held")),
+        (("--json-schema", "set"), ("set", "#/properties/x/uniqueItems cannot be held")),
         (("--json-schema", "broken"), ("broken is not JSON",)),
         (("--json-schema", "wrong"), ("wrong: no JSON schema", "#/type")),
         (("--json-schema", "missing"), ("missing: no such file",)),
@@ -64,7 +64,7 @@ def test_choices(run):
 )
 def test_mistakes(run, person, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
-    Path("multiple").write_text('{"properties": {"x": {"type": "integer", "multipleOf": 3}}}')
+    Path("set").write_text('{"properties": {"x": {"items": {"type": "integer"}, "uniqueItems": true}}}')
     Path("broken").write_text("{")
     Path("wrong").write_text('{"type": "strin"}')
     mistake(run(*PROMPT, *arguments), *words)

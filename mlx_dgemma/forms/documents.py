@@ -1,0 +1,342 @@
+"""The cases of a schema (`cases.py`) -> the expression of its documents, as `json.dumps` writes them.
+
+Members come in the order of `properties`, others behind them, and only where a schema says what they are. What may
+refer to itself is written to a depth, and so is a value of which nothing is said.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import product
+from typing import Any, NamedTuple
+
+from ..errors import Mistake
+from .automaton import Budget, complement
+from .case import TYPES, Case, Range, Schema, Together, canonical
+from .cases import Refusal
+from .construction import MOST_NODES, Empty, Sizes, build_automaton
+from .expression import Both, Either, Expression, Joined, Repeat, Text, either, optional, series
+from .fit import Fit
+from .numeral import multiples, number
+from .strings import character, quoted, written
+
+NOTHING = Either(())
+FEW = 8  # members of which any one may be the one that is needed
+SCALARS = frozenset(TYPES[2:]) - {"integer"}
+MOST_SETS = 1000  # lists of different values that are looked at
+
+
+class Depth(NamedTuple):
+    """How often a schema may stand inside itself."""
+
+    itself: int
+    anything: int  # a value of which nothing is said
+
+
+class Documents:
+    """Writes expressions, each once for every depth."""
+
+    def __init__(self, fit: Fit, budget: Budget, depth: Depth):
+        self.cases, self.fit, self.budget, self.depth = fit.cases, fit, budget, depth
+        self.circular = fit.cases.references.circular()
+        self.open: Counter[tuple] = Counter()  # how often each schema stands around what is being written
+        self.around = Depth(0, 0)  # how many of them refer to themselves, and say nothing
+        self.known: dict[tuple, Expression] = {}
+        self.numbers: dict[tuple, Expression] = {}
+        self.cut = False  # at a depth
+        self.sizes, self.nodes = Sizes(budget.reach), {}  # nodes: an estimate of how many each path takes
+
+    def largest(self) -> tuple[int, tuple]:
+        """The nodes of the whole schema, and the innermost path that takes half of them."""
+        whole = max(self.nodes.values())
+        return whole, max((path for path, nodes in self.nodes.items() if 2 * nodes >= whole), key=len)
+
+    def value(self, schemas: Together, path: tuple) -> Expression:
+        """The values of which all `schemas` hold; NOTHING where there is none, or only beyond the depth."""
+        cases, around = self.cases.together(schemas), self.around
+        anything = cases == [Case()]
+        key = () if anything else tuple(sorted({id(self.cases.referred(schema)) for schema in schemas}))
+        if (key, around) in self.known:
+            return self.known[key, around]
+        itself = any(not self.circular.isdisjoint(self.cases.applied(schema)) for schema in schemas)
+        if (itself and around.itself == self.depth.itself) or self.open[key] > self.depth.itself:
+            self.cut = True
+            return NOTHING
+        if anything and around.anything == self.depth.anything:
+            self.cut, cases = True, [Case(types=SCALARS)]
+        self.open[key] += 1
+        self.around = Depth(around.itself + itself, around.anything + anything)
+        try:
+            expression = self._options(cases, path)
+        finally:
+            self.open[key] -= 1
+            self.around = around
+        self.known[key, around] = expression
+        self.nodes[path] = self.sizes[expression]
+        return expression
+
+    def _options(self, cases: list[Case], path: tuple) -> Expression:
+        options, empty = [], None
+        for case in cases:
+            place = case.place or path
+            try:
+                options += (found := [option for option in self._case(case, place) if option is not NOTHING])
+                self.nodes[place] = sum(self.sizes[option] for option in found)
+            except Empty as mistake:
+                empty = mistake
+        if not options and empty:
+            raise empty
+        return Either(tuple(options)) if len(options) > 1 else options[0] if options else NOTHING
+
+    def _case(self, case: Case, path: tuple) -> list[Expression]:
+        if case.values is not None:
+            return [self._enumerated(case, path)]
+        writers = {"object": self._object, "array": self._array, "string": self._string}
+        options = []
+        for kind in TYPES:
+            if kind not in case.types:
+                continue
+            if kind in writers:
+                options.append(writers[kind](case, path))
+            elif kind in ("number", "integer"):
+                options.append(self._number(kind, case, path))
+            else:
+                options.append(either("true", "false") if kind == "boolean" else Text("null"))
+        return options
+
+    def _enumerated(self, case: Case, path: tuple) -> Expression:
+        bare = case == Case(values=case.values)
+        try:
+            texts = [written(value) for value in case.values if bare or self.fit.case(value, case)]
+        except Refusal:
+            raise
+        except Mistake as mistake:
+            raise Refusal((*path, "enum"), str(mistake)) from None
+        if (length := sum(map(len, texts))) > MOST_NODES:
+            raise Refusal(
+                (*path, "enum"), f"its values have {length} characters, more than {MOST_NODES}: leave some out"
+            )
+        return either(*texts) if texts else NOTHING
+
+    def _object(self, case: Case, path: tuple) -> Expression:
+        members: dict[str, Expression] = {}
+        for name in dict.fromkeys((*case.properties, *case.required)):
+            allowed = not case.names or self.fit.schemas(name, case.names)
+            inner = self.value(self.fit.member(case, name), (*path, "properties", name)) if allowed else NOTHING
+            if inner is not NOTHING:
+                members[name] = series(f"{written(name)}: ", inner)
+            elif name in case.required:
+                return NOTHING
+        entry = self._entry(case, path)
+        needed = [name in case.required for name in members]
+        counted = case.members
+        if counted.most is not None:
+            members = self._fewest(members, needed, counted.most)
+            needed = [name in case.required for name in members]
+        if counted.empty or (counted.most is not None and sum(needed) > counted.most):
+            return NOTHING
+        missing = counted.least - sum(needed)
+        if entry is not None:
+            room = None if counted.most is None else counted.most - len(members)
+            if missing > 1:
+                raise Refusal((*path, "minProperties"), "names could repeat; say in properties which there are")
+            parts = [*members.values()]
+            if room != 0:
+                parts.append(Repeat(entry, 1, room, Text(", ")))
+                needed.append(missing > 0)
+            return series("{", Joined(tuple(parts), tuple(needed), Text(", ")), "}")
+        if missing > len(members) - sum(needed):
+            return NOTHING
+        return self._with_some([*members.values()], needed, missing)
+
+    @staticmethod
+    def _fewest(members: dict[str, Expression], needed: list[bool], most: int) -> dict[str, Expression]:
+        """The members that are needed, and the first of the others, up to `most`."""
+        spare = max(most - sum(needed), 0)
+        kept = {}
+        for (name, member), must in zip(members.items(), needed, strict=True):
+            if must or spare > 0:
+                kept[name] = member
+                spare -= not must
+        return kept
+
+    @staticmethod
+    def _with_some(parts: list[Expression], needed: list[bool], missing: int) -> Expression:
+        """An object of these members, with `missing` more than are needed: any one, or the first."""
+        free = [i for i, must in enumerate(needed) if not must]
+        ways = [(parts, needed)]
+        if missing == 1 and len(free) <= FEW:  # the first that is there is each in turn
+            ways = []
+            for first in free:
+                kept = [i for i in range(len(parts)) if needed[i] or i >= first]
+                ways.append(([parts[i] for i in kept], [needed[i] or i == first for i in kept]))
+        elif missing > 0:
+            ways = [(parts, [must or i in free[:missing] for i, must in enumerate(needed)])]
+        return either(*(series("{", Joined(tuple(p), tuple(n), Text(", ")), "}") for p, n in ways))
+
+    def _entry(self, case: Case, path: tuple) -> Expression | None:
+        """A member that `properties` does not name, None where none is added."""
+        said = bool(case.matching) or not (case.properties or case.required)
+        said = said or any(self.cases.together([schema]) != [Case()] for _, _, schema in case.others)
+        if not said:
+            return None
+        names = either(*map(written, case.properties)) if case.properties else None
+        patterns = dict.fromkeys(pattern for pattern, _ in case.matching)
+        keys: list[tuple[Expression | None, list, tuple[Schema, ...]]] = []
+        for pattern in patterns:
+            schemas = [schema for other, schema in case.matching if other == pattern]
+            schemas += [schema for _, covered, schema in case.others if pattern not in covered]
+            keys.append(
+                (quoted(self.fit.strings.content(pattern)), [p for p in patterns if p != pattern], tuple(schemas))
+            )
+        rest = tuple(schema for _, _, schema in case.others)
+        keys.append((None, list(patterns), rest))
+        entries = []
+        for key, excluded, schemas in keys:
+            inner = self.value(schemas, (*path, "additionalProperties" if key is None else "patternProperties"))
+            if inner is not NOTHING and (name := self._name(key, excluded, names, case, path)) is not None:
+                entries.append(series(name, ": ", inner))
+        return either(*entries) if entries else None
+
+    def _name(self, key: Expression | None, excluded: list[str], names: Expression | None, case: Case, path: tuple):
+        """Names of members as they are written, without those that are `excluded`; None for none."""
+        made = self.value((*case.names, STRING), path)
+        without = [names] if names else []
+        without += [quoted(self.fit.strings.content(pattern)) for pattern in excluded]
+        try:
+            made = build_automaton(made if key is None else Both(key, made), self.budget)
+            for out in without:
+                made = build_automaton(Both(made, complement(build_automaton(out, self.budget))), self.budget)
+        except Empty:
+            return None
+        return made
+
+    def _array(self, case: Case, path: tuple) -> Expression:
+        if case.items.empty:
+            raise Refusal(
+                (*path, "maxItems"), f"no array has at least {case.items.least} and at most {case.items.most} items"
+            )
+        if case.unique and case.items.most not in (0, 1):
+            return self._set(case, path)
+        first = max((len(first) for first, _ in case.lists), default=0)
+        found = [(schema, counted) for schema, counted in case.contains if counted.least or counted.most is not None]
+        spots = [(schema, counted) for schema, counted in found for _ in range(counted.least)]
+        positions = max(first, len(spots))
+        if case.items.most is not None:
+            positions = min(positions, case.items.most)
+        least = max(case.items.least, len(spots))
+        beyond = case.items.most is not None and least > case.items.most
+        if beyond or any(counted.empty for _, counted in found):
+            return NOTHING
+
+        def item(i: int) -> Expression:
+            schemas = [first[i] if i < len(first) else rest for first, rest in case.lists]
+            here = spots[i][0] if i < len(spots) else None
+            schemas += [here] if here is not None else []
+            schemas += [
+                self.cases.opposite(schema)
+                for schema, counted in found
+                if counted.most is not None and schema is not here
+            ]
+            return self.value(tuple(schemas), (*path, "items"))
+
+        parts = [item(i) for i in range(positions)]
+        if NOTHING in parts:
+            parts, rest = parts[: parts.index(NOTHING)], NOTHING
+        else:
+            rest = item(max(first, len(spots), positions))
+        return self._listed(parts, rest, least, case.items.most)
+
+    @staticmethod
+    def _listed(parts: list[Expression], rest: Expression, least: int, most: int | None) -> Expression:
+        """A list that begins with `parts` and goes on with any number of `rest`."""
+        if rest is NOTHING or most == len(parts):
+            if least > len(parts):
+                return NOTHING
+            behind: Expression = Text("")
+        else:
+            more = None if most is None else most - len(parts)
+            fewest = max(least - len(parts), 0)
+            if not parts:
+                return series("[", Repeat(rest, fewest, more, Text(", ")), "]")
+            behind = Repeat(series(", ", rest), fewest, more)
+        for i in reversed(range(len(parts))):
+            here = series(", " if i else "", parts[i], behind)
+            behind = here if i < least else optional(here)
+        return series("[", behind, "]")
+
+    def _set(self, case: Case, path: tuple) -> Expression:
+        """A list of different values: of an enum, in its order; at most one where nothing is said of them."""
+        first = max((len(first) for first, _ in case.lists), default=0)
+        kinds = [self._finite(tuple(f[i] if i < len(f) else rest for f, rest in case.lists)) for i in range(first + 1)]
+        if not case.lists and not case.contains:
+            return self._array(case & Case(items=Range(0, 1)), path)
+        if case.contains or None in kinds[: first or 1]:
+            raise Refusal((*path, "uniqueItems"), "only the values of an enum can be held apart")
+        if first:
+            ways = (
+                [way for n in range(first + 1) for way in product(*kinds[:n])]
+                if _product(kinds[:first]) <= MOST_SETS
+                else []
+            )
+            fit = [written(list(way)) for way in ways if self.fit.case(list(way), case)]
+            return either(*fit) if fit else NOTHING
+        parts = tuple(Text(written(value)) for value in kinds[0])
+        counted = Repeat(Either(parts), case.items.least, case.items.most, Text(", "))
+        values = Joined(parts, (False,) * len(parts), Text(", "))
+        return series("[", Both(values, counted) if case.items != Range() else values, "]")
+
+    def _finite(self, schemas: Together) -> list | None:
+        """The values of which all `schemas` hold, None for too many."""
+        found: dict[str, Any] = {}
+        for case in self.cases.together(schemas):
+            values = case.values
+            if values is None and case.types <= {"boolean", "null"}:
+                values = (*[False, True] * ("boolean" in case.types), *[None] * ("null" in case.types))
+            if values is None:
+                return None
+            found |= {canonical(value): value for value in values if self.fit.case(value, case)}
+        return [*found.values()]
+
+    def _string(self, case: Case, path: tuple) -> Expression:
+        if case.length.empty:
+            why = f"no text has at least {case.length.least} and at most {case.length.most} characters"
+            raise Refusal((*path, "maxLength"), why)
+        content: Expression | None = None
+        if not case.patterns or case.length != Range():
+            content = Repeat(character(), case.length.least, case.length.most)
+        try:
+            for pattern in case.patterns:
+                made = self.fit.strings.content(pattern)
+                content = made if content is None else build_automaton(Both(made, content), self.budget)
+        except Mistake as mistake:
+            raise _at((*path, "pattern"), mistake) from None
+        return quoted(content)
+
+    def _number(self, kind: str, case: Case, path: tuple) -> Expression:
+        key = (kind, case.low, case.high, case.multiples)
+        if key not in self.numbers:
+            try:
+                bounds, whole = (case.low, case.high), kind == "integer"
+                made = (
+                    multiples(*bounds, case.multiples, whole=whole) if case.multiples else number(*bounds, whole=whole)
+                )
+                self.numbers[key] = build_automaton(made, self.budget)
+            except Mistake as mistake:
+                raise _at(path, mistake) from None
+        return self.numbers[key]
+
+
+STRING: Schema = {"type": "string"}
+
+
+def _at(path: tuple, mistake: Mistake) -> Mistake:
+    named = Refusal(path, str(mistake))
+    return Empty(str(named)) if isinstance(mistake, Empty) else named
+
+
+def _product(kinds: list) -> int:
+    total = 1
+    for values in kinds:
+        total *= len(values or ())
+    return total
