@@ -207,7 +207,7 @@ class Cases:
         for name in case.required:
             yield Case(types=OBJECT, properties={name: (False,)})
         for name, schemas in case.properties.items():
-            for schema in schemas:
+            for schema in (schema for schema in schemas if schema is not True and schema != {}):
                 yield Case(types=OBJECT, required=(name,), properties={name: (self.opposite(schema),)})
         if case.values is not None:
             kinds = {kind(value).replace("integer", "number") for value in case.values}

@@ -46,6 +46,16 @@ CASES = {  # what is said -> documents, and texts that are none
         ['{"k": "b", "z": 0}'],
         [],
     ),
+    "oneOf by members": (
+        {
+            "type": "object",
+            "properties": {name: WHOLE for name in "abcdef"},
+            "oneOf": [{"properties": {name: True}, "required": [name]} for name in "abcdef"],
+            "dependentRequired": {"a": ["b"]},
+        },
+        ['{"b": 1}', '{"f": 1}'],
+        ['{"b": 1, "c": 1}', "{}", '{"a": 1}'],
+    ),
     "oneOf by bounds": ({"oneOf": [WHOLE, {"type": "number", "minimum": 2}]}, ["1", "-3"], ["2", "3", "1.5"]),
     "anyOf beside properties": (
         {
