@@ -6,6 +6,7 @@ those ways that an automaton can hold. "if" gives what holds by its "then", and 
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from typing import Any
@@ -43,9 +44,12 @@ def pointer(path: Iterable) -> str:
 class Cases:
     """The cases of the schemas of one file."""
 
-    def __init__(self, references: References, fits: Callable[[Any, Case], bool], legacy: bool):
+    def __init__(
+        self, references: References, fits: Callable[[Any, Case], bool], legacy: bool, *, opposed: bool = False
+    ):
         """`fits` says whether a value of an enum is one of a case; `legacy`: what stands beside $ref is not read, as
-        before draft 2019-09."""
+        before draft 2019-09; `opposed`: the cases are wider than the schema, never narrower, for what must not hold."""
+        self.opposed = self if opposed else Cases(references, fits, legacy, opposed=True)
         self.references, self.fits, self.legacy = references, fits, legacy
         self.opposites: dict[int, Schema] = {}  # of the schemas of these ids
         self.known: dict[int, list[Case] | None] = {}  # None for those that are being read
@@ -111,6 +115,8 @@ class Cases:
         if "$ref" in schema and self.legacy:
             return self._referred(schema, place)
         cases = [_own(schema, place)]
+        if self.opposed is self:  # `format` is an annotation
+            cases = [replace(cases[0], patterns=())]
         for keyword, read in self._ways().items():
             if keyword in schema:
                 cases = self._both(cases, read(schema, (*place, keyword)), schema)
@@ -122,8 +128,8 @@ class Cases:
         return {
             "$ref": self._referred,
             "allOf": lambda schema, _: self.together(schema["allOf"]),
-            "anyOf": lambda schema, _: [case for option in schema["anyOf"] for case in self.of(option)],
-            "oneOf": self._one_of,
+            "anyOf": self._any_of,
+            "oneOf": self._any_of if self.opposed is self else self._one_of,
             "not": self._not,
             "if": self._if,
             "dependentRequired": self._dependent,
@@ -141,10 +147,13 @@ class Cases:
                 (*place[:-1], "$ref") if place[-1:] == ("$ref",) else (*place, "$ref"), str(mistake)
             ) from None
 
+    def _any_of(self, schema: dict, place: tuple) -> list[Case]:
+        return [case for option in schema[place[-1]] for case in self.of(option)]
+
     def _one_of(self, schema: dict, place: tuple) -> list[Case]:
         """The cases of each option that are none of another."""
-        options, cases = [self.of(option) for option in schema["oneOf"]], []
-        for number, option in enumerate(options):
+        options, cases = [self.opposed.of(option) for option in schema["oneOf"]], []
+        for number, option in enumerate(map(self.of, schema["oneOf"])):
             for case in option:
                 ways = [case]
                 for other in (o for i, o in enumerate(options) if i != number):
@@ -156,16 +165,22 @@ class Cases:
         return cases
 
     def _not(self, schema: dict, place: tuple) -> list[Case]:
-        cases = self.without(self.of(schema["not"]), schema)
+        opposite = schema["not"]
+        if isinstance(opposite, dict) and opposite.keys() == {"not"}:
+            return self.of(opposite["not"])
+        if self.opposed is self and not (isinstance(opposite, dict) and opposite.keys() == {"type"}):
+            return [Case()]
+        cases = self.without(self.opposed.of(opposite), schema)
         if not cases and schema["not"] not in (True, {}):
             raise Refusal(place, "nothing that an automaton can hold is left by it")
         return cases
 
     def _if(self, schema: dict, place: tuple) -> list[Case]:
         then, other = schema.get("then", True), schema.get("else", True)
-        condition = self.of(schema["if"])
-        by_then = self._both(condition, self.of(then), schema)
-        by_else = self._both(self.without(condition, schema), self.of(other), schema)
+        if self.opposed is self:
+            return [*self.of(then), *self.of(other)]
+        by_then = self._both(self.of(schema["if"]), self.of(then), schema)
+        by_else = self._both(self.without(self.opposed.of(schema["if"]), schema), self.of(other), schema)
         return [*by_then, *by_else] or self.together([then, other])
 
     def _dependent(self, schema: dict, place: tuple) -> list[Case]:
@@ -180,15 +195,15 @@ class Cases:
         values = schema.get("enum", [schema.get("const")])
         if "const" in schema:
             values = [value for value in values if canonical(value) == canonical(schema["const"])]
-        if cases != [Case()]:
+        if cases != [Case()] and self.opposed is not self:
             values = [value for value in values if any(self.fits(value, case) for case in cases)]
-        if not values:
+        if not values and self.opposed is not self:
             keyword = "enum" if "enum" in schema else "const"
             raise Refusal((*place, keyword), "none of its values fits what else is said here")
         return [Case(values=tuple(values), place=place)]
 
     def without(self, cases: list[Case], schema: Schema) -> list[Case]:
-        """Cases in which none of `cases` holds; not all of them."""
+        """Cases in which none of `cases`, which are `opposed`, holds; not all of them."""
         result = [Case()]
         for case in cases:
             result = self._both(result, list(self._opposites(case)), schema)
@@ -237,7 +252,7 @@ class Cases:
         if any(schema is False and name not in names and not patterns for names, patterns, schema in case.others):
             return True
         try:
-            return all(self._never(each) for each in self.together(case.properties[name]))
+            return all(self._never(each) for each in self.opposed.together(case.properties[name]))
         except Mistake:
             return False
 

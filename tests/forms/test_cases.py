@@ -72,6 +72,7 @@ CASES = {  # what is said -> documents, and texts that are none
         ['{"b": 1}'],
         ['{"a": 1}'],
     ),
+    "not not": ({"not": {"not": {"const": 0}}}, ["0"], ["1", '""']),
     "if": (
         members(kind={"enum": ["x", "y"]}, n=WHOLE)
         | {"if": {"properties": {"kind": {"const": "x"}}}, "then": {"properties": {"n": {"minimum": 5}}}},
@@ -198,6 +199,17 @@ def test_documents_of(name):
     assert [text for text in documents if not automaton.matches(text.encode())] == []
     assert [text for text in others if automaton.matches(text.encode())] == []
     assert name == "nullable" or wrong(made, automaton) == []
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [{"if": {"not": {"const": "a"}}, "then": False}, {"format": "date"}, {"pattern": "b"}],
+    ids=str,
+)
+def test_what_is_held_too_narrowly_to_be_excluded_is_refused(inner):
+    """Each of them allows more than the cases that are written of it."""
+    with pytest.raises(Mistake, match="#/not cannot be held: nothing that an automaton can hold is left"):
+        schema.automaton({"enum": ["a", "b", 1], "not": inner})
 
 
 @pytest.mark.parametrize(
