@@ -1,15 +1,25 @@
-"""Float32 on the CPU device, wherever the tests run: bounds and equality to the bit are stated for that."""
+"""Float32 on the CPU device, wherever the tests run: bounds and equality to the bit are stated for that.
+
+A machine with CUDA may have no MLX: a test that imports it is skipped there, and says so."""
 
 import os
+import shutil
+from pathlib import Path
+
+import pytest
 
 os.environ["MLX_ENABLE_TF32"] = "0"  # before mlx is imported
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # the models are small: a second thread mostly waits
     os.environ.setdefault(name, "1")
+if not Path("/proc/driver/nvidia/version").exists() and not shutil.which("nvidia-smi"):
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported, which torch and transformers do
 
-import mlx.core as mx  # noqa: E402
-import pytest  # noqa: E402
+try:
+    import mlx.core as mx
 
-mx.set_default_device(mx.cpu)
+    mx.set_default_device(mx.cpu)
+except ModuleNotFoundError:
+    mx = None
 
 from terminals import endless, run  # noqa: E402, F401
 
@@ -18,3 +28,27 @@ from terminals import endless, run  # noqa: E402, F401
 def state(tmp_path_factory, monkeypatch):
     """Chats and what was typed are kept in a folder of the test's."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
+
+
+MISSING = "No module named 'mlx"
+
+
+def _skip(report, path) -> None:
+    report.outcome, report.longrepr = "skipped", (str(path), 1, "Skipped: needs MLX: pip install 'mlx[cpu]'")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    if mx is None and report.failed and MISSING in str(report.longrepr):
+        _skip(report, collector.path)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    error = call.excinfo and call.excinfo.value
+    if mx is None and report.failed and any(MISSING in str(e) for e in (error, error.__cause__, error.__context__)):
+        _skip(report, item.path)
+    return report

@@ -72,8 +72,6 @@ def measure(options: Namespace, arguments: list[str]) -> int:
     measurement = Measurement(options, [NAME, *arguments])
     measurement.run()
     report = measurement.report
-    if options.out:
-        Path(options.out).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if options.plot and report["passes"]:
         plot.plot_machines([(report["machine"]["device"]["name"], report)], Path(options.plot))
     print(json.dumps(report, ensure_ascii=False)) if options.json else show(report)

@@ -3,6 +3,7 @@
 import datetime
 import gc
 import itertools
+import json
 import sys
 import time
 from argparse import Namespace
@@ -12,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..checkpoint.config import DTYPES
+from ..errors import Mistake
 from ..load import baseline, instruments
 from ..terminal import machine
 from ..writing.ask import Ask
@@ -69,6 +71,13 @@ class Measurement:
             self.report["interrupted"] = True
             print("interrupted: what was measured is kept", file=sys.stderr)
         self.report["state"]["after"] = machine.state()
+        self.save()
+
+    def save(self) -> None:
+        """Writes what was measured so far to `--out`: hours may lie before the part that fails or is killed."""
+        if self.settings.out:
+            text = json.dumps(self.report, indent=1, ensure_ascii=False) + "\n"
+            Path(self.settings.out).write_text(text, encoding="utf-8")
 
     def load(self) -> Subject:
         settings, start = self.settings, time.perf_counter()
@@ -119,8 +128,15 @@ class Measurement:
         count = Count(subject.model.config, report["bits"], report["kv_bytes"])
         for context, rows in itertools.product(settings.context, settings.batch):
             passes = Passes(subject.model, tools, subject.sampling, context, rows, settings.repeat, settings.seed)
-            with phase(f"passes of {rows} x {context} tokens"):
-                report["passes"].append(measure_passes(passes, count, ceilings, settings.steps_per_block))
+            name = f"passes of {rows} x {context} tokens"
+            try:
+                with phase(name):
+                    report["passes"].append(measure_passes(passes, count, ceilings, settings.steps_per_block))
+            except Mistake as error:  # too little memory for this one
+                if not report["passes"]:
+                    raise
+                report["missing"][name] = str(error)
+            self.save()
 
     def answer_cold(self, mode: str, write: Writer, prompt: Prompt, settings: dict) -> None:
         """Answers for the first time in this process."""

@@ -11,12 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from . import device
+from .fused import rms_norm, rotated_norm
 from .tokens import KeyRange
 
 SCORES = 64_000_000  # bytes of scores, at most, in one block of keys
 LOWEST = -1e30  # of a running maximum: finite, so that differences stay numbers
 
 Pair = tuple[Tensor, Tensor]  # keys and values
+
+
+def heads(
+    qkv: Tensor, sizes: tuple[int, ...], q_weight: Tensor, k_weight: Tensor, rotation: Tensor, eps: float
+) -> list[Tensor]:
+    """qkv [T, the sum of sizes] -> queries, keys and values [T, H, D] each: RMSNorm of each head, and but for values
+    its weight, and RoPE by `rotation` [2, T, D / 2], the cosines and the sines. With two sizes values are raw keys."""
+    if device.by_kernel(qkv):
+        from .attention_kernels import heads as by_kernel
+
+        return by_kernel(qkv, sizes, q_weight, k_weight, rotation, eps)
+    raw = [part.unflatten(-1, (-1, len(q_weight))) for part in qkv.split(sizes, dim=-1)]
+    rotated = [rotated_norm(x, weight, rotation, eps) for x, weight in zip(raw, (q_weight, k_weight), strict=False)]
+    return [*rotated, rms_norm(raw[-1], None, eps)]
 
 
 class Attend(nn.Module):
@@ -27,7 +42,7 @@ class Attend(nn.Module):
         text at p % room; `new` are those of the queries' tokens, [N, Q, G, D], which only a canvas reads. A query
         without keys gets zeros."""
         if device.by_kernel(queries):
-            from .kernels import attend
+            from .attention_kernels import attend
 
             return attend(queries, cache, new, keys)
         return in_blocks(queries, cache, new, keys)

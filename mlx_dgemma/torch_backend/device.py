@@ -1,5 +1,6 @@
 """The device that the model runs on: its kernels, its free memory, and the message where that is too little."""
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,11 @@ def the_device() -> torch.device:
 def by_kernel(x: Tensor) -> bool:
     """Return whether the kernels for a GPU are used on `x`. They know no gradients."""
     return x.is_cuda and not x.requires_grad
+
+
+@functools.cache
+def multiprocessors() -> int:
+    return torch.cuda.get_device_properties(the_device()).multi_processor_count if has_gpu() else 128
 
 
 def free(device: torch.device) -> int:

@@ -5,6 +5,7 @@ affine: scale * q + bias; mxfp4, mxfp8: a power of two (E8M0) times E2M1 or E4M3
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from ..checkpoint.config import Quantization
 
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
-WIDER = {2: 4, 3: 4, 5: 8, 6: 8}  # bits -> those of the fields that the kernels read
+FIELDS = {2: 4, 3: 4, 4: 4, 5: 8, 6: 8, 8: 8}  # bits -> those of the fields that the kernels read
+BLOCK = 64  # columns whose codes share words in tiles
 
 
 @dataclass
@@ -24,10 +26,15 @@ class Packed:
     scales: Tensor | None = None  # [..., out, groups]; of E4M3 [..., out, 1] float32
     biases: Tensor | None = None  # [..., out, groups], affine only
     quantization: Quantization | None = None
+    width: int | None = None  # of a row, where the arrays are `tiled`
 
     @property
     def is_fp8(self) -> bool:
         return self.weight.dtype == E4M3
+
+    @property
+    def out(self) -> int:
+        return self.weight.shape[-2]
 
     def rows(self, index: Tensor | slice | int, dtype: torch.dtype) -> Tensor:
         """`weight[index]` as floats."""
@@ -35,6 +42,12 @@ class Packed:
             return (self.weight[index].float() * self.scales[index]).to(dtype)
         if self.quantization is None:
             return self.weight[index]
+        if self.width is not None:
+            if self.weight.ndim == 4:  # of experts
+                return Packed(self.weight[index], self.scales[index], None, self.quantization, self.width).rows(
+                    ..., dtype
+                )
+            return untiled(self, index).rows(..., dtype)
         biases = None if self.biases is None else self.biases[index]
         return dequantize(self.weight[index], self.scales[index], biases, self.quantization).to(dtype)
 
@@ -58,12 +71,44 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
     return ((word[..., None] >> bits * places) & (2**bits - 1)).flatten(-2).to(torch.uint8)
 
 
-def widen(packed: Tensor, bits: int) -> Tensor:
-    """Repack into fields of WIDER[bits]. The numbers stay the same."""
-    wide = WIDER[bits]
-    fields = unpack(packed, bits).unflatten(-1, (-1, 8 // wide))
-    places = torch.arange(0, 8, wide, dtype=torch.uint8, device=packed.device)
-    return (fields << places).sum(dim=-1, dtype=torch.uint8).view(torch.int32)
+def _packed(fields: Tensor, bits: int) -> Tensor:
+    """[..., width] uint8 -> [..., words] int32, of fields of 4 or 8 bits."""
+    places = torch.arange(0, 8, bits, dtype=torch.uint8, device=fields.device)
+    return (fields.unflatten(-1, (-1, 8 // bits)) << places).sum(dim=-1, dtype=torch.uint8).view(torch.int32)
+
+
+def tiled(packed: Packed) -> Packed:
+    """Lay quantized weights [..., N, K] out for the kernels. The numbers stay the same.
+
+    Words [..., blocks, N, words]: those that a tile reads one after another lie together. Of F fields in a word, field
+    j + h F / 2 of word t is column j 2 words + 2 t + h of the block: so a shift and a mask leave two neighbours in the
+    halves of a word. Scales [..., groups, N, 2], affine: scale and bias; else codes [..., groups / 4, N, 4]."""
+    stored, width = packed.quantization, packed.scales.shape[-1] * packed.quantization.group_size
+    bits = FIELDS[stored.bits]
+    codes = torch.nn.functional.pad(unpack(packed.weight, stored.bits), (0, -width % BLOCK))
+    blocks = codes.unflatten(-1, (-1, 16 // bits, 2 * bits, 2))  # block, j, t, h
+    words = _packed(blocks.transpose(-3, -2).transpose(-2, -1).flatten(-4), bits).unflatten(-1, (-1, 2 * bits))
+    if packed.biases is not None:
+        scales = torch.stack((packed.scales, packed.biases), dim=-1)
+        scales = torch.nn.functional.pad(scales, (0, 0, 0, -width % BLOCK // stored.group_size))
+    else:
+        scales = torch.nn.functional.pad(packed.scales, (0, -packed.scales.shape[-1] % 4)).unflatten(-1, (-1, 4))
+    stored = Quantization(bits=bits, group_size=stored.group_size, mode=stored.mode)
+    words, scales = words.transpose(-3, -2).contiguous(), scales.transpose(-3, -2).contiguous()
+    return Packed(words, scales, None, stored, width)
+
+
+def untiled(packed: Packed, index: Tensor | slice) -> Packed:
+    """Undo `tiled`, for the rows at `index` of the last weights."""
+    stored, width = packed.quantization, packed.width
+    index = slice(None) if index is ... else index
+    words, scales = (array[:, index].movedim(0, -2) for array in (packed.weight, packed.scales))
+    fields = unpack(words, stored.bits).unflatten(-1, (2 * stored.bits, 2, 16 // stored.bits))  # t, h, j
+    codes = fields.movedim(-1, -3).flatten(-4)[..., :width]
+    groups, words = width // stored.group_size, _packed(codes, stored.bits)
+    if stored.mode == "affine":
+        return Packed(words, *scales[..., :groups, :].unbind(-1), stored)
+    return Packed(words, scales.flatten(-2)[..., :groups], None, stored)
 
 
 def _numbers(packed: Tensor, quantization: Quantization) -> Tensor:
@@ -93,7 +138,15 @@ def dequantize(packed: Tensor, scales: Tensor, biases: Tensor | None, quantizati
     return (numbers if biases is None else numbers + biases.float()[..., None]).flatten(-2)
 
 
-def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Round [..., width] to E4M3 -> that, and [..., 1] float32, the scale of each row: its largest number / 448."""
+class Rounded(NamedTuple):
+    numbers: Tensor  # [..., width] E4M3
+    scale: Tensor  # [..., 1] float32, of each row
+
+    def exact(self) -> Tensor:
+        return self.numbers.float() * self.scale
+
+
+def to_fp8(x: Tensor) -> Rounded:
+    """Round [..., width] to E4M3. The scale of a row is its largest number / 448."""
     scale = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12) / E4M3_MAX
-    return (x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3), scale
+    return Rounded((x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3), scale)

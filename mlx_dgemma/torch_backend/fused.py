@@ -4,6 +4,7 @@ A layer has two dozen of these operations, and between two matrix products they 
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from . import formats
+from .formats import Rounded
 
 
 def fused(function: Callable) -> Callable:
@@ -34,11 +36,18 @@ def _rms(x: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(dim=-1, keepdim=True) + eps)
 
 
+Activation = Tensor | Rounded  # the input of a product: rounded where its weight is E4M3
+
+
+def _for_product(x: Tensor, fp8: bool) -> Activation:
+    return formats.to_fp8(x) if fp8 else x
+
+
 @fused
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float, fp8: bool = False) -> Activation:
     """RMSNorm, computed in float32."""
     normed = _rms(x, eps)
-    return (normed if weight is None else normed * weight.float()).to(x.dtype)
+    return _for_product((normed if weight is None else normed * weight.float()).to(x.dtype), fp8)
 
 
 @fused
@@ -50,45 +59,31 @@ def rotated_norm(x: Tensor, weight: Tensor, rotation: Tensor, eps: float) -> Ten
 
 
 @fused
-def gated(gate_up: Tensor) -> Tensor:
+def gated(gate_up: Tensor, fp8: bool = False) -> Activation:
     """[..., 2 n], the gate first -> gelu(gate) * up."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return gelu(gate, approximate="tanh") * up
+    return _for_product(gelu(gate, approximate="tanh") * up, fp8)
 
 
 @fused
-def after_attention(x: Tensor, attended: Tensor, norms: tuple[Tensor, ...], router: Tensor, eps: float):
+def after_attention(
+    x: Tensor, attended: Tensor, norms: tuple[Tensor, ...], router: Tensor, eps: float, fp8: bool = False
+):
     """Add `attended` to the residual -> the residual, and its norms for the dense MLP, the experts and the router."""
     post, dense, sparse = norms
     x = x + (_rms(attended, eps) * post.float()).to(x.dtype)
     normed = _rms(x, eps)
-    routed = normed.to(x.dtype) * router * x.shape[-1] ** -0.5
-    return x, (normed * dense.float()).to(x.dtype), (normed * sparse.float()).to(x.dtype), routed
+    routed = normed.to(x.dtype) * router * (1 / math.sqrt(x.shape[-1]))
+    dense, sparse = ((normed * weight.float()).to(x.dtype) for weight in (dense, sparse))
+    return x, _for_product(dense, fp8), _for_product(sparse, fp8), routed
 
 
 @fused
-def route(chosen: Tensor, experts: Tensor, per_expert: Tensor) -> Tensor:
-    """The weights [T, K] of the chosen experts, float32. The softmax over the chosen is the reference's softmax over
-    all, divided by the sum of the chosen."""
-    return chosen.float().softmax(dim=-1) * per_expert.float()[experts]
-
-
-@fused
-def spread(x: Tensor, order: Tensor, top_k: int) -> Tensor:
-    """Repeat the rows of x for each pair of token and expert, in `order`."""
-    return x.index_select(0, order // top_k)
-
-
-@fused
-def gather(y: Tensor, back: Tensor, weights: Tensor) -> Tensor:
-    """Sum the experts' outputs of each token, at `back` [T, K] of y, by their weights [T, K]. A weight of 0 hides even
-    NaN."""
-    weights = weights[..., None]
-    return (
-        torch.where(weights != 0, y.index_select(0, back.flatten()).unflatten(0, back.shape) * weights, 0)
-        .sum(dim=1)
-        .to(y.dtype)
-    )
+def gather(y: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    """Sum the experts' outputs of each token, at `places` [T, K] of y, by their weights [T, K]. A weight of 0 hides
+    even NaN."""
+    chosen, weights = y.index_select(0, places.flatten()).unflatten(0, places.shape), weights[..., None]
+    return torch.where(weights != 0, chosen * weights, 0).sum(dim=1).to(y.dtype)
 
 
 @fused

@@ -1,7 +1,9 @@
-"""Triton kernels: products with weights that stay packed, expert by expert, and attention over the pool of caches.
+"""Triton kernels: products with weights that stay packed, also expert by expert, and the mean of a packed table.
 
-At 256 tokens a pass both are bound by memory: each weight is read once, at the bits it has, and long texts are attended
-to with heads of 256 and 512. `TRITON_INTERPRET=1` runs them on a CPU, which is how they are tested without a GPU.
+At 256 tokens a pass these are bound by memory, if a weight takes few instructions. So `formats.tiled` lays codes out
+such that a 32-bit operation makes two neighbours at once, as bfloat16, where a matrix unit wants them. A tile of a
+product is COLUMNS of the weight's rows by ROWS rows of x; it goes through both, BLOCK numbers at a time.
+`TRITON_INTERPRET=1` runs kernels on a CPU, which is how they are tested without a GPU.
 """
 
 from __future__ import annotations
@@ -11,87 +13,103 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .formats import Packed
-from .tokens import KeyRange
+from . import device
+from .formats import BLOCK, Packed
 
 MODES = {"affine": 0, "mxfp4": 1, "nvfp4": 2, "mxfp8": 3}
 PLAIN, E4M3 = 4, 5
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def _e2m1(code):
-    """4 bits: sign, two of exponent, one of mantissa."""
-    exponent, half = (code >> 1) & 3, (code & 1).to(tl.float32) * 0.5
-    size = tl.where(exponent == 0, half, (1 + half) * tl.exp2(exponent.to(tl.float32) - 1))
-    return tl.where(code >= 8, -size, size)
-
-
-@triton.jit
-def _e4m3(code):
-    """8 bits: sign, four of exponent, three of mantissa."""
-    exponent, mantissa = (code >> 3) & 15, (code & 7).to(tl.float32)
-    small, large = mantissa * 0.001953125, (8 + mantissa) * tl.exp2(exponent.to(tl.float32) - 10)
-    size = tl.where(exponent == 0, small, large)
-    return tl.where(code >= 128, -size, size)
-
-
-@triton.jit
-def _numbers(codes, MODE: tl.constexpr, BITS: tl.constexpr):
-    if MODE == 0:  # a whole number in the mantissa of 2^23: four times as fast as a conversion
-        return (codes | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
-    elif BITS == 4:
-        return _e2m1(codes)
+def _masked(words, mask, bits):
+    """words & mask | bits, in one instruction: LLVM would make two halves of it, to be put together again."""
+    if INTERPRETED:
+        masked = (words & mask) | bits
     else:
-        return _e4m3(codes)
+        masked = tl.inline_asm_elementwise(
+            "lop3.b32 $0, $1, $2, $3, 0xEA;", "=r,r,r,r", [words, mask, bits], dtype=tl.int32, is_pure=True, pack=1
+        )
+    return masked
 
 
 @triton.jit
-def _scale(code, MODE: tl.constexpr):
-    if MODE == 0:
-        return code.to(tl.float32)
-    elif MODE == 2:
-        return _e4m3(code.to(tl.int32))
+def _halves(pairs, KIND: tl.constexpr):
+    """[N, W] words of two bfloat16 -> [N, 2 W] of KIND, bfloat16 or float32."""
+    if tl.float32 == KIND:
+        low, high = (pairs << 16).to(KIND, bitcast=True), (pairs & -0x10000).to(KIND, bitcast=True)
     else:
-        return tl.exp2(code.to(tl.float32) - 127)
+        low = (pairs & 0xFFFF).to(tl.int16).to(KIND, bitcast=True)
+        high = ((pairs >> 16) & 0xFFFF).to(tl.int16).to(KIND, bitcast=True)
+    return tl.reshape(tl.join(low, high), (pairs.shape[0], 2 * pairs.shape[1]))
 
 
 @triton.jit
-def _over_groups(per_group, ROWS: tl.constexpr, GROUPS: tl.constexpr, EACH: tl.constexpr):
-    """[ROWS, GROUPS] -> [ROWS, GROUPS * EACH]."""
-    return tl.reshape(tl.broadcast_to(per_group[:, :, None], (ROWS, GROUPS, EACH)), (ROWS, GROUPS * EACH))
-
-
-@triton.jit
-def _matrix(
-    weight, scales, biases, row, inside, start,
-    WIDTH: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
-    ROWS: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """[ROWS, DEPTH] of a matrix that is WIDTH wide: rows `row`, as far as they are `inside` [ROWS, 1], from column
-    `start` on. A byte of 4-bit weights holds two neighbours, the first in its lower half."""
-    PACK: tl.constexpr = 8 // BITS
-    at = start // PACK + tl.arange(0, DEPTH // PACK)
-    there = inside & (at < WIDTH // PACK)[None, :] if WIDTH % DEPTH else inside
-    stored = tl.load(weight + row[:, None] * (WIDTH // PACK) + at[None, :], mask=there, other=0)
-    # Branches on constants, and one return: Triton knows no early one.
-    if MODE == 4:
-        numbers = stored
-    else:
-        codes = stored.to(tl.int32)
-        if PACK == 2:
-            codes = tl.interleave(codes & 15, codes >> 4)
-        if MODE == 5:  # the scale is the row's, and can wait
-            numbers = _e4m3(codes)
+def _codes(words, J: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, KIND: tl.constexpr):
+    """The J-th piece [N, 2 W] of tiled words [N, W] as numbers, scales left out: bfloat16 holds each of them."""
+    if MODE == 0:  # four bits of mantissa below the bits of 128 are a whole number above it
+        low = _halves(_masked(words >> (BITS * J), 0x000F000F, 0x43004300), KIND)
+        if BITS == 4:
+            numbers = low - 128.0
         else:
-            GROUPS: tl.constexpr = DEPTH // GROUP
-            group = start // GROUP + tl.arange(0, GROUPS)
-            there = inside & (group < WIDTH // GROUP)[None, :] if WIDTH % DEPTH else inside
-            place = row[:, None] * (WIDTH // GROUP) + group[None, :]
-            factor = _scale(tl.load(scales + place, mask=there, other=0), MODE)
-            numbers = _numbers(codes, MODE, BITS) * _over_groups(factor, ROWS, GROUPS, GROUP)
-            if MODE == 0:
-                shift = tl.load(biases + place, mask=there, other=0).to(tl.float32)
-                numbers += _over_groups(shift, ROWS, GROUPS, GROUP)
+            high = _halves(_masked(words >> (8 * J + 4), 0x000F000F, 0x43004300), KIND)
+            numbers = (high * 16.0 - 2176.0) + low
+    elif BITS == 4:  # E2M1's exponent and mantissa at the place of bfloat16's are the number times 2^-126
+        size = words << (6 - 4 * J) if J < 2 else words >> (4 * J - 6)
+        pairs = _masked(words << (12 - 4 * J), -0x7FFF8000, _masked(size, 0x01C001C0, 0))
+        numbers = _halves(pairs, KIND) * 8.507059173023462e37
+    else:  # and E4M3's times 2^-120
+        size = words << 4 if J == 0 else words >> 4
+        pairs = _masked(words << (8 - 8 * J), -0x7FFF8000, _masked(size, 0x07F007F0, 0))
+        numbers = _halves(pairs, KIND) * 1.329227995784916e36
+    return numbers
+
+
+@triton.jit
+def _scale(word, group, MODE: tl.constexpr, KIND: tl.constexpr):
+    """[N] words that hold four groups' codes each -> the scales of `group`."""
+    code = (word >> (group % 4 * 8)) & 0xFF
+    if MODE == 2:  # E4M3, as above
+        scale = (code & 0x7F) << 20 | (code & 0x80) << 24
+        scale = (scale.to(tl.float32, bitcast=True) * 1.329227995784916e36).to(KIND)
+    elif tl.bfloat16 == KIND:  # E8M0 is an exponent; the least, 2^-127, is taken for 0
+        scale = (code << 7).to(tl.int16).to(KIND, bitcast=True)
+    else:
+        scale = (code << 23).to(tl.float32, bitcast=True).to(KIND)
+    return scale
+
+
+@triton.jit
+def _stored(weight, row, start, N: tl.constexpr, K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr):
+    """What rows `row` of a weight [N, K] have in the BLOCK columns from `start` on, as it is stored."""
+    if MODE >= 4:
+        at = start + tl.arange(0, 64)
+        stored = tl.load(weight + row[:, None] * K + at[None, :], mask=(at < K)[None, :] if K % 64 else None)
+    else:
+        WORDS: tl.constexpr = 2 * BITS
+        stored = tl.load(weight + (start // 64 * N + row[:, None]) * WORDS + tl.arange(0, WORDS)[None, :])
+    return stored
+
+
+@triton.jit
+def _piece(
+    stored, scales, row, start, J: tl.constexpr, N: tl.constexpr,
+    MODE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    """The J-th of PIECES of `stored` as KIND, with the scales of its group: a piece is never wider than a group."""
+    if MODE >= 4:
+        numbers = stored.to(KIND)
+    else:
+        numbers = _codes(stored, J, MODE, BITS, tl.float32 if tl.float32 == KIND else tl.bfloat16).to(KIND)
+        group = (start + J * 4 * BITS) // GROUP
+        if MODE == 0:  # a word is scale and bias
+            word = tl.load(scales + group * N + row)
+            WHOLE: tl.constexpr = tl.int32 if tl.float32 == KIND else tl.int16
+            factor, shift = word.to(WHOLE), (word >> KIND.primitive_bitwidth).to(WHOLE)
+            factor, shift = factor.to(KIND, bitcast=True)[:, None], shift.to(KIND, bitcast=True)[:, None]
+            numbers = numbers * factor + shift
+        else:
+            numbers *= _scale(tl.load(scales + group // 4 * N + row), group, MODE, KIND)[:, None]
     return numbers
 
 
@@ -111,55 +129,110 @@ def _tile(pid, ends, E: tl.constexpr, EXPERTS: tl.constexpr, ROWS: tl.constexpr)
 
 @triton.jit
 def _product_kernel(
-    x, weight, scales, biases, y, ends,
+    x, weight, scales, factors, y, ends, tokens, weight_stride, scales_stride,
     N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, EXPERTS: tl.constexpr,
-    MODE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    MODE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, PIECES: tl.constexpr,
+    GATHERED: tl.constexpr, GATED: tl.constexpr, FACTORS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """y[rows of an expert] = x @ its weight.T."""
+    """y[rows of an expert] = x[its rows, or tokens[its rows] if GATHERED] @ its weight.T, times `factors` of the
+    weight's rows. GATED: y = gelu(the first half) * the second. Strides are an expert's."""
     expert, row, end = _tile(tl.program_id(0), ends, E, EXPERTS, ROWS)
     if expert >= E:
         return
+    OUT: tl.constexpr = N // 2 if GATED else N
+    KIND: tl.constexpr = x.dtype.element_ty
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    real, inside = (row < end)[:, None], (column < N)[:, None]
-    out = expert.to(tl.int64) * N + column  # rows of the weight
-    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for start in range(0, K, DEPTH):
-        at = start + tl.arange(0, DEPTH)
-        there = real & (at < K)[None, :] if K % DEPTH else real
-        given = tl.load(x + row[:, None].to(tl.int64) * K + at[None, :], mask=there, other=0)
-        numbers = _matrix(weight, scales, biases, out, inside, start, K, MODE, BITS, GROUP, COLUMNS, DEPTH)
-        total = tl.dot(given, tl.trans(numbers.to(given.dtype)), total, input_precision="ieee")
-    if MODE == 5:
-        total = total * tl.load(scales + out, mask=column < N, other=0)[None, :]
-    there = real & (column < N)[None, :]
-    tl.store(y + row[:, None].to(tl.int64) * N + column[None, :], total.to(y.dtype.element_ty), mask=there)
+    out, real = tl.minimum(column, OUT - 1), row < end
+    weight += expert.to(tl.int64) * weight_stride
+    scales += expert.to(tl.int64) * scales_stride
+    source = tl.load(tokens + row, mask=real, other=0) if GATHERED else row
+    given_rows = x + source[None, :].to(tl.int64) * K
+    total = tl.zeros((COLUMNS, ROWS), dtype=tl.float32)
+    if GATED:
+        other = tl.zeros((COLUMNS, ROWS), dtype=tl.float32)
+    EACH: tl.constexpr = 64 // PIECES
+    for start in range(0, K, 64):
+        stored = _stored(weight, out, start, N, K, MODE, BITS)
+        if GATED:
+            others = _stored(weight, OUT + out, start, N, K, MODE, BITS)
+        for j in tl.static_range(PIECES):
+            at = (start + j * EACH + tl.arange(0, EACH))[:, None]
+            given = tl.load(given_rows + at, mask=real[None, :] & (at < K) if K % 64 else real[None, :], other=0)
+            numbers = _piece(stored, scales, out, start, j, N, MODE, BITS, GROUP, KIND)
+            total = tl.dot(numbers, given, total, input_precision="ieee")
+            if GATED:
+                numbers = _piece(others, scales, OUT + out, start, j, N, MODE, BITS, GROUP, KIND)
+                other = tl.dot(numbers, given, other, input_precision="ieee")
+    if FACTORS:
+        total *= tl.load(factors + expert * N + out)[:, None]
+        if GATED:
+            other *= tl.load(factors + expert * N + OUT + out)[:, None]
+    if GATED:  # gelu by tanh is a sigmoid
+        total *= tl.sigmoid(1.5957691216057308 * (total + 0.044715 * total * total * total)) * other
+    place = y + row[:, None].to(tl.int64) * OUT + column[None, :]
+    tl.store(place, tl.trans(total).to(y.dtype.element_ty), mask=real[:, None] & (column < OUT)[None, :])
 
 
-def _shape(rows: int) -> dict[str, int]:
-    """Choose tiles for so many rows an expert: few tiles a weight, since each unpacks it anew, and few idle rows."""
-    tall = min(64, max(16, triton.next_power_of_2(rows + rows // 2)))
-    return {"ROWS": tall, "COLUMNS": 64, "num_warps": 4, "num_stages": 3 if tall == 64 else 4}
+def shape(rows: int, experts: int, out: int) -> dict[str, int]:
+    """Choose tiles for so many rows an expert. A weight is unpacked anew by each tile of rows, so these are tall, but
+    not so tall that a GPU of some 130 multiprocessors has less than a tile each."""
+    tall = min(256, max(16, triton.next_power_of_2(rows + rows // 2 if experts > 1 else rows)))
+    wide = 128 if out > 64 and (tall <= 32 or out >= 128 * 128) else 64
+    while tall > 64 and experts * triton.cdiv(out, wide) * triton.cdiv(rows, tall) < 100:
+        tall //= 2
+    warps = 8 if wide * tall > 64 * 256 else 4  # each unpacks 16 of the weight's rows
+    return {"ROWS": tall, "COLUMNS": wide, "num_warps": warps, "num_stages": 3 if tall > 32 else 4}
 
 
-def grouped_product(x: Tensor, packed: Packed, ends: Tensor) -> Tensor:
-    """x [T, K], rows sorted by expert, ends [E] int32 -> [T, N]. Rows behind the last end stay as they are."""
-    rows, experts = len(x), len(ends)
-    weight, quantization, out = packed.weight, packed.quantization, packed.weight.shape[-2]
-    scales = x if packed.scales is None else packed.scales  # any pointer, where none is read
-    mode, bits, group = E4M3 if packed.is_fp8 else PLAIN, 8, 64
-    if quantization is not None:
-        mode, bits, group = MODES[quantization.mode], quantization.bits, quantization.group_size
-    if mode != PLAIN:
-        weight = weight.view(torch.uint8)
-    shape = _shape(rows // experts)
-    y, width = x.new_empty((rows, out)), x.shape[1]
-    tiles = -(-rows // shape["ROWS"]) + experts  # at most: each expert has one that is not full
-    grid = (tiles if experts > 1 else tiles - 1, triton.cdiv(out, shape["COLUMNS"]))
-    _product_kernel[grid](
-        x.contiguous(), weight, scales, scales if packed.biases is None else packed.biases, y, ends,
-        N=out, K=width, E=experts, EXPERTS=triton.next_power_of_2(experts), MODE=mode, BITS=bits, GROUP=group,
-        DEPTH=max(group, 64 if width % 128 else 128), **shape,
+def stored_as(packed: Packed) -> dict[str, int]:
+    """The kernels' constants for a weight's format."""
+    quantization = packed.quantization
+    if quantization is None:
+        return {"MODE": E4M3 if packed.is_fp8 else PLAIN, "BITS": 16, "GROUP": 64, "PIECES": 1}
+    bits = quantization.bits
+    return {"MODE": MODES[quantization.mode], "BITS": bits, "GROUP": quantization.group_size, "PIECES": 16 // bits}
+
+
+def _words(packed: Packed) -> Tensor:
+    """The scales of tiled weights as the words that a kernel loads: [..., groups, N, 2 floats or 4 codes]."""
+    width = torch.int64 if packed.scales.dtype == torch.float32 else torch.int32
+    return packed.scales.view(width)
+
+
+def grouped_product(
+    x: Tensor, packed: Packed, ends: Tensor, *, tokens: Tensor | None = None, gated: bool = False,
+    factors: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Multiply expert by expert.
+
+    Args:
+        x: [T, K], rows sorted by expert, or with `tokens` [R] int32 those that row by row are to be taken.
+        packed: [E, N, K], tiled where it is quantized.
+        ends: [E] int32, where each expert's rows end.
+        gated: return gelu(the first half of N) * the second.
+        factors: [E, N] float32, of the weights' rows.
+
+    Returns:
+        [T or R, N or N / 2]. Rows behind the last end stay as they are.
+    """
+    rows, experts, width, out = len(x if tokens is None else tokens), len(ends), x.shape[1], packed.out
+    scales, strides = x, (packed.weight.stride(0) if packed.weight.ndim > 2 and experts > 1 else 0, 0)
+    if packed.quantization is not None:
+        scales = _words(packed)
+        strides = (packed.weight[0].numel(), scales[0].numel()) if experts > 1 else (0, 0)
+    elif packed.is_fp8:
+        factors = packed.scales
+    columns = out // 2 if gated else out
+    tiles = shape(rows // experts, experts, columns)
+    y = x.new_empty((rows, columns))
+    # At most: each expert has one tile that is not full.
+    height = triton.cdiv(rows, tiles["ROWS"]) if experts == 1 else rows // tiles["ROWS"] + experts
+    _product_kernel[(height, triton.cdiv(columns, tiles["COLUMNS"]))](
+        x.contiguous(), packed.weight, scales, x if factors is None else factors.contiguous(), y, ends,
+        ends if tokens is None else tokens, *strides, N=out, K=width, E=experts,
+        EXPERTS=triton.next_power_of_2(experts), GATHERED=tokens is not None, GATED=gated,
+        FACTORS=factors is not None, **stored_as(packed), **tiles,
     )  # fmt: skip
     return y
 
@@ -171,121 +244,43 @@ def quantized_product(x: Tensor, packed: Packed) -> Tensor:
 
 @triton.jit
 def _mean_kernel(
-    shares, weight, scales, biases, y, T, V, PART,
-    D: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    shares, weight, scales, y, T, PART, V: tl.constexpr, D: tl.constexpr,
+    MODE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, PIECES: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """y[part] = shares[:, part] @ weight[part], the parts PART rows of the table each."""
-    row, first = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * COLUMNS
-    column, part, real = first + tl.arange(0, COLUMNS), tl.program_id(2), (row < T)[:, None]
-    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    """y[part] = shares[:, part] @ weight[part], the parts PART rows of the table each: ROWS rows by BLOCK columns."""
+    row, first, part = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * 64, tl.program_id(2)
+    real, total = (row < T)[:, None], tl.zeros((ROWS, 64), dtype=tl.float32)
+    KIND: tl.constexpr = shares.dtype.element_ty
     for start in range(part * PART, tl.minimum((part + 1) * PART, V), DEPTH):
-        at = (start + tl.arange(0, DEPTH)).to(tl.int64)
-        inside = at < V
-        given = tl.load(shares + row[:, None].to(tl.int64) * V + at[None, :], mask=real & inside[None, :], other=0)
-        numbers = _matrix(weight, scales, biases, at, inside[:, None], first, D, MODE, BITS, GROUP, DEPTH, COLUMNS)
-        total = tl.dot(given, numbers.to(given.dtype), total, input_precision="ieee")
+        at = start + tl.arange(0, DEPTH)
+        given = tl.load(shares + row[:, None].to(tl.int64) * V + at[None, :], mask=real & (at < V)[None, :], other=0)
+        at = tl.minimum(at, V - 1)
+        stored = _stored(weight, at, first, V, D, MODE, BITS)
+        numbers = _piece(stored, scales, at, first, 0, V, MODE, BITS, GROUP, KIND)
+        numbers = tl.join(numbers, _piece(stored, scales, at, first, PIECES // 2, V, MODE, BITS, GROUP, KIND))
+        if PIECES == 4:
+            others = _piece(stored, scales, at, first, 1, V, MODE, BITS, GROUP, KIND)
+            others = tl.join(others, _piece(stored, scales, at, first, 3, V, MODE, BITS, GROUP, KIND))
+            numbers = tl.permute(tl.join(numbers, others), (0, 2, 3, 1))
+        else:
+            numbers = tl.permute(numbers, (0, 2, 1))
+        total = tl.dot(given, tl.reshape(numbers, (DEPTH, 64)), total, input_precision="ieee")
+    column = first + tl.arange(0, 64)
     place = (part.to(tl.int64) * T + row[:, None]) * D + column[None, :]
     tl.store(y + place, total, mask=real & (column < D)[None, :])
 
 
 def mean(shares: Tensor, table: Packed) -> Tensor:
     """shares [T, V] @ a quantized table [V, D] -> [T, D]. Parts of the table at once: T and D alone are too few."""
-    (count, vocabulary), quantization = shares.shape, table.quantization
-    group, columns = quantization.group_size, max(64, quantization.group_size)
-    hidden = table.scales.shape[-1] * group
-    parts = min(16, triton.cdiv(vocabulary, 64))
+    (count, vocabulary), hidden = shares.shape, table.width
+    tall = min(256, max(16, triton.next_power_of_2(count)))
+    blocks = triton.cdiv(count, tall) * triton.cdiv(hidden, BLOCK)
+    parts = max(1, min(16, device.multiprocessors() * 2 // blocks, vocabulary // 256))
     each = triton.cdiv(triton.cdiv(vocabulary, parts), 64) * 64
     y = shares.new_empty((parts, count, hidden), dtype=torch.float32)
-    _mean_kernel[(triton.cdiv(count, 64), triton.cdiv(hidden, columns), parts)](
-        shares, table.weight.view(torch.uint8), table.scales, table.scales if table.biases is None else table.biases,
-        y, count, vocabulary, each, D=hidden, MODE=MODES[quantization.mode], BITS=quantization.bits, GROUP=group,
-        ROWS=64, COLUMNS=columns, DEPTH=64, num_warps=4, num_stages=3,
+    _mean_kernel[(triton.cdiv(count, tall), triton.cdiv(hidden, BLOCK), parts)](
+        shares, table.weight, _words(table), y, count, each, V=vocabulary, D=hidden, **stored_as(table),
+        ROWS=tall, DEPTH=64, num_warps=8 if tall > 64 else 4, num_stages=3,
     )  # fmt: skip
     return y.sum(dim=0).to(shares.dtype)
-
-
-@triton.jit
-def _add_keys(queries, keys, values, offset, real, visible, top, mass, out, DIM: tl.constexpr):
-    """One block of keys into the running softmax: offset [S] of their rows, real [S], visible [Q, S]."""
-    d = tl.arange(0, DIM)
-    k = tl.load(keys + offset[:, None] + d[None, :], mask=real[:, None], other=0)
-    scores = tl.dot(queries, tl.trans(k), input_precision="ieee")
-    scores = tl.where(visible, scores, -1e31)
-    now = tl.maximum(top, tl.max(scores, 1))
-    weights, fade = tl.exp(scores - now[:, None]), tl.exp(top - now)
-    v = tl.load(values + offset[:, None] + d[None, :], mask=real[:, None], other=0)
-    out = tl.dot(weights.to(v.dtype), v, out * fade[:, None], input_precision="ieee")
-    return now, mass * fade + tl.sum(weights, 1), out
-
-
-@triton.jit
-def _attention_kernel(
-    q, keys, values, canvas_keys, canvas_values, slot, lo, hi, canvas, out, top_out, mass_out, queries, room,
-    H: tl.constexpr, G: tl.constexpr, DIM: tl.constexpr, CANVAS: tl.constexpr, PARTS: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
-    """ROWS queries of one head over one part of their keys. Part 0 takes a canvas's keys, too."""
-    n, h, part = tl.program_id(1) // H, tl.program_id(1) % H, tl.program_id(2)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    real, g, d, s = row < queries, h // (H // G), tl.arange(0, DIM), tl.arange(0, KEYS)
-    place = ((n * queries + row).to(tl.int64) * H + h)[:, None] * DIM + d[None, :]
-    query = tl.load(q + place, mask=real[:, None], other=0)
-    low = tl.load(lo + n * queries + row, mask=real, other=2147483647)
-    high = tl.load(hi + n * queries + row, mask=real, other=0)
-    first, last = tl.min(low, 0), tl.max(high, 0)
-    each = (last - first + PARTS - 1) // PARTS
-    begin = first + part * each
-    stop = tl.minimum(begin + each, last)
-    top = tl.full((ROWS,), -1e30, dtype=tl.float32)
-    mass = tl.zeros((ROWS,), dtype=tl.float32)
-    total = tl.zeros((ROWS, DIM), dtype=tl.float32)
-    base = tl.load(slot + n).to(tl.int64) * (room + 1)
-    for start in range(begin, stop, KEYS):
-        at = start + s
-        visible = (at[None, :] >= low[:, None]) & (at[None, :] < high[:, None]) & (at < stop)[None, :]
-        offset = ((base + at % room) * G + g) * DIM
-        top, mass, total = _add_keys(query, keys, values, offset, at < stop, visible, top, mass, total, DIM)
-    if CANVAS:  # noqa: SIM102, only this is known when it is compiled
-        if part == 0:
-            count = tl.load(canvas + n)
-            for start in range(0, count, KEYS):
-                at = start + s
-                offset = ((n * queries + at).to(tl.int64) * G + g) * DIM
-                visible = (at < count)[None, :] & real[:, None]
-                top, mass, total = _add_keys(
-                    query, canvas_keys, canvas_values, offset, at < count, visible, top, mass, total, DIM
-                )
-    mean = total / tl.maximum(mass, 1e-30)[:, None]
-    if PARTS == 1:
-        tl.store(out + place, mean.to(out.dtype.element_ty), mask=real[:, None])
-    else:
-        of_part = part.to(tl.int64) * tl.num_programs(1) * queries + (n * queries + row) * H + h
-        tl.store(out + of_part[:, None] * DIM + d[None, :], mean, mask=real[:, None])
-        tl.store(top_out + of_part, top, mask=real)
-        tl.store(mass_out + of_part, mass, mask=real)
-
-
-LONG = 4096  # tokens of context that one part of a split attention has, at least
-
-
-def attend(queries: Tensor, cache: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], keys: KeyRange) -> Tensor:
-    """`attention.Attend` by a kernel. A long text is split into parts, so that few queries keep the whole GPU busy."""
-    count, length, heads, dim = queries.shape
-    parts = max(1, min(8, keys.width // LONG))
-    # A block of queries, keys and values fits the 99 KB of shared memory that smaller GPUs have.
-    rows, block, stages = 64 if dim <= 256 and count * length > 256 else 32, 32, 1 if dim > 256 else 2
-    out = torch.empty_like(queries) if parts == 1 else queries.new_empty((parts, *queries.shape), dtype=torch.float32)
-    top, mass = (queries.new_empty((parts, count, length, heads), dtype=torch.float32) for _ in range(2))
-    grid = (triton.cdiv(length, rows), count * heads, parts)
-    _attention_kernel[grid](
-        queries.contiguous(), *cache, *(x.contiguous() for x in new), keys.slot, keys.lo, keys.hi,
-        keys.slot if keys.canvas is None else keys.canvas, out, top, mass, length, cache[0].shape[1] - 1,
-        H=heads, G=cache[0].shape[2], DIM=dim, CANVAS=keys.canvas is not None, PARTS=parts, ROWS=rows, KEYS=block,
-        num_warps=8, num_stages=stages,
-    )  # fmt: skip
-    if parts == 1:
-        return out
-    shares = mass * (top - top.amax(dim=0)).exp()
-    shares = shares / shares.sum(dim=0).clamp(min=1e-30)
-    return (out * shares[..., None]).sum(dim=0).to(queries.dtype)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..checkpoint.config import Quantization
 from . import device, formats
-from .formats import Packed
-from .fused import rms_norm, to_fp8
+from .formats import Packed, Rounded
+from .fused import Activation, gated, rms_norm, to_fp8
 
 LEAST = 16  # rows of a product; BLAS sums fewer of them in another order
 
@@ -32,13 +32,25 @@ class Linear(nn.Module):
         self.declare(Packed(torch.empty(shape)))
 
     def declare(self, packed: Packed) -> None:
-        self.quantization = packed.quantization
+        self.quantization, self.width = packed.quantization, packed.width
         for name in ("weight", "scales", "biases"):
             self.register_buffer(name, vars(packed)[name])
 
     @property
     def packed(self) -> Packed:
-        return Packed(self.weight, self.scales, self.biases, self.quantization)
+        return Packed(self.weight, self.scales, self.biases, self.quantization, self.width)
+
+    @property
+    def is_fp8(self) -> bool:
+        return self.weight.dtype == formats.E4M3
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[..., out, in], however it is stored."""
+        if self.width is not None:
+            return (*self.weight.shape[:-3], self.packed.out, self.width)
+        stored = self.quantization
+        return (*self.weight.shape[:-1], self.weight.shape[-1] * 32 // (stored.bits if stored else 32))
 
     def quantize(self, quantization: Quantization) -> None:
         """Expect the arrays of `mx.quantize`. ValueError if the groups do not divide the rows."""
@@ -57,26 +69,24 @@ class Linear(nn.Module):
             weight[place], scales[place] = formats.to_fp8(self.weight[place])
         self.declare(Packed(weight, scales))
 
-    def widen(self) -> None:
-        """Repack to fields of 4 or 8 bits, for the kernels. The numbers stay the same."""
-        q = self.quantization
-        if q is not None and q.bits in formats.WIDER:
-            self.weight = formats.widen(self.weight, q.bits)
-            self.quantization = Quantization(bits=formats.WIDER[q.bits], group_size=q.group_size, mode=q.mode)
+    def tile(self) -> None:
+        """Lay quantized weights out for the kernels, once. The numbers stay the same."""
+        if self.quantization is not None and self.width is None:
+            self.declare(formats.tiled(self.packed))
 
     def rows(self, index: Tensor | slice | int, dtype: torch.dtype) -> Tensor:
         """`weight[index]` as floats."""
         return self.packed.rows(index, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Activation) -> Tensor:
         """[T, in] -> [T, out]."""
-        if self.packed.is_fp8:
-            rounded, scale = to_fp8(x)
-            if device.by_kernel(x):
+        if self.is_fp8:
+            numbers, scale = rounded = x if isinstance(x, Rounded) else to_fp8(x)
+            if device.by_kernel(numbers):
                 return torch._scaled_mm(
-                    rounded, self.weight.T, scale, self.scales.T, out_dtype=x.dtype, use_fast_accum=True
+                    numbers, self.weight.T, scale, self.scales.T, out_dtype=torch.bfloat16, use_fast_accum=True
                 )
-            return ((rounded.float() * scale) @ self.rows(slice(None), torch.float32).T).to(x.dtype)
+            return (rounded.exact() @ self.rows(slice(None), torch.float32).T).to(torch.bfloat16)
         if self.quantization is not None and device.by_kernel(x):
             from .kernels import quantized_product
 
@@ -96,59 +106,80 @@ class SideBySide(nn.Module):
             for name in arrays[0]:
                 setattr(first, name, torch.cat([named[name] for named in arrays]))
         self.linears = nn.ModuleList([first] if alike else linears)
+        self.is_fp8 = all(linear.is_fp8 for linear in self.linears)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Activation) -> Tensor:
         """[T, in] -> [T, the sum of their outs]."""
         outputs = [linear(x) for linear in self.linears]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
 
 class ExpertLinear(Linear):
-    """`weight` [E, out, in]. Rows of x come sorted by expert."""
+    """`weight` [E, out, in]."""
 
     def scale_globally(self, *, per_row: bool) -> None:
         """Expect `weight_scale_2`, too: float32 factors [E, out] or [E], as NVIDIA's NVFP4 has them."""
         self.register_buffer("weight_scale_2", torch.empty(self.weight.shape[: 2 if per_row else 1]))
 
-    def forward(self, x: Tensor, experts: Tensor, ends: Tensor) -> Tensor:
-        """x [N, in], the expert of each row [N], ascending, and where each expert's rows end [E] int32 -> [N, out].
-        Rows behind the last end are undefined."""
+    @property
+    def factors(self) -> Tensor | None:
+        """[E, out] float32, of a weight's rows. Before them a weight is up to 2688: sums leave float16's range."""
         if not hasattr(self, "weight_scale_2"):
-            return self._product(x, ends)
-        # Before the factor a weight is up to 2688, and sums of them leave float16's range.
-        y = self._product(x.float() if x.dtype == torch.float16 else x, ends)
-        factors = self.weight_scale_2[experts.clamp(max=len(ends) - 1)]
-        return (y * (factors if factors.ndim == 2 else factors[:, None])).to(x.dtype)
+            return None
+        factors = self.weight_scale_2
+        return factors if factors.ndim == 2 else factors[:, None].expand(-1, self.packed.out)
 
-    def _product(self, x: Tensor, ends: Tensor) -> Tensor:
-        if not device.by_kernel(x):
-            return self._expert_by_expert(x, ends)
+    def forward(self, x: Activation, ends: Tensor, tokens: Tensor | None = None, *, gate: bool = False) -> Tensor:
+        """Multiply expert by expert.
+
+        Args:
+            x: [N, in], sorted by expert, or with `tokens` [N] those that row by row are to be taken.
+            ends: [E] int32, where each expert's rows end.
+            gate: return gelu(the first half of out) * the second.
+
+        Returns:
+            [N, out or out / 2]. Rows behind the last end are undefined.
+        """
+        first = x.numbers if isinstance(x, Rounded) else x
+        if not device.by_kernel(first):
+            y = self._expert_by_expert(x, ends, tokens)
+        elif self.quantization is None and first.dtype in (torch.bfloat16, formats.E4M3) and _has_grouped_mm():
+            y = self._grouped(x, ends, tokens)
+        else:
+            from .kernels import grouped_product
+
+            x = x.exact().to(torch.bfloat16) if isinstance(x, Rounded) else x
+            return grouped_product(x, self.packed, ends, tokens=tokens, gated=gate, factors=self.factors)
+        return gated(y, self.is_fp8) if gate else y
+
+    def _grouped(self, x: Activation, ends: Tensor, tokens: Tensor | None) -> Tensor:
+        """By torch's kernels."""
         weight = self.weight.transpose(-2, -1)
-        if self.packed.is_fp8 and _has_grouped_mm():
-            rounded, scale = to_fp8(x)
-            scales = scale.squeeze(-1), self.scales.squeeze(-1)
-            return torch._scaled_grouped_mm(rounded, weight, *scales, offs=ends, out_dtype=x.dtype, use_fast_accum=True)
-        if self.quantization is None and x.dtype == torch.bfloat16 and _has_grouped_mm():
-            return torch._grouped_mm(x, weight, offs=ends)
-        from .kernels import grouped_product
+        if not self.is_fp8:
+            return torch._grouped_mm(x if tokens is None else x[tokens], weight, offs=ends)
+        numbers, scale = x if isinstance(x, Rounded) else to_fp8(x)
+        if tokens is not None:
+            numbers, scale = numbers.view(torch.uint8)[tokens].view(formats.E4M3), scale[tokens]
+        scales = scale.squeeze(-1), self.scales.squeeze(-1)
+        return torch._scaled_grouped_mm(
+            numbers, weight, *scales, offs=ends, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
 
-        return grouped_product(x, self.packed, ends)
-
-    def _expert_by_expert(self, x: Tensor, ends: Tensor) -> Tensor:
-        if self.packed.is_fp8:
-            rounded, scale = to_fp8(x)
-            x = (rounded.float() * scale).to(x.dtype)
-        stops = ends.tolist()
-        sizes = [end - start for start, end in pairwise([0, *stops, len(x)])]  # the last: rows of no expert here
-        parts = []
-        for expert, rows in enumerate(x.split(sizes)[:-1]):
+    def _expert_by_expert(self, x: Activation, ends: Tensor, tokens: Tensor | None) -> Tensor:
+        if self.is_fp8:
+            x = (x if isinstance(x, Rounded) else to_fp8(x)).exact().to(torch.bfloat16)
+        x, factors, parts = x if tokens is None else x.index_select(0, tokens), self.factors, []
+        dtype = torch.float32 if factors is not None and x.dtype == torch.float16 else x.dtype
+        sizes = [end - start for start, end in pairwise([0, *ends.tolist(), len(x)])]  # the last: of no expert here
+        for expert, rows in enumerate(x.to(dtype).split(sizes)[:-1]):
             count = len(rows)
             if 0 < count < LEAST:  # so that a row's numbers do not depend on its company
                 rows = torch.cat((rows, rows.new_zeros((LEAST - count, rows.shape[1]))))
             if count:
-                parts.append((rows @ self.rows(expert, x.dtype).T)[:count])
+                product = (rows @ self.rows(expert, dtype).T)[:count]
+                parts.append(product if factors is None else product * factors[expert])
         # Together at once: where a gradient is wanted, each write into a part would copy the whole.
-        return torch.cat([*parts, x.new_zeros((sizes[-1], self.weight.shape[1]))])
+        return torch.cat([*parts, x.new_zeros((sizes[-1], self.packed.out))]).to(x.dtype)
 
 
 class Embedding(Linear):
@@ -191,5 +222,5 @@ class Norm(nn.Module):
         self.eps = eps
         self.register_buffer("weight", torch.ones(size) if scaled else None)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Tensor, *, fp8: bool = False) -> Activation:
+        return rms_norm(x, self.weight, self.eps, fp8)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ..checkpoint.adapter import Adapter, Shape
 from ..errors import Mistake
 from . import parallel
+from .formats import Rounded
+from .fused import Activation, gated
 from .layers import ExpertLinear, Linear, SideBySide
 from .network import Network
 
@@ -53,12 +55,23 @@ class Adapted(nn.Module):
     def weight(self) -> Tensor:
         return self.base.weight
 
-    def forward(self, x: Tensor, experts: Tensor | None = None, ends: Tensor | None = None) -> Tensor:
-        y = self.base(x) if ends is None else self.base(x, experts, ends)
-        parts = list(y.split(self.sizes, dim=-1))
+    @property
+    def is_fp8(self) -> bool:
+        return self.base.is_fp8
+
+    def forward(
+        self, x: Activation, ends: Tensor | None = None, tokens: Tensor | None = None, *, gate: bool = False
+    ) -> Activation:
+        """As the base does; of experts, `ends` and `tokens` are those of `ExpertLinear.forward`."""
+        parts = list((self.base(x) if ends is None else self.base(x, ends, tokens)).split(self.sizes, dim=-1))
+        x, experts = x.exact() if isinstance(x, Rounded) else x, None
+        if ends is not None:
+            x = x if tokens is None else x.index_select(0, tokens)
+            experts = torch.searchsorted(ends, torch.arange(len(x), device=x.device), right=True)
         for number, added in self.added.items():
-            parts[int(number)] = parts[int(number)] + added(x, experts).to(y.dtype)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+            parts[int(number)] = parts[int(number)] + added(x, experts).to(parts[0].dtype)
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return gated(y, self.is_fp8) if gate else y
 
 
 @dataclass(frozen=True)
@@ -74,9 +87,8 @@ class Place:
     @property
     def shape(self) -> Shape:
         """[..., out, in], unpacked."""
-        weight, stored = self.linear.weight, self.linear.quantization
-        width = weight.shape[-1] * 32 // stored.bits if stored else weight.shape[-1]
-        return (*weight.shape[:-2], len(range(weight.shape[-2])[self.rows]), width)
+        *outer, out, width = self.linear.shape
+        return (*outer, len(range(out)[self.rows]), width)
 
 
 def places(network: Network) -> dict[str, Place]:

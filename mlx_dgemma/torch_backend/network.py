@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ..checkpoint.config import LayerConfig, ModelConfig
 from . import parallel
-from .attention import Attend
-from .fused import after_attention, after_experts, gated, gather, rotated_norm, route, spread
+from .attention import Attend, heads
+from .fused import Activation, after_attention, after_experts, gated, gather
 from .layers import Embedding, ExpertLinear, Linear, Norm, SideBySide
+from .routing import Routes, route
 from .tokens import Tokens
 
 
@@ -47,8 +48,8 @@ class MLP(nn.Module):
         self.gate_up = SideBySide(self.gate_proj, self.up_proj)
         del self.gate_proj, self.up_proj
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(gated(self.gate_up(x)))
+    def forward(self, x: Activation) -> Tensor:
+        return self.down_proj(gated(self.gate_up(x), self.down_proj.is_fp8))
 
 
 class Attention(nn.Module):
@@ -58,13 +59,12 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: LayerConfig):
         super().__init__()
         hidden, heads, dim = config.hidden_size, layer.num_key_value_heads, layer.head_dim
-        self.dim, self.divided = dim, parallel.divides(layer)
+        self.divided = parallel.divides(layer)
         self.q_proj = Linear(config.num_attention_heads * dim, hidden)
         self.k_proj = Linear(heads * dim, hidden)
         self.v_proj = Linear(heads * dim, hidden) if layer.sliding else None
         self.o_proj = Linear(hidden, config.num_attention_heads * dim)
         self.q_norm, self.k_norm = Norm(dim, config.rms_norm_eps), Norm(dim, config.rms_norm_eps)
-        self.v_norm = Norm(dim, config.rms_norm_eps, scaled=False)
         self.attend = Attend()
 
     def join(self) -> None:
@@ -72,12 +72,9 @@ class Attention(nn.Module):
         self.qkv = SideBySide(*filter(None, (self.q_proj, self.k_proj, self.v_proj)))
         del self.q_proj, self.k_proj, self.v_proj
 
-    def forward(self, x: Tensor, shared: SharedInputs, cache: tuple[Tensor, Tensor]) -> Tensor:
-        # [T, H, D] each; where there is no v_proj the last two are the same.
-        raw = [part.unflatten(-1, (-1, self.dim)) for part in self.qkv(x).split(self.qkv.sizes, dim=-1)]
-        queries = rotated_norm(raw[0], self.q_norm.weight, shared.rotation, self.q_norm.eps)
-        keys = rotated_norm(raw[1], self.k_norm.weight, shared.rotation, self.k_norm.eps)
-        values = self.v_norm(raw[-1])
+    def forward(self, x: Activation, shared: SharedInputs, cache: tuple[Tensor, Tensor]) -> Tensor:
+        norms = self.q_norm.weight, self.k_norm.weight, shared.rotation, self.q_norm.eps
+        queries, keys, values = heads(self.qkv(x), tuple(self.qkv.sizes), *norms)
         outputs, first = [], 0
         for shape, visible, places in zip(shared.shapes, shared.keys, shared.places, strict=True):
             q, k, v = (a[first : first + shape.numel()].unflatten(0, shape) for a in (queries, keys, values))
@@ -99,10 +96,9 @@ class Router(nn.Module):
         self.register_buffer("per_expert_scale", torch.ones(config.num_experts))
         self.proj = Linear(config.num_experts, config.hidden_size)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[T, D], normed and scaled -> experts [T, K] and their weights [T, K], float32."""
-        chosen, experts = self.proj(x).topk(self.top_k, dim=-1)
-        return experts, route(chosen, experts, self.per_expert_scale)
+    def forward(self, x: Tensor, here: int) -> Routes:
+        """[T, D], normed and scaled -> its routes to the `here` experts of this rank."""
+        return route(self.proj(x), self.per_expert_scale, self.top_k, parallel.rank() * here, here)
 
 
 class Experts(nn.Module):
@@ -114,19 +110,10 @@ class Experts(nn.Module):
         self.gate_up_proj = ExpertLinear(config.num_experts, 2 * inner, hidden)  # gate's rows first
         self.down_proj = ExpertLinear(config.num_experts, hidden, inner)
 
-    def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """[T, D], [T, K], [T, K] -> [T, D]. Pairs of token and expert are sorted, so that an expert is read once."""
-        here = self.gate_up_proj.weight.shape[0]
-        if parallel.ranks() > 1:  # pairs of another rank's experts are sorted to the end, with weight 0
-            experts = experts - parallel.rank() * here
-            local = (experts >= 0) & (experts < here)
-            experts, weights = torch.where(local, experts, here), torch.where(local, weights, 0)
-        ascending, order = experts.flatten().sort(stable=True)
-        ends = torch.searchsorted(ascending, torch.arange(here, device=x.device), right=True, out_int32=True)
-        y = self.gate_up_proj(spread(x, order, experts.shape[1]), ascending, ends)
-        y = self.down_proj(gated(y), ascending, ends)
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-        return gather(y, back.view(experts.shape), weights)
+    def forward(self, x: Activation, routes: Routes) -> Tensor:
+        """[T, D] -> [T, D]."""
+        y = self.gate_up_proj(x, routes.ends, routes.tokens, gate=True)
+        return gather(self.down_proj(y, routes.ends), routes.places, routes.weights)
 
 
 class Layer(nn.Module):
@@ -144,11 +131,12 @@ class Layer(nn.Module):
             setattr(self, name, Norm(config.hidden_size, config.rms_norm_eps))
 
     def forward(self, x: Tensor, shared: SharedInputs, cache: tuple[Tensor, Tensor], scalar: Tensor) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(x), shared, cache)
+        attention, fp8 = self.self_attn, self.experts.gate_up_proj.is_fp8
+        attended = attention(self.input_layernorm(x, fp8=attention.qkv.is_fp8), shared, cache)
         norms = self.post_attention_layernorm, self.pre_feedforward_layernorm, self.pre_feedforward_layernorm_2
         weights = tuple(norm.weight for norm in norms)
-        x, dense, sparse, routed = after_attention(x, attended, weights, self.router.scale, self.eps)
-        sparse = parallel.sum_up(self.experts(sparse, *self.router(routed)))
+        x, dense, sparse, routed = after_attention(x, attended, weights, self.router.scale, self.eps, fp8)
+        sparse = parallel.sum_up(self.experts(sparse, self.router(routed, len(self.experts.down_proj.weight))))
         norms = self.post_feedforward_layernorm_1, self.post_feedforward_layernorm_2, self.post_feedforward_layernorm
         weights = tuple(norm.weight for norm in norms)
         return after_experts(x, self.mlp(dense), sparse, weights, scalar, self.eps)
@@ -164,7 +152,7 @@ class SelfConditioning(MLP):
 
     def forward(self, embeddings: Tensor, soft: Tensor) -> Tensor:
         """[T, D] each. `soft` is zero where unknown; the MLP maps zero to zero."""
-        return self.post_norm(embeddings + super().forward(self.pre_norm(soft)))
+        return self.post_norm(embeddings + super().forward(self.pre_norm(soft, fp8=self.gate_up.is_fp8)))
 
 
 class Decoder(nn.Module):

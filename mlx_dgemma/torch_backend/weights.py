@@ -51,11 +51,11 @@ def place(network: Network, path: str, array: Tensor, device: torch.device) -> N
 
 
 def finish(network: Network) -> None:
-    """Repack loaded weights for the passes: into fields of 4 or 8 bits on a GPU, and linears side by side."""
+    """Lay loaded weights out for the passes: linears side by side, and on a GPU in tiles."""
+    network.join()
     for module in network.modules():
         if isinstance(module, Linear) and module.weight.is_cuda:
-            module.widen()
-    network.join()
+            module.tile()
 
 
 def to_fp8(network: Network, path: str) -> None:

@@ -12,6 +12,7 @@ from mlx_dgemma.benchmark import measure
 from mlx_dgemma.benchmark.__main__ import main
 from mlx_dgemma.benchmark.report import KEY, VERSION, show
 from mlx_dgemma.benchmark.runs import spread, summary
+from mlx_dgemma.errors import Mistake
 from mlx_dgemma.terminal import machine
 
 QUICK = ["--context", "64", "--repeat", "3", "--seeds", "2", "--each", "1", "--max-denoising-steps", "3"]
@@ -77,6 +78,26 @@ def test_what_is_unknown_says_why(made):
     state = report["state"]["before"]
     assert {name for name, value in state.items() if value is None} <= set(report["missing"])
     assert "AR model" in report["missing"] and "baseline" not in report["modes"]
+
+
+@pytest.mark.parametrize("failing", [64, 32])
+def test_passes_that_find_too_little_memory(monkeypatch, tmp_path, failing):
+    """Those before them are written already, and the others go on."""
+    out, usual = tmp_path / "report.json", measure.measure_passes
+
+    def measured(passes, *rest):
+        if passes.context != failing:
+            return usual(passes, *rest)
+        assert not out.exists() or [point["context"] for point in json.loads(out.read_text())["passes"]] == [32]
+        raise Mistake("out of device memory for 32 caches")
+
+    monkeypatch.setattr(measure, "measure_passes", measured)
+    shape = ["--dummy", "tiny", "--precision", "float32", "--context", "32,64,48", "--repeat", "2", "--out", str(out)]
+    assert main(shape) == (2 if failing == 32 else 0)  # the first says that nothing fits
+    if failing == 64:
+        report = json.loads(out.read_text())
+        assert [point["context"] for point in report["passes"]] == [32, 48]
+        assert "32 caches" in report["missing"]["passes of 1 x 64 tokens"]
 
 
 def test_one_line_a_figure(made, capsys):

@@ -6,8 +6,9 @@ import json
 import shutil
 
 import checkpoints
-import mlx.core as mx
 import pytest
+from packed import pack
+from safetensors.numpy import load_file, save_file
 
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.load import load
@@ -34,11 +35,11 @@ def edit(folder, name: str, **changes):
 
 def shard(folder):
     """Two shards and an index, as large checkpoints have."""
-    arrays = mx.load(str(folder / "model.safetensors"))
+    arrays = load_file(folder / "model.safetensors")
     names = sorted(arrays)
     parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
     for file, own in parts.items():
-        mx.save_safetensors(str(folder / file), {name: arrays[name] for name in own})
+        save_file({name: arrays[name] for name in own}, folder / file, {"format": "mlx"})
     (folder / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": {name: file for file, own in parts.items() for name in own}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -60,9 +61,9 @@ def quantized(folder, *, default=None, **paths):
     """An MLX folder as mlx-community's are: triples beside plain tensors, and the groups in config.json."""
     shape = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64}
     write(folder, **shape)
-    arrays, named = {}, {}
+    arrays, named, plain = {}, {}, {}
     default = default or {"group_size": 32, "bits": 4, "mode": "affine"}
-    for name, array in mx.load(str(folder / "model.safetensors")).items():
+    for name, array in load_file(folder / "model.safetensors").items():
         path = name.removesuffix(".weight")
         wide = array.ndim >= 2 and array.shape[-1] % 32 == 0
         if not wide or "norm" in name:
@@ -71,12 +72,10 @@ def quantized(folder, *, default=None, **paths):
         own = {"group_size": 64, "bits": 8, "mode": "affine"} if ".self_attn." in name or "embed" in name else default
         if own is not default:
             named[path] = {"group_size": 64, "bits": 8}
-        packed = mx.quantize(array, **own)
+        packed, plain[name] = pack(array, **own)
         for kind, part in zip(("weight", "scales", "biases"), packed, strict=False):
             arrays[f"{path}.{kind}"] = part
-        arrays.setdefault("plain", {})[name] = mx.dequantize(*packed, **own).astype(mx.float32)
-    plain = arrays.pop("plain")
-    mx.save_safetensors(str(folder / "model.safetensors"), arrays, {"format": "mlx"})
+    save_file(arrays, folder / "model.safetensors", {"format": "mlx"})
     both = {**default, **named, **paths}
     edit(folder, "config.json", quantization=both, quantization_config=both)
     return folder, plain, shape

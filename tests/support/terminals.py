@@ -11,8 +11,6 @@ from collections.abc import Callable
 import checkpoints
 import pytest
 
-from mlx_dgemma.generate.__main__ import main
-
 SUDOKU = "Solve this sudoku:\n...3\n.124\n1342\n2.3."
 SOLVED = "4213\n3124\n1342\n2431"
 COMMAND = [sys.executable, "-m", "mlx_dgemma.generate"]
@@ -41,6 +39,8 @@ def caller(main: Callable[[list[str]], int], capfd) -> Callable[..., tuple[int, 
 @pytest.fixture
 def run(capfd):
     """`generate`; other commands have a `run` of their own."""
+    from mlx_dgemma.generate.__main__ import main  # here: tests of a backend need none of what a command imports
+
     return caller(main, capfd)
 
 

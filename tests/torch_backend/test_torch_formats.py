@@ -1,10 +1,10 @@
-"""Packed weights against MLX, which packs them."""
+"""Packed weights: what `mx.dequantize` and the tests' own packing say of them."""
 
 from __future__ import annotations
 
-import mlx.core as mx
 import numpy as np
 import pytest
+from packed import pack
 
 pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
 import torch
@@ -17,31 +17,53 @@ OTHERS = [(4, 32, "mxfp4"), (4, 16, "nvfp4"), (8, 32, "mxfp8")]
 FORMATS = [*AFFINE, *(Quantization(bits=b, group_size=g, mode=m) for b, g, m in OTHERS)]
 
 
-def packed(quantization: Quantization) -> tuple[list, np.ndarray]:
-    """torch's arrays, and what MLX makes of them."""
+def weights() -> np.ndarray:
     rng = np.random.default_rng(0)
-    weight = rng.normal(0, 1, (3, 8, 256)) * np.exp(rng.normal(0, 2, (3, 8, 1)))  # scales of all sizes
-    arrays = mx.quantize(mx.array(weight.astype(np.float32)), **vars(quantization))
-    expected = np.array(mx.dequantize(*arrays, **vars(quantization)).astype(mx.float32))
-    tensors = [torch.from_numpy(np.array(array)) for array in arrays]
-    return [tensors[0].view(torch.int32), *tensors[1:], *([None] if len(tensors) == 2 else [])], expected
+    return (rng.normal(0, 1, (3, 8, 256)) * np.exp(rng.normal(0, 2, (3, 8, 1)))).astype(
+        np.float32
+    )  # scales of all sizes
+
+
+def tensors(arrays: list[np.ndarray]) -> list[torch.Tensor | None]:
+    words, *rest = map(torch.from_numpy, arrays)
+    return [words.view(torch.int32), *rest, *([None] if len(rest) == 1 else [])]
+
+
+def same(result: np.ndarray, expected: np.ndarray) -> bool:
+    return np.abs(result - expected).max() <= 1e-6 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("quantization", FORMATS, ids=str)
 def test_dequantize(quantization):
-    arrays, expected = packed(quantization)
-    result = formats.dequantize(*arrays, quantization).numpy()
+    arrays, expected = pack(weights(), **vars(quantization))
+    assert same(formats.dequantize(*tensors(arrays), quantization).numpy(), expected)
+    error = {2: 0.6, 3: 0.4, 4: 0.2, 5: 0.1, 6: 0.1, 8: 0.05}[quantization.bits]
+    assert np.linalg.norm(expected - weights()) < error * np.linalg.norm(weights())
+
+
+@pytest.mark.parametrize("quantization", FORMATS, ids=str)
+def test_dequantize_as_mlx_does(quantization):
+    import mlx.core as mx
+
+    arrays = mx.quantize(mx.array(weights()), **vars(quantization))
     # MLX gives the float modes in bfloat16, which holds each of their products.
-    assert np.abs(result - expected).max() <= 1e-6 * np.abs(expected).max()
+    expected = np.array(mx.dequantize(*arrays, **vars(quantization)).astype(mx.float32))
+    assert same(formats.dequantize(*tensors([np.array(array) for array in arrays]), quantization).numpy(), expected)
 
 
-@pytest.mark.parametrize("quantization", [q for q in AFFINE if q.bits in formats.WIDER], ids=str)
-def test_wider_fields_hold_the_same_numbers(quantization):
-    arrays, _ = packed(quantization)
-    wide = formats.WIDER[quantization.bits]
-    assert torch.equal(
-        formats.unpack(formats.widen(arrays[0], quantization.bits), wide), formats.unpack(arrays[0], quantization.bits)
-    )
+@pytest.mark.parametrize("width", [256, 96])
+@pytest.mark.parametrize("quantization", FORMATS, ids=str)
+def test_tiles_hold_the_same_numbers(quantization, width):
+    if width % quantization.group_size or width * quantization.bits % 32:
+        pytest.skip("groups do not divide the rows")
+    words, *rest = tensors(pack(weights()[..., :width].copy(), **vars(quantization))[0])
+    packed = formats.Packed(words[0], *(None if array is None else array[0] for array in rest), quantization)
+    tiled, index = formats.tiled(packed), torch.tensor([3, 0, 3])
+    for rows in (slice(None), index):
+        assert torch.equal(tiled.rows(rows, torch.float32), packed.rows(rows, torch.float32))
+    experts = formats.tiled(formats.Packed(words, *rest, quantization))
+    assert torch.equal(experts.rows(0, torch.float32), packed.rows(slice(None), torch.float32))
+    assert tiled.weight.shape[-1] == 2 * tiled.quantization.bits and tiled.out == 8
 
 
 def test_fp8_rows():

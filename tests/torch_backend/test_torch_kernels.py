@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 pytest.importorskip("triton", reason="torch has it on Linux with CUDA; elsewhere: pip install triton")
 
 from folders import quantized, write
+from packed import pack
 
 from mlx_dgemma.checkpoint.config import Quantization
 from mlx_dgemma.load import load
 from mlx_dgemma.seam.model import Row, Text
-from mlx_dgemma.torch_backend import attention, device, kernels
+from mlx_dgemma.torch_backend import attention, attention_kernels, device, fused, kernels, routing
 from mlx_dgemma.torch_backend.layers import ExpertLinear, Linear
 
-# ruff: noqa: E402, the environment comes first
+# ruff: noqa: E402, what may be missing comes first
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FORMATS = [
     *(Quantization(bits=bits, group_size=group) for bits, group in ((4, 64), (4, 32), (8, 64), (3, 64), (6, 128))),
     Quantization(bits=4, group_size=32, mode="mxfp4"),
@@ -32,42 +29,96 @@ FORMATS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def scalars(monkeypatch):
+    """The interpreter keeps a scalar as an array of one number, which NumPy 2.4 and later take for no index."""
+    if DEVICE == "cpu":
+        from triton.runtime import interpreter
+
+        patch = interpreter._patch_lang_tensor
+
+        def patched(tensor, *scope):
+            patch(tensor, *scope)
+            tensor.__index__ = lambda x: x.handle.data.item()
+
+        monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
 def packed(layer: Linear, quantization: Quantization | None, seed: int = 0) -> Linear:
-    """`layer` with random weights, packed by MLX."""
+    """`layer` with random weights."""
     weight = np.random.default_rng(seed).normal(0, 1, layer.weight.shape).astype(np.float32)
     if quantization is None:
         layer.weight = torch.from_numpy(weight).to(DEVICE)
         return layer
     layer.quantize(quantization)
-    arrays = mx.quantize(mx.array(weight), **vars(quantization))
-    for name, array in zip(("weight", "scales", "biases"), arrays, strict=False):
-        tensor = torch.from_numpy(np.array(array))
+    for name, array in zip(("weight", "scales", "biases"), pack(weight, **vars(quantization))[0], strict=False):
+        tensor = torch.from_numpy(array)
         setattr(layer, name, (tensor.view(torch.int32) if tensor.dtype == torch.uint32 else tensor).to(DEVICE))
     return layer
+
+
+def made(layer: Linear, quantization: Quantization | str | None) -> Linear:
+    layer = packed(layer, None if quantization == "fp8" else quantization)
+    if quantization == "fp8":
+        layer.to_fp8()
+    return layer
+
+
+def rows(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def by_expert(x: torch.Tensor, layer: Linear, ends: list[int]) -> torch.Tensor:
+    starts = [0, *ends[:-1]]
+    return torch.cat(
+        [x[a:b] @ layer.rows(i, torch.float32).T for i, (a, b) in enumerate(zip(starts, ends, strict=True))]
+    )
 
 
 @pytest.mark.parametrize("quantization", [None, "fp8", *FORMATS], ids=str)
 @pytest.mark.parametrize("ends", [[3, 3, 40, 41, 57], [0, 0, 0, 0, 64], [5, 5, 20, 20, 20]], ids=str)
 def test_a_product_expert_by_expert(quantization, ends):
-    layer = packed(
-        ExpertLinear(5, 80, 192 if quantization is None else 384), None if quantization == "fp8" else quantization
-    )
-    if quantization == "fp8":
-        layer.to_fp8()
-    x = torch.randn((64, layer.rows(0, torch.float32).shape[1]), generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    starts = [0, *ends[:-1]]
-    expected = [x[a:b] @ layer.rows(i, torch.float32).T for i, (a, b) in enumerate(zip(starts, ends, strict=True))]
-    layer.widen()
+    layer = made(ExpertLinear(5, 80, 192 if quantization is None else 384), quantization)
+    x = rows(64, layer.rows(0, torch.float32).shape[1])
+    expected = by_expert(x, layer, ends)
+    layer.tile()
     result = kernels.grouped_product(x, layer.packed, torch.tensor(ends, dtype=torch.int32, device=DEVICE))
-    assert (result[: ends[-1]] - torch.cat(expected)).abs().max() < 1e-3
+    assert (result[: ends[-1]] - expected).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("rows", [1, 16, 100])
-def test_a_product(rows):
-    layer = packed(Linear(200, 128), FORMATS[0])
-    x = torch.randn((rows, 128), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+@pytest.mark.parametrize("quantization", [None, "fp8", FORMATS[0], FORMATS[2], FORMATS[6]], ids=str)
+@pytest.mark.parametrize("per_row", [False, True])
+def test_tokens_are_gathered_and_gated_inside_a_product(quantization, per_row):
+    """With the global scales that NVIDIA's NVFP4 has, of experts or of their rows."""
+    layer, ends = made(ExpertLinear(3, 96, 128), quantization), [4, 9, 30]
+    x, tokens = rows(20, 128) * 0.3, torch.randint(20, (30,), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    y, factors = by_expert(x[tokens], layer, ends), None
+    if quantization not in (None, "fp8"):
+        factors = 0.5 + torch.rand((3, 96 if per_row else 1), generator=torch.Generator().manual_seed(2)).to(DEVICE)
+        y = y * torch.repeat_interleave(factors, torch.tensor([4, 5, 21], device=DEVICE), dim=0)
+        factors = factors.expand(3, 96).contiguous()
+    layer.tile()
+    result = kernels.grouped_product(
+        x, layer.packed, torch.tensor(ends, dtype=torch.int32, device=DEVICE), tokens=tokens.int(), gated=True,
+        factors=factors,
+    )  # fmt: skip
+    assert result.shape == (30, 48) and (result - fused.gated(y)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("count", [1, 16, 300])
+@pytest.mark.parametrize("quantization", [FORMATS[1], FORMATS[2]], ids=str)
+def test_a_product(count, quantization):
+    """A row that is no multiple of a block wide, and tiles of 256 rows."""
+    layer = packed(Linear(200, 96 if quantization.group_size == 32 else 128), quantization)
+    x = rows(count, layer.rows(0, torch.float32).shape[-1])
     expected = x @ layer.rows(slice(None), torch.float32).T
+    layer.tile()
     assert (kernels.quantized_product(x, layer.packed) - expected).abs().max() < 1e-3
+
+
+def test_tiles_keep_a_gpu_busy():
+    shapes = [kernels.shape(16, 128, 1408), kernels.shape(256, 1, 262144), kernels.shape(256, 1, 2816)]
+    assert [(shape["ROWS"], shape["COLUMNS"]) for shape in shapes] == [(32, 128), (256, 128), (64, 64)]
 
 
 @pytest.mark.parametrize("quantization", FORMATS, ids=str)
@@ -75,8 +126,46 @@ def test_the_mean_of_a_table(quantization):
     table = packed(Linear(1100, 384), quantization)
     shares = torch.rand((70, 1100), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     expected = shares @ table.rows(slice(None), torch.float32)
-    table.widen()
+    table.tile()
     assert (kernels.mean(shares, table.packed) - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(("experts", "top_k", "first", "here"), [(8, 2, 0, 8), (12, 3, 4, 4), (128, 8, 64, 64)])
+@pytest.mark.parametrize("count", [1, 100])
+def test_routes(experts, top_k, first, here, count, monkeypatch):
+    """With another rank's experts; and some of a token's scores are no numbers."""
+    logits, per_expert = rows(count, experts), 1 + torch.rand(experts).to(DEVICE)
+    if count > 50:
+        logits[50, :4] = float("-inf")
+    monkeypatch.setattr(device, "by_kernel", lambda x: False)
+    expected = routing.route(logits, per_expert, top_k, first, here)
+    monkeypatch.setattr(device, "by_kernel", lambda x: True)
+    result = routing.route(logits, per_expert, top_k, first, here)
+    local = int(expected.ends[-1])
+    assert torch.equal(result.ends, expected.ends) and torch.equal(result.tokens[:local], expected.tokens[:local])
+    for found, wanted in zip(result[:1] + result[2:3], expected[:1] + expected[2:3], strict=True):
+        order = [routes.places.sort(dim=1).indices for routes in (result, expected)]
+        found, wanted = (x.gather(1, i) for x, i in zip((found, wanted), order, strict=True))
+        assert (
+            (found - wanted).abs().max() < 1e-5 if found.is_floating_point() else (found == wanted)[found < local].all()
+        )
+    assert torch.equal(result.places.flatten().sort().values, torch.arange(count * top_k, device=DEVICE))
+    logits[0] = float("nan")  # it is found out later; no place is left without a token
+    result = routing.route(logits, per_expert, top_k, first, here)
+    assert torch.equal(result.places.flatten().sort().values, torch.arange(count * top_k, device=DEVICE))
+
+
+@pytest.mark.parametrize("values", [False, True])
+def test_heads(values, monkeypatch):
+    """Normed and rotated, in one kernel."""
+    sizes = (4 * 16, 2 * 16, 2 * 16)[: 2 + values]
+    arguments = rows(7, sum(sizes)), sizes, rows(16, seed=1), rows(16, seed=2), rows(2, 7, 8, seed=3), 1e-6
+    results = []
+    for on in (False, True):
+        monkeypatch.setattr(device, "by_kernel", lambda x, on=on: on)
+        results.append(attention.heads(*arguments))
+    for expected, result in zip(*results, strict=True):
+        assert (expected - result).abs().max() < 1e-5
 
 
 def seen(case: str, count: int, queries: int) -> tuple[list[list[int]], list[list[int]], int]:
@@ -90,9 +179,10 @@ def seen(case: str, count: int, queries: int) -> tuple[list[list[int]], list[lis
 
 @pytest.mark.parametrize("case", ["canvas", "text"])
 @pytest.mark.parametrize("dim", [16, 64])
-@pytest.mark.parametrize("parts", [1, 3])
-def test_attention_over_the_pool(case, dim, parts, monkeypatch):
-    monkeypatch.setattr(kernels, "LONG", 10_000 if parts == 1 else 25)
+@pytest.mark.parametrize("processors", [1, 24])
+def test_attention_over_the_pool(case, dim, processors, monkeypatch):
+    """In one part and in several."""
+    monkeypatch.setattr(device, "multiprocessors", lambda: processors)
     count, queries, heads, groups, room = 3, 20, 4, 2, 96
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn((count, queries, n, dim), generator=generator) * 0.5 for n in (heads, groups, groups))
@@ -104,10 +194,14 @@ def test_attention_over_the_pool(case, dim, parts, monkeypatch):
     keys = attention.KeyRange(slot, torch.tensor(lo, **number), torch.tensor(hi, **number), width, canvas)
     q, k, v, *cache = (x.to(DEVICE) for x in (q, k, v, *cache))
     expected = attention.in_blocks(q, tuple(cache), (k, v), keys)
-    assert (kernels.attend(q, tuple(cache), (k, v), keys) - expected).abs().max() < 1e-4
+    strided = (torch.cat((x, x), dim=2)[:, :, : x.shape[2]] for x in (q, k, v))  # as parts of one product
+    q, k, v = strided
+    assert (attention_kernels.attend(q, tuple(cache), (k, v), keys) - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("mode", ["plain", "affine", "nvfp4"])
+@pytest.mark.parametrize(
+    "mode", ["plain", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("affine", "nvfp4"))]
+)
 def test_a_whole_model_by_the_kernels(tmp_path, mode, monkeypatch):
     """Texts and canvases of several lengths, sliding layers past their window, and what a pass tells the next. In
     float32: the interpreter cannot multiply bfloat16."""
@@ -125,7 +219,7 @@ def test_a_whole_model_by_the_kernels(tmp_path, mode, monkeypatch):
         if by_kernel:
             for layer in model.network.modules():
                 if isinstance(layer, Linear):
-                    layer.widen()
+                    layer.tile()
         rows = [Row(c, model.new_cache(), 0.7, u, Text(t)) for c, u, t in zip(canvases, uniforms, texts, strict=True)]
         conditioning = [prediction.self_conditioning for prediction in model.denoise(rows)]
         rows = [

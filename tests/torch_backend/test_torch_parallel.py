@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import checkpoints
-import mlx.core as mx
 import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
 import torch
 from checkpoints import published
+from packed import pack
 
 from mlx_dgemma.checkpoint.config import Quantization, parse_config
 from mlx_dgemma.torch_backend import formats, parallel
@@ -182,8 +182,8 @@ def test_a_share_of_packed_weights_is_that_of_the_weights(monkeypatch, name, ran
     config = parse_config(checkpoints.config())
     monkeypatch.setattr(parallel, "ranks", lambda: 2)
     monkeypatch.setattr(parallel, "rank", lambda: rank)
-    arrays = mx.quantize(mx.random.normal((64, 256)), group_size=64, bits=4)
-    packed = [torch.from_numpy(np.array(array)) for array in arrays]
+    arrays, _ = pack(np.random.default_rng(0).normal(size=(64, 256)).astype(np.float32))
+    packed = [torch.from_numpy(array) for array in arrays]
     path, stored = f"model.decoder.layers.0.{name}", Quantization(bits=4, group_size=64)
     share = [
         array[parallel.share(config, f"{path}.{kind}", tuple(array.shape))]

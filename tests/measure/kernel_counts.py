@@ -1,0 +1,125 @@
+"""Triton's kernels at the published shapes, compiled for GPUs that are not here: what a tile takes.
+
+    python tests/measure/kernel_counts.py [89 90 100 120]
+
+Prints a line a kernel and GPU, as JSON: bytes of shared memory, instructions in the inner loop, and for a kernel that
+reads weights these times the threads of a tile over the weights that it reads in a turn: instructions a weight.
+Needs triton, and neither a GPU nor torch's CUDA build. `nvdisasm` comes with triton.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.pop("TRITON_INTERPRET", None)
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from mlx_dgemma.torch_backend import attention_kernels, kernels, routing_kernel
+
+FORMATS = {  # MODE, BITS, GROUP, types of weights and scales
+    "affine 4": (0, 4, 64, "*i32", "*i32"), "affine 8": (0, 8, 64, "*i32", "*i32"),
+    "mxfp4": (1, 4, 32, "*i32", "*i32"), "nvfp4": (2, 4, 16, "*i32", "*i32"), "mxfp8": (3, 8, 32, "*i32", "*i32"),
+    "bf16": (4, 16, 64, "*bf16", "*bf16"), "fp8": (5, 16, 64, "*fp8e4nv", "*bf16"),
+}  # fmt: skip
+Case = tuple[str, object, dict[str, str], list[str], dict[str, int], int]
+
+
+def products() -> Iterator[Case]:
+    pointers = {"x": "*bf16", "factors": "*fp32", "y": "*bf16", "ends": "*i32", "tokens": "*i32"}
+    numbers = ["weight_stride", "scales_stride"]
+    for name, (mode, bits, group, weight, scales) in FORMATS.items():
+        types = {**pointers, "weight": weight, "scales": scales}
+        stored = {"MODE": mode, "BITS": bits, "GROUP": group, "PIECES": 16 // bits, "FACTORS": mode == 5}
+        for use, out, width in (("gate and up", 1408, 2816), ("down", 2816, 704)):
+            gated = use != "down"
+            tile = kernels.shape(16, 128, out // 2 if gated else out)
+            sizes = {"N": out, "K": width, "E": 128, "EXPERTS": 128, "GATHERED": gated, "GATED": gated}
+            weights = 64 * tile["COLUMNS"] * (2 if gated else 1)
+            yield f"experts {use}, {name}", kernels._product_kernel, types, numbers, sizes | stored | tile, weights
+        if bits == 8:
+            for use, out in (("linear", 8192), ("narrow linear", 2816), ("head", 262144)):
+                tile = kernels.shape(256, 1, out)
+                sizes = {"N": out, "K": 2816, "E": 1, "EXPERTS": 1, "GATHERED": False, "GATED": False}
+                case = f"{use}, {name}, {tile['ROWS']} rows"
+                yield case, kernels._product_kernel, types, numbers, sizes | stored | tile, 64 * tile["COLUMNS"]
+
+
+def others() -> Iterator[Case]:
+    mode, bits, group, *_ = FORMATS["affine 8"]
+    stored = {"V": 262144, "D": 2816, "MODE": mode, "BITS": bits, "GROUP": group, "PIECES": 2, "ROWS": 256, "DEPTH": 64}
+    types = {"shares": "*bf16", "weight": "*i32", "scales": "*i32", "y": "*fp32"}
+    options = {"num_warps": 8, "num_stages": 3}
+    yield "mean, affine 8, 256 rows", kernels._mean_kernel, types, ["T", "PART"], stored | options, 64 * 64
+    types = dict.fromkeys(("q", "keys", "values", "canvas_keys", "canvas_values", "out"), "*bf16")
+    types |= dict.fromkeys(("slot", "lo", "hi", "canvas"), "*i32") | dict.fromkeys(("top_out", "mass_out"), "*fp32")
+    for dim, groups in ((256, 8), (512, 2)):
+        for parts in (1, 4):
+            sizes = {"G": groups, "R": 16 // groups, "DIM": dim, "CANVAS": True, "PARTS": parts}
+            kinds, numbers = {**types, "out": "*bf16" if parts == 1 else "*fp32"}, ["queries", "room", "q_stride"]
+            name, tile = f"attention, heads of {dim}, {parts} parts", attention_kernels.shape(dim)
+            yield name, attention_kernels._attention_kernel, kinds, [*numbers, "new_stride"], sizes | tile, 0
+    types = {"qkv": "*bf16", "q_weight": "*bf16", "k_weight": "*bf16", "rotation": "*fp32", "out": "*bf16"}
+    sizes = {"H": 16, "G": 8, "DIM": 256, "VALUES": True, "num_warps": 1, "num_stages": 3}
+    yield "heads", attention_kernels._heads_kernel, {**types, "eps": "fp32"}, ["T"], sizes, 0
+    types = dict.fromkeys(("experts", "tokens", "places", "ends"), "*i32") | {"weights": "*fp32"}
+    sizes = {"E": 128, "LANES": 128, "K": 8, "COLUMNS": 8, "ROWS": 64, "num_warps": 16, "num_stages": 3}
+    types |= dict.fromkeys(("logits", "per_expert"), "*bf16")
+    yield "routing", routing_kernel._route_kernel, types, ["T", "first", "here"], sizes, 0
+
+
+def compiled(kernel, types: dict[str, str], numbers: list[str], constants: dict[str, int], capability: int):
+    options = {name: constants[name] for name in ("num_warps", "num_stages")}
+    constants = {name: value for name, value in constants.items() if name not in options}
+    signature = {**types, **dict.fromkeys(numbers, "i32"), **dict.fromkeys(constants, "constexpr")}
+    signature = {name: signature[name] for name in kernel.arg_names}
+    # As at run time: pointers, and these numbers of a real model, are multiples of 16.
+    even = {name for name, kind in types.items() if kind[0] == "*"} | {n for n in numbers if "stride" in n} | {"PART"}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if name in even}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def inner_loop(cubin: bytes) -> int:
+    """Instructions of the longest loop around a matrix product; 0 if there is none."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        disassembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+        text = subprocess.run([disassembler, "-c", file.name], capture_output=True, text=True, check=True).stdout
+    labels, lines, longest = {}, [], 0
+    for line in text.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(lines)
+        elif found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            lines.append(found[1])
+    for place, line in enumerate(lines):
+        target = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
+        body = lines[labels.get(target[1], place) : place + 1] if target else []
+        if any("MMA" in instruction for instruction in body):
+            longest = max(longest, len(body))
+    return longest
+
+
+def count(capability: int) -> Iterator[dict]:
+    for name, kernel, types, numbers, constants, weights in (*products(), *others()):
+        made = compiled(kernel, types, numbers, constants, capability)
+        found = {"kernel": name, "capability": capability, "shared": made.metadata.shared}
+        found["loop"] = inner_loop(made.asm["cubin"])
+        if weights and found["loop"]:  # a short one is unrolled
+            found["a weight"] = round(found["loop"] * 32 * constants["num_warps"] / weights, 2)
+        yield found
+
+
+if __name__ == "__main__":
+    for capability in map(int, sys.argv[1:] or (89, 90, 100, 120)):
+        for found in count(capability):
+            print(json.dumps(found), flush=True)
