@@ -9,7 +9,11 @@ static` the passes are compiled, as transformers does it by itself. Prints one J
 import argparse
 import json
 import statistics
+import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # where it is not installed
 
 import torch
 import transformers

@@ -174,11 +174,11 @@ def _product_kernel(
     tl.store(place, tl.trans(total).to(y.dtype.element_ty), mask=real[:, None] & (column < OUT)[None, :])
 
 
-def shape(rows: int, experts: int, out: int) -> dict[str, int]:
+def shape(rows: int, experts: int, out: int, bits: int = 8) -> dict[str, int]:
     """Choose tiles for so many rows an expert. A weight is unpacked anew by each tile of rows, so these are tall, but
     not so tall that a GPU of some 130 multiprocessors has less than a tile each."""
     tall = min(256, max(16, triton.next_power_of_2(rows + rows // 2 if experts > 1 else rows)))
-    wide = 128 if out > 64 and (tall <= 32 or out >= 128 * 128) else 64
+    wide = 128 if bits < 16 and out > 64 and (tall <= 32 or out >= 128 * 128) else 64
     while tall > 64 and experts * triton.cdiv(out, wide) * triton.cdiv(rows, tall) < 100:
         tall //= 2
     warps = 8 if wide * tall > 64 * 256 else 4  # each unpacks 16 of the weight's rows
@@ -224,7 +224,8 @@ def grouped_product(
     elif packed.is_fp8:
         factors = packed.scales
     columns = out // 2 if gated else out
-    tiles = shape(rows // experts, experts, columns)
+    stored = stored_as(packed)
+    tiles = shape(rows // experts, experts, columns, stored["BITS"])
     y = x.new_empty((rows, columns))
     # At most: each expert has one tile that is not full.
     height = triton.cdiv(rows, tiles["ROWS"]) if experts == 1 else rows // tiles["ROWS"] + experts
@@ -232,7 +233,7 @@ def grouped_product(
         x.contiguous(), packed.weight, scales, x if factors is None else factors.contiguous(), y, ends,
         ends if tokens is None else tokens, *strides, N=out, K=width, E=experts,
         EXPERTS=triton.next_power_of_2(experts), GATHERED=tokens is not None, GATED=gated,
-        FACTORS=factors is not None, **stored_as(packed), **tiles,
+        FACTORS=factors is not None, **stored, **tiles,
     )  # fmt: skip
     return y
 

@@ -41,7 +41,7 @@ def products() -> Iterator[Case]:
         stored = {"MODE": mode, "BITS": bits, "GROUP": group, "PIECES": 16 // bits, "FACTORS": mode == 5}
         for use, out, width in (("gate and up", 1408, 2816), ("down", 2816, 704)):
             gated = use != "down"
-            tile = kernels.shape(16, 128, out // 2 if gated else out)
+            tile = kernels.shape(16, 128, out // 2 if gated else out, bits)
             sizes = {"N": out, "K": width, "E": 128, "EXPERTS": 128, "GATHERED": gated, "GATED": gated}
             weights = 64 * tile["COLUMNS"] * (2 if gated else 1)
             yield f"experts {use}, {name}", kernels._product_kernel, types, numbers, sizes | stored | tile, weights

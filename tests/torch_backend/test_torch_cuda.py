@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 import checkpoints
 import numpy as np
@@ -15,8 +15,6 @@ from folders import quantized, write
 from mlx_dgemma.load import load
 from mlx_dgemma.seam.model import Row, Text
 from mlx_dgemma.torch_backend import device as devices
-from mlx_dgemma.writing.ask import Ask
-from mlx_dgemma.writing.diffuse import diffuse
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 # Of a random model, median over a canvas: rounding of the activations is all that may differ.
@@ -52,7 +50,7 @@ def test_logits_of_two_steps(tmp_path, dtype, kind, monkeypatch):
     for model in both(folder, dtype, monkeypatch):
         first = rows(model, 3)
         second = [
-            dataclasses.replace(row, pending=Text(), self_conditioning=last.self_conditioning)
+            replace(row, pending=Text(), self_conditioning=last.self_conditioning)
             for row, last in zip(first, model.denoise(first), strict=True)
         ]
         for _ in range(2):  # captured, and replayed
@@ -61,9 +59,18 @@ def test_logits_of_two_steps(tmp_path, dtype, kind, monkeypatch):
     assert np.median(np.abs(logits[0] - logits[1])) < BOUNDS[dtype]
 
 
-def test_a_run_of_the_embedded_model_token_for_token(monkeypatch):
-    drafts = []
-    for model in both(checkpoints.TINY, "float32", monkeypatch):
-        steps = diffuse(model, range(5, 45), Ask(max_tokens=192, sampling=load(backend="torch")[2], seed=1))
-        drafts.append([step.draft.tolist() for step in steps])
-    assert drafts[0] == drafts[1]
+def test_a_run_of_the_embedded_model(monkeypatch):
+    """Both denoise the same canvases, of the CPU's run. Where a rounding of 1e-6 crosses a uniform, a draw differs."""
+    models = both(checkpoints.TINY, "float32", monkeypatch)
+    rng = np.random.default_rng(1)
+    canvas, text = rng.integers(256, size=64), Text(np.arange(5, 45))
+    made = [Row(canvas, model.new_cache(), 0.7, np.zeros(64, np.float32), text) for model in models]
+    for _ in range(8):
+        uniforms = rng.random(64, dtype=np.float32)
+        found = [model.denoise([replace(row, uniforms=uniforms)])[0] for model, row in zip(models, made, strict=True)]
+        gpu, cpu = found
+        assert np.abs(gpu.entropy - cpu.entropy).max() < 1e-3 and (gpu.sample != cpu.sample).mean() < 0.05
+        made = [
+            replace(row, canvas=cpu.sample, pending=Text(), self_conditioning=last.self_conditioning)
+            for row, last in zip(made, found, strict=True)
+        ]
