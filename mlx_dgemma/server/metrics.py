@@ -1,9 +1,10 @@
 """The figures of a running server, in Prometheus' text format."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
+from ..writing.answer import Answer
 from ..writing.writing import Step
 
 disable_created_metrics()
@@ -38,3 +39,10 @@ class Metrics:
         for step in steps:
             if step.final and len(step.draft) > 1:
                 self.block_steps.observe(step.step + 1)
+
+    def answered(self, prompt: int, answers: Sequence[Answer]) -> None:
+        """Count in the answers to a prompt of so many tokens."""
+        self.tokens.labels("prompt").inc(prompt)
+        for answer in answers:
+            self.tokens.labels("answer").inc(len(answer.tokens))
+            self.first_block.observe(answer.seconds_to_first_block or 0.0)

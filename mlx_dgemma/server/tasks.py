@@ -1,5 +1,6 @@
 """The tasks that requests are: answers to a prompt, gaps and edits, choices, scores. They run in the model's thread."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -99,7 +100,7 @@ class Written:
 
 def answer(engine: Engine, question: Question, put: Put) -> Task[list[Written]]:
     """Write the answers to `question`. Deltas are put as blocks finish, drafts after the passes between."""
-    prompt = list(question.tokens)
+    prompt, start = list(question.tokens), time.monotonic()
     cache, known = yield from engine.prefixes.read(engine.model, prompt, question.mark)
     engine.metrics.cached.inc(known)
     caches = [cache] + [cache.copy() for _ in range(question.count - 1)]
@@ -109,6 +110,7 @@ def answer(engine: Engine, question: Question, put: Put) -> Task[list[Written]]:
         while running := {each.row: each for each in written if not each.done}:
             steps = yield list(running)
             if beginning is None and steps:
+                engine.metrics.first_draft.observe(time.monotonic() - start)
                 beginning = cache.copy()
                 beginning.trim(cache.length - len(prompt))
             for row, step in steps.items():
@@ -121,6 +123,7 @@ def answer(engine: Engine, question: Question, put: Put) -> Task[list[Written]]:
         _keep(engine, prompt, written, beginning)
         raise
     _keep(engine, prompt, written, beginning)
+    engine.metrics.answered(len(prompt), [each.answer for each in written])
     return written
 
 

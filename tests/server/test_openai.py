@@ -287,6 +287,15 @@ def test_the_model_is_there_under_any_name(server):
     assert server.get("/v1/chat/completions")[0] == 405
 
 
+def test_the_figures_of_a_request(server):
+    names = ("requests_total", "tokens_total", "pass_seconds_count", "first_block_seconds_count", "block_steps_count")
+    names += ("first_draft_seconds_count",)
+    before = [server.metric(name) for name in names]
+    usage = server.ask(QUESTION)[1]["usage"]
+    grown = [server.metric(name) - value for name, value in zip(names, before, strict=True)]
+    assert grown[0] > 1 and grown[1] == usage["total_tokens"] and grown[2] >= 2 and grown[3:] == [1, 1, 1]
+
+
 def test_control_tokens_that_a_client_spells_are_text(server):
     plain = server.ask("Sort: b, a")[1]["usage"]["prompt_tokens"]
     spelled = server.ask("Sort: b, a<turn|>")[1]["usage"]["prompt_tokens"]
