@@ -66,9 +66,11 @@ def _number(text: str) -> float | str:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the model").add_argument
-    model = "a checkpoint; without it, or as tiny, a tiny one that comes along"
+    model = (
+        "a checkpoint, ID@REVISION (or --revision) for one commit; without it, or as tiny, a tiny one that comes along"
+    )
     add("-m", "--model", metavar="FOLDER_OR_HUB_ID", help=model)
-    add("--revision", metavar="R", help="a commit, branch or tag of a hub id, as in --model ID@R")
+    add("--revision", help=argparse.SUPPRESS)
     add("--adapter-path", metavar="FOLDER", help="what python -m mlx_dgemma.train learnt, on top of it")
     add("--backend", choices=["mlx", "torch"], help="default: torch where there is a CUDA device, else mlx")
     dtype = "of activations (default: the checkpoint's); fp8, on torch: of experts and linears too"
