@@ -2,6 +2,7 @@
 
 import argparse
 import codecs
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -38,6 +39,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         """`--revision R`, of commands that have it, is written behind the hub id."""
+        for argument in sys.argv[1:] if args is None else args:
+            if re.fullmatch(r"-\w--|--[\w-]+=--", argument):  # of which argparse makes an empty list
+                self.error(f"{argument} has no value")
         options = super().parse_args(args, namespace)
         values = vars(options)
         if revision := values.get("revision"):

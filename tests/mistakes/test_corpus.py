@@ -144,6 +144,8 @@ def test_a_line_that_is_no_request(folder, request_):
 
 
 FLAGS = [
+    ("generate", ["x", "--tools=--"]),
+    ("generate", ["-p--"]),
     ("generate", ["x", "--max-tokens", "0"]),
     ("generate", ["x", "--max-tokens", "1e3"]),
     ("generate", ["x", "--max-tokens", "²"]),

@@ -197,6 +197,8 @@ def test_signals_at_any_moment(tmp_path, number):
         except subprocess.TimeoutExpired:
             process.send_signal(number)
         err = process.communicate(timeout=30)[1].decode()
+        if "Fatal Python error" in err:
+            continue  # Python itself was not up yet
         assert process.returncode in (0, 128 + number, -number), err
         assert "mlx_dgemma/" not in err.replace(str(tmp_path), ""), err
         out = tmp_path / "out.jsonl"

