@@ -19,6 +19,7 @@ from .plot import check, plot_published
 from .report import read_report
 from .subject import published
 
+METAL_STEP = Path(__file__).with_name("metal_step.json")  # counted by tests/measure/count_step.py
 STEPS = (4, 8, 12, 16, 24, 32, 48)
 KINDS = {"step": "a denoise step", "commit": "a commit", "token": "a token left to right"}
 WORKLOADS = {  # steps a full canvas takes, as others saw them with the published model
@@ -72,6 +73,9 @@ def predict_device(options: argparse.Namespace) -> dict[str, Any]:
     needed = count.resident + count.token(options.context).bytes["attention"]
     about |= {"memory": machine.memory, "needed_memory": needed}
     about["measured"] = [{row.kind: row.seconds, "source": f"{row.build}; {row.source}"} for row in same]
+    counted = json.loads(METAL_STEP.read_text())
+    if (options.precision, options.shape) == (counted["precision"], SHAPE):
+        about["counted"] = counted["milliseconds"].get(options.device, {})
     return about | ceiling | {"reached": dict(zip(("fastest", "middle", "slowest"), reached, strict=True))}
 
 
@@ -113,6 +117,9 @@ def show(predicted: dict[str, Any]) -> None:
     seen = [(f"measured, {KINDS[kind]}, ms", ms(row[kind]), row["source"])
             for row in predicted["measured"] for kind in KINDS if kind in row]  # fmt: skip
     print_table(("", "", ""), seen, left=3)
+    if counted := predicted.get("counted"):
+        titles = ("a step by its counted kernels, predicted, context 512", "ms")
+        print_table(titles, [(path, str(milliseconds)) for path, milliseconds in counted.items()])
 
 
 def error(row: Published, predicted: Range) -> float:
