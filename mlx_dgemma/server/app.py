@@ -33,6 +33,7 @@ from .ollama import (
     version,
 )
 from .openai import ChatWire
+from .page import routes as page
 from .refusal import Refusal, log, refusal
 from .reply import Delta, Draft, Reply
 from .responses import Responses, ResponsesWire, responses_wanted
@@ -135,11 +136,6 @@ async def metrics(request: Request) -> Response:
     return PlainTextResponse(generate_latest(request.app.state.engine.metrics.registry))
 
 
-async def root(request: Request) -> Response:
-    """Ollama's clients look whether it is there."""
-    return PlainTextResponse("Ollama is running")
-
-
 def application(engine: Engine, since: int, **guarded: Any) -> Guard:
     """`since`: when the model was loaded, seconds; `guarded`: who may ask, as `Guard` takes it."""
 
@@ -151,7 +147,7 @@ def application(engine: Engine, since: int, **guarded: Any) -> Guard:
 
     post = {"methods": ["POST"]}
     routes = [
-        Route("/", root),
+        *page.ROUTES,
         Route("/health", health),
         Route("/metrics", metrics),
         Route("/v1/models", models),

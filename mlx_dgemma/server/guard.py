@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 from .frames import Json
+from .page.routes import FILES
 from .refusal import Refusal
 
 log = logging.getLogger("mlx_dgemma.access")
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 EDITORS = {"app", "tauri", "vscode-webview", "vscode-file"}  # schemes of programs' own windows
-OPEN = {"/health", "/"}  # without a token
+OPEN = {"/health", *FILES}  # without a token
 CORS = [(b"access-control-allow-methods", b"GET, POST, OPTIONS"), (b"access-control-max-age", b"600")]
 
 

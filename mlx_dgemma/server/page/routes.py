@@ -1,0 +1,70 @@
+"""The page: its files, and what a browser may do with them.
+
+Nothing comes from elsewhere and no script stands within a document. What the model wrote is shown in a frame that has
+no origin, no network and by its own policy no script but ours; a second one runs scripts, for who asks for that.
+"""
+
+import base64
+import hashlib
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+HERE = Path(__file__).parent
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+TYPES[".txt"] = "text/plain"  # licences
+FOR_ALL = {
+    "cache-control": "no-cache",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-dns-prefetch-control": "off",
+    "permissions-policy": "camera=(), microphone=(), geolocation=(), usb=(), serial=()",
+}
+# `frame-src` holds for where a frame goes by itself, too: without it `location.href = …` leaks from the preview.
+PAGE = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types dompurify reader"
+)
+PREVIEW = (
+    "sandbox allow-scripts; default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; "
+    "font-src data:; media-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'; webrtc 'block'"
+)
+DOCUMENT = '<!doctype html><html lang="en"><meta charset="utf-8"><title>preview</title><style>{style}</style>'
+DOCUMENT += '<div id="root"></div><script>{script}</script></html>'
+
+
+def _files() -> dict[str, tuple[bytes, str, str]]:
+    """Path -> (content, media type, policy)."""
+    files = {}
+    for file in sorted(HERE.rglob("*")):
+        if file.suffix in TYPES:
+            name = "/page/" + file.relative_to(HERE).as_posix()
+            files["/" if file.name == "index.html" else name] = (file.read_bytes(), TYPES[file.suffix], PAGE)
+    script = "\n".join((HERE / name).read_text() for name in ("vendor/morphdom.js", "frame.js"))
+    document = DOCUMENT.format(style=(HERE / "frame.css").read_text(), script=script).encode()
+    known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    for name, scripts in (("preview", f"'sha256-{known}'"), ("preview-scripts", "'unsafe-inline'")):
+        files[f"/page/{name}"] = (document, "text/html", PREVIEW.format(scripts=scripts))
+    return files
+
+
+FILES = _files()
+
+
+async def serve(request: Request) -> Response:
+    """A file; at "/" the page to browsers, and to Ollama's clients, which look whether it is there, Ollama's words."""
+    content, kind, policy = FILES[request.url.path]
+    headers = {**FOR_ALL, "content-security-policy": policy}
+    if request.url.path == "/":
+        headers["vary"] = "accept"
+        if "text/html" not in request.headers.get("accept", ""):
+            return PlainTextResponse("Ollama is running", headers=headers)
+    return Response(content, media_type=kind, headers=headers)
+
+
+ROUTES = [Route(path, serve) for path in FILES]
