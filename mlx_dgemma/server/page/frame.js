@@ -3,14 +3,8 @@
 const root = document.getElementById("root");
 addEventListener("message", ({ source, data }) => {
   if (source !== parent) return;
-  if (data.scripts) {
-    document.open(); // takes this script's place; the policy of the document stays
-    document.write(data.html);
-    document.close();
-    return;
-  }
   const next = document.createElement("div");
-  next.innerHTML = data.html;
+  next.innerHTML = data;
   morphdom(root, next, { childrenOnly: true });
 });
 parent.postMessage("ready", "*");

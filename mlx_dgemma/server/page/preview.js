@@ -9,6 +9,10 @@ const CLEAN = {
   FORBID_TAGS: ["form", "link", "meta", "base", "iframe", "object", "embed"],
   RETURN_TRUSTED_TYPE: false, // it goes into a message, not into this document
 };
+DOMPurify.addHook("afterSanitizeAttributes", (node) => {
+  // A link leads nowhere from the frame, but browsers connect to where it points before it is clicked.
+  if (node.matches("a, area") && !node.getAttribute("href")?.startsWith("#")) node.removeAttribute("href");
+});
 const FENCE = /```[ \t]*(html|svg|xml|markdown|md)[^\n]*\n([\s\S]*?)(?:\n```|$)/i;
 
 /** What a text is to be shown as, and which part of it: [kind, content]. */
@@ -32,11 +36,9 @@ function parses(svg) {
 
 export class Preview {
   constructor(root, opened) {
-    Object.assign(this, { root, opened, html: "", content: "", ready: false, last: 0, timer: 0 });
+    Object.assign(this, { root, opened, html: "", ready: false, last: 0, timer: 0 });
     this.frame = $("iframe", root);
     this.kind = $(".kind", root);
-    this.scripts = $("input", root);
-    this.scripts.addEventListener("change", () => this.load());
     $("[data-close]", root).addEventListener("click", () => this.close());
     addEventListener("message", ({ source, data }) => {
       if (source !== this.frame.contentWindow || data !== "ready" || this.ready) return;
@@ -49,9 +51,8 @@ export class Preview {
   open(text) {
     this.root.hidden = false;
     this.opened(true);
-    this.scripts.checked = false;
-    Object.assign(this, { owner: { text }, html: "", content: "" });
-    this.load();
+    Object.assign(this, { owner: { text }, html: "", ready: false });
+    this.frame.src = "/page/preview";
     return this.owner;
   }
 
@@ -60,11 +61,6 @@ export class Preview {
     this.opened(false);
     this.owner = null;
     this.frame.removeAttribute("src");
-  }
-
-  load() {
-    this.ready = false;
-    this.frame.src = this.scripts.checked ? "/page/preview-scripts" : "/page/preview";
   }
 
   show(text, final, owner) {
@@ -79,16 +75,11 @@ export class Preview {
     if (kind === "SVG" && !final && !parses(content)) return; // the last that could be read stays
     this.last = performance.now();
     this.kind.textContent = kind;
-    this.content = kind === "Markdown" ? marked.parse(content) : content;
-    this.html = DOMPurify.sanitize(this.content, CLEAN);
-    if (this.scripts.checked && final) this.load();
-    else this.send();
+    this.html = DOMPurify.sanitize(kind === "Markdown" ? marked.parse(content) : content, CLEAN);
+    this.send();
   }
 
   send() {
-    if (!this.ready) return;
-    const scripts = this.scripts.checked;
-    this.frame.contentWindow.postMessage({ scripts, html: scripts ? this.content : this.html }, "*"); // it has no origin
-    if (scripts) this.ready = true;
+    if (this.ready) this.frame.contentWindow.postMessage(this.html, "*"); // it has no origin to name
   }
 }

@@ -1,7 +1,8 @@
 """The page: its files, and what a browser may do with them.
 
 Nothing comes from elsewhere and no script stands within a document. What the model wrote is shown in a frame that has
-no origin, no network and by its own policy no script but ours; a second one runs scripts, for who asks for that.
+no origin, no network and by its own policy no script but ours. Scripts of the model's are never run: browsers have no
+policy against WebRTC and preconnect, by which a script speaks to others.
 """
 
 import base64
@@ -31,8 +32,8 @@ PAGE = (
     "require-trusted-types-for 'script'; trusted-types dompurify reader"
 )
 PREVIEW = (
-    "sandbox allow-scripts; default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; "
-    "font-src data:; media-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'; webrtc 'block'"
+    "sandbox allow-scripts; default-src 'none'; script-src '{script}'; style-src 'unsafe-inline'; img-src data:; "
+    "font-src data:; media-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
 DOCUMENT = '<!doctype html><html lang="en"><meta charset="utf-8"><title>preview</title><style>{style}</style>'
 DOCUMENT += '<div id="root"></div><script>{script}</script></html>'
@@ -47,9 +48,8 @@ def _files() -> dict[str, tuple[bytes, str, str]]:
             files["/" if file.name == "index.html" else name] = (file.read_bytes(), TYPES[file.suffix], PAGE)
     script = "\n".join((HERE / name).read_text() for name in ("vendor/morphdom.js", "frame.js"))
     document = DOCUMENT.format(style=(HERE / "frame.css").read_text(), script=script).encode()
-    known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    for name, scripts in (("preview", f"'sha256-{known}'"), ("preview-scripts", "'unsafe-inline'")):
-        files[f"/page/{name}"] = (document, "text/html", PREVIEW.format(scripts=scripts))
+    known = "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    files["/page/preview"] = (document, "text/html", PREVIEW.format(script=known))
     return files
 
 
