@@ -27,13 +27,6 @@ export function partOf(text) {
 
 export const looksLike = (text) => partOf(text)[0] !== "Markdown" || /^```(markdown|md)/im.test(text);
 
-const reader = globalThis.trustedTypes?.createPolicy("reader", { createHTML: (text) => text }); // of XML, to look at only
-
-function parses(svg) {
-  const read = new DOMParser().parseFromString(reader ? reader.createHTML(svg) : svg, "image/svg+xml");
-  return !read.querySelector("parsererror");
-}
-
 export class Preview {
   constructor(root, opened) {
     Object.assign(this, { root, opened, html: "", ready: false, last: 0, timer: 0 });
@@ -51,6 +44,7 @@ export class Preview {
   open(text) {
     this.root.hidden = false;
     this.opened(true);
+    this.kind.textContent = "Preview";
     Object.assign(this, { owner: { text }, html: "", ready: false });
     this.frame.src = "/page/preview";
     return this.owner;
@@ -72,10 +66,12 @@ export class Preview {
 
   render(text, final) {
     const [kind, content] = partOf(text);
-    if (kind === "SVG" && !final && !parses(content)) return; // the last that could be read stays
+    const html = DOMPurify.sanitize(kind === "Markdown" ? marked.parse(content) : content, CLEAN);
+    const lost = kind === "Markdown" && this.kind.textContent in { HTML: 0, SVG: 0 }; // noise in a fence
+    if (!final && (lost || !html.trim())) return; // the last that could be shown stays
     this.last = performance.now();
     this.kind.textContent = kind;
-    this.html = DOMPurify.sanitize(kind === "Markdown" ? marked.parse(content) : content, CLEAN);
+    this.html = html;
     this.send();
   }
 

@@ -29,7 +29,7 @@ FOR_ALL = {
 PAGE = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types dompurify reader"
+    "require-trusted-types-for 'script'; trusted-types dompurify"
 )
 PREVIEW = (
     "sandbox allow-scripts; default-src 'none'; script-src '{script}'; style-src 'unsafe-inline'; img-src data:; "
