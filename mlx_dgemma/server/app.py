@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..errors import Mistake
+from . import page_files
 from .anthropic import Messages, MessagesWire, count_tokens, messages_wanted
 from .bodies import Body, Chat, Completion, InfillBody, parse, read
 from .edits import EditBody, EditWire, apply_wanted, edit_wanted
@@ -33,7 +34,6 @@ from .ollama import (
     version,
 )
 from .openai import ChatWire
-from .page import routes as page
 from .refusal import Refusal, log, refusal
 from .reply import Delta, Draft, Reply
 from .responses import Responses, ResponsesWire, responses_wanted
@@ -147,7 +147,7 @@ def application(engine: Engine, since: int, **guarded: Any) -> Guard:
 
     post = {"methods": ["POST"]}
     routes = [
-        *page.ROUTES,
+        *page_files.ROUTES,
         Route("/health", health),
         Route("/metrics", metrics),
         Route("/v1/models", models),

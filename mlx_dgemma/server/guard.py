@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 from .frames import Json
-from .page.routes import FILES
+from .page_files import FILES
 from .refusal import Refusal
 
 log = logging.getLogger("mlx_dgemma.access")
