@@ -51,6 +51,8 @@ export function startChat(model) {
     if (settling.said) {
       messages.push({ role: "assistant", content: settling.said });
       settling.root.append(actions(settling, preview));
+    } else {
+      messages.pop(); // nothing came of the question
     }
     follow();
     input.focus();

@@ -76,7 +76,7 @@ export class Settling {
     const { diffusion, completion_tokens: tokens } = end.usage ?? {};
     const passes = diffusion ? `${several(tokens, "token")} in ${several(diffusion.steps, "pass", "passes")}` : "";
     const time = diffusion?.seconds ? `${diffusion.seconds.toFixed(2)} s` : "";
-    const cut = end.reason === "length" ? "cut: no room was left" : "";
+    const cut = end.reason === "length" ? "cut short at a limit" : "";
     this.numbers.textContent = [passes, time, cut, ...end.warnings].filter(Boolean).join(" · ");
     return end;
   }
