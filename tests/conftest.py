@@ -4,6 +4,7 @@ A machine with CUDA may have no MLX: a test that imports it is skipped there, an
 
 import os
 import shutil
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,21 @@ from terminals import endless, run  # noqa: E402, F401
 def state(tmp_path_factory, monkeypatch):
     """Chats and what was typed are kept in a folder of the test's."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m leaves any out
+def pytest_collection_modifyitems(items):
+    """Of a test that is marked `sample(n)`, all but n cases, evenly spread, are slow."""
+    cases = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sample"):
+            cases[item.path, item.function].append(item)
+    for same in cases.values():
+        count = min(len(same), same[0].get_closest_marker("sample").args[0])
+        quick = {i * len(same) // count for i in range(count)}
+        for i, item in enumerate(same):
+            if i not in quick:
+                item.add_marker("slow")
 
 
 MISSING = "No module named 'mlx"

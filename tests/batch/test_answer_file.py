@@ -80,6 +80,7 @@ def test_requests_that_were_added_are_answered(run, files, answers):
         ("system", ["request 0"]),
     ],
 )
+@pytest.mark.sample(4)
 def test_another_run_s_answers_are_refused(run, files, answers, tmp_path, what, words):
     path, out = files
     more = {"seed": ["--seed", "7"], "options": ["--verify"], "system": ["--system", "Be brief."]}.get(what, [])
@@ -178,6 +179,7 @@ def test_a_mistake_leaves_no_file_behind(run, files):
     assert out.exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_whole_answers(files):
     path, out = files
     command = [sys.executable, "-m", "mlx_dgemma.batch", str(path), "--out", str(out), *FEW, "--size", "1"]
@@ -190,6 +192,7 @@ def test_a_full_disk_keeps_whole_answers(files):
     assert subprocess.run(command, capture_output=True).returncode == 0 and len(texts(out.read_bytes())) == 3
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_was_reached(files):
     path, out = files
     path.write_text("\n".join(map(json.dumps, PROMPTS * 20)))

@@ -162,6 +162,7 @@ def written(tmp_path, lines) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_lines_that_are_filled(tmp_path, capsys):
     """As each is alone, in their order, whatever goes together."""
     assert main([written(tmp_path, FILL), "--size", "2", *FEW]) == 0
@@ -229,6 +230,7 @@ def test_many_by_the_way_that_costs_less(tmp_path, capsys):
     assert first["notes"] and second["notes"]
 
 
+@pytest.mark.slow
 def test_many_left_to_right_and_many_checked(run, tmp_path, capfd):
     lines = ["Reverse: Ivan, Zoe, Eve", "Reverse: Oslo, Rome", "Sort: Yan, Omar"]
     path, batch = written(tmp_path, [{"prompt": line} for line in lines]), caller(main, capfd)
@@ -264,6 +266,7 @@ PERSON |= {"required": ["name", "age"]}
 
 
 @pytest.mark.parametrize("options", [[], ["--mode", "ar"], ["--verify"], ["--deadline", "0.001"]], ids=" ".join)
+@pytest.mark.slow
 def test_many_within_a_schema(tmp_path, capfd, options):
     (tmp_path / "person.json").write_text(json.dumps(PERSON))
     lines = [{"prompt": "Extract JSON: Tess is 40."}, {"prompt": "Extract JSON: Zoe (31).", "max_tokens": 40}]

@@ -81,6 +81,7 @@ def test_what_is_unknown_says_why(made):
 
 
 @pytest.mark.parametrize("failing", [64, 32])
+@pytest.mark.slow
 def test_passes_that_find_too_little_memory(monkeypatch, tmp_path, failing):
     """Those before them are written already, and the others go on."""
     out, usual = tmp_path / "report.json", measure.measure_passes
@@ -107,6 +108,7 @@ def test_one_line_a_figure(made, capsys):
         assert figure in out
 
 
+@pytest.mark.slow
 def test_random_weights_assume_their_steps(capsys, tmp_path, quick_ceilings):
     plot = tmp_path / "dummy.png"
     given = ["--dummy", "tiny", "--precision", "float32", "--steps-per-block", "7", "--batch", "1,2", "--json"]
@@ -120,6 +122,7 @@ def test_random_weights_assume_their_steps(capsys, tmp_path, quick_ceilings):
     assert is_picture(plot)
 
 
+@pytest.mark.slow
 def test_prompts_of_a_file(made, tmp_path, capsys, quick_ceilings):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "Sort: Lima, Kyiv"}\n\n{"prompt": "Reverse: Pia", "max_tokens": 5}\n')
@@ -129,6 +132,7 @@ def test_prompts_of_a_file(made, tmp_path, capsys, quick_ceilings):
     assert found["runs"][1]["tokens"] <= 5 and found["summary"]["solved"] is None
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_measured(monkeypatch, tmp_path, capsys, quick_ceilings):
     asked = []
 

@@ -30,6 +30,7 @@ def expected():
 
 
 @pytest.mark.parametrize(("backend", "library"), [("mlx", "mlx_lm"), ("torch", "transformers")])
+@pytest.mark.slow
 def test_the_same_tokens_as_ours(backend, library, folder, expected):
     for name in (library, "torch" if backend == "torch" else "mlx"):
         pytest.importorskip(name, reason=f"needs {name}")
@@ -53,6 +54,7 @@ def test_our_recipe_builds_it(folder, tmp_path, capsys):
     assert {"attention 9", "embedding 9", "experts 5"} <= bits  # half a bit of which are scales in float32
 
 
+@pytest.mark.slow
 def test_it_is_measured_beside_ours(folder, capsys, monkeypatch):
     rates = {"copy_bytes_per_second": 1e10, "product_flops_per_second": 1e11}
     monkeypatch.setattr("mlx_dgemma.mlx_backend.measure.ceilings", lambda dtype: rates)

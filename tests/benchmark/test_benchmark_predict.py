@@ -86,6 +86,7 @@ def test_few_rows_do_not_make_a_prediction_sure():
     assert (fastest, slowest) == pytest.approx((middle / 1.25, middle * 1.25)) and middle == pytest.approx(one.seconds)
 
 
+@pytest.mark.slow
 def test_the_published_rows_as_tables_picture_and_json(capsys, tmp_path):
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
     assert main(["predict", "--published", "--plot", str(tmp_path / "published.png")]) == 0

@@ -37,6 +37,7 @@ def compare_step(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["float32", "4bit"])
+@pytest.mark.slow
 def test_it_measures(compare_step, monkeypatch, capsys, precision):
     arguments = ["--precision", precision, "--repeat", "2", "--rows", "2", "--context", "40", "--parts"]
     monkeypatch.setattr(sys, "argv", ["compare_step.py", *arguments])

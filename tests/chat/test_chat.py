@@ -371,6 +371,7 @@ class TestTerminal:
         assert typed("one\r\x04") == ["one"]
 
 
+@pytest.mark.slow
 def test_on_a_terminal_ctrl_c_stops_the_answer_and_not_the_chat(endless, tmp_path):
     environment = {"XDG_STATE_HOME": str(tmp_path), "PROMPT_TOOLKIT_NO_CPR": "1"}
     with Pty("mlx_dgemma.chat", "--model", str(endless), **environment) as terminal:

@@ -25,6 +25,7 @@ def one_line(result: tuple[int, str, str], where: str) -> None:
 
 
 @pytest.mark.parametrize("what", DAMAGES)
+@pytest.mark.sample(60)
 def test_a_damaged_checkpoint(tmp_path, capfd, what):
     folder = shutil.copytree(checkpoints.TINY, tmp_path / "model")
     DAMAGES[what](folder)

@@ -47,6 +47,7 @@ def test_tiny(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda m: "-".join(map(str, m)))
+@pytest.mark.sample(4)
 def test_modes_in_slices(tmp_path, capsys, monkeypatch, mode):
     """In every mode, bit for bit what the whole tensor quantizes to; pieces end anywhere between two rows."""
     monkeypatch.setattr(stream, "PIECE", 10_000)
@@ -144,6 +145,7 @@ def test_shards(tmp_path, capsys, monkeypatch):
         (["-q", "--q-mode", "mxfp8"], 27.26),
     ],
 )  # fmt: skip
+@pytest.mark.sample(4)
 def test_sizes_of_the_published_model(tmp_path, capsys, flags, expected):
     """As mlx-community's; planned, no weight is read. Of the published tensors, vision is not here: 1.146 GB."""
     argv = ["--hf-path", checkpoints.published(tmp_path), "--mlx-path", tmp_path / "made", "--dry-run", "--json"]

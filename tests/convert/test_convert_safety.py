@@ -185,6 +185,7 @@ def small_steps(monkeypatch):
     ],
     ids=["Ctrl-C", "disk full"],
 )
+@pytest.mark.slow
 def test_broken_off_and_gone_on_with(tmp_path, capsys, monkeypatch, small_steps, error, code, words):
     original, made, whole = source(tmp_path / "source"), tmp_path / "made", tmp_path / "whole"
     argv = ["--hf-path", original, "-q"]

@@ -48,6 +48,7 @@ def dequantized(folder, dtype):
 
 @pytest.mark.parametrize("mode", ["affine", "mxfp4", "nvfp4", "mxfp8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.sample(2)
 def test_back_to_plain_weights(tmp_path, capsys, monkeypatch, mode, dtype):
     """The published names, without groups, and the weights that the quantized folder computes with."""
     monkeypatch.setattr(stream, "PIECE", 10_000)
@@ -65,6 +66,7 @@ def test_back_to_plain_weights(tmp_path, capsys, monkeypatch, mode, dtype):
         assert np.abs(logits(loaded(back, "float32")) - logits(loaded(small, "float32"))).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_back_and_into_transformers(tmp_path, capsys):
     reference = pytest.importorskip("reference", reason="needs torch and transformers")
     original, small, back = source(tmp_path / "source"), tmp_path / "small", tmp_path / "back"

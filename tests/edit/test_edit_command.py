@@ -84,6 +84,7 @@ def test_a_file_that_another_program_changed_is_left_as_it_is(run, tmp_path, mon
     assert path.read_text() == "theirs"
 
 
+@pytest.mark.slow
 def test_the_canvas_is_drawn_while_an_edit_settles(tmp_path):
     (tmp_path / "grid").write_text(WRONG)
     arguments = [str(tmp_path / "grid"), "--watch", "--lines", "2", "--prompt", PUZZLE]

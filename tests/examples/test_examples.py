@@ -33,6 +33,7 @@ LONG = {"ar_or_diffusion.py", "infill.py"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in PRINTS])
+@pytest.mark.slow
 def test_an_example_prints_what_it_is_about(name, tmp_path):
     path = EXAMPLES / name
     assert len(path.read_text(encoding="utf-8").splitlines()) < 40

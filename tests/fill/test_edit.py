@@ -66,6 +66,7 @@ def test_what_an_edit_starts_from():
     assert (schedule.max_denoising_steps, schedule.t_max) == (12, pytest.approx(0.5))
 
 
+@pytest.mark.slow
 def test_a_wrong_line_is_put_right_and_nothing_else_is_touched():
     model, tokenizer, sampling = load()
     lines = cut(WRONG, 2, 2)

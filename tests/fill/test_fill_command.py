@@ -136,6 +136,7 @@ def test_watch_is_nothing_without_a_terminal(run):
     assert run(*arguments, "--watch")[1] == f"{BEFORE}Tess{BEHIND}" == run(*arguments)[1]
 
 
+@pytest.mark.slow
 def test_the_canvas_is_drawn_while_lengths_are_searched():
     with Pty("mlx_dgemma.fill", "--watch", "--prompt", ASKED, f"{BEFORE}<fill>{BEHIND}") as terminal:
         seen = terminal.until(b"lengths tried")

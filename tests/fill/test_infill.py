@@ -175,6 +175,7 @@ def three_gaps(tiny, **ask) -> Infill:
     return Infill(prompt=prompt_tokens(tiny[1], ASKED), texts=texts, ask=Ask(sampling=tiny[2], **ask))
 
 
+@pytest.mark.slow
 def test_several_gaps_are_searched_and_filled_together(tiny):
     shown = []
     [filled] = infill(*tiny[:2], [three_gaps(tiny)], show=shown.append)

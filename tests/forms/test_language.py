@@ -160,6 +160,7 @@ def test_a_narrow_canvas(loaded, language):
     assert schema_rates.valid(PERSON, text) and json.loads(text)["name"]
 
 
+@pytest.mark.slow
 def test_token_sets_go_with_their_language(loaded):
     held = language_of(loaded, schema.automaton(PERSON))
     for mode in ("diffusion", "ar"):

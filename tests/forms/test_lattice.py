@@ -68,6 +68,7 @@ AB = either("a", "b")
 
 @pytest.mark.parametrize("room", [4, 5, 9])
 @pytest.mark.parametrize("expression", [Repeat(AB, 1, 4), either(Repeat(AB, 0, 3), series(AB, either(",", "a,"), AB))])
+@pytest.mark.sample(3)
 def test_best_is_the_most_probable_of_all(expression, room):
     made, rng, length = lattice(expression), np.random.default_rng(room), 4
     assert not made.forced.any()  # or not every spelling would be a way

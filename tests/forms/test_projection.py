@@ -63,6 +63,7 @@ def test_a_template_that_is_json():
 
 
 @pytest.mark.parametrize("number", range(40))
+@pytest.mark.sample(10)
 def test_whatever_is_said_it_is_a_document_or_none(number):
     draw = random.Random(number)
     made = schema_rates.random_schema(draw)

@@ -164,6 +164,7 @@ LIGHT = {
 
 
 @pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.sample(3)
 def test_large_schemas_that_are_held(name):
     assert schema.automaton(LIGHT[name]).size <= 50_000
 

@@ -50,6 +50,7 @@ def piped(data: bytes | None, *arguments: str, **options) -> subprocess.Complete
     return subprocess.run([*COMMAND, *arguments], input=data, capture_output=True, timeout=60, **options)
 
 
+@pytest.mark.slow
 def test_what_is_piped_in_stands_behind_the_prompt(tmp_path):
     first, rest = SUDOKU.split("\n", 1)
     found = piped(b"\xef\xbb\xbf" + rest.replace("\n", "\r\n").encode(), first, "--json", "--max-denoising-steps", "2")
@@ -70,6 +71,7 @@ def test_what_is_piped_in_is_the_prompt():
     assert found.returncode == 2 and b"there is no prompt" in found.stderr
 
 
+@pytest.mark.slow
 def test_a_pipe_that_sends_nothing_is_left_alone():
     """As that of whoever starts the command and holds it open."""
     reading, writing = os.pipe()

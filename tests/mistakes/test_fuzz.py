@@ -168,6 +168,7 @@ OBJECTS = {
 
 
 @pytest.mark.parametrize("kind", OBJECTS)
+@pytest.mark.sample(4)
 def test_whatever_is_given(kind):
     check, strategies = OBJECTS[kind]
     up_to(10)(given(*strategies)(check))()

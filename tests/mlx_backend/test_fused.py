@@ -49,6 +49,7 @@ def predicted(model, rng: np.random.Generator) -> list[np.ndarray]:
     return found
 
 
+@pytest.mark.slow
 def test_passes_are_the_same(tmp_path, request, monkeypatch):
     folder = checkpoints.write(tmp_path, CONFIG, checkpoints.weights(CONFIG, seed=3))
     model = load_model(folder, parse_config(CONFIG, checkpoints.generation_config()), "mlx", "float32")

@@ -68,6 +68,7 @@ QUICK += [path for path in PATHS if "layers.2.layer_scalar" in path]
 
 
 @pytest.mark.parametrize("path", [pytest.param(p, marks=[pytest.mark.slow] * (p not in QUICK)) for p in PATHS])
+@pytest.mark.sample(10)
 def test_a_gradient_is_the_slope(network, gradients, path):
     gradient = gradients[path]
     size = np.linalg.norm(gradient)

@@ -25,6 +25,7 @@ def by_shim(monkeypatch):
 
 @pytest.mark.usefixtures("by_shim")
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
+@pytest.mark.sample(5)
 def test_a_kernel_computes_what_mlx_does(name, dtype):
     ours, theirs = CASES[name, dtype]()
     assert guard.difference(ours(), theirs()) <= guard.BOUNDS[dtype]

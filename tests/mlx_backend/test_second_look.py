@@ -7,6 +7,7 @@ from second_looks import looks
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_hardly_any_pass_looks_twice(dtype):
     """Of 200 answers (tests/measure/second_looks.py): none of 1,851 in bfloat16."""
     found = looks(7, dtype)

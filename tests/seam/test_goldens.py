@@ -29,6 +29,7 @@ def path(request):
     [pytest.param(g, marks=[pytest.mark.slow] * (g["seed"] > 0)) for g in GOLDENS["random"]],
     ids=lambda g: f"seed {g['seed']}, {len(g['steps'])} blocks",
 )
+@pytest.mark.sample(2)
 def test_random_weights(golden, tmp_path):
     folder = runs.random_case(tmp_path, golden, golden["eos"])
     config, generation = read_configs(folder)
@@ -46,6 +47,7 @@ def test_the_goldens_are_worth_it():
 
 
 @pytest.mark.parametrize("golden", GOLDENS["tiny"], ids=lambda g: g["text"])
+@pytest.mark.sample(4)
 def test_the_embedded_model(golden):
     model, tokenizer, sampling = load()
     tokens = tokenizer.chat([{"role": "user", "content": golden["text"]}])

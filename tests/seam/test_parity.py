@@ -64,6 +64,7 @@ def _row(model, canvas, cache, conditioning=None, pending=(), temperature=0.7):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.sample(8)
 def test_logits_of_three_blocks(pair, length):
     model, theirs = pair
     rng = np.random.default_rng(length)

@@ -113,6 +113,7 @@ def test_help_imports_no_framework():
         ("peaked", layers.Linear, "product", lambda y: y * 1.001),
     ],
 )
+@pytest.mark.sample(2)
 def test_a_wrong_part_differs(monkeypatch, run, part, where, name, wrong):
     monkeypatch.setattr(where, name, broken(getattr(where, name), wrong))
     code, out, _ = run("--json", parts={part: PARTS[part], "fused": PARTS["fused"]})
@@ -186,6 +187,7 @@ def test_ctrl_c_keeps_what_is_finished(run):
     assert [part["name"] for part in report["parts"]] == ["flat"]
 
 
+@pytest.mark.slow
 def test_two_devices_are_compared(monkeypatch, pretended_gpu, loaded):
     for name, part in PARTS.items():
         found = part(name, SMALL)
@@ -214,6 +216,7 @@ def test_the_device_is_compared_with_the_cpu(monkeypatch, pretended_gpu):
     assert found.verdict == "differs" and found.exact_error < 1e-4 < found.error
 
 
+@pytest.mark.slow
 def test_a_copied_buffer_is_seen(monkeypatch):
     """One that somebody else holds, or whose past is written over."""
     held, write = [], selfcheck.LayerCache.write

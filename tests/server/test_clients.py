@@ -27,6 +27,7 @@ def gap(server):
     return server.post("/v1/fim/completions", {"prompt": BEFORE, "suffix": BEHIND})[1]["choices"][0]["text"]
 
 
+@pytest.mark.slow
 def test_a_gap_is_the_command_s(server, gap, capsys):
     assert fill(["--prefix", BEFORE, "--suffix", BEHIND, "--tries", "4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["gaps"] == [gap] and gap
@@ -79,6 +80,7 @@ def test_several_gaps(server):
     assert reply["choices"][0]["text"] == f"def {first}(a, w):\n    return [w * {second} for w in a]\n"
 
 
+@pytest.mark.slow
 def test_infill_as_llama_cpp_has_it(server, gap):
     body = {"input_prefix": BEFORE, "input_suffix": BEHIND, "response_fields": ["content", "timings/prompt_n", "other"]}
     assert set(server.post("/infill", body)[1]) == {"content", "timings/prompt_n"}
@@ -88,6 +90,7 @@ def test_infill_as_llama_cpp_has_it(server, gap):
     assert last["stop"] is True
 
 
+@pytest.mark.slow
 def test_a_warm_up_is_a_prefill(server):
     long = "x = 1\n" * 120
     before = server.metric("prefix_tokens_hit_total")

@@ -333,6 +333,7 @@ def test_snapshots_are_let_go_by_bytes_the_least_used_first(tiny):
     assert store.nbytes <= store.limit
 
 
+@pytest.mark.slow
 def test_no_call_of_the_model_reads_more_than_a_piece(tiny):
     """Of a prompt as long as the context, of one that ends in a mark, of a text to fill."""
 

@@ -122,6 +122,7 @@ def test_a_full_queue_is_told_when_to_come_again(free):
     until(lambda: free.metric("requests_running") == 0)
 
 
+@pytest.mark.slow
 def test_a_reader_that_takes_nothing_is_left(free, monkeypatch):
     monkeypatch.setattr(frames, "STALLED", 0.3)
     body = {"messages": [{"role": "user", "content": "Who?"}], "preset": ENDLESS, "stream": True, "drafts": "tokens"}

@@ -61,6 +61,7 @@ REQUESTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_text_is_the_command_s_alone_and_in_company(server, capsys):
     wanted = [command(capsys, question, *flags) for question, _, flags in REQUESTS]
     alone = [text_of(server.ask(question, **fields)[1]) for question, fields, _ in REQUESTS]
@@ -234,6 +235,7 @@ def test_a_mistake_names_its_field(server, fields, param):
     assert error["message"]
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_too_long(server):
     status, reply = server.ask("x" * 5000)
     assert (status, reply["error"]["code"]) == (400, "context_length_exceeded")

@@ -50,6 +50,7 @@ def test_closed_standard_output_and_error():
 
 
 @pytest.mark.parametrize("more", ["", "--json", "--choices a,b"])
+@pytest.mark.sample(1)
 def test_a_full_disk_behind_standard_output(more):
     code, _, err = shell(f"G --prompt x {more} {'' if 'choices' in more else ' '.join(FEW)} >/dev/full")
     assert code == 2 and "standard output cannot be written: No space left on device" in err[-1]
@@ -59,6 +60,7 @@ def test_a_full_disk_behind_standard_error():
     assert shell(f"G --prompt '{SUDOKU}' 2>/dev/full")[:2] == (0, SOLVED + "\n")
 
 
+@pytest.mark.slow
 def test_a_terminal_of_few_characters(tmp_path):
     (tmp_path / "schema").write_text('{"const": "é😀"}')
     for environment in ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
@@ -78,6 +80,7 @@ def test_a_file_whose_name_is_no_text(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.sample(1)
 def test_a_signal_while_the_canvas_is_drawn(endless, number):
     with Pty("mlx_dgemma.generate", "--watch", "--prompt", SUDOKU, "--model", str(endless)) as terminal:
         before = termios.tcgetattr(terminal.theirs)
@@ -93,6 +96,7 @@ def test_a_signal_while_the_canvas_is_drawn(endless, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.sample(1)
 def test_a_signal_while_a_line_is_typed(tmp_path, number):
     with Pty("mlx_dgemma.chat", XDG_STATE_HOME=str(tmp_path), PROMPT_TOOLKIT_NO_CPR="1") as terminal:
         before = termios.tcgetattr(terminal.theirs)

@@ -200,6 +200,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("what", ENDLESS)
+@pytest.mark.sample(5)
 def test_a_template_that_does_not_end_is_refused_soon(tmp_path, what):
     started = time.thread_time()
     with pytest.raises(Mistake, match="chat template in") as caught:

@@ -152,6 +152,7 @@ def test_importing_is_cheap():
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_a_text_that_is_far_too_long_is_known_soon(folder):
     """10 MB took 41 seconds to be called too long, and 60 MB more memory than there was."""
     tokenizer = Tokenizer(folder, most_tokens=4096)

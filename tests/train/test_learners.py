@@ -46,6 +46,7 @@ def exported(learner, path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("keys", [None, ATTENTION_AND_MLP, EXPERTS], ids=["full", "lora", "experts"])
+@pytest.mark.slow
 def test_mlx_and_torch_learn_the_same(folder, keys):
     pytest.importorskip("torch")
     mlx, torch = (np.array(steps(started(folder, backend, keys=keys), range(20))) for backend in BACKENDS)
@@ -55,6 +56,7 @@ def test_mlx_and_torch_learn_the_same(folder, keys):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("keys", [None, ATTENTION_AND_MLP], ids=["full", "lora"])
+@pytest.mark.sample(2)
 def test_layers_made_again_give_the_same_bits(folder, tmp_path, backend, keys):
     made = []
     for checkpoint in (False, True):
@@ -68,6 +70,7 @@ def test_layers_made_again_give_the_same_bits(folder, tmp_path, backend, keys):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.sample(1)
 def test_a_run_that_was_cut_goes_on_to_the_byte(folder, tmp_path, backend, name):
     whole = started(folder, backend, name=name)
     steps(whole, range(4))
@@ -84,6 +87,7 @@ def test_a_run_that_was_cut_goes_on_to_the_byte(folder, tmp_path, backend, name)
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("keys", [None, (*ATTENTION_AND_MLP, *EXPERTS)], ids=["full", "lora"])
+@pytest.mark.slow
 def test_bfloat16_learns_about_the_same(folder, backend, keys):
     pytest.importorskip(backend)
     models = [load_model(folder, CONFIG, backend, dtype) for dtype in ("float32", "bfloat16")]

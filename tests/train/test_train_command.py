@@ -56,6 +56,7 @@ def train(model, data, tmp_path, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_a_run_leaves_an_adapter_a_log_and_a_picture(train, tmp_path, model):
     code, said = train(
         "--save-every", "3", "--test", "--steps-per-report", "2", "--steps-per-eval", "3", "--eval-prompts", "2"
@@ -108,6 +109,7 @@ def test_an_adapter_is_learnt_further(train, tmp_path):
     assert max(np.abs(first[name] - second[name]).max() for name in first) < 1e-6
 
 
+@pytest.mark.slow
 def test_what_is_replayed_is_checked(train, data):
     code, said = train("--replay", f"{data}/valid.jsonl:0.5", "--eval-prompts", "1", "--iters", "2")
     assert code == 0 and "known: before" in said and "without --replay" not in said

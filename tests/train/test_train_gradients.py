@@ -117,6 +117,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("conditioned", [0.0, 1.0, 0.5])
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.sample(4)
 def test_the_gradient_is_the_reference_s(folder, backend, conditioned):
     drawn, loss = batch(conditioned)
     starts = drawn.canvases.starts

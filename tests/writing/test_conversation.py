@@ -66,6 +66,7 @@ def common(one: list[int], other: list[int]) -> int:
         ("bpe", True, 40),
     ],
 )
+@pytest.mark.sample(1)
 def test_a_turn_equals_a_fresh_run_and_encodes_only_what_was_not_in_the_cache(parties, name, thinking, max_tokens):
     model, tokenizer, sampling = parties[name]
     counting = Counting(model)

@@ -84,6 +84,7 @@ def test_the_cache_holds_each_block_once(tiny, fast, monkeypatch):
     assert np.allclose(*scores, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_in_company_as_alone(tiny, fast):
     model, tokenizer, _ = tiny
 
