@@ -53,6 +53,7 @@ class Body(BaseModel):
     template: str | None = None
     choices: Texts | None = None
     json_schema: dict | bool | None = None
+    response_format: dict | None = None
     drafts: bool | Literal["tokens"] | None = None
     diffusing: bool | None = None  # drafts as Mercury sends them
 
@@ -67,7 +68,6 @@ class Chat(Body):
     n: Annotated[int, Field(ge=1, le=8)] | None = None
     tools: Annotated[list[Any], Field(max_length=512)] | None = None
     tool_choice: str | dict | None = None
-    response_format: dict | None = None
     logprobs: bool | None = None
     thinking: bool | None = None
     reasoning_effort: str | None = None

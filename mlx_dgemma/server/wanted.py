@@ -227,7 +227,7 @@ def form_of(engine: Engine, body: Body, ask: Ask, tool: dict | None = None) -> L
 
 def _schema_of(body: Body) -> tuple[Any, str]:
     """The schema that is asked for, and the field that asks. Refusal where it is none."""
-    shape = getattr(body, "response_format", None)
+    shape = body.response_format
     if not shape or shape.get("type") == "text":
         return body.json_schema, "json_schema"
     if body.json_schema is not None:

@@ -119,6 +119,12 @@ def test_what_is_nearly_right(server):
     nothing_is_left(server)
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/fim/completions", "/infill"])
+@pytest.mark.parametrize("value", [True, 5, ["x"], "text"])
+def test_a_form_of_the_wrong_type(server, path, value):
+    check(server, path, json.dumps(BODIES.get(path, {"prompt": "a"}) | {"response_format": value}).encode())
+
+
 @pytest.mark.slow
 def test_many_that_are_nearly_right(server):
     settings(max_examples=FUZZ or 600, **ABOUT)(given(bodies())(lambda pair: check(server, *pair)))()
