@@ -121,6 +121,7 @@ def test_tiles_keep_a_gpu_busy():
     assert [(shape["ROWS"], shape["COLUMNS"]) for shape in shapes] == [(32, 128), (256, 128), (64, 64)]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("quantization", FORMATS, ids=str)
 def test_the_mean_of_a_table(quantization):
     table = packed(Linear(1100, 384), quantization)
@@ -199,9 +200,8 @@ def test_attention_over_the_pool(case, dim, processors, monkeypatch):
     assert (attention_kernels.attend(q, tuple(cache), (k, v), keys) - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(
-    "mode", ["plain", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("affine", "nvfp4"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["plain", "affine", "nvfp4"])
 def test_a_whole_model_by_the_kernels(tmp_path, mode, monkeypatch):
     """Texts and canvases of several lengths, sliding layers past their window, and what a pass tells the next. In
     float32: the interpreter cannot multiply bfloat16."""
