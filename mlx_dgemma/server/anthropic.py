@@ -134,7 +134,7 @@ class MessagesWire:
             if self.wanted.tool is None and (each.text or not calls):
                 content = [*content, {"type": "text", "text": each.text}]
             content = [*content, *(self.call(i, call) for i, call in enumerate(calls))]
-            reason = "tool_use" if calls else "stop_sequence" if each.cut.done else REASONS[each.reason]
+            reason = "tool_use" if calls else "stop_sequence" if each.answer.found_stop else REASONS[each.reason]
             cached = counted["prompt_tokens_details"]["cached_tokens"]
             counts = {"input_tokens": counted["prompt_tokens"], "output_tokens": counted["completion_tokens"]}
             counts |= {"cache_read_input_tokens": cached, "diffusion": counted["diffusion"]}

@@ -14,6 +14,7 @@ from typing import Any
 from ..fill.gap_length import SURE
 from ..fill.infill import Filled, Infill, around, check_fill, fill_prompt, gap_lengths
 from ..tokens.messages import prompt_tokens
+from ..tokens.stops import Stops
 from ..writing.ask import Ask
 from ..writing.batch import PIECE
 from . import tasks
@@ -24,7 +25,7 @@ from .openai import REASONS, ChatWire
 from .prefixes import common
 from .refusal import Refusal
 from .reply import Delta, Draft
-from .tasks import Cut, Question, Written
+from .tasks import Question, Written
 from .wanted import Wanted, ask_of, form_of
 
 LONGEST, HURRIED = 48, 63  # tokens of a gap: where nothing is said; where there is a deadline
@@ -197,7 +198,7 @@ def filled_text(wanted: Wanted, filled: Filled) -> str:
     """What stands in the gap, up to a stop; or the whole text."""
     if whole_wanted(wanted):
         return filled.text
-    return Cut(wanted.body.stops).push(filled.gaps[0], last=True)
+    return Stops(wanted.body.stops).push(filled.gaps[0], last=True)
 
 
 def filled_warnings(wanted: Wanted, filled: Filled) -> list[str]:

@@ -38,27 +38,6 @@ class Question:
     scored: bool = False  # the log-probability of each token is wanted
 
 
-class Cut:
-    """Cuts a text that comes in pieces before the first of `stops`. What may become one of them is held back."""
-
-    def __init__(self, stops: Sequence[str]):
-        self.stops, self.held, self.done = stops, "", False
-
-    def push(self, text: str, *, last: bool) -> str:
-        text = self.held + text
-        found = [at for stop in self.stops if (at := text.find(stop)) >= 0]
-        self.done = bool(found)
-        keep = 0 if last else max((_overlap(text, stop) for stop in self.stops), default=0)
-        end = min(found) if found else len(text) - keep
-        self.held = text[end:]
-        return text[:end]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` begin `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
-
-
 @dataclass(eq=False, kw_only=True)
 class Written:
     """One of the answers to a request, as it grows."""
@@ -66,19 +45,22 @@ class Written:
     index: int
     row: InProgress
     answer: Answer
-    cut: Cut
     cached_tokens: int
-    text: str = ""  # as it is sent, cut
     encoded: list[int] = field(default_factory=list)  # tokens of finished blocks
     logprobs: np.ndarray | None = None  # [tokens] float32
 
     @property
     def done(self) -> bool:
-        return self.answer.finish_reason is not None or self.cut.done
+        return self.answer.finish_reason is not None
 
     @property
     def reason(self) -> str | None:
-        return "stop" if self.cut.done else self.answer.finish_reason
+        return self.answer.finish_reason
+
+    @property
+    def text(self) -> str:
+        """As it is sent, cut before a stop."""
+        return self.answer.text
 
     @property
     def thinking_tokens(self) -> int:
@@ -92,8 +74,6 @@ class Written:
         if not step.final:
             return None
         self.encoded += step.draft.tolist()
-        text = self.cut.push(text, last=self.answer.finish_reason is not None)
-        self.text += text
         new = tuple(self.answer.calls[calls:])
         return Delta(index=self.index, thinking=thinking, text=text, calls=new, tokens=len(self.answer.tokens))
 
@@ -133,8 +113,8 @@ def _begin(engine: Engine, question: Question, index: int, cache: Cache, known: 
         row = begin_within(engine.model, text, ask, question.language, cache=cache)
     else:
         row = begin(engine.model, text, ask, cache=cache)
-    grows = Answer(engine.model.facts, engine.tokenizer, ask.max_tokens, question.tokens)
-    return Written(index=index, row=row, answer=grows, cut=Cut(question.stops), cached_tokens=known)
+    grows = Answer(engine.model.facts, engine.tokenizer, ask.max_tokens, question.tokens, question.stops)
+    return Written(index=index, row=row, answer=grows, cached_tokens=known)
 
 
 def _take(each: Written, step: Step, question: Question, put: Put) -> None:

@@ -47,6 +47,11 @@ class Answer:
         return sum(self.steps_per_block)
 
     @property
+    def found_stop(self) -> bool:
+        """Whether one of `stops` ended it, and not a token."""
+        return self._stops.found
+
+    @property
     def tokens_per_forward(self) -> float:
         """As transformers counts: tokens of whole canvases up to the stop token, pads left out, over decoder passes."""
         return self._filled / self.steps if self.steps else 0.0

@@ -21,8 +21,9 @@ from mlx_dgemma.seam.model import Text
 from mlx_dgemma.server.engine import Busy, Engine, Job, Stopping
 from mlx_dgemma.server.prefixes import Prefixes, common
 from mlx_dgemma.server.reply import Delta, Draft, Reply
-from mlx_dgemma.server.tasks import Cut, Question, answer, fill_gaps
+from mlx_dgemma.server.tasks import Question, answer, fill_gaps
 from mlx_dgemma.tokens.messages import prompt_tokens
+from mlx_dgemma.tokens.stops import Stops
 from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.diffuse import begin, diffuse
 from mlx_dgemma.writing.task import complete
@@ -257,16 +258,16 @@ def test_silence_is_told(monkeypatch):
     ],
 )
 def test_a_text_is_cut_before_a_stop_wherever_it_comes_in_pieces(stops, pieces, sent):
-    cut, got = Cut(stops), []
+    cut, got = Stops(stops), []
     for piece in pieces:
         got.append(cut.push(piece, last=False))
-        if cut.done:
+        if cut.found:
             break
-    assert got == sent and cut.done == ("".join(sent) != "".join(pieces))
+    assert got == sent and cut.found == ("".join(sent) != "".join(pieces))
 
 
 def test_what_is_held_back_comes_at_the_end():
-    cut = Cut(["END"])
+    cut = Stops(["END"])
     assert [cut.push("abEN", last=False), cut.push("", last=True)] == ["ab", "EN"]
 
 
