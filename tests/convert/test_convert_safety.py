@@ -388,13 +388,19 @@ def shifted(original, place):
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def test_a_source_that_changes_while_a_conversion_waits(tmp_path, capsys, monkeypatch, small_steps):
-    """Its size and time are kept: what was read before the run was stopped is compared."""
+def stopped(tmp_path, capsys, monkeypatch):
+    """(source, destination, arguments) of a conversion that was broken off."""
     original, made = source(tmp_path / "source"), tmp_path / "made"
     argv = ["--hf-path", original, "-q", "--mlx-path", made]
     with monkeypatch.context() as patch:
         broken_off(patch, KeyboardInterrupt(), 200)
         assert run(capsys, *argv)[0] == 130
+    return original, made, argv
+
+
+def test_a_source_that_changes_while_a_conversion_waits(tmp_path, capsys, monkeypatch, small_steps):
+    """Its size and time are kept: what was read before the run was stopped is compared."""
+    original, made, argv = stopped(tmp_path, capsys, monkeypatch)
     start = 8 + int.from_bytes((original / "model.safetensors").read_bytes()[:8], "little")
     shifted(original, start + 5)  # of the first tensor that was converted
     code, out, lines = run(capsys, *argv)
@@ -405,11 +411,7 @@ def test_a_source_that_changes_while_a_conversion_waits(tmp_path, capsys, monkey
 
 
 def test_a_source_that_only_looks_changed(tmp_path, capsys, monkeypatch, small_steps):
-    original, made = source(tmp_path / "source"), tmp_path / "made"
-    argv = ["--hf-path", original, "-q", "--mlx-path", made]
-    with monkeypatch.context() as patch:
-        broken_off(patch, KeyboardInterrupt(), 200)
-        assert run(capsys, *argv)[0] == 130
+    original, made, argv = stopped(tmp_path, capsys, monkeypatch)
     os.chmod(original / "model.safetensors", 0o600)
     assert run(capsys, *argv)[0] == 0
     conversions.check(made, original, conversions.mx.float32, quantized=True)
