@@ -53,9 +53,10 @@ def needed(config: ModelConfig, weights: int, options: Options, longest: int, ch
             3 if options.optimizer == "adamw" else 1
         )  # gradients and two moments, in the weights' dtype
     else:
-        paths = in_last_layers(linear_shapes(config), len(config.layers), options.num_layers)
+        linears = linear_shapes(config)
+        paths = in_last_layers(linears, len(config.layers), options.num_layers)
         chosen = [path for path in paths if path.endswith(tuple(options.keys))]
-        shapes = [pair_shapes(linear_shapes(config)[path], options.rank) for path in chosen]
+        shapes = [pair_shapes(linears[path], options.rank) for path in chosen]
         learnt = 16 * sum(
             math.prod(shape) for pair in shapes for shape in pair
         )  # float32: itself, gradient, two moments
