@@ -36,6 +36,6 @@ def load_mlx(tensors: dict[str, Tensor], config: ModelConfig, dtype: str, adapte
     mx.set_cache_limit(CACHED)
     if mx.metal.is_available():
         # As mlx-lm does: weights that the system may page out stall every pass.
-        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+        mx.set_wired_limit(int(mx.device_info(mx.gpu)["max_recommended_working_set_size"]))
     guard.settle()
     return MLXModel(network, config, kind)

@@ -3,9 +3,16 @@
 Tests compile each as C++ behind a shim and run it thread by thread on the CPU (tests/support/metal_shim.h), so a body
 keeps to what that knows: `SHARED` arrays, barriers, sums and maxima over a simdgroup, matrices of 8 by 8. T is the
 activations' type. Sums are float32; what MLX's operations would round to T between them is rounded here too.
+
+An array of a thread's own stays in registers only if each index is known when it is compiled: loops over such arrays
+have a constant count and are UNROLLed. MLX compiles with safe mathematics, so -INFINITY is what it says.
 """
 
-SHARED = "#define SHARED threadgroup\nusing namespace metal;\n"
+SHARED = """
+#define SHARED threadgroup
+#define UNROLL _Pragma("clang loop unroll(full)")
+using namespace metal;
+"""
 
 # The sum over a threadgroup of `groups` simdgroups; the same in all threads. Ends behind a barrier.
 ROW_SUM = """
@@ -52,12 +59,14 @@ RESIDUAL = """
   SHARED float part[32];
   const uint row = threadgroup_position_in_grid.x, tid = thread_position_in_threadgroup.x;
   const uint lane = thread_index_in_simdgroup, group = simdgroup_index_in_threadgroup, groups = THREADS / 32;
-  float kept[(D + THREADS - 1) / THREADS];
-  float sum = 0;
+  constexpr int EACH = (D + THREADS - 1) / THREADS;
+  float kept[EACH], sum = 0;
   for (uint i = tid; i < D; i += THREADS) sum += float(y[row * D + i]) * float(y[row * D + i]);
   float scale = precise::rsqrt(row_sum(sum, part, lane, group, groups) / D + eps[0]);
   sum = 0;
-  for (uint i = tid, n = 0; i < D; i += THREADS, n++) {
+  UNROLL for (int n = 0; n < EACH; n++) {
+    const uint i = n * THREADS + tid;
+    if (i >= D) continue;
     const float normed = float(T(float(T(float(y[row * D + i]) * scale)) * float(post[i])));
     const T joined = T(float(x[row * D + i]) + normed);
     residual[row * D + i] = joined;
@@ -65,7 +74,9 @@ RESIDUAL = """
     sum += kept[n] * kept[n];
   }
   scale = precise::rsqrt(row_sum(sum, part, lane, group, groups) / D + eps[0]);
-  for (uint i = tid, n = 0; i < D; i += THREADS, n++) {
+  UNROLL for (int n = 0; n < EACH; n++) {
+    const uint i = n * THREADS + tid;
+    if (i >= D) continue;
     const float normed = float(T(kept[n] * scale));
     dense[row * D + i] = T(normed * float(dense_weight[i]));
     sparse[row * D + i] = T(normed * float(sparse_weight[i]));
@@ -79,9 +90,11 @@ TAIL = """
   SHARED float part[32];
   const uint row = threadgroup_position_in_grid.x, tid = thread_position_in_threadgroup.x;
   const uint lane = thread_index_in_simdgroup, group = simdgroup_index_in_threadgroup, groups = THREADS / 32;
-  float halves[(D + THREADS - 1) / THREADS], kept[(D + THREADS - 1) / THREADS];
-  float first = 0, second = 0;
-  for (uint i = tid, n = 0; i < D; i += THREADS, n++) {
+  constexpr int EACH = (D + THREADS - 1) / THREADS;
+  float halves[EACH], kept[EACH], first = 0, second = 0;
+  UNROLL for (int n = 0; n < EACH; n++) {
+    const uint i = n * THREADS + tid;
+    if (i >= D) continue;
     float sum = 0;
     for (uint j = 0; j < K; j++) sum += weights[row * K + j] * float(pairs[(row * K + j) * D + i]);
     kept[n] = float(T(sum));
@@ -92,7 +105,9 @@ TAIL = """
   first = precise::rsqrt(row_sum(first, part, lane, group, groups) / D + eps[0]);
   second = precise::rsqrt(row_sum(second, part, lane, group, groups) / D + eps[0]);
   float sum = 0;
-  for (uint i = tid, n = 0; i < D; i += THREADS, n++) {
+  UNROLL for (int n = 0; n < EACH; n++) {
+    const uint i = n * THREADS + tid;
+    if (i >= D) continue;
     const float a = float(T(float(T(halves[n] * first)) * float(dense_weight[i])));
     const float b = float(T(float(T(kept[n] * second)) * float(sparse_weight[i])));
     kept[n] = float(T(a + b));
@@ -100,7 +115,9 @@ TAIL = """
   }
   float scale = precise::rsqrt(row_sum(sum, part, lane, group, groups) / D + eps[0]);
   sum = 0;
-  for (uint i = tid, n = 0; i < D; i += THREADS, n++) {
+  UNROLL for (int n = 0; n < EACH; n++) {
+    const uint i = n * THREADS + tid;
+    if (i >= D) continue;
     const float normed = float(T(float(T(kept[n] * scale)) * float(post[i])));
     const T joined = T((float(x[row * D + i]) + normed) * float(scalars[MIXED ? row : 0]));
     residual[row * D + i] = joined;
@@ -108,37 +125,45 @@ TAIL = """
     sum += kept[n] * kept[n];
   }
   scale = precise::rsqrt(row_sum(sum, part, lane, group, groups) / D + eps[0]);
-  for (uint i = tid, n = 0; i < D; i += THREADS, n++)
-    normed[row * D + i] = T(float(T(kept[n] * scale)) * float(next_weight[i]));
+  UNROLL for (int n = 0; n < EACH; n++) {
+    const uint i = n * THREADS + tid;
+    if (i < D) normed[row * D + i] = T(float(T(kept[n] * scale)) * float(next_weight[i]));
+  }
 """
 
 # One threadgroup: the K likeliest of E experts of each of N tokens, their weights, and all pairs of a token and an
 # expert in the order of experts: `order` [N * K] has the pairs, `ends` [E] where each expert's end.
 ROUTE = """
   SHARED int counts[E];
+  constexpr int EACH = (E + 31) / 32;
   const uint lane = thread_index_in_simdgroup, group = simdgroup_index_in_threadgroup, groups = THREADS / 32;
   const uint tokens = size[0], pairs = tokens * K;
   for (uint token = group; token < tokens; token += groups) {
-    float mine[(E + 31) / 32], best[K];
-    int chosen[K];
-    for (uint i = 0, e = lane; e < E + 31 - (E + 31) % 32; i++, e += 32)
-      mine[i] = e < E ? float(scores[token * E + e]) : -INFINITY;
+    float mine[EACH], best = 0, highest = 0;  // lane n keeps the n-th of the likeliest
+    int chosen = 0;
+    UNROLL for (int i = 0; i < EACH; i++)
+      mine[i] = i * 32 + lane < E ? float(scores[token * E + i * 32 + lane]) : -INFINITY;
     for (uint n = 0; n < K; n++) {
       float high = mine[0];
-      for (uint i = 1; i < (E + 31) / 32; i++) high = max(high, mine[i]);
-      best[n] = simd_max(high);
-      int at = E;
-      for (uint i = 0, e = lane; e < E; i++, e += 32)
-        if (mine[i] == best[n]) at = min(at, int(e));
-      chosen[n] = min(simd_min(at), int(E - 1));
-      if (uint(chosen[n]) % 32 == lane) mine[chosen[n] / 32] = -INFINITY;
+      UNROLL for (int i = 1; i < EACH; i++) high = max(high, mine[i]);
+      high = simd_max(high);
+      int at = E - 1;
+      UNROLL for (int i = EACH - 1; i >= 0; i--)
+        if (mine[i] == high) at = min(E - 1, int(i * 32 + lane));
+      at = simd_min(at);
+      UNROLL for (int i = 0; i < EACH; i++)
+        if (int(i * 32 + lane) == at) mine[i] = -INFINITY;
+      if (n == 0) highest = high;
+      if (n == lane) {
+        best = high;
+        chosen = at;
+      }
     }
-    float total = 0;
-    for (uint n = 0; n < K; n++) total += precise::exp((best[n] - best[0]) * factor[0]);
+    const float share = lane < K ? precise::exp((best - highest) * factor[0]) : 0;
+    const float total = simd_sum(share);
     if (lane < K) {
-      experts[token * K + lane] = chosen[lane];
-      const float share = precise::exp((best[lane] - best[0]) * factor[0]) / total;
-      weights[token * K + lane] = share * float(scale[chosen[lane]]);
+      experts[token * K + lane] = chosen;
+      weights[token * K + lane] = share / total * float(scale[chosen]);
     }
   }
   threadgroup_barrier(mem_flags::mem_device);
@@ -204,8 +229,8 @@ EXPERTS = """
   const bool inside = GATED ? column + (tid / 32) * 16 + tid % 16 < M : wrow < M;
   const ulong at = ulong(expert) * (GATED ? 2 * M : M) + wrow;
   simdgroup_matrix<float, 8, 8> sums[2][4];
-  for (int i = 0; i < 2; i++)
-    for (int j = 0; j < 4; j++) sums[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+  UNROLL for (int i = 0; i < 2; i++)
+    UNROLL for (int j = 0; j < 4; j++) sums[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
   for (uint depth = 0; depth < D; depth += 32) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint i = tid; i < 512; i += 64) {
@@ -232,18 +257,18 @@ EXPERTS = """
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint k = 0; k < 32; k += 8) {
-      simdgroup_matrix<T, 8, 8> a, b;
-      for (int i = 0; i < (rows > 8 ? 2 : 1); i++) {
-        simdgroup_load(a, xs + i * 8 * 40 + k, 40);
-        for (int j = 0; j < 4; j++) {
-          simdgroup_load(b, ws + (half_ * 32 + j * 8) * 40 + k, 40, ulong2(0, 0), true);
-          simdgroup_multiply_accumulate(sums[i][j], a, b, sums[i][j]);
-        }
+      simdgroup_matrix<T, 8, 8> a, below, b;
+      simdgroup_load(a, xs + k, 40);
+      if (rows > 8) simdgroup_load(below, xs + 8 * 40 + k, 40);
+      UNROLL for (int j = 0; j < 4; j++) {
+        simdgroup_load(b, ws + (half_ * 32 + j * 8) * 40 + k, 40, ulong2(0, 0), true);
+        simdgroup_multiply_accumulate(sums[0][j], a, b, sums[0][j]);
+        if (rows > 8) simdgroup_multiply_accumulate(sums[1][j], below, b, sums[1][j]);
       }
     }
   }
-  for (int i = 0; i < 2; i++)
-    for (int j = 0; j < 4; j++) simdgroup_store(sums[i][j], out + i * 8 * 68 + half_ * 32 + j * 8, 68);
+  UNROLL for (int i = 0; i < 2; i++)
+    UNROLL for (int j = 0; j < 4; j++) simdgroup_store(sums[i][j], out + i * 8 * 68 + half_ * 32 + j * 8, 68);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   for (uint i = tid; i < uint(rows) * 64; i += 64) {
     const uint r = i / 64, c = i % 64;

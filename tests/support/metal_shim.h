@@ -180,6 +180,7 @@ void simdgroup_multiply_accumulate(simdgroup_matrix<float, 8, 8>& d, const simdg
 using namespace metal;
 
 #define SHARED static
+#define UNROLL
 #define threadgroup
 #define device
 #define constant

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dgemma.mlx_backend import kernels
+from mlx_dgemma.mlx_backend import kernels, metal
 
 HERE = Path(__file__).parent
 C = {
@@ -43,7 +43,7 @@ def _compiled(source: str) -> ctypes.CDLL:
 def launch(kernel, inputs, template, grid, threadgroup, outputs):
     """Stands for `kernels.launch`."""
     mx.eval(inputs)
-    lines = ['#include "metal_shim.h"', kernel.header.replace("#define SHARED threadgroup", "")]
+    lines = ['#include "metal_shim.h"', kernel.header.replace(metal.SHARED, "")]
     lines += [_constant(name, value) for name, value in template.items()]
     lines += ['extern "C" void run(void** arrays, const uint* g) {']
     pointers = [(name, C[a.dtype], "const ") for name, a in zip(kernel.inputs, inputs, strict=True)]
