@@ -89,8 +89,8 @@ def compiled(kernel, types: dict[str, str], numbers: list[str], constants: dict[
 
 
 def inner_loop(cubin: bytes) -> int:
-    """Instructions of the longest loop around a matrix product; 0 if there is none. A loop goes back on a condition: what
-    goes back in any case has waited out of line."""
+    """Instructions of the longest loop around a matrix product; 0 if there is none. A loop goes back on a condition:
+    what goes back in any case has waited out of line."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
