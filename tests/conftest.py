@@ -2,6 +2,7 @@
 
 A machine with CUDA may have no MLX: a test that imports it is skipped there, and says so."""
 
+import gc
 import os
 import shutil
 from collections import defaultdict
@@ -44,6 +45,10 @@ def pytest_collection_modifyitems(items):
         for i, item in enumerate(same):
             if i not in quick:
                 item.add_marker("slow")
+
+
+def pytest_collection_finish():
+    gc.freeze()  # thousands of tests, torch and transformers: no later collection walks them
 
 
 MISSING = "No module named 'mlx"
