@@ -13,6 +13,10 @@ class NotFound(Mistake, FileNotFoundError):
         return str(self.args[0])
 
 
+class NoRoom(Mistake):
+    """A prompt that is longer than the context."""
+
+
 def need(holds: bool, what: str, given: str) -> None:
     """Mistake unless it holds."""
     if not holds:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.status import Status
 
-from ..errors import Mistake, need
+from ..errors import Mistake, NoRoom, need
 from ..terminal.command import CUT, on_terminal, to_stdout, waiting
 from ..terminal.keyboard import Interrupt
 from ..terminal.options import with_option
@@ -21,7 +21,6 @@ from ..tokens.tokenizer import Tokenizer
 from ..writing.answer import Answer, Piece
 from ..writing.ask import MODES
 from ..writing.conversation import Conversation
-from ..writing.writing import NoRoom
 from .kept import Kept, last
 from .show import note, show
 

@@ -30,11 +30,14 @@ class Messages(Body):
     tools: list[Any] | None = None
     tool_choice: dict | None = None
     thinking: dict | bool | None = None
+    output_config: dict | None = None  # its `format` is the form of the text
+    output_format: dict | None = None  # an older name of that
 
 
 def chat_fields(body: Messages) -> dict[str, Any]:
     """The body of a chat completion that asks for the same."""
-    given = body.model_dump(exclude_none=True, exclude={"system", "stop_sequences", "tool_choice", "thinking"})
+    names = {"system", "stop_sequences", "tool_choice", "thinking", "output_config", "output_format"}
+    given = body.model_dump(exclude_none=True, exclude=names)
     system = body.system
     if isinstance(system, list):
         system = "\n".join(str(part.get("text", "")) for part in system)
@@ -45,6 +48,7 @@ def chat_fields(body: Messages) -> dict[str, Any]:
         choice = {"type": "function", "function": {"name": body.tool_choice.get("name")}}
     thinking = body.thinking.get("type") not in (None, "disabled") if isinstance(body.thinking, dict) else body.thinking
     fields = {"messages": messages, "stop": body.stop_sequences, "tool_choice": choice, "thinking": thinking}
+    fields["response_format"] = (body.output_config or {}).get("format") or body.output_format or body.response_format
     return given | {name: value for name, value in fields.items() if value is not None}
 
 
@@ -136,7 +140,7 @@ class MessagesWire:
             content = [*content, *(self.call(i, call) for i, call in enumerate(calls))]
             reason = "tool_use" if calls else "stop_sequence" if each.answer.found_stop else REASONS[each.reason]
             cached = counted["prompt_tokens_details"]["cached_tokens"]
-            counts = {"input_tokens": counted["prompt_tokens"], "output_tokens": counted["completion_tokens"]}
+            counts = {"input_tokens": counted["prompt_tokens"] - cached, "output_tokens": counted["completion_tokens"]}
             counts |= {"cache_read_input_tokens": cached, "diffusion": counted["diffusion"]}
         return self.head() | {"content": content, "stop_reason": reason, "usage": counts} | warnings
 

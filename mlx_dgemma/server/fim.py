@@ -17,6 +17,7 @@ from ..tokens.messages import prompt_tokens
 from ..tokens.stops import Stops
 from ..writing.ask import Ask
 from ..writing.batch import PIECE
+from ..writing.diffuse import check_answer
 from . import tasks
 from .bodies import Body, Completion, InfillBody, unknown
 from .engine import Engine
@@ -101,6 +102,7 @@ def completion_wanted(engine: Engine, body: Completion) -> Wanted:
     warnings = unknown(body)
     ask = ask_of(engine, body, body.max_tokens, warnings)
     tokens = _prompt(engine, prompt, bool(body.raw))
+    check_answer(engine.model, len(tokens), ask)
     question = Question(
         tokens=tokens,
         ask=ask,

@@ -3,12 +3,12 @@
 import logging
 from typing import Any
 
-from ..errors import Mistake
+from ..errors import Mistake, NoRoom
 from ..tokens.messages import MessageMistake
-from ..writing.writing import NoRoom
 from .engine import Busy, Stopping
 
 log = logging.getLogger("mlx_dgemma.server")
+TOO_LONG = "context_length_exceeded"
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -30,7 +30,8 @@ class Refusal(Exception):
             return {"error": self.message}
         if path.startswith("/v1/messages"):
             kind = "api_error" if self.kind == "server_error" else self.kind
-            return {"type": "error", "error": {"type": kind, "message": self.message}}
+            too_long = "prompt is too long: " if self.code == TOO_LONG else ""  # the words that agents look for
+            return {"type": "error", "error": {"type": kind, "message": too_long + self.message}}
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
@@ -41,7 +42,7 @@ def refusal(error: Exception, folder: str | None = None) -> Refusal:
     if isinstance(error, Mistake):
         text = " ".join(str(error).split())
         text = text.replace(f" in {folder}", "").replace(folder, "the model") if folder else text
-        code = "context_length_exceeded" if isinstance(error, NoRoom) else None
+        code = TOO_LONG if isinstance(error, NoRoom) else None
         return Refusal(400, text, error.where if isinstance(error, MessageMistake) else None, code)
     if isinstance(error, Busy):
         made = Refusal(429, str(error))

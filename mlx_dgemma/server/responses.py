@@ -134,7 +134,7 @@ class ResponsesWire:
     def failed(self, error: Refusal) -> Iterator[bytes]:
         told = error.body("/v1")["error"]
         yield self.send("error", **{**told, "code": told["code"] or told["type"]})
-        failure = {"code": "server_error", "message": error.message}
+        failure = {"code": error.code or "server_error", "message": error.message}
         yield self.send("response.failed", response=self.head("failed", [], error=failure))
 
     def whole(self, written: list[Written] | dict[str, Any]) -> dict[str, Any]:

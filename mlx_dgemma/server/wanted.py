@@ -17,6 +17,7 @@ from ..tokens.tokenizer import Tokenizer
 from ..tokens.tools import ToolCall, read_tools
 from ..writing.ask import Ask
 from ..writing.batch import PIECE
+from ..writing.diffuse import check_answer
 from ..writing.sampling import Sampling
 from ..writing.task import Task
 from . import tasks
@@ -146,6 +147,7 @@ def chat_wanted(engine: Engine, body: Chat) -> Wanted:
         warnings.append("tools: the chat template of this model does not tell it of them")
     flags = {"thinking": thinking, "tools": tools or None}
     tokens = prompt_tokens(engine.tokenizer, body.messages, **flags)
+    check_answer(engine.model, len(tokens), ask)
     if body.choices and body.stream:
         raise Refusal(400, "choices are given at once: leave out stream", "stream")
     question = Question(

@@ -14,8 +14,7 @@ from ..tokens.messages import prompt_tokens
 from ..tokens.tokenizer import Tokenizer
 from ..tokens.tools import read_tools
 from ..writing.ask import Ask
-from ..writing.blocks import Open
-from ..writing.writing import check_room
+from ..writing.diffuse import check_answer
 from .command import read
 
 FIELDS = {  # name -> type, words
@@ -150,9 +149,7 @@ def _check_room(model: DiffusionModel, tokenizer: Tokenizer, request: Request) -
     if request.fill:
         check_fill(model, tokenizer, request.fill)
         return
-    ask, facts = request.ask, model.facts  # what an answer needs room for, as in `diffuse.begin`
-    width = Open(facts, 0, ask.max_tokens, ask.sampling.canvas_length).width()
-    check_room(model, len(request.tokens), {"ar": 1, "auto": facts.canvas_length}.get(ask.mode, width))
+    check_answer(model, len(request.tokens), request.ask)
 
 
 def read_requests(path: Path, model: DiffusionModel, tokenizer: Tokenizer, ask: Ask) -> list[Request]:

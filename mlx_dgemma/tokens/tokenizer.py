@@ -15,7 +15,7 @@ import tokenizers
 
 from ..checkpoint.description import OBJECT, TOKENIZER_CONFIG
 from ..checkpoint.folder import is_file, read_bytes, read_json
-from ..errors import Mistake, NotFound
+from ..errors import Mistake, NoRoom, NotFound
 from .parts import GeneratedText, Parts, check_unicode, marked
 from .template import ChatTemplate, read_template
 
@@ -175,7 +175,7 @@ class Tokenizer:
             count += len(self._backend.encode(part, add_special_tokens=False).ids) - CUT_PIECES
             if count > self._most_tokens:
                 few = f"the first {start + PART} of its {len(text)} characters alone do not fit in {self._most_tokens}"
-                raise Mistake(f"the prompt is longer than the context: {few} tokens; shorten it")
+                raise NoRoom(f"the prompt is longer than the context: {few} tokens; shorten it")
 
     def _encode_text(self, text: str) -> list[int]:
         self._check_length(text)

@@ -30,18 +30,24 @@ def begin(
     length = len(text) + (cache.length if cache else 0)
     room = model.facts.max_position_embeddings - length
     rng, clock = np.random.default_rng(ask.seed), Clock(ask.deadline, model.now)
+    if layout is None:
+        check_answer(model, length, ask)
     if ask.mode == "ar":
-        check_room(model, length, 1)
         limit = min(ask.max_tokens, room)
         return LeftToRight(model, text, limit, ask.draw, rng, cache, clock, form, request)
     if ask.mode == "auto":
-        check_room(model, length, model.facts.canvas_length)
         return Route(model, text, ask.max_tokens, ask.sampling, ask.draw, rng, cache, clock, request)
     if layout is None:
         layout = Open(model.facts, room, ask.max_tokens, ask.sampling.canvas_length)
-        check_room(model, length, layout.width())
     check = Verify() if ask.verify else None
     return Writing(model, text, layout, ask.sampling, rng, cache, clock, check, request)
+
+
+def check_answer(model: DiffusionModel, length: int, ask: Ask) -> None:
+    """NoRoom where a prompt of `length` tokens leaves none for an answer."""
+    facts = model.facts
+    width = Open(facts, 0, ask.max_tokens, ask.sampling.canvas_length).width()
+    check_room(model, length, {"ar": 1, "auto": facts.canvas_length}.get(ask.mode, width))
 
 
 def diffuse(model: DiffusionModel, tokens: Sequence[int], ask: Ask) -> Iterator[Step]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import Mistake
+from ..errors import Mistake, NoRoom
 from ..seam.model import Cache, DiffusionModel, Prediction, Row, Text
 from .blocks import Block, Layout
 from .clock import Clock
@@ -180,10 +180,6 @@ class Writing:
         self._narrowed = self.current is not before
         if self.current.fixed is not None:
             self.canvas = np.where(self.current.fixed, self.current.tokens, self.canvas).astype(np.int32)
-
-
-class NoRoom(Mistake):
-    """A prompt that is longer than the context."""
 
 
 def check_room(model: DiffusionModel, length: int, canvas: int) -> None:

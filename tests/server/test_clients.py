@@ -164,11 +164,23 @@ def test_messages(server):
     assert kinds[:2] == ["message_start", "content_block_start"]
     assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
     assert "".join(v["delta"]["text"] for name, v in events if name == "content_block_delta") == ANSWER
-    assert server.post("/v1/messages/count_tokens", body)[1]["input_tokens"] == reply["usage"]["input_tokens"]
+    counts = reply["usage"]
+    _, counted = server.post("/v1/messages/count_tokens", body)
+    assert counted["input_tokens"] == counts["input_tokens"] + counts["cache_read_input_tokens"]
+    assert server.post("/v1/messages", body)[1]["usage"]["input_tokens"] < counted["input_tokens"]  # the rest is cached
     _, cut = server.post("/v1/messages", body | {"stop_sequences": ['"job"']})
     assert cut["stop_reason"] == "stop_sequence" and cut["content"][0]["text"] == ANSWER.split('"job"')[0]
     status, wrong = server.post("/v1/messages", {"messages": USER})
     assert status == 400 and wrong["type"] == "error" and "max_tokens" in wrong["error"]["message"]
+
+
+def test_messages_of_a_form(server):
+    """`output_config` was passed over with a warning."""
+    schema = {"type": "object", "properties": {"n": {"enum": ["a", "b"]}}, "required": ["n"]}
+    form = {"type": "json_schema", "schema": schema}
+    for fields in ({"output_config": {"effort": "low", "format": form}}, {"output_format": form}):
+        _, reply = server.post("/v1/messages", {"max_tokens": 100, "messages": USER, **fields})
+        assert json.loads(reply["content"][0]["text"])["n"] in ("a", "b") and "warnings" not in reply
 
 
 def test_messages_call_tools(server):

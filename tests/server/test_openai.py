@@ -235,10 +235,17 @@ def test_a_mistake_names_its_field(server, fields, param):
     assert error["message"]
 
 
-@pytest.mark.slow
-def test_a_prompt_that_is_too_long(server):
-    status, reply = server.ask("x" * 5000)
-    assert (status, reply["error"]["code"]) == (400, "context_length_exceeded")
+def test_a_prompt_that_is_too_long_is_refused_before_it_is_read(server):
+    """It was encoded first, for a minute, and a stream's refusal came as an event."""
+    for length in (5000, 150_000):
+        for fields in ({}, {"stream": True}, {"mode": "ar"}, {"json_schema": {"enum": ["a", "b"]}}):
+            status, reply = server.ask("x" * length, **fields)
+            assert (status, reply["error"]["code"]) == (400, "context_length_exceeded")
+        body = {"messages": [{"role": "user", "content": "x" * length}], "max_tokens": 9, "stream": True}
+        status, reply = server.post("/v1/messages", body)
+        assert status == 400 and reply["error"]["message"].startswith("prompt is too long: ")
+        assert server.post("/v1/responses", {"input": "x" * length, "stream": True})[0] == 400
+        assert server.post("/v1/completions", {"prompt": "x" * length})[0] == 400
 
 
 DEEP = [b'{"a":' * 80 + b"1" + b"}" * 80, b'{"n": ' + b"9" * 5000 + b"}"]
