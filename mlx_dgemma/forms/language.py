@@ -11,7 +11,7 @@ by half of its passes is helped: from then on what a draft repeats from its begi
 A form can be narrower than what the model would like to say, or have another order; a model held to it may then know
 nothing of what stands where. So it first speaks unaided: as long as what it says is a document of the form but for
 members that the form leaves out, and for their order (`projection.py`), that document is the draft, and nothing is
-held.
+held. Left to right it is heard out in the same way where it departs from the form (`TokenByToken`).
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from ..writing.diffuse import begin
 from ..writing.writing import check_room
 from .automaton import Automaton
 from .lattice import IMPROBABLE, Lattice, Path, Vocabulary
-from .projection import projected
+from .projection import projected, said
 
 UNAIDED = 2  # passes without a document in it after which a model is held to the form
 OVERRULED = 1.0  # nats of a position whose argmax cannot stand there: too many to be accepted, or to settle
@@ -99,21 +99,47 @@ class Language:
 
 
 class TokenByToken:
-    """A text of the language that is written left to right: a `Constraint`."""
+    """A text of the language that is written left to right: a `Constraint`.
+
+    As long as what the model says unaided is of the language, it is written. Where it departs, it is heard out: if the
+    JSON that it says has, in the order of the form, what is written already and the rest of a document, that rest is
+    written. Else the text is held to the form from where it departed.
+    """
 
     def __init__(self, language: Language, max_tokens: int):
         language.check_fits(max_tokens)
-        self.language, self.state, self.left = language, 0, max_tokens
+        self.language, self.lattice, self.state, self.left = language, language.lattice, 0, max_tokens
+        self.unaided, self.text, self.aside = True, b"", []  # text: the bytes that are written
 
-    def allowed(self) -> TokenSet:
-        return self.language.following(self.state, self.left)
+    def allowed(self) -> TokenSet | None:
+        return None if self.unaided else self.language.following(self.state, self.left)
 
-    def take(self, token: int) -> None:
-        self.state = self.language.lattice.walk(self.state, [token])
-        self.left -= 1
+    def take(self, token: int) -> list[int]:
+        state = -1 if self.aside else self.lattice.walk(self.state, [token])
+        if state < 0 or self.lattice.left[state] >= self.left:
+            self.aside.append(token)
+            return self._heard()
+        self.state, self.left = state, self.left - 1
+        self.text += self.lattice.vocabulary.spelt[token]
+        return [token]
+
+    def _heard(self) -> list[int]:
+        """The rest of the text, by what is said aside; empty as long as that may go on, or where it is of no use."""
+        vocabulary, token = self.lattice.vocabulary, self.aside[-1]
+        text = (self.text + b"".join(vocabulary.spelt[each] for each in self.aside)).decode("utf-8", "ignore")
+        value = said(text) if {*b"]}"} & {*vocabulary.spelt[token]} else None
+        over = token in self.lattice.stops or len(self.aside) >= self.left
+        if value is None and not over and text.lstrip()[:1] in ("", "{", "[", "`"):
+            return []
+        self.unaided, self.aside = False, []
+        document, written = projected(self.lattice.automaton, value), self.text.decode("utf-8", "replace")
+        if document is None or not document.startswith(written):
+            return []
+        path = self.lattice.spelt(document[len(written) :], self.left, self.left, self.state)
+        return [] if path is None else path.tokens[: np.argmax(path.states == self.lattice.end)].tolist()
 
     def ending(self) -> np.ndarray:
-        return self.language.lattice.ending(self.state)
+        return self.lattice.ending(self.state)
 
 
 class Document(Open):
@@ -159,9 +185,9 @@ class Document(Open):
     def revise(self, prediction: Prediction, block: Block) -> Prediction:
         """What the model says unaided, or the most probable text of the language, as the draft. A position that it
         overrules is not sure; what is behind its end does not matter, so it is filler, and sure."""
-        if said := self._said(prediction.argmax):
-            self.path, self.overruled = said, np.zeros(len(said.tokens), bool)
-            return replace(prediction, argmax=said.tokens)
+        if path := self._said(prediction.argmax):
+            self.path, self.overruled = path, np.zeros(len(path.tokens), bool)
+            return replace(prediction, argmax=path.tokens)
         self.unaided = max(self.unaided - 1, 0)
         candidates = [self._candidates(prediction, block, i) for i in range(len(block.tokens))]
         self.earlier = None if self.path is None else self.path.tokens
@@ -175,8 +201,8 @@ class Document(Open):
 
     def _said(self, draft: np.ndarray) -> Path | None:
         """The document that the model says unaided, None where it is held or says none."""
-        said = self.content(draft)[:-1].tolist() if self.unaided else []
-        document = projected(self.lattice.automaton, self.language.decode(said)) if said else None
+        content = self.content(draft)[:-1].tolist() if self.unaided else []
+        document = projected(self.lattice.automaton, said(self.language.decode(content)))
         return document and self.lattice.spelt(document, len(draft), self.tokens_left)
 
     def _candidates(self, prediction: Prediction, block: Block, i: int) -> tuple[np.ndarray, np.ndarray, float]:

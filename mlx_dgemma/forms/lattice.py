@@ -231,10 +231,10 @@ class Lattice:
             states.append(target)
         return Path(np.array(tokens, np.int32), np.array(states))
 
-    def spelt(self, document: str, length: int, room: int) -> Path | None:
-        """A whole text of the language as a canvas of `length` tokens; None where it takes more, or more than `room`,
-        the stop token included."""
-        tokens, states, rest, whole = [], [0], document.encode(), []
+    def spelt(self, document: str, length: int, room: int, start: int = 0) -> Path | None:
+        """The rest of a text of the language, from `start` on, as a canvas of `length` tokens; None where it takes
+        more, or more than `room`, the stop token included."""
+        tokens, states, rest, whole = [], [start], document.encode(), []
         while rest and states[-1] >= 0 and len(tokens) < min(length, room):
             forced = int(self.written[states[-1]])
             whole = whole or self.vocabulary.encode(rest.decode("utf-8", "ignore"))

@@ -14,14 +14,21 @@ class _Unfit(Exception):
     """A value that does not fit, or takes too much work."""
 
 
-def projected(automaton: Automaton, text: str) -> str | None:
-    """The document that says what the first object or list in `text` says; None where that cannot be read, or does not
-    fit."""
+def said(text: str) -> dict | list | None:
+    """The first object or list in `text`; None where it cannot be read, or is not whole."""
     start = min((at for at in map(text.find, "{[") if at >= 0), default=0)
     try:
-        value = json.JSONDecoder().raw_decode(text, start)[0]
-        projection = _Projection(automaton)
-        document, state = projection.value(value, 0)
+        return json.JSONDecoder().raw_decode(text, start)[0]
+    except (ValueError, RecursionError):
+        return None
+
+
+def projected(automaton: Automaton, value: dict | list | None) -> str | None:
+    """The document that says what `value` says; None where it does not fit, or is None: nothing was said."""
+    if value is None:
+        return None
+    try:
+        document, state = _Projection(automaton).value(value, 0)
         return document.decode() if automaton.accepting[state] else None
     except (ValueError, RecursionError, _Unfit):
         return None

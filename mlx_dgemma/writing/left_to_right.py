@@ -14,11 +14,14 @@ from .writing import Step
 class Constraint(Protocol):
     """The texts that are allowed, token by token. It keeps the state of one text."""
 
-    def allowed(self) -> TokenSet:
-        """The tokens that may come next."""
+    aside: list[int]
+    """What the model says beside the text: heard, and not written."""
 
-    def take(self, token: int) -> None:
-        """Go on behind `token`."""
+    def allowed(self) -> TokenSet | None:
+        """The tokens that may come next; None for any."""
+
+    def take(self, token: int) -> list[int]:
+        """Go on behind `token` -> what is written by it: itself, nothing, or all that is left to write."""
 
     def ending(self) -> np.ndarray:
         """int32: the shortest way to end the text from here, the stop token included."""
@@ -42,6 +45,8 @@ class LeftToRight:
     request: int = 0
 
     count: int = field(default=0, init=False)  # tokens written
+    passes: int = field(default=0, init=False)
+    apart: Cache | None = field(default=None, init=False)  # holds, behind what is written, what is said aside
     done: bool = field(default=False, init=False)
     late: bool = field(default=False, init=False)  # the deadline leaves no time for another pass
     uniforms: np.ndarray = field(init=False)  # [limit] float32
@@ -58,30 +63,40 @@ class LeftToRight:
         pending, self.pending = self.pending, Text()
         if self.form is None:
             return Continuation(self.cache, pending, self.uniforms[self.count :])
-        return Continuation(self.cache, pending, self.uniforms[self.count : self.count + 1], self.form.allowed())
+        at = self.count + len(self.form.aside)
+        return Continuation(self.apart or self.cache, pending, self.uniforms[at : at + 1], self.form.allowed())
 
     def take(self, token: int) -> Step:
         """The step that `token` makes."""
         facts = self.model.facts
-        block, step = divmod(self.count, facts.canvas_length)
-        self.count += 1
-        if self.form is not None:
-            self.form.take(token)
-        reason = "stop" if token in facts.stop_ids else "length" if self.count == self.limit else None
-        tokens = np.array([token], np.int32)
+        block, step = divmod(self.passes, facts.canvas_length)
+        tokens = [token] if self.form is None else self._within(self.form, token)
+        self.passes, self.count = self.passes + 1, self.count + len(tokens)
+        reason = "stop" if {*tokens} & {*facts.stop_ids} else "length" if self.count == self.limit else None
         self.late = self.clock is not None and self.clock.over()
         if self.late and reason is None:
             reason = "deadline"
-            tokens = tokens if self.form is None else np.append(tokens, self.form.ending()).astype(np.int32)
+            tokens = tokens if self.form is None else [*tokens, *self.form.ending().tolist()]
         self.done = reason is not None
+        draft = np.array(tokens or [*self.form.aside, token][: facts.canvas_length], np.int32)
         return Step(
             request=self.request,
             block=block,
             step=step,
-            canvas=tokens[:1],
-            draft=tokens,
-            accepted=np.ones(1, bool),
-            entropy=np.zeros(1, np.float32),
-            final=True,
+            canvas=draft[:1],
+            draft=draft,
+            accepted=np.ones(len(draft), bool),
+            entropy=np.zeros(len(draft), np.float32),
+            final=bool(tokens),
             reason=reason,
         )
+
+    def _within(self, form: Constraint, token: int) -> list[int]:
+        """What `form` writes by `token`. The cache holds the text and nothing that was said aside."""
+        tokens = form.take(token)
+        if not tokens and self.apart is None:
+            self.apart = self.cache.copy() if form.aside else None
+            self.cache.trim(1)
+        elif not form.aside:
+            self.apart = None
+        return tokens

@@ -22,7 +22,7 @@ from mlx_dgemma.forms.expression import Text as Literal
 from mlx_dgemma.forms.language import Language, begin_within
 from mlx_dgemma.forms.lattice import Vocabulary
 from mlx_dgemma.forms.template import template
-from mlx_dgemma.seam.model import Draw, Text
+from mlx_dgemma.seam.model import Continuation, Draw, Text
 from mlx_dgemma.tokens.messages import prompt_tokens
 from mlx_dgemma.writing.answer import Answer
 from mlx_dgemma.writing.ask import Ask
@@ -54,6 +54,11 @@ def language_of(loaded, form: Expression) -> Language:
 @pytest.fixture(scope="module")
 def language(loaded):
     return language_of(loaded, schema.automaton(PERSON))
+
+
+def narrow(loaded) -> Language:
+    names = {name: schema_rates.PERSON[name] for name in ("city", "name")}
+    return language_of(loaded, schema.automaton({"type": "object", "properties": names, "required": list(names)}))
 
 
 def begun(loaded, language, prompt: str = PROMPT, request: int = 0, model=None, **ask) -> InProgress:
@@ -107,9 +112,7 @@ def test_the_skeleton_is_fixed_where_the_draft_has_it(loaded, language):
 
 def test_what_it_says_unaided_is_the_draft_and_nothing_is_held(loaded):
     """Asked for fewer members, in another order."""
-    names = {name: schema_rates.PERSON[name] for name in ("city", "name")}
-    narrow = language_of(loaded, schema.automaton({"type": "object", "properties": names, "required": list(names)}))
-    writing = begun(loaded, narrow)
+    writing = begun(loaded, narrow(loaded))
     steps = list(run(loaded[0], [writing]))
     assert writing.current.fixed is None
     assert answer_of(loaded, steps).text == '{"city": "Kyiv", "name": "Ivan"}'
@@ -203,6 +206,30 @@ def test_the_shortest_ending_of_a_text(loaded, language):
 def test_left_to_right_it_is_the_document(loaded, language):
     answer = written(loaded, language, mode="ar")
     assert (answer.text, answer.finish_reason) == (DOCUMENT, "stop") and len(answer.tokens) == answer.steps
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"), [(PROMPT, '{"city": "Kyiv", "name": "Ivan"}'), ("Sort: Lima, Kyiv, Oslo", None)]
+)
+def test_left_to_right_it_is_heard_out_where_it_departs(loaded, prompt, text):
+    """The cache holds nothing of what is said aside."""
+    model, tokenizer, _ = loaded
+    writing = begun(loaded, narrow(loaded), prompt, mode="ar")
+    steps = list(run(model, [writing]))
+    answer = answer_of(loaded, steps)
+    assert (answer.text == text or text is None) and {*json.loads(answer.text)} == {"city", "name"}
+    written = [*prompt_tokens(tokenizer, prompt), *(token for step in steps if step.final for token in step.draft)]
+    fresh, (aside, final) = model.new_cache(), ([s for s in steps if s.final is kind] for kind in (False, True))
+    model.encode([Text(written[: writing.cache.length])], [fresh])
+    nexts = [next(model.autoregress([Continuation(c, Text(), np.ones(1))], Draw())) for c in (writing.cache, fresh)]
+    assert nexts[0] == nexts[1] and answer.steps == len(steps) == len(aside) + len(final)
+    assert len(final[-1].draft) > 1 if text else len(aside) == 1
+
+
+@pytest.mark.parametrize("seconds", [3, 20])
+def test_left_to_right_a_deadline_while_it_is_heard(loaded, seconds):
+    answer = written(loaded, narrow(loaded), model=Timed(loaded[0]), mode="ar", deadline=seconds)
+    assert (answer.text, answer.finish_reason) == ('{"city": "", "name": ""}', "deadline")
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def values(loaded, prompts: int, seeds: int) -> dict[str, dict[str, float]]:
     return table
 
 
-def narrow(loaded, prompts: int) -> dict[str, float]:
+def narrow(loaded, prompts: int, mode: str = "diffusion") -> dict[str, float]:
     """The JSON task with two or three of its four members asked for, in each of their 36 orders: share of the objects
     that are right, and mean passes, over `prompts` of each."""
     model, tokenizer, sampling = loaded
@@ -185,7 +185,8 @@ def narrow(loaded, prompts: int) -> dict[str, float]:
         held = Language(model, vocabulary, schema.automaton(form))
         for seed in range(prompts):
             prompt, right = next(given)
-            answer = written(model, tokenizer, prompt, Ask(sampling=sampling, max_tokens=MAX_TOKENS, seed=seed), held)
+            ask = Ask(sampling=sampling, max_tokens=MAX_TOKENS, seed=seed, mode=mode)
+            answer = written(model, tokenizer, prompt, ask, held)
             asked = {name: json.loads(right)[name] for name in names}
             runs.append((answer.text == json.dumps(asked), answer.steps))
     solved, passes = zip(*runs, strict=True)
@@ -205,7 +206,8 @@ def main() -> None:
         for name, loaded in models().items()
     }
     table = values(load(None), options.prompts, options.seeds)
-    table["schema, some members"] = narrow(load(None), max(1, options.prompts // 36))
+    for mode in ("diffusion", "ar"):
+        table[f"some members, {mode}"] = narrow(load(None), max(1, options.prompts // 36), mode)
     print(json.dumps({"schemas": valid_texts, "json task": table}, indent=1))
 
 
