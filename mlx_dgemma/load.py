@@ -5,6 +5,7 @@ A framework is imported when its backend is used.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import sys
@@ -18,12 +19,18 @@ from typing import TYPE_CHECKING
 from .checkpoint.adapter import Adapter
 from .checkpoint.adapter_folder import read as read_adapter
 from .checkpoint.config import DTYPES, FP8, ModelConfig, Recipe, parse_config
-from .checkpoint.folder import read_configs, read_tensors
+from .checkpoint.folder import Tensor, read_configs, read_tensors
 from .checkpoint.hub import find
+from .checkpoint.identity import identity
 from .checkpoint.memory import check_memory
 from .checkpoint.names import is_vision
+from .checkpoint.shares import WHOLE, Share
 from .checkpoint.tied import without_copies
-from .errors import Mistake
+from .errors import Mistake, need
+from .ranks.follower import follow
+from .ranks.leader import LeadingModel
+from .ranks.party import Party
+from .ranks.place import SECRET, place, start_here
 from .writing.sampling import Sampling, parse_sampling
 
 if TYPE_CHECKING:
@@ -41,8 +48,11 @@ def load(
     backend: str | None = None,
     dtype: str | None = None,
     adapter_path: str | Path | None = None,
+    *,
+    divided: bool = True,
 ) -> tuple[DiffusionModel, Tokenizer, Sampling]:
-    """Load a DiffusionGemma checkpoint. Under torchrun the model is divided over the ranks.
+    """Load a DiffusionGemma checkpoint. Under torchrun or mlx.launch it is divided over the ranks, and this returns in
+    rank 0 alone: the others follow it to its end.
 
     Args:
         path: a folder, a hub id, or None for the small model that comes with the package.
@@ -50,12 +60,14 @@ def load(
         dtype: "float32", "bfloat16" or "float16" of activations and unquantized weights; "fp8", on torch: experts and
             linears in E4M3, activations in bfloat16; None: the checkpoint's.
         adapter_path: a folder that `python -m mlx_dgemma.train` made, or mlx-lm's of the same shape.
+        divided: False: each process has a whole model to itself, whoever started it.
 
     Raises:
         Mistake: the checkpoint is not whole, does not fit into memory, or does not go with the other arguments.
     """
     from .tokens.tokenizer import Tokenizer
 
+    party = meet() if divided else None
     folder = find(path)
     stored, generation = read_configs(folder)
     config, sampling = parse_config(stored, generation), parse_sampling(generation)
@@ -64,30 +76,99 @@ def load(
         known = f"the model knows {config.vocab_size} tokens, its tokenizer.json has ids up to {tokenizer.last_id}"
         raise Mistake(f"{folder}: {known}: one of the two is another model's")
     adapter = None if adapter_path is None else read_adapter(adapter_path)
-    backend = backend or choose_backend()
-    return load_model(folder, config, backend, dtype or config.dtype, adapter), tokenizer, sampling
+    backend = backend or (place(os.environ).backend if party else choose_backend())
+    dtype = dtype or config.dtype
+    if party is None:
+        return load_model(folder, config, backend, dtype, adapter), tokenizer, sampling
+    need(adapter is None, "one rank for an adapter (python -m mlx_dgemma.fuse makes it part of the model)", "several")
+    return lead(party, folder, path, config, backend, dtype), tokenizer, sampling
+
+
+def meet(ranks: int | None = None, backend: str | None = None) -> Party | None:
+    """Gather the ranks that an engine started, or start so many on this machine; None: there is one. In a rank that is
+    not the first this does not return: it follows."""
+    if _parties:
+        return _parties[0]
+    here, started = place(os.environ), []
+    if ranks is not None and here is not None:
+        need(here.ranks == ranks, f"as many ranks as were started ({here.ranks})", f"--tensor-parallel {ranks}")
+    if here is None and ranks is not None and ranks > 1:
+        started = start_here(ranks, backend or choose_backend())
+        here = place(os.environ)
+    if here is None:
+        return None
+    if here.rank:
+        sys.exit(follow(here, _share))
+    _parties.append(Party(here, os.environ.get(SECRET, ""), started))
+    atexit.register(leave)
+    return _parties[0]
+
+
+_parties: list[Party] = []  # at most one a process
+
+
+def leave() -> None:
+    """Let the other ranks end, where there are any."""
+    if _parties:
+        _parties.pop().end(0)
+
+
+def lead(
+    party: Party, folder: Path, path: str | Path | None, config: ModelConfig, backend: str, dtype: str
+) -> LeadingModel:
+    """Load the model that is divided over all ranks, which must have the same checkpoint."""
+    need(backend == (engine := place(os.environ).backend), f"--backend {engine}: its engine started the ranks", backend)
+    told = {"path": None if path is None else str(path), "backend": backend, "dtype": dtype}
+    mine, message = identity(folder, _text_tensors(folder).values()), {"answer": True, "forget": []}
+    for rank, answer in party.heard(party.tell(message | {"do": "find"} | told)).items():
+        same = answer["value"] == mine
+        need(same, f"the checkpoint of rank 0 on every rank: copy {folder}", f"another on {party.name(rank)}")
+    call = party.tell(message | {"do": "load"} | told)
+    model = load_model(folder, config, backend, dtype, divided=Share(0, party.ranks))
+    free = min(answer["value"] for answer in party.heard(call).values())
+    return LeadingModel(model, party, free)
+
+
+def _share(message: dict) -> tuple[DiffusionModel | None, str | int]:
+    """What another rank answers: the identity of its checkpoint; or its share of the model, and its free memory."""
+    folder, here = find(message["path"]), place(os.environ)
+    if message["do"] == "find":
+        return None, identity(folder, _text_tensors(folder).values())
+    config = parse_config(*read_configs(folder))
+    divided = Share(here.rank, here.ranks)
+    model = load_model(folder, config, message["backend"], message["dtype"], divided=divided)
+    return model, model.free_memory()
+
+
+def _text_tensors(folder: Path) -> dict[str, Tensor]:
+    tensors, _ = without_copies({name: t for name, t in read_tensors(folder).items() if not is_vision(name)})
+    return tensors
 
 
 def load_model(
-    folder: Path, config: ModelConfig, backend: str, dtype: str, adapter: Adapter | None = None
+    folder: Path,
+    config: ModelConfig,
+    backend: str,
+    dtype: str,
+    adapter: Adapter | None = None,
+    divided: Share = WHOLE,
 ) -> DiffusionModel:
-    """Load the weights in `folder` alone; the arguments are those of `load`."""
+    """Load the weights in `folder` alone, or a share of them; the other arguments are those of `load`."""
     if dtype not in (*DTYPES, FP8):
         raise Mistake(f"need dtype one of {', '.join((*DTYPES, FP8))}, got {dtype}")
-    tensors, _ = without_copies({name: t for name, t in read_tensors(folder).items() if not is_vision(name)})
+    tensors = _text_tensors(folder)
+    held = sum(divided.nbytes(config, tensor) for tensor in tensors.values())
     with _framework(backend):
         if backend == "torch":
             from .torch_backend.load import load_torch
 
-            return load_torch(tensors, config, dtype, folder.name, adapter)
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise Mistake("torchrun started several ranks, and MLX runs on one: give --backend torch")
+            return load_torch(tensors, config, dtype, folder.name, held, adapter, divided)
         if dtype == FP8:
             raise Mistake(f"dtype {dtype} is for the torch backend; MLX has {', '.join(DTYPES)}")
         from .mlx_backend.load import load_mlx, memory_of_the_gpu
 
-        check_memory(sum(tensor.nbytes for tensor in tensors.values()), folder.name, *memory_of_the_gpu())
-        return load_mlx(tensors, config, dtype, adapter)
+        check_memory(held, folder.name, *memory_of_the_gpu())
+        return load_mlx(tensors, config, dtype, adapter, divided)
 
 
 def choose_backend() -> str:

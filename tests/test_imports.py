@@ -27,6 +27,7 @@ FLOORS = (  # a room imports those on floors below its own
     ("tokens",),
     ("writing",),
     ("fill", "forms"),
+    ("ranks",),
     ("load",),
     ("__init__",),
     ("terminal",),
@@ -53,6 +54,7 @@ ALLOWED["selfcheck"] |= {"mlx_backend"}  # compares MLX's devices with each othe
 ALLOWED["convert"] |= {"mlx_backend"}  # the network knows the shapes of its parameters
 ALLOWED["benchmark"] |= {"convert"}  # recipes
 ALLOWED["load"] -= {"fill", "forms"}
+ALLOWED["ranks"] = {"errors", "version", "seam"}
 FRAMEWORKS = {
     "mlx": {"mlx_backend", "convert", "selfcheck", "fuse"},
     "mlx_lm": {"mlx_backend"},

@@ -4,7 +4,7 @@ import mlx.core as mx
 
 from ..seam.model import Draw
 from .layers import Embedding
-from .vocabulary import head
+from .vocabulary import head, raw_logits
 
 
 def next_token(
@@ -14,7 +14,7 @@ def next_token(
 
     It is the first token whose cumulative probability exceeds `uniforms` [B, 1], in vocabulary order and among those
     that `draw` leaves and `allowed` [B, V] has; with `draw.temp` 0 it is the likeliest of these."""
-    logits = head(table, hidden, cap) if draw.temp else table.product(hidden)  # the softcap changes no order
+    logits = head(table, hidden, cap) if draw.temp else raw_logits(table, hidden)  # the softcap changes no order
     if allowed is not None:
         logits = mx.where(allowed, logits, -mx.inf)
     if not draw.temp:

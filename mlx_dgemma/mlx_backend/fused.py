@@ -6,14 +6,15 @@ Inference alone: it has no gradients. The order of operations is that of `networ
 import mlx.core as mx
 import numpy as np
 
-from . import family, kernels
+from . import family, kernels, parallel
 from .network import Experts, Layer, Network, Segment
 
 
 def fits(network: Network, dtype: mx.Dtype) -> bool:
-    """Whether the kernels are right and faster here, and can do with as many experts a token."""
+    """Whether the kernels are right and faster here, and can do with as many experts a token. One of them adds up the
+    experts' results and norms the sum, which several ranks make together."""
     shaped = network.model.decoder.layers[0].router.top_k <= 32
-    return shaped and all(kernels.used(name, dtype) for name in kernels.GLUE)
+    return shaped and parallel.mine.ranks == 1 and all(kernels.used(name, dtype) for name in kernels.GLUE)
 
 
 def forward(network: Network, x: mx.array, segments: list[Segment], ahead: int = 0) -> mx.array:

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..checkpoint.config import Quantization
-from . import family
+from . import family, parallel
 
 F = TypeVar("F", bound=Callable)
 TILE = 8  # rows of one expert that the CPU device multiplies at once
@@ -128,11 +128,25 @@ class Embedding(Linear):
 
     def __init__(self, vocab_size: int, hidden_size: int):
         super().__init__(vocab_size, hidden_size)
-        self.dtype = mx.float32
+        self.dtype, self.vocab_size = mx.float32, vocab_size
+        self.here = parallel.mine.part(vocab_size, "the vocabulary")  # the rows of this rank
 
     def __call__(self, ids: mx.array) -> mx.array:
         """ids [N] -> [N, D], scaled by sqrt(D) as Gemma's are."""
-        return self.rows(ids, self.dtype) * self.width**0.5
+        return parallel.sum_up(self.share(ids))
+
+    def share(self, ids: mx.array) -> mx.array:
+        """What this rank adds to `__call__`: zeros for ids that are another's."""
+        rows, here = self.rows_here(ids, self.dtype)
+        rows = rows * self.width**0.5
+        return rows if parallel.mine.ranks == 1 else mx.where(here[:, None], rows, 0)
+
+    def rows_here(self, ids: mx.array, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+        """The rows of `ids` [N], and [N] bool: which of them this rank has. Others are of any numbers."""
+        if parallel.mine.ranks == 1:
+            return self.rows(ids, dtype), mx.array(True)
+        first, last = self.here.start, self.here.stop
+        return self.rows(mx.clip(ids, first, last - 1) - first, dtype), (ids >= first) & (ids < last)
 
     def part(self, first: int, last: int) -> Linear:
         """A view of rows [first, last)."""

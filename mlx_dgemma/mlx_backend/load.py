@@ -5,7 +5,8 @@ import mlx.core as mx
 from ..checkpoint.adapter import Adapter
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.folder import Tensor
-from . import guard
+from ..checkpoint.shares import WHOLE, Share
+from . import guard, parallel
 from .lora import attach
 from .model import MLXModel
 from .network import Network
@@ -25,8 +26,16 @@ def memory_of_the_gpu() -> tuple[int | None, str]:
     return most - mx.get_active_memory(), "; or let the GPU hold more: sudo sysctl iogpu.wired_limit_mb=…"
 
 
-def load_mlx(tensors: dict[str, Tensor], config: ModelConfig, dtype: str, adapter: Adapter | None = None) -> MLXModel:
-    """ValueError names the tensor that is missing, left over, or of the wrong shape or dtype."""
+def load_mlx(
+    tensors: dict[str, Tensor],
+    config: ModelConfig,
+    dtype: str,
+    adapter: Adapter | None = None,
+    divided: Share = WHOLE,
+) -> MLXModel:
+    """Load a checkpoint, or the share of it that `divided` names. ValueError names
+    the tensor that is missing, left over, or of the wrong shape or dtype."""
+    parallel.join(divided)
     kind = getattr(mx, dtype)
     network = Network(config)
     load_weights(network, config, tensors, kind)

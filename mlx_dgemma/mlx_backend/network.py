@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..checkpoint.config import LayerConfig, ModelConfig
-from . import family
+from . import family, parallel
 from .attention import attend
 from .cache import MLXCache
 from .layers import Embedding, ExpertLinear, Linear, compiled
@@ -70,7 +70,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: LayerConfig):
         super().__init__()
         hidden, heads, dim = config.hidden_size, layer.num_key_value_heads, layer.head_dim
-        self.dim = dim
+        self.dim, self.divided = dim, parallel.mine.divides(layer)
         self.window = config.sliding_window if layer.sliding else None
         self.q_proj = Linear(config.num_attention_heads * dim, hidden)
         self.k_proj = Linear(heads * dim, hidden)
@@ -111,7 +111,8 @@ class Attention(nn.Module):
         for i, q, cache, span in texts:
             outputs[i] = attend(q, *cache.view(span), causal=True, window=self.window)
         merged = mx.concatenate(outputs, axis=2)  # [1, H, T, D]
-        return self.o_proj(merged.transpose(0, 2, 1, 3).reshape(merged.shape[2], -1))
+        output = self.o_proj(merged.transpose(0, 2, 1, 3).reshape(merged.shape[2], -1))
+        return parallel.sum_up(output) if self.divided else output
 
     def _heads(self, x: mx.array) -> mx.array:
         return x.reshape(1, x.shape[0], -1, self.dim)  # [1, T, H, D]
@@ -152,6 +153,11 @@ class Experts(nn.Module):
 
     def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         """[T, D], [T, K], [T, K] -> [T, D]. Pairs of token and expert are sorted, so that an expert is read once."""
+        if parallel.mine.ranks > 1:  # pairs with experts of another rank go to the last one here, and weigh nothing
+            count = len(self.down_proj.weight)
+            experts = experts.astype(mx.int32) - parallel.mine.rank * count
+            here = (experts >= 0) & (experts < count)
+            experts, weights = mx.where(here, experts, count - 1).astype(mx.uint32), mx.where(here, weights, 0)
         y = self.of_pairs(x, experts)
         if family.current().gpu:  # one kernel, and no float32 array of all pairs
             return (weights[:, None].astype(x.dtype) @ y).squeeze(1)
@@ -186,7 +192,7 @@ class Layer(nn.Module):
     def __call__(self, x: mx.array, segments: list[Segment], index: int, scalar: mx.array) -> mx.array:
         x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), segments, index))
         dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(x)))
-        sparse = self.experts(self.pre_feedforward_layernorm_2(x), *self.router(x))
+        sparse = parallel.sum_up(self.experts(self.pre_feedforward_layernorm_2(x), *self.router(x)))
         sparse = self.post_feedforward_layernorm_2(sparse)
         return added(x, self.post_feedforward_layernorm(dense + sparse), scalar)
 

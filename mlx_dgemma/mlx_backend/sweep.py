@@ -17,7 +17,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from . import family, kernels
+from . import family, kernels, parallel
 from .layers import Embedding, compiled
 
 SLICES = 32  # at least, of a vocabulary that divides into them; on a GPU as few as `Family.widest` allows
@@ -75,9 +75,9 @@ class SweepResult:
     top: mx.array  # [T] float32, the probability of `argmax`
     normaliser: mx.array  # [T] float32: logsumexp of the processed logits
     lost: mx.array  # [T] float32: share of the mass outside the lists
-    tokens: mx.array  # [T, KEPT] int32
+    tokens: mx.array  # [T, KEPT] int32, rows of this rank's table
     shares: mx.array  # [T, KEPT] float32, 0 where there is no token
-    soft: mx.array  # [heavy, D] float32, of the positions that were expected to be heavy
+    soft: mx.array  # [heavy, D] float32, of the positions that were expected to be heavy; this rank's share
 
 
 class Lists(NamedTuple):
@@ -172,7 +172,7 @@ class Sweep:
 
     def __init__(self, slices: Slices, inputs: SweepInputs, cap: float):
         self.slices, self.inputs, self.cap = slices, inputs, cap
-        self.temperature = inputs.temperature[:, None]
+        self.temperature, self.first = inputs.temperature[:, None], slices.table.here.start
         self.reach = REACH[inputs.hidden.dtype]
         # Where these are all, a slice: an index would copy.
         heavy = np.flatnonzero(inputs.heavy).astype(np.int32)
@@ -231,24 +231,26 @@ class Sweep:
         tops, places, heats = (
             mx.concatenate([getattr(part, name) for part in taken], axis=1) for name in ("top", "place", "heat")
         )  # [T, slices]
-        top, best = tops[:, -1:], tops.argmax(axis=-1, keepdims=True)  # the first slice that reaches the top
+        highest, best = tops[:, -1:], tops.argmax(axis=-1, keepdims=True)  # the first slice that reaches the top
+        argmax = best * self.slices.width + mx.take_along_axis(places, best, axis=-1) + self.first
+        top, argmax = first_highest(highest, argmax.astype(mx.int32))
         masses = faded(mx.stack([part.masses for part in taken], axis=1), tops[..., None], top[..., None])
         sums = masses.sum(axis=-1)
-        total, heat = sums.sum(axis=-1), heat_terms(sums, heats, tops, top).sum(axis=-1)
+        total, heat = (parallel.sum_up(x.sum(axis=-1)) for x in (sums, heat_terms(sums, heats, tops, top)))
         sample, weight = self.draw(masses.flatten(1), top)
         kept = lists.logits[:, :KEPT]
         shares = share_of(kept, top, total[:, None], self.reach) if self.inputs.listed else mx.zeros_like(kept)
         return SweepResult(
-            argmax=(best * self.slices.width + mx.take_along_axis(places, best, axis=-1))[:, 0].astype(mx.int32),
+            argmax=argmax[:, 0],
             sample=sample,
             entropy=mx.log(total) - heat / total,
             confidence=weight / total,
             top=1 / total,
             normaliser=top[:, 0] + mx.log(total),
-            lost=1 - shares.sum(axis=-1),
+            lost=parallel.from_first(1 - parallel.sum_up(shares.sum(axis=-1))),
             tokens=lists.tokens[:, :KEPT],
             shares=shares,
-            soft=soft / total[self.heavy][:, None],
+            soft=_rescaled(soft, highest[self.heavy], top[self.heavy]) / total[self.heavy][:, None],
         )
 
     def draw(self, masses: mx.array, top: mx.array) -> tuple[mx.array, mx.array]:
@@ -258,8 +260,10 @@ class Sweep:
         """
         width = block_of(self.slices.width)
         ends = mx.cumsum(masses, axis=1)
-        share = self.inputs.uniforms[:, None] * ends[:, -1:]
+        share, here = share_here(self.inputs.uniforms[:, None], ends[:, -1:])
         chosen = (ends <= share).astype(mx.int32).sum(axis=1)
+        if parallel.mine.ranks > 1:
+            chosen = mx.minimum(chosen, ends.shape[1] - 1)
         before = mx.take_along_axis(ends - masses, chosen[:, None], axis=1)
         first = (chosen * width)[:, None]
         raw = self.barred(self.slices.blocks(self.inputs.hidden, chosen), first)
@@ -271,4 +275,30 @@ class Sweep:
         place = mx.maximum(place, mx.where(can, places, width - 1).min(axis=1))
         place = mx.minimum(place, mx.where(can, places, 0).max(axis=1))
         weight = mx.take_along_axis(weights, place[:, None], axis=1)[:, 0]
-        return (first[:, 0] + place).astype(mx.int32), weight
+        sample = (first[:, 0] + place + self.first).astype(mx.int32)
+        return parallel.placed(sample, here), parallel.placed(weight, here)
+
+
+def first_highest(tops: mx.array, places: mx.array) -> tuple[mx.array, mx.array]:
+    """[T, 1] each: the highest of all ranks' tops, and its place; of equals, the lower rank's."""
+    if parallel.mine.ranks == 1:
+        return tops, places
+    tops, places = parallel.gathered(tops), parallel.gathered(places)
+    best = tops.argmax(axis=-1, keepdims=True)
+    return mx.take_along_axis(tops, best, axis=-1), mx.take_along_axis(places, best, axis=-1)
+
+
+def share_here(uniforms: mx.array, totals: mx.array) -> tuple[mx.array, mx.array]:
+    """The uniforms' share [T, 1] of all weights, counted from this rank's first one on, whose sums are `totals` [T, 1];
+    and [T] bool: whether it lies on this rank."""
+    if parallel.mine.ranks == 1:
+        return uniforms * totals, mx.array(True)
+    ends = mx.cumsum(parallel.gathered(totals), axis=1)
+    share, rank = uniforms * ends[:, -1:], parallel.mine.rank
+    owner = mx.minimum((ends <= share).astype(mx.int32).sum(axis=1), parallel.mine.ranks - 1)
+    return share - (ends[:, rank - 1 : rank] if rank else 0.0), owner == rank
+
+
+def _rescaled(soft: mx.array, highest: mx.array, top: mx.array) -> mx.array:
+    """Weights by this rank's highest logit -> by the top of all ranks."""
+    return soft if parallel.mine.ranks == 1 else soft * mx.exp(highest - top)

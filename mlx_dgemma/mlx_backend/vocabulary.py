@@ -14,6 +14,7 @@ import numpy as np
 from ..seam.model import Prediction, Row
 from ..seam.shared import VECTORS, known_ids, lay_fixed
 from ..seam.token_sets import Allowed
+from . import parallel
 from .layers import Embedding
 from .sweep import LOST, Slices, Sweep, SweepInputs, SweepResult, processed
 
@@ -42,7 +43,7 @@ class SoftEmbedding:
         return self.lost > LOST[self.hidden.dtype]
 
     def compute(self, slices: Slices, cap: float) -> mx.array:
-        """[L, D] float32. Lazy."""
+        """[L, D] float32, this rank's share. Lazy."""
         heavy, light, missed = map(
             np.flatnonzero, (self.heavy, ~self.heavy & ~self.needs_table, ~self.heavy & self.needs_table)
         )
@@ -89,9 +90,10 @@ class Conditioning:
             soft = mx.zeros((len(self.certain), table.width), dtype=table.dtype)
         else:
             soft = self.soft.compute(slices, cap).astype(table.dtype) * table.width**0.5
-        if self.certain is None:
-            return soft
-        return mx.where(mx.array(self.certain >= 0)[:, None], table(mx.array(np.maximum(self.certain, 0))), soft)
+        if self.certain is not None:
+            known = table.share(mx.array(np.maximum(self.certain, 0)))
+            soft = mx.where(mx.array(self.certain >= 0)[:, None], known, soft)
+        return parallel.sum_up(soft)
 
 
 def conditioning_of(row: Row) -> Conditioning | None:
@@ -112,7 +114,12 @@ def expected_heavy(row: Row) -> np.ndarray:
 
 def head(table: Embedding, hidden: mx.array, cap: float) -> mx.array:
     """[L, D] -> [L, V] float32, softcapped: cap * tanh(x / cap)."""
-    return mx.tanh(table.product(hidden).astype(mx.float32) / cap) * cap
+    return mx.tanh(raw_logits(table, hidden).astype(mx.float32) / cap) * cap
+
+
+def raw_logits(table: Embedding, hidden: mx.array) -> mx.array:
+    """[L, D] -> [L, V], of all ranks."""
+    return parallel.gathered(table.product(hidden))
 
 
 class Readout:
@@ -130,8 +137,8 @@ class Readout:
             heavy=self.heavy,
         )
         allowed, self.allowed_index = Allowed(rows), None
-        if table := allowed.table(slices.table.weight.shape[0]):
-            self.inputs.allowed, self.allowed_index = mx.array(table[0]), table[1]
+        if table := allowed.table(slices.table.vocab_size):
+            self.inputs.allowed, self.allowed_index = mx.array(table[0][:, slices.table.here]), table[1]
             self.inputs.allowed_index = mx.array(self.allowed_index)
         self.result: SweepResult = Sweep(slices, self.inputs, cap).run()
         self.logprobs = self._logprobs(allowed)
@@ -146,8 +153,8 @@ class Readout:
         logprobs = {}
         for token_set, positions in allowed.small():
             places = mx.array(positions)
-            rows = self.slices.table.rows(mx.array(token_set.ids), self.inputs.hidden.dtype)
-            raw = self.inputs.hidden[places] @ rows.T
+            rows, here = self.slices.table.rows_here(mx.array(token_set.ids), self.inputs.hidden.dtype)
+            raw = parallel.placed(self.inputs.hidden[places] @ rows.T, here)
             logits = processed(raw, self.cap, self.inputs.temperature[places][:, None])
             logprobs |= dict(zip(positions.tolist(), logits - self.result.normaliser[places][:, None], strict=True))
         return logprobs

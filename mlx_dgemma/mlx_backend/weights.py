@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
 from ..checkpoint import parameters
@@ -12,9 +13,14 @@ from ..checkpoint.config import ModelConfig
 from ..checkpoint.folder import Tensor
 from ..checkpoint.names import GLOBAL_SCALE
 from ..checkpoint.parameters import FLOATS, quantize_where_stored
+from . import parallel
 from .layers import Linear
 from .network import Network
 
+STORED = {  # safetensors' name -> as NumPy reads it, and what it is
+    "F32": (np.float32, mx.float32), "F16": (np.float16, mx.float16), "BF16": (np.uint16, mx.bfloat16),
+    "U32": (np.uint32, mx.uint32), "U8": (np.uint8, mx.uint8),
+}  # fmt: skip
 CHECKED = 1 << 24  # words whose checksum is taken at a time: 128 MB as 64-bit numbers
 
 
@@ -31,7 +37,8 @@ def match(network: Network, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_weights(network: Network, config: ModelConfig, tensors: dict[str, Tensor], dtype: mx.Dtype) -> None:
-    """Fill `network` from the text tensors of a checkpoint, floats cast to `dtype`. Mistake names tensor and file."""
+    """Fill `network` from the text tensors of a checkpoint, or from this rank's share of them, floats cast to `dtype`.
+    Mistake names tensor and file."""
     quantize_where_stored(linears(network), config, tensors)
     stored = match(network, tensors)
     weights = []
@@ -39,12 +46,21 @@ def load_weights(network: Network, config: ModelConfig, tensors: dict[str, Tenso
         arrays = mx.load(str(file), format="safetensors")  # lazy: bytes are read when used
         for path, tensor in stored.items():
             if tensor.file == file:
-                array = arrays[tensor.name]
+                part = parallel.mine.of(config, path, tensor.shape)
+                divided = any(size != slice(None) for size in part)
+                array = _read(tensor, part) if divided else arrays[tensor.name]
                 cast = mx.issubdtype(array.dtype, mx.floating) and not path.endswith(GLOBAL_SCALE)
                 weights.append((path, array.astype(dtype) if cast else array))
-    network.load_weights(weights, strict=True)
+    network.load_weights(weights, strict=False)  # `match` was strict, and shares are of other shapes
     network.model.decoder.embed_tokens.dtype = dtype  # the activations take theirs from it
     mx.eval(network.parameters())
+
+
+def _read(tensor: Tensor, part: tuple[slice, ...]) -> mx.array:
+    """Read a part of a tensor, and no other byte of whole experts, rows and heads."""
+    kind, dtype = STORED[tensor.dtype]
+    stored = np.memmap(tensor.file, kind, "r", tensor.start, tensor.shape)
+    return mx.array(np.ascontiguousarray(stored[part])).view(dtype)
 
 
 def checksum(array: mx.array) -> int:
@@ -67,7 +83,9 @@ def checksum(array: mx.array) -> int:
 
 def fingerprint(network: Network, config: ModelConfig, dtype: mx.Dtype) -> str:
     """Tell apart models whose caches must not be mixed: by config, dtype, and every byte of every weight."""
-    digest = hashlib.sha256(json.dumps([asdict(config), str(dtype)], sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(
+        json.dumps([asdict(config), str(dtype), asdict(parallel.mine)], sort_keys=True, default=str).encode()
+    )
     for path, array in tree_flatten(network.parameters()):
         digest.update(f"{path} {array.dtype} {array.shape} {checksum(array)}\n".encode())
     return digest.hexdigest()

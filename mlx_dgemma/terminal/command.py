@@ -14,6 +14,7 @@ from rich.status import Status
 
 from ..checkpoint.hub import is_hub_id
 from ..errors import Mistake, NotFound
+from ..load import leave, meet
 from ..version import __version__
 from .process import is_terminal, mute, prepared
 
@@ -145,10 +146,21 @@ def in_a_line(message: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 200]} … {line[-200:]}"
 
 
-def run(name: str, command: Callable[[], int | None]) -> int:
-    """Calls `command` and returns the exit code of the process."""
+@contextmanager
+def _together(divided: bool) -> Iterator[None]:
+    if divided:
+        meet()
     try:
-        with prepared():
+        yield
+    finally:
+        leave()
+
+
+def run(name: str, command: Callable[[], int | None], *, divided: bool = True) -> int:
+    """Calls `command` and returns the exit code of the process. Where a model is `divided` over several ranks, those
+    that are not the first follow that, whatever the command."""
+    try:
+        with prepared(), _together(divided):
             code = command() or 0
             to_stdout("")  # what is still in its buffer
             return code

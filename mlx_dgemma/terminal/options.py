@@ -9,7 +9,7 @@ from typing import Any
 from ..checkpoint.folder import adapter_files
 from ..checkpoint.hub import find
 from ..errors import Mistake
-from ..load import load, why_no_gpu
+from ..load import load, meet, why_no_gpu
 from ..seam.model import DiffusionModel, Draw
 from ..tokens.messages import prompt_tokens
 from ..tokens.tokenizer import Tokenizer
@@ -75,6 +75,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--backend", choices=["mlx", "torch"], help="default: torch where there is a CUDA device, else mlx")
     dtype = "of activations (default: the checkpoint's); fp8, on torch: of experts and linears too"
     add("--dtype", choices=["float32", "bfloat16", "float16", "fp8"], help=dtype)
+    # README says what it is for: most machines have one device.
+    add("--tensor-parallel", type=at_least(1), metavar="N", help=argparse.SUPPRESS)
 
 
 def add_ask(parser: argparse.ArgumentParser, *, modes: bool = True) -> None:
@@ -181,6 +183,7 @@ def open_model(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, 
             f"{name}: no --model given, so the tiny one that comes along answers: it knows the few tasks that README "
             f"lists. The real one: --model {REAL_MODEL}"
         )
+    meet(options.tensor_parallel, options.backend)
     folder = find(options.model)  # a download has a progress bar of its own
     if not options.adapter_path and (adapters := adapter_files(folder)):
         note(f"{name}: {', '.join(adapters)} beside the weights is an adapter, and not used: see --adapter-path")

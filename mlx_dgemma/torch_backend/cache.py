@@ -25,7 +25,6 @@ from ..checkpoint.config import LayerConfig, ModelConfig
 from ..checkpoint.memory import gigabytes
 from ..seam.shared import check_checksum, check_trim, checksum
 from . import device as devices
-from . import parallel
 
 LEAST = {"cpu": 64, "cuda": 4096}  # tokens of a slot's room, and of a context that passes are captured for
 
@@ -153,7 +152,7 @@ class TorchCache:
             self.hidden = self.hidden[:-tokens] if tokens < len(self.hidden) else None
 
     def save(self, path: str | Path) -> None:
-        path = parallel.file_of_rank(Path(path))
+        path = Path(path)
         part = path.with_name(f"{path.name}.{os.getpid()}.safetensors")
         self.pool.reserve([self], self.length)
         arrays = {} if self.hidden is None else {"hidden": self.hidden.contiguous()}
@@ -171,7 +170,7 @@ class TorchCache:
             part.unlink(missing_ok=True)
 
     def load(self, path: str | Path) -> None:
-        path = parallel.file_of_rank(Path(path))
+        path = Path(path)
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: no such saved cache")
         try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.config import Quantization
-from . import device, formats
+from . import device, formats, parallel
 from .formats import Packed, Rounded
 from .fused import Activation, gated, rms_norm, to_fp8
 
@@ -189,11 +189,17 @@ class Embedding(Linear):
 
     def __init__(self, vocab_size: int, hidden_size: int):
         super().__init__(vocab_size, hidden_size)
-        self.vocab_size, self.hidden_size = vocab_size, hidden_size
+        self.here = parallel.mine.part(vocab_size, "the vocabulary")  # the rows of this rank
+        self.vocab_size, self.hidden_size = self.here.stop - self.here.start, hidden_size
+
+    def rows_here(self, ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The rows of `ids` [T], and [T] bool: which of them this rank has. Others are of any numbers."""
+        here = (ids >= self.here.start) & (ids < self.here.stop)
+        return self.rows((ids - self.here.start).clamp(0, self.vocab_size - 1), dtype), here
 
     def lookup(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """[...] -> [..., D], scaled as Gemma's are."""
-        return self.scaled(self.rows(ids, dtype))
+        """[T] -> [T, D], scaled as Gemma's are."""
+        return self.scaled(parallel.placed(*self.rows_here(ids, dtype)))
 
     def scaled(self, rows: Tensor) -> Tensor:
         """Scale by sqrt(D), which the reference rounds to the activations' dtype first."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from ..checkpoint.adapter import Adapter
 from ..checkpoint.config import FP8, ModelConfig
 from ..checkpoint.folder import Tensor
 from ..checkpoint.memory import check_memory
-from ..checkpoint.names import parameter_name
+from ..checkpoint.shares import WHOLE, Share
 from ..errors import Mistake
 from . import device as devices
 from . import parallel
@@ -33,25 +31,23 @@ def _check_fp8(network: Network, device: torch.device, name: str) -> None:
         )
 
 
-def _nbytes(config: ModelConfig, name: str, tensor: Tensor) -> int:
-    """Bytes of this rank's share."""
-    share = parallel.share(config, parameter_name(name), tensor.shape)
-    sizes = (len(range(size)[part]) for size, part in zip(tensor.shape, share, strict=True))
-    return tensor.nbytes * math.prod(sizes) // max(1, math.prod(tensor.shape))
-
-
 def load_torch(
-    tensors: dict[str, Tensor], config: ModelConfig, dtype: str, name: str, adapter: Adapter | None = None
+    tensors: dict[str, Tensor],
+    config: ModelConfig,
+    dtype: str,
+    name: str,
+    needed: int,
+    adapter: Adapter | None = None,
+    divided: Share = WHOLE,
 ) -> TorchModel:
-    """Load a checkpoint: `dtype` is one of DTYPES, `name` is for messages. Mistake names the tensor that is missing,
-    left over, or of the wrong shape or dtype."""
-    parallel.join()
+    """Load a checkpoint, or the share of it that `divided` names: `dtype` is one of DTYPES, `name` is for messages,
+    `needed` its bytes. Mistake names the tensor that is missing, left over, or of the wrong shape or dtype."""
+    parallel.join(divided)
     device, fp8 = devices.the_device(), dtype == FP8
     network = declare(config, tensors)
     if fp8:
         _check_fp8(network, device, name)
     network.dtype = DTYPES[dtype]
-    needed = sum(_nbytes(config, path, tensor) for path, tensor in tensors.items())
     check_memory(needed // 2 if fp8 else needed, name, devices.free(device))
     with devices.enough(device, name):
         load_weights(network, tensors, device, fp8=fp8)

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.adapter import Adapter, Shape
-from ..errors import Mistake
-from . import parallel
 from .formats import Rounded
 from .fused import Activation, gated
 from .layers import ExpertLinear, Linear, SideBySide
@@ -127,8 +125,6 @@ def weights(network: Network) -> dict[str, tuple[Tensor, slice]]:
 def attach(network: Network, adapter: Adapter) -> dict[str, Tensor]:
     """Add the adapter to the network -> what was added, by the names in its file. Mistake where it is another
     model's."""
-    if parallel.ranks() > 1:
-        raise Mistake("an adapter runs on one rank: fuse it first, or leave torchrun out")
     if not adapter.low_rank:
         stored = weights(network)
         adapter.check({path: (len(range(len(a))[rows]), *a.shape[1:]) for path, (a, rows) in stored.items()})

@@ -6,6 +6,7 @@ company would gain nothing there, and so a row's numbers do not depend on it.
 """
 
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..seam import token_sets
 from ..seam.model import Continuation, Draw, NextToken, Prediction, Row, Text, TokenSet
 from ..seam.shared import begin_autoregress, check_caches, checked, join_scores, pending_texts
 from . import device as devices
-from . import parallel, weights
+from . import weights
 from .cache import LEAST, Pool, TorchCache
 from .draw import next_token, restrict
 from .graphs import Graphs, Inputs
@@ -75,7 +76,7 @@ class TorchModel:
         return predictions
 
     def now(self) -> float:
-        return parallel.now(self.device)
+        return time.perf_counter()
 
     def peak_memory(self) -> int:
         return devices.peak(self.device)
@@ -98,7 +99,7 @@ class TorchModel:
             logits = head(self.network.table, torch.cat([cache.hidden[-1:] for cache in caches]), self.cap)
             if step == 0:
                 logits = restrict(logits, [text.allowed for text in continuations])
-            tokens = parallel.from_first(next_token(logits, draw, uniforms[:, step : step + 1]))
+            tokens = next_token(logits, draw, uniforms[:, step : step + 1])
             # Every token is read when the pass behind it is on its way already.
             arrived = devices.to_host(tokens)
             self._append(tokens, caches)

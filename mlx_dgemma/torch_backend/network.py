@@ -59,7 +59,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: LayerConfig):
         super().__init__()
         hidden, heads, dim = config.hidden_size, layer.num_key_value_heads, layer.head_dim
-        self.divided = parallel.divides(layer)
+        self.divided = parallel.mine.divides(layer)
         self.q_proj = Linear(config.num_attention_heads * dim, hidden)
         self.k_proj = Linear(heads * dim, hidden)
         self.v_proj = Linear(heads * dim, hidden) if layer.sliding else None
@@ -98,7 +98,7 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor, here: int) -> Routes:
         """[T, D], normed and scaled -> its routes to the `here` experts of this rank."""
-        return route(self.proj(x), self.per_expert_scale, self.top_k, parallel.rank() * here, here)
+        return route(self.proj(x), self.per_expert_scale, self.top_k, parallel.mine.rank * here, here)
 
 
 class Experts(nn.Module):
@@ -182,7 +182,7 @@ class Network(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config, self.dtype = config, torch.float32
-        self.kinds = [parallel.local_heads(layer) for layer in config.layers]  # of the caches
+        self.kinds = [parallel.mine.heads(layer) for layer in config.layers]  # of the caches
         self.model = Backbone(config)
 
     @staticmethod
@@ -212,10 +212,13 @@ class Network(nn.Module):
                 caches' lengths.
         """
         decoder, scalars = self.model.decoder, self.model.encoder.language_model.layers
-        parts = [self.table.lookup(block.ids.flatten(), self.dtype) for block in blocks]
+        ids = [block.ids.flatten() for block in blocks]
         if conditioning is not None:
             soft, certain = conditioning
-            known = self.table.lookup(certain.clamp(min=0), self.dtype)
+            ids.append(certain.clamp(min=0))
+        parts = list(self.table.lookup(torch.cat(ids), self.dtype).split([len(part) for part in ids]))
+        if conditioning is not None:
+            known = parts.pop()
             parts[-1] = decoder.self_conditioning(parts[-1], torch.where(certain[:, None] >= 0, known, soft))
         x = torch.cat(parts)
         text = torch.cat([torch.full((block.ids.numel(), 1), block.causal, device=x.device) for block in blocks])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import parallel
 from .fused import fused
 from .layers import Embedding
 
@@ -55,7 +56,7 @@ def capped(raw: Tensor, cap: float) -> Tensor:
 
 def head(table: Embedding, hidden: Tensor, cap: float) -> Tensor:
     """[T, D] -> [T, V] float32, softcapped: cap * tanh(x / cap)."""
-    return capped(table(hidden), cap)
+    return capped(parallel.gathered(table(hidden)), cap)
 
 
 def processed(raw: Tensor, temperature: Tensor, allowed: Tensor | None, cap: float) -> Tensor:
@@ -95,9 +96,11 @@ def sweep(table: Embedding, inputs: SweepInputs, cap: float, *, soft: bool = Tru
 def _sweep(table: Embedding, inputs: SweepInputs, cap: float, soft: bool) -> SweepResult:
     width = WIDTH if table.vocab_size % WIDTH == 0 else table.vocab_size
     raw = table(inputs.hidden)
-    allowed = None if inputs.allowed is None else inputs.allowed[inputs.allowed_index]
+    allowed = None if inputs.allowed is None else inputs.allowed[:, table.here][inputs.allowed_index]
     sliced = raw.unflatten(-1, (-1, width)), None if allowed is None else allowed.unflatten(-1, (-1, width))
-    tops, places, masses, heats = reduce_slices(sliced[0], inputs.temperature, sliced[1], cap)
+    tops, places, masses, heats = map(
+        parallel.gathered, reduce_slices(sliced[0], inputs.temperature, sliced[1], cap)
+    )  # of all ranks' slices
     top, best = tops.max(dim=-1, keepdim=True)  # the first of equals
     fade = (tops - top).exp()
     heat = ((heats + (tops - top) * masses) * fade).sum(dim=-1)
@@ -108,7 +111,8 @@ def _sweep(table: Embedding, inputs: SweepInputs, cap: float, soft: bool) -> Swe
     normaliser = top[:, 0] + total.log()
     mean = None
     if soft:
-        mean = table.scaled(table.mean(probabilities(raw, inputs.temperature, allowed, normaliser, cap)))
+        mean = table.mean(probabilities(raw, inputs.temperature, allowed, normaliser, cap))
+        mean = table.scaled(parallel.sum_up(mean))
     return SweepResult(
         argmax=(best * width + places.gather(1, best))[:, 0].int(),
         sample=sample,
@@ -129,12 +133,15 @@ def _draw(
     The token is the first whose cumulative sum exceeds the uniform's share of the whole, which is below the whole."""
     share = inputs.uniforms[:, None] * ends[:, -1:]
     chosen = (ends <= share).sum(dim=1).clamp(max=ends.shape[1] - 1)
-    each, width = torch.arange(len(chosen), device=chosen.device), raw.shape[-1]
-    allowed = None if allowed is None else allowed[each, chosen]
-    weights = (processed(raw[each, chosen], inputs.temperature[:, None], allowed, cap) - top).exp()
+    each, (slices, width) = torch.arange(len(chosen), device=chosen.device), raw.shape[-2:]
+    here = chosen // slices == parallel.mine.rank
+    local = chosen % slices
+    allowed = None if allowed is None else allowed[each, local]
+    weights = (processed(raw[each, local], inputs.temperature[:, None], allowed, cap) - top).exp()
     before = (ends - masses).gather(1, chosen[:, None])
     sums = weights.cumsum(dim=1) + before
     # Summed in another order, the slice may end short of the share: then the last token with any weight is drawn.
     last = torch.where(weights > 0, torch.arange(width, device=chosen.device), 0).amax(dim=1)
     place = torch.minimum((sums <= share).sum(dim=1), last)
-    return (chosen * width + place).int(), weights.gather(1, place[:, None])[:, 0]
+    sample, weight = (chosen * width + place).int(), weights.gather(1, place[:, None])[:, 0]
+    return parallel.placed(sample, here), parallel.placed(weight, here)

@@ -33,9 +33,9 @@ def conditioning_of(row: Row) -> Conditioning:
 
 
 def to_numpy(arrays: dict[str | int, Tensor]) -> dict[str | int, np.ndarray]:
-    """Copy arrays of 4-byte numbers to the host, in one synchronisation. Every rank gets rank 0's."""
+    """Copy arrays of 4-byte numbers to the host, in one synchronisation."""
     flat = torch.cat([array.contiguous().view(torch.int32).flatten() for array in arrays.values()])
-    parts = parallel.from_first(flat).cpu().split([array.numel() for array in arrays.values()])
+    parts = flat.cpu().split([array.numel() for array in arrays.values()])
     return {
         name: part.view(array.dtype).view(array.shape).numpy()
         for (name, array), part in zip(arrays.items(), parts, strict=True)
@@ -71,7 +71,8 @@ class Readout:
         for token_set, positions in self.allowed.small():
             arrays = positions, token_set.ids, self.temperature.ravel()[positions]
             at, ids, temperature = (torch.from_numpy(array).to(hidden.device) for array in arrays)
-            raw = hidden[at] @ table.rows(ids, hidden.dtype).T
+            rows, here = table.rows_here(ids, hidden.dtype)
+            raw = parallel.placed((hidden[at] @ rows.T).T, here).T
             logits = processed(raw, temperature[:, None], None, cap) - result.normaliser[at, None]
             logprobs |= dict(zip(positions.tolist(), logits, strict=True))
         return logprobs

@@ -73,7 +73,7 @@ def load_weights(network: Network, tensors: Mapping[str, Stored], device: torch.
         with safe_open(file, "pt") as opened:
             for path, tensor in stored.items():
                 if tensor.file == file:
-                    share = parallel.share(network.config, path, tensor.shape)
+                    share = parallel.mine.of(network.config, path, tensor.shape)
                     place(network, path, opened.get_slice(tensor.name)[share].contiguous(), device)
                     if fp8:
                         to_fp8(network, path)
@@ -98,7 +98,7 @@ def fingerprint(network: Network, config: ModelConfig) -> str:
     """Tell models apart whose caches must not be mixed: by config, dtype, rank, and every number of every tensor."""
     tensors = dict(network.named_buffers())
     about = {
-        "model": (asdict(config), str(network.dtype), parallel.rank(), parallel.ranks()),
+        "model": (asdict(config), str(network.dtype), parallel.mine.rank, parallel.mine.ranks),
         "tensors": [(path, str(array.dtype), tuple(array.shape)) for path, array in tensors.items()],
         "checksums": torch.stack([checksum(array) for array in tensors.values()]).tolist(),
     }

@@ -143,7 +143,7 @@ def train(options: Options) -> None:
     check(config, weights, options, longest, checkpoint)
     backend = options.backend or choose_backend()
     with waiting("loading"):
-        model, _, sampling = load(folder, backend, options.dtype)
+        model, _, sampling = load(folder, backend, options.dtype, divided=False)
         learning = learner(model, backend, start_of(options, config), options.adam, checkpoint=checkpoint)
     run.resume(learning)
     tuning = Tuning(options, run, model, learning, sampling)
@@ -155,7 +155,7 @@ def train(options: Options) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run(NAME, lambda: train(parse(arguments)))
+    return run(NAME, lambda: train(parse(arguments)), divided=False)
 
 
 if __name__ == "__main__":

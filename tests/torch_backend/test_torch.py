@@ -297,8 +297,3 @@ def test_a_tensor_that_is_wrong(tmp_path):
     path = "model.decoder.layers.1.experts.gate_up_proj"
     folder = write(tmp_path, {**tensors(), path: np.zeros((8, 48, 31), np.float32)})
     says(folder, "shape [8, 48, 31]", "need [8, 48, 32]", backend="torch")
-
-
-def test_ranks_are_for_torch(monkeypatch, tmp_path):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    says(write(tmp_path), "torchrun started several ranks", "--backend torch", backend="mlx")
