@@ -33,8 +33,8 @@ def load_mlx(
     adapter: Adapter | None = None,
     divided: Share = WHOLE,
 ) -> MLXModel:
-    """Load a checkpoint, or the share of it that `divided` names. ValueError names
-    the tensor that is missing, left over, or of the wrong shape or dtype."""
+    """Load a checkpoint, or the share of it that `divided` names. ValueError names the tensor that is missing, left
+    over, or of the wrong shape or dtype."""
     parallel.join(divided)
     kind = getattr(mx, dtype)
     network = Network(config)
