@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ..checkpoint.hub import is_hub_id
 from ..errors import Mistake, NotFound
-from ..terminal.command import Parser, at_least, run
+from ..terminal.command import Parser, at_least, check_target, run
 from . import baseline, compare, plot, predict
 from .measure import Measurement
-from .report import show
+from .report import read_report, show
 
 NAME = "mlx_dgemma.benchmark"
 OTHERS = {"predict": predict, "compare": compare, "baseline": baseline}
@@ -63,18 +63,23 @@ def check_flags(options: Namespace) -> None:
         raise NotFound(f"--ar-model {path}: no such folder, and no hub id either")
     if options.plot:
         plot.check(Path(options.plot))
-    if options.out and not Path(options.out).absolute().parent.is_dir():
-        raise Mistake(f"--out {options.out}: there is no folder {Path(options.out).parent}")
+    if options.out is not None:
+        check_target("--out", Path(options.out))
+        if Path(options.out).exists() and Path(options.out).stat().st_size:
+            read_report(Path(options.out))  # anything else is not ours to overwrite
 
 
 def measure(options: Namespace, arguments: list[str]) -> int:
     check_flags(options)
     measurement = Measurement(options, [NAME, *arguments])
-    measurement.run()
     report = measurement.report
+    try:
+        measurement.run()
+    finally:  # whatever stopped it, what was measured is shown
+        if report["passes"]:
+            print(json.dumps(report, ensure_ascii=False)) if options.json else show(report)
     if options.plot and report["passes"]:
         plot.plot_machines([(report["machine"]["device"]["name"], report)], Path(options.plot))
-    print(json.dumps(report, ensure_ascii=False)) if options.json else show(report)
     return 130 if report["interrupted"] else 0
 
 

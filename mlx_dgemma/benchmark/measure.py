@@ -3,7 +3,6 @@
 import datetime
 import gc
 import itertools
-import json
 import sys
 import time
 from argparse import Namespace
@@ -19,7 +18,7 @@ from ..terminal import machine
 from ..writing.ask import Ask
 from .count import Count, parameters
 from .passes import Passes, check_context, measure_passes
-from .report import KEY, VERSION, Report
+from .report import KEY, VERSION, Report, write_report
 from .runs import Prompt, Writer, answer_all, baseline_writer, from_file, from_kinds, from_tasks, summary, writer
 from .subject import Subject, is_embedded, make_subject
 
@@ -54,7 +53,11 @@ class Measurement:
         check_context(subject.model.facts, max(self.settings.context))
         prompts = self.prompts(subject)
         library = baseline(subject.backend) if self.settings.ar_model else None
-        if not library:
+        if library:
+            with phase(f"loading {self.settings.ar_model}"):  # before hours are spent: it may be none
+                library.Baseline(self.settings.ar_model)
+            gc.collect()  # both models may not fit
+        else:
             self.report["missing"]["AR model"] = "no --ar-model was given"
         try:
             self.measure(subject, prompts)
@@ -76,8 +79,7 @@ class Measurement:
     def save(self) -> None:
         """Writes what was measured so far to `--out`: hours may lie before the part that fails or is killed."""
         if self.settings.out:
-            text = json.dumps(self.report, indent=1, ensure_ascii=False) + "\n"
-            Path(self.settings.out).write_text(text, encoding="utf-8")
+            write_report(Path(self.settings.out), self.report)
 
     def load(self) -> Subject:
         settings, start = self.settings, time.perf_counter()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Mistake
+from ..terminal.command import check_target
 from .count import tokens_per_second
 from .devices import Published, Range, device
 from .report import Report, lookup
@@ -38,13 +39,17 @@ def check(path: Path) -> None:
     known = sorted(pyplot().figure().canvas.get_supported_filetypes())
     if path.suffix.removeprefix(".") not in known:
         raise Mistake(f"--plot {path}: need a name that ends in one of {', '.join('.' + kind for kind in known)}")
-    if not path.parent.is_dir():
-        raise Mistake(f"--plot {path}: there is no folder {path.parent}")
+    check_target("--plot", path)
 
 
 def save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=144)
-    pyplot().close(figure)
+    try:
+        figure.savefig(path, dpi=144)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise Mistake(f"--plot {path} cannot be written: {error.strerror}") from None
+    finally:
+        pyplot().close(figure)
 
 
 def logarithmic(*axes: Axes) -> None:

@@ -1,6 +1,7 @@
 """A report: what was measured, and all that is needed to measure it again. JSON for programs, tables for people."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,17 @@ def read_report(path: Path) -> Report:
             f"{path} is a report of version {report[KEY]}, this program reads version {VERSION}: measure again"
         )
     return report
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Writes it whole, or leaves what is there. Mistake where that cannot be."""
+    part = path.with_name(f".{path.name[:99]}.{os.getpid()}")
+    try:
+        part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise Mistake(f"--out {path} cannot be written: {error.strerror}") from None
 
 
 def lookup(part: Any, path: str) -> Any:

@@ -73,7 +73,7 @@ class Baseline:
         mx.reset_peak_memory()
         try:
             self.model, self.tokenizer = mlx_lm.load(path)
-        except (ValueError, OSError, json.JSONDecodeError) as error:
+        except (ValueError, OSError, KeyError, TypeError, RuntimeError) as error:  # a library, and any folder
             raise Mistake(f"--ar-model {path}: mlx-lm cannot load it: {error}") from error
         mx.eval(self.model.parameters())
         self.settings = _documented(Path(path) / "generation_config.json")

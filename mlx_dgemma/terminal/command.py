@@ -2,10 +2,12 @@
 
 import argparse
 import codecs
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
@@ -93,6 +95,21 @@ def read(path: str) -> str:
     except UnicodeDecodeError as error:
         wrong = data[error.start]
         raise Mistake(f"{name} is not UTF-8: byte 0x{wrong:02x} at offset {error.start}; convert it first") from None
+
+
+def check_target(flag: str, path: Path) -> None:
+    """Mistake where no file can be written there. Leaves nothing behind."""
+    new = not os.path.lexists(path)
+    try:
+        if not new and not path.is_file():
+            raise Mistake(f"{flag} {path} is no regular file: give the name of one")
+        path.open("ab").close()
+        if new:
+            path.unlink()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        if isinstance(error, Mistake):
+            raise
+        raise Mistake(f"{flag} {path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
 def to_stdout(text: str) -> None:

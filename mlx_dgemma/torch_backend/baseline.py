@@ -39,7 +39,7 @@ class Baseline:
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
             self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto").to(self.device).eval()
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, KeyError, TypeError, RuntimeError) as error:  # a library, and any folder
             raise Mistake(f"--ar-model {path}: transformers cannot load it: {error}") from error
         generation = self.model.generation_config.to_dict()
         names = ("do_sample", "temperature", "top_p", "top_k") if generation["do_sample"] else ("do_sample",)

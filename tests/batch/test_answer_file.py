@@ -13,12 +13,12 @@ import sys
 
 import checkpoints
 import pytest
+from kills import killed, seconds
 from terminals import caller, mistake
 
 from mlx_dgemma.batch.__main__ import main
 
 PROMPTS = [{"prompt": f"Sort: {names}"} for names in ("Lima, Kyiv", "Yan, Omar", "Bonn, Dan")]
-KILLS = int(os.environ.get("KILLS", 25))
 FEW = ["--max-denoising-steps", "2", "--max-tokens", "32"]
 
 
@@ -215,20 +215,20 @@ def test_kills_at_random_moments(files):
     """Whatever was a whole line stays, and the file in the end is that of a run which nobody killed."""
     path, out = files
     path.write_text("\n".join(map(json.dumps, PROMPTS * 8)))
-    command = [sys.executable, "-m", "mlx_dgemma.batch", str(path), "--out", str(out), *FEW, "--size", "2"]
-    seen = b""
-    for number in range(KILLS):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(0.6 + number % 10 / 5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    command = [sys.executable, "-m", "mlx_dgemma.batch", str(path), "--size", "2", *FEW, "--out"]
+
+    def start(out=out):
+        return subprocess.Popen([*command, str(out)], stderr=subprocess.PIPE, text=True)
+
+    whole = path.with_name("whole")
+    longest, seen = seconds(lambda: start(whole)), b""
+    for code, _ in killed(start, longest):
         now = out.read_bytes() if out.exists() else b""
-        assert now.startswith(seen)
+        assert now.startswith(seen) and (code or now.count(b"\n") == 24)
         seen = now[: now.rfind(b"\n") + 1]
-    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
-    interrupted = texts(out.read_bytes())
-    out.unlink()
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    assert texts(out.read_bytes()) == interrupted and len(interrupted) == 24
+        if code == 0:
+            assert texts(now) == texts(whole.read_bytes())
+            out.unlink()
+            seen = b""
+    seconds(start)
+    assert texts(out.read_bytes()) == texts(whole.read_bytes())

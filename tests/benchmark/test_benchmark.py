@@ -101,6 +101,20 @@ def test_passes_that_find_too_little_memory(monkeypatch, tmp_path, failing):
         assert "32 caches" in report["missing"]["passes of 1 x 64 tokens"]
 
 
+def test_a_disk_that_is_full_in_the_end(made, monkeypatch, tmp_path, capsys, quick_ceilings):
+    """What was measured is shown, and the file that was there is whole."""
+    out = tmp_path / "report.json"
+    out.write_text(json.dumps(made[1]))
+    before = out.read_bytes()
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert (
+        main(["--dummy", "tiny", "--precision", "float32", "--context", "32", "--repeat", "2", "--out", str(out)]) == 2
+    )
+    said = capsys.readouterr()
+    assert "denoise step" in said.out and "No space left on device" in said.err.splitlines()[-1]
+    assert out.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["report.json"]
+
+
 def test_one_line_a_figure(made, capsys):
     show(made[1])
     out = capsys.readouterr().out
@@ -210,7 +224,13 @@ MISTAKES = {
     "precision of a checkpoint": (["--precision", "4bit"], "--dummy"),
     "a dummy has no tokenizer": (["--dummy", "tiny", "--prompts", "x.jsonl"], "leave out --prompts"),
     "too long a context": (["--context", "5000"], "room for 3968"),
-    "no such folder": (["--out", "/no/such/report.json"], "there is no folder"),
+    "no such folder": (["--out", "/no/such/report.json"], "--out /no/such/report.json cannot be written: No such file"),
+    "a folder": (["--out", "/tmp"], "--out /tmp is no regular file"),
+    "a device": (["--out", "/dev/null"], "--out /dev/null is no regular file"),
+    "no name": (["--out", ""], "--out . is no regular file"),
+    "another file": (["--out", __file__], "is not JSON"),
+    "a picture in no folder": (["--plot", "/no/such/x.png"], "--plot /no/such/x.png cannot be written"),
+    "a wrong AR model": (["--ar-model", str(Path(__file__).parent), *QUICK], "cannot load it"),
     "no picture": (["--plot", "report.doc"], "ends in one of"),
     "no such report": (["compare", "none.json"], "no such file"),
     "no such AR model": (["--ar-model", "/no/such", *QUICK, "--seeds", "1"], "/no/such"),

@@ -8,11 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kills import killed, seconds
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
@@ -33,7 +33,6 @@ from mlx_dgemma.writing.sampling import Sampling
 
 PIPED = SUDOKU.replace("\n", "\\\n") + "\n"
 EDITING = b"\x1b[?2004h"  # bracketed paste: a line may be typed
-KILLS = int(os.environ.get("KILLS", 25))
 COMMAND = [sys.executable, "-m", "mlx_dgemma.chat"]
 
 
@@ -411,25 +410,25 @@ def test_kills_at_random_moments(tmp_path, monkeypatch):
     """Whatever was answered, or said to be saved, is there, whenever the process is killed."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     questions = "".join(f"Sort: Lima, Kyiv, {name}\n/save {tmp_path / 'chat'}\n" for name in ("Oslo", "Rome", "Bonn"))
-    for number in range(KILLS):
-        process = subprocess.Popen(
-            [*COMMAND, "--max-denoising-steps", "2"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        process.stdin.write(questions.encode())
-        process.stdin.flush()
-        time.sleep(0.5 + number % 25 * 0.05)
-        process.kill()
-        err = process.communicate()[1]
-        answered, saved = err.count(b"; read "), err.count(b"saved to")
-        kept = sorted((tmp_path / "state").rglob("chats/*.json"), key=lambda path: path.stat().st_mtime_ns)
+    (tmp_path / "typed").write_text(questions)
+
+    def start():
+        command = [*COMMAND, "--max-denoising-steps", "2"]
+        with open(tmp_path / "typed") as typed:
+            return subprocess.Popen(command, stdin=typed, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def forget():
+        shutil.rmtree(tmp_path / "chat", ignore_errors=True)
+
+    longest = seconds(start)
+    forget()
+    for _, err in killed(start, longest):
+        answered, saved = err.count("; read "), err.count("saved to")
         if answered > 1:  # the last may be told before it is kept
-            messages = json.loads(kept[-1].read_text())["messages"]
-            assert len(messages) >= 2 * (answered - 1)
+            chats = sorted((tmp_path / "state").rglob("chats/*.json"))
+            assert len(json.loads(chats[-1].read_text())["messages"]) >= 2 * (answered - 1)
         if saved:
             conversation = Conversation(*load()[:2])
             conversation.load(tmp_path / "chat")
             assert len(conversation.messages) >= 2 * saved
-            shutil.rmtree(tmp_path / "chat")
+        forget()

@@ -6,17 +6,15 @@ import errno
 import hashlib
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import conversions
 import numpy as np
 import pytest
 from conversions import EXPERTS, SCALE, VISION, contents, converted, fails, run, source
+from kills import killed, seconds
 
 from mlx_dgemma.checkpoint import memory
 from mlx_dgemma.convert import __main__ as command
@@ -211,45 +209,30 @@ def test_broken_off_and_gone_on_with(tmp_path, capsys, monkeypatch, small_steps,
     assert sum(read) < 0.9 * (original / "model.safetensors").stat().st_size
 
 
-def killed(argv, after):
-    """A run in a process of its own, which dies `after` so many seconds. -> whether it had ended before."""
-    code = (
-        "import sys; from mlx_dgemma.convert import stream, __main__ as c; stream.PIECE, stream.COMMIT = 20_000, 60_000"
-    )
-    code += "; sys.exit(c.main(sys.argv[1:]))"
-    process = subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], stderr=subprocess.PIPE, text=True)
-    try:
-        _, err = process.communicate(timeout=after)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return False
-    assert process.returncode == 0, err
-    return True
-
-
 @pytest.mark.slow
-def test_killed_at_random_moments(tmp_path, capsys):
-    """KILLS of them; how long a run takes is measured first. Each goes on where the last one was killed."""
-    kills, seed = int(os.environ.get("KILLS", "3")), int(os.environ.get("SEED", "0"))
+def test_killed_at_random_moments(tmp_path):
+    """Each run goes on where the last one was killed."""
     original = source(tmp_path / "source", moe_intermediate_size=128, num_experts=32, vocab_size=4096)
     made, whole = tmp_path / "a" / "made", tmp_path / "b" / "made"
     made.parent.mkdir(), whole.parent.mkdir()
-    argv, r = ["--hf-path", original, "-q", "--mlx-path"], random.Random(seed)
-    started = time.perf_counter()
-    assert killed([*argv, whole], 100)
-    seconds, count = time.perf_counter() - started, 0
-    for _ in range(kills):
-        count += not killed([*argv, made], r.uniform(0.3, 1) * seconds)
+    code = (
+        "import sys; from mlx_dgemma.convert import stream, __main__ as c; stream.PIECE, stream.COMMIT = 20000, 60000"
+    )
+    code += "; sys.exit(c.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "--hf-path", str(original), "-q", "--mlx-path"]
+
+    def start(made=made):
+        return subprocess.Popen([*command, str(made)], stderr=subprocess.PIPE, text=True)
+
+    longest = seconds(lambda: start(whole))
+    for _ in killed(start, longest, least=0.3):
         if made.exists() and not (made / journal.NAME).exists():
             assert contents(made) == contents(whole)
             shutil.rmtree(made)
     if not made.exists() or (made / journal.NAME).exists():
-        assert killed([*argv, made], 100)
+        seconds(start)
     assert contents(made) == contents(whole)
     assert [p.name for p in made.parent.iterdir()] == ["made"]
-    with capsys.disabled():
-        print(f"[{count} of {kills} killed]", end="")
 
 
 def test_a_file_that_was_taken_away(tmp_path, capsys, monkeypatch, small_steps):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from kills import killed, seconds
 from terminals import caller, mistake
 
 from mlx_dgemma.edit import target
@@ -18,7 +19,6 @@ from mlx_dgemma.fill.edit import unified_diff
 PUZZLE = "Solve this sudoku:\n...3\n.124\n1342\n2.3."
 RIGHT, WRONG = "4213\n3124\n1342\n2431", "4213\n3142\n1342\n2431"
 EDIT = ["--lines", "2:2", "--prompt", PUZZLE, "--gap", "4", "--write"]
-KILLS = int(os.environ.get("KILLS", 25))
 
 
 @pytest.fixture
@@ -126,17 +126,16 @@ def test_kills_at_random_moments(path, tmp_path, names):
     if names == 2:
         os.link(path, tmp_path / "other")
     command = [sys.executable, "-m", "mlx_dgemma.edit", str(path), *EDIT]
-    changed = 0
-    for number in range(KILLS):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(0.3 + number % 25 * 0.06)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+
+    def start():
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    longest = seconds(start)
+    assert path.read_text() == RIGHT
+    path.write_text(WRONG)
+    for code, _ in killed(start, 1.1 * longest):
         text = path.read_text()
-        assert text in (RIGHT, WRONG)
-        changed += text == RIGHT
+        assert text == RIGHT or (code and text == WRONG)
         path.write_text(WRONG)
     target.write(path, WRONG, RIGHT)
-    assert changed and path.read_text() == RIGHT
+    assert path.read_text() == RIGHT
