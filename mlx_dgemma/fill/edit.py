@@ -99,8 +99,9 @@ def unified_diff(old: str, new: str, name: str) -> str:
 
 
 def _quoted(name: str) -> str:
-    """Returns a file's name as `patch` reads it back: a tab ends one with blanks, one of other characters is quoted."""
-    if any(character < " " or character in '"\\\x7f' for character in name):
+    """Returns a file's name as `patch` reads it back: a tab ends one with blanks, one of other characters, or that a
+    blank ends, is quoted."""
+    if name.endswith(" ") or any(character < " " or character in '"\\\x7f' for character in name):
         escaped = "".join(f"\\{ord(c):03o}" if c < " " or c in '"\\\x7f' else c for c in name)
         return f'"{escaped}"'
     return f"{name}\t" if " " in name else name

@@ -111,7 +111,7 @@ def test_more_than_a_search_covers_needs_a_length(run, tmp_path):
     assert code == 0 and "200 tokens" in err
 
 
-@pytest.mark.parametrize("name", ["my file", 'a "b"', "tab\tand\nline", "é ü", "back\\slash"])
+@pytest.mark.parametrize("name", ["my file", 'a "b"', "tab\tand\nline", "é ü", "back\\slash", "end "])
 def test_a_diff_of_any_name_applies(tmp_path, name):
     (tmp_path / name).write_text(WRONG)
     diff = unified_diff(WRONG, RIGHT, name)
