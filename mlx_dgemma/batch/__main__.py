@@ -20,7 +20,7 @@ from ..seam.model import DiffusionModel, Text
 from ..terminal.command import Parser, at_least, note, progress, run, to_stdout
 from ..terminal.form import INCOMPLETE, Form, add_form, read_form
 from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask, open_model
-from ..terminal.requests import Request, encode, read_lines, system_turn
+from ..terminal.requests import Request, encode, read_lines
 from ..tokens.tokenizer import Tokenizer
 from ..writing.answer import Answer
 from ..writing.ask import Ask
@@ -53,8 +53,8 @@ def parser() -> Parser:
 
 def read(options: argparse.Namespace, form: Form | None) -> list[Request]:
     """Reads the file. Mistake where its lines do not go with the flags."""
-    ask, system = Ask(max_tokens=options.max_tokens, seed=options.seed), system_turn(options.system)
-    requests = read_lines(options.file, Request(messages=system, thinking=options.thinking, ask=ask))
+    ask = Ask(max_tokens=options.max_tokens, seed=options.seed)
+    requests = read_lines(options.file, Request(system=options.system, thinking=options.thinking, ask=ask))
     if requests[0].texts and (form or options.mode != "diffusion"):
         flag = form.flag if form else f"--mode {options.mode}"
         raise Mistake(f"{flag} does not go with lines that are to be filled: leave it out")

@@ -19,6 +19,7 @@ from .description import Schema, check, check_depth
 
 FLOATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # MLX's and torch's name -> safetensors'
 INDEX = "model.safetensors.index.json"
+_FOREIGN = (".gguf", ".bin", ".pt", ".pth")  # weights in other formats
 ITEM = {  # dtype -> bytes
     **dict.fromkeys(["F64", "I64", "U64"], 8),
     **dict.fromkeys(["F32", "I32", "U32"], 4),
@@ -186,7 +187,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise NotFound(f"{folder} lacks {names}, which {INDEX} names; fetch the checkpoint again")
     if not files:
         adapters = adapter_files(folder)
-        only = f"only {', '.join(adapters)}, an adapter for a model that lies elsewhere" if adapters else "no weights"
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in _FOREIGN)
+        only = f"no weights but {others[0]}, which is not read" if others else "no weights"
+        only = f"only {', '.join(adapters)}, an adapter for a model that lies elsewhere" if adapters else only
         raise NotFound(f"{folder} has {only}: need model.safetensors, or shards and {INDEX}")
     tensors: dict[str, Tensor] = {}
     for file in files:

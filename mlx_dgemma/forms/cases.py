@@ -12,9 +12,9 @@ from itertools import product
 from typing import Any
 
 from ..errors import Mistake
+from ..tokens.references import References
 from .case import ANY_TYPE, Case, Range, Schema, canonical, common
 from .numeral import Bound
-from .references import References
 from .strings import FORMATS
 
 MOST_CASES = 200  # of one schema

@@ -4,10 +4,10 @@ and reads another dialect."""
 from fractions import Fraction
 from typing import Any
 
+from ..tokens.references import References
 from .case import Case, Schema, Together, canonical
 from .cases import Cases, kind
 from .numeral import is_multiple
-from .references import References
 from .strings import Strings
 
 

@@ -1,9 +1,9 @@
 """A JSON schema -> the automaton of its documents.
 
-What a schema allows is decided in three files: `references.py` finds what it refers to, `cases.py` reads its keywords
-into cases (`case.py`), and `documents.py` writes those, as `json.dumps` would, as an expression (`expression.py`;
-texts: `strings.py`, their patterns: `pattern.py`, numbers: `numeral.py`). Whatever is written is valid; what cannot be
-held is a mistake, named with its path. Words that restrict nothing are annotations.
+What a schema allows is decided in three files: `tokens/references.py` finds what it refers to, `cases.py` reads its
+keywords into cases (`case.py`), and `documents.py` writes those, as `json.dumps` would, as an expression
+(`expression.py`; texts: `strings.py`, their patterns: `pattern.py`, numbers: `numeral.py`). Whatever is written is
+valid; what cannot be held is a mistake, named with its path. Words that restrict nothing are annotations.
 
 `construction.py` makes the expression an automaton (`automaton.py`), `lattice.py` reads it in tokens, and
 `language.py` holds a text to it while it is written.
@@ -18,13 +18,13 @@ from jsonschema import validators
 from jsonschema.exceptions import SchemaError
 
 from ..errors import Mistake, NotFound
+from ..tokens.references import References
 from .automaton import TOO_LARGE, Automaton, Budget
 from .cases import Refusal, pointer
 from .construction import MOST_NODES, build_automaton
 from .documents import NOTHING, Depth, Documents
 from .fit import Fit
 from .keywords import well_formed
-from .references import References
 from .strings import Strings
 
 DEPTHS = [Depth(4, 2), Depth(3, 2), Depth(2, 1), Depth(2, 0), Depth(1, 0)]  # the first that is small enough is taken

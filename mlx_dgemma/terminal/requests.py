@@ -35,7 +35,8 @@ class Request:
 
     number: int = 0  # among those of the file, from 0
     where: str = ""  # "FILE, line 3", for mistakes
-    messages: list[dict] = field(default_factory=list)  # of the default: at most a system turn
+    system: str | None = None
+    turns: list[dict] = field(default_factory=list)  # behind the system's
     thinking: bool = False
     tools: list[dict] | None = None
     ask: Ask = field(default_factory=Ask)
@@ -43,6 +44,10 @@ class Request:
     lengths: Sequence[int] | None = None  # tokens of each gap; None: searched
     heal: bool = False
     tokens: Sequence[int] = ()  # of the messages, once they are encoded
+
+    @property
+    def messages(self) -> list[dict]:
+        return [*([] if self.system is None else [{"role": "system", "content": self.system}]), *self.turns]
 
     @property
     def fill(self) -> Infill | None:
@@ -77,11 +82,12 @@ def _parse(line: str, default: Request) -> Request:
     if texts and thinking:
         raise Mistake("what fills a gap is not thought about: leave out thinking")
     prompt = shown(given["prompt"]) if "prompt" in given else fill_prompt(texts)
-    messages = [_with_lines(m) for m in given.get("messages") or []] or [{"role": "user", "content": prompt}]
-    system = system_turn(given["system"]) if "system" in given else default.messages
+    turns = [_with_lines(m) for m in given.get("messages") or []] or [{"role": "user", "content": prompt}]
+    system = given.get("system", default.system)
     return replace(
         default,
-        messages=system + messages,
+        system=system and shown(system),
+        turns=turns,
         thinking=thinking,
         tools=read_tools(given["tools"]) if given.get("tools") else None,
         ask=replace(default.ask, **{name: given[name] for name in ("max_tokens", "seed") if name in given}),
@@ -95,10 +101,6 @@ def _with_lines(message: Any) -> Any:
     r"""Returns a message whose text, if it is one, has lines that end with "\n"."""
     text = message.get("content") if isinstance(message, dict) else None
     return message | {"content": shown(text)} if isinstance(text, str) else message
-
-
-def system_turn(text: str | None) -> list[dict]:
-    return [] if text is None else [{"role": "system", "content": shown(text)}]
 
 
 def _read_object(line: str) -> dict[str, Any]:
@@ -137,7 +139,8 @@ def encode(requests: Sequence[Request], model: DiffusionModel, tokenizer: Tokeni
     for request in requests:
         asked = replace(ask, max_tokens=request.ask.max_tokens, seed=request.ask.seed)
         try:
-            tokens = prompt_tokens(tokenizer, request.messages, thinking=request.thinking, tools=request.tools)
+            flags = {"system": request.system, "thinking": request.thinking, "tools": request.tools}
+            tokens = prompt_tokens(tokenizer, request.turns, **flags)
             encoded.append(replace(request, tokens=tokens, ask=asked))
             _check_room(model, tokenizer, encoded[-1])
         except Mistake as mistake:

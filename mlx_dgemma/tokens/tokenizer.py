@@ -17,6 +17,7 @@ from ..checkpoint.description import OBJECT, TOKENIZER_CONFIG
 from ..checkpoint.folder import is_file, read_bytes, read_json
 from ..errors import Mistake, NoRoom, NotFound
 from .parts import GeneratedText, Parts, check_unicode, marked
+from .references import without_references
 from .template import ChatTemplate, read_template
 
 PART, CUT_PIECES = 200_000, 100  # characters that are counted at a time; tokens that a cut may add at most
@@ -136,8 +137,8 @@ class Tokenizer:
     ) -> list[int]:
         """Returns the ids of a conversation, [{"role": "user", "content": "..."}, ...], as the chat template writes it.
 
-        `tools` are what the model may call, [{"type": "function", "function": {"name": ..., ...}}, ...]. `beginning` is
-        what the answer has already.
+        `tools` are what the model may call, [{"type": "function", "function": {"name": ..., ...}}, ...]; what their
+        schemas refer to is put in its place, for templates do not look it up. `beginning` is what the answer has.
         Control tokens come from the template's literals, and from the ids of a GeneratedText: `<turn|>` in any other
         string of messages and tools is text. ValueError: there is no template, it refuses these messages, or it does
         what its sandbox forbids.
@@ -154,7 +155,8 @@ class Tokenizer:
         # a value is dropped, as transformers does: templates ask whether a key is there.
         plain = json.loads(json.dumps([{k: v for k, v in m.items() if v is not None} for m in messages]))
         # `enable_thinking` is always given: where it is left out, some templates and tools take it for on.
-        flags = {"add_generation_prompt": add_generation_prompt, "enable_thinking": thinking, "tools": tools}
+        flags = {"add_generation_prompt": add_generation_prompt, "enable_thinking": thinking}
+        flags |= {"tools": tools and [_for_template(tool) for tool in tools]}
         flags = json.loads(json.dumps(flags))
         if special_tokens:  # transformers: a token that a message spells counts as that token
             return self.encode_parts([*self.split(self._template.text(plain, flags)), *beginning])
@@ -189,6 +191,15 @@ class Tokenizer:
     def _letters(self, token: int) -> list[int]:
         letters = self._special[token]
         return [i for letter in letters for i in self._backend.encode(letter, add_special_tokens=False).ids]
+
+
+def _for_template(tool: Any) -> Any:
+    """A tool with what its schema refers to in its place."""
+    function = tool.get("function") if isinstance(tool, dict) else None
+    schema = function.get("parameters") if isinstance(function, dict) else None
+    if not isinstance(schema, dict) or '"$ref"' not in json.dumps(schema):
+        return tool
+    return tool | {"function": function | {"parameters": without_references(schema)}}
 
 
 @functools.cache

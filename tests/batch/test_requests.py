@@ -278,3 +278,9 @@ def test_many_within_a_schema(tmp_path, capfd, options):
         jsonschema.validate(json.loads(result["text"]), PERSON)
     tight = [lines[0], lines[1] | {"max_tokens": 9}]
     mistake(caller(main, capfd)(written(tmp_path, tight), *arguments), "line 2", "shortest text", "9")
+
+
+def test_a_mistake_in_messages_counts_without_the_system_turn(tmp_path, capfd):
+    line = {"system": "Be brief.", "messages": [{"role": "user", "content": "x"}, {"role": "user", "content": 5}]}
+    assert main([written(tmp_path, [line])]) == 2
+    assert "line 1: messages[1].content: need a text" in capfd.readouterr().err

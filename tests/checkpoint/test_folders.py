@@ -194,3 +194,17 @@ def test_a_folder_of_the_organisations_name(cache, tmp_path, monkeypatch):
     says("org/other", "org/other is no folder and not in the local cache")
     (tmp_path / "org" / "small").mkdir()
     assert str(find("org/small")) == "org/small"
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "torchao", "hqq"])
+def test_foreign_packings(tmp_path, method):
+    edit(write(tmp_path), "config.json", quantization_config={"quant_method": method})
+    says(tmp_path, f"config.json: weights quantized by '{method}' cannot be loaded")
+
+
+def test_weights_in_other_formats(tmp_path):
+    (write(tmp_path) / "model.safetensors").unlink()
+    says(tmp_path, "has no weights: need model.safetensors")
+    for name in ("pytorch_model.bin", "model-Q4_K_M.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+        says(tmp_path, f"has no weights but {name}, which is not read: need model.safetensors")

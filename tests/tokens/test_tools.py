@@ -6,6 +6,7 @@ import pytest
 from tokenizer_folders import BPE, TINY
 
 from mlx_dgemma.errors import Mistake
+from mlx_dgemma.tokens.references import without_references
 from mlx_dgemma.tokens.tokenizer import Tokenizer
 from mlx_dgemma.tokens.tools import QUOTE, CallStream, ToolCall, read_call, read_tools, response_tokens
 
@@ -182,3 +183,45 @@ def test_a_vocabulary_without_calls_has_only_text():
     assert CallStream(tokenizer).push(ids) == (ids, [])
     written = tokenizer.decode(response_tokens(tokenizer, "f", "x"))
     assert written == '<|tool_response>response:f{value:<|"|>x<|"|>}<tool_response|>'
+
+
+INNER = {"type": "object", "properties": {"$ref": {"type": "string"}, "size": {"$ref": "#/$defs/Size", "title": "S"}}}
+REFERS = {
+    "type": "object",
+    "properties": {
+        "one": {"$ref": "#/$defs/Inner", "description": "d"},
+        "tree": {"$ref": "#/$defs/Tree"},
+        "definitions": {"enum": [{"$ref": "x"}]},
+    },
+    "$defs": {
+        "Inner": INNER,
+        "Size": {"type": "integer"},
+        "Tree": {"type": "array", "items": {"$ref": "#/$defs/Tree", "title": "kids"}},
+    },
+}
+
+
+def test_what_a_schema_refers_to_in_its_place():
+    size = {"type": "integer", "title": "S"}
+    one = {"type": "object", "properties": {"$ref": {"type": "string"}, "size": size}, "description": "d"}
+    tree = {"type": "array", "items": {"type": "array", "title": "kids"}}
+    properties = {"one": one, "tree": tree, "definitions": {"enum": [{"$ref": "x"}]}}
+    assert without_references(REFERS) == {"type": "object", "properties": properties}
+
+
+def test_references_that_lead_nowhere_or_to_too_much_stay():
+    gone = {"properties": {"a": {"$ref": "#/$defs/b"}}}
+    many = {f"{i}": {"allOf": [{"$ref": f"#/$defs/{i + 1}"}] * 2} for i in range(40)} | {"40": {"type": "null"}}
+    for schema in (gone, {"$ref": "#/$defs/0", "$defs": many}):
+        assert without_references(schema) is schema
+
+
+@pytest.mark.parametrize("folder", [TINY, BPE], ids=["tiny", "bpe"])
+def test_a_template_prints_what_a_schema_refers_to(folder):
+    tokenizer, question = Tokenizer(folder), [{"role": "user", "content": "?"}]
+    function = {"name": "f", "description": "", "parameters": REFERS}
+    first, second = (
+        tokenizer.chat(question, tools=[{"type": "function", "function": function | {"parameters": schema}}])
+        for schema in (REFERS, without_references(REFERS))
+    )
+    assert first == second

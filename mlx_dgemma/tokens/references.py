@@ -1,4 +1,5 @@
-"""Where a schema's references lead: by JSON pointer, to an anchor, or to an `$id` of the same file."""
+"""Where a schema's references lead: by JSON pointer, to an anchor, or to an `$id` of the same file; and the schema with
+what they lead to in their place, as chat templates can print it."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -8,6 +9,7 @@ from urllib.parse import unquote, urldefrag, urljoin
 from ..errors import Mistake
 
 DEEPEST = 1000  # parts of a path
+MOST_OBJECTS = 10_000  # of a schema without references: it can be exponentially longer
 DEFINITIONS = ("$defs", "definitions")
 VALUES = {"enum", "const", "default", "examples", "example"}  # no schemas inside
 
@@ -72,6 +74,44 @@ class References:
             with suppress(Mistake):  # it is raised where the schema is read, with its path
                 if isinstance(found := self.target(inner["$ref"], inner), dict):
                     yield found
+
+
+def without_references(schema: dict) -> dict:
+    """The schema with what it refers to in its place; itself where that is not in it, or too much. What refers to
+    itself is cut there: its type remains."""
+    try:
+        return _Inlined(References(schema)).value(schema, ())
+    except (Mistake, RecursionError):
+        return schema
+
+
+class _Inlined:
+    def __init__(self, references: References):
+        self.references, self.left = references, MOST_OBJECTS
+
+    def value(self, value: Any, around: tuple[int, ...], named: bool = False) -> Any:
+        """`around`: the ids of what is being put in place; `named`: the keys of `value` are names, no keywords."""
+        if isinstance(value, list):
+            return [self.value(item, around) for item in value]
+        if not isinstance(value, dict):
+            return value
+        self.left -= 1
+        if self.left < 0:
+            raise Mistake("too much")
+        if named or not isinstance(value.get("$ref"), str):
+            drop = () if named else DEFINITIONS
+            return {
+                name: item
+                if name in VALUES and not named
+                else self.value(item, around, not named and name == "properties")
+                for name, item in value.items()
+                if name not in drop
+            }
+        target, beside = self.references.target(value["$ref"], value), {n: v for n, v in value.items() if n != "$ref"}
+        if target is self.references.root or id(target) in around or isinstance(target, bool):
+            kind = target.get("type") if isinstance(target, dict) else None
+            return ({"type": kind} if kind else {}) | self.value(beside, around)
+        return self.value(target, (*around, id(target))) | self.value(beside, around)
 
 
 def _reached(start: int, inside: dict[int, list[dict]]) -> set[int]:
