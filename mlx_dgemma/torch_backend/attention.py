@@ -2,20 +2,16 @@
 
 A query attends to the tokens of its text at positions [lo, hi). There are no other masks: causal, causal in a window,
 and a canvas behind its text differ in nothing else. On a GPU a kernel goes by the lengths that are on the device;
-elsewhere keys are taken in blocks, with a running maximum.
+elsewhere it is torch's own, with a mask.
 """
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from . import device
 from .fused import rms_norm, rotated_norm
 from .tokens import KeyRange
-
-SCORES = 64_000_000  # bytes of scores, at most, in one block of keys
-LOWEST = -1e30  # of a running maximum: finite, so that differences stay numbers
 
 Pair = tuple[Tensor, Tensor]  # keys and values
 
@@ -45,33 +41,19 @@ class Attend(nn.Module):
             from .attention_kernels import attend
 
             return attend(queries, cache, new, keys)
-        return in_blocks(queries, cache, new, keys)
+        return plain(queries, cache, new, keys)
 
 
-def in_blocks(queries: Tensor, cache: Pair, new: Pair, keys: KeyRange) -> Tensor:
-    """`Attend` by plain operations: a softmax over keys that come in blocks, and the mean of values by it."""
-    # Head h reads key head h // (heads / groups).
-    grouped = queries.unflatten(2, (cache[0].shape[2], -1)).permute(0, 2, 3, 1, 4).float()  # [N, G, R, Q, D]
-    top = queries.new_full((*grouped.shape[:-1], 1), LOWEST, dtype=torch.float32)
-    mass, out = torch.zeros_like(top), torch.zeros_like(grouped)
-    size = max(1, SCORES // (4 * queries.shape[:3].numel()))
-    for *pair, visible in _blocks(size, queries.shape[1], cache, new, keys):
-        key, value = (x.permute(0, 2, 1, 3)[:, :, None].float() for x in pair)
-        scores = torch.where(visible[:, None, None], grouped @ key.transpose(-1, -2), 10 * LOWEST)
-        before, top = top, torch.maximum(top, scores.amax(dim=-1, keepdim=True))
-        weights, fade = torch.exp(scores - top), torch.exp(before - top)
-        mass = mass * fade + weights.sum(dim=-1, keepdim=True)
-        out = out * fade + weights @ value
-    return (out / mass.clamp(min=1e-30)).permute(0, 3, 1, 2, 4).reshape(queries.shape).to(queries.dtype)
-
-
-def _blocks(size: int, count: int, cache: Pair, new: Pair, keys: KeyRange) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield keys and values [N, S, G, D], and which of them each of `count` queries sees: [N, Q or 1, S] bool."""
-    start = keys.lo.amin(dim=1, keepdim=True)
-    for first in range(0, keys.width, size):
-        positions = start + torch.arange(first, min(first + size, keys.width), device=start.device)  # [N, S]
-        place = keys.slot[:, None], positions % (cache[0].shape[1] - 1)
-        visible = (positions[:, None] >= keys.lo[..., None]) & (positions[:, None] < keys.hi[..., None])
-        yield cache[0][place], cache[1][place], visible
+def plain(queries: Tensor, cache: Pair, new: Pair, keys: KeyRange) -> Tensor:
+    """`Attend` in float32 by torch's own attention, over the keys of `keys.width` positions, a canvas's behind them."""
+    count, (slots, room) = queries.shape[1], (keys.slot[:, None], cache[0].shape[1] - 1)
+    positions = keys.lo.amin(dim=1, keepdim=True) + torch.arange(keys.width, device=queries.device)  # [N, S]
+    seen = (positions[:, None] >= keys.lo[..., None]) & (positions[:, None] < keys.hi[..., None])  # [N, Q, S]
+    pair = [pool[slots, positions % room] for pool in cache]
     if keys.canvas is not None:
-        yield *new, torch.arange(count, device=start.device) < keys.canvas[:, None, None]
+        own = torch.arange(count, device=queries.device) < keys.canvas[:, None, None]
+        seen = torch.cat((seen, own.expand(-1, count, -1)), dim=-1)
+        pair = [torch.cat(both, dim=1) for both in zip(pair, new, strict=True)]
+    q, k, v = (x.transpose(1, 2).float() for x in (queries, *pair))
+    out = scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None], scale=1.0, enable_gqa=True)
+    return out.transpose(1, 2).to(queries.dtype)

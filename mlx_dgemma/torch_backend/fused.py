@@ -31,8 +31,26 @@ def fused(function: Callable) -> Callable:
     return call
 
 
+class _Normed(torch.autograd.Function):
+    """x / its root mean square, with half the operations that autograd would make of the gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, eps: float) -> Tensor:
+        scale = torch.rsqrt(x.pow(2).mean(dim=-1, keepdim=True) + eps)
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        y, scale = ctx.saved_tensors
+        return (gradient - y * (gradient * y).mean(dim=-1, keepdim=True)) * scale, None
+
+
 def _rms(x: Tensor, eps: float) -> Tensor:
     x = x.float()
+    if x.requires_grad:
+        return _Normed.apply(x, eps)
     return x * torch.rsqrt(x.pow(2).mean(dim=-1, keepdim=True) + eps)
 
 

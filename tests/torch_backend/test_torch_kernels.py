@@ -194,7 +194,7 @@ def test_attention_over_the_pool(case, dim, processors, monkeypatch):
     slot = torch.tensor([2, 0, 3], **number)
     keys = attention.KeyRange(slot, torch.tensor(lo, **number), torch.tensor(hi, **number), width, canvas)
     q, k, v, *cache = (x.to(DEVICE) for x in (q, k, v, *cache))
-    expected = attention.in_blocks(q, tuple(cache), (k, v), keys)
+    expected = attention.plain(q, tuple(cache), (k, v), keys)
     strided = (torch.cat((x, x), dim=2)[:, :, : x.shape[2]] for x in (q, k, v))  # as parts of one product
     q, k, v = strided
     assert (attention_kernels.attend(q, tuple(cache), (k, v), keys) - expected).abs().max() < 1e-4
