@@ -1,6 +1,7 @@
 """Tensors and a config -> MLXModel."""
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from ..checkpoint.adapter import Adapter
 from ..checkpoint.config import ModelConfig
@@ -12,7 +13,7 @@ from .model import MLXModel
 from .network import Network
 from .weights import load_weights
 
-CACHED = 2**30  # bytes that MLX's allocator may hold on to
+SHARE, LEAST, MOST = 16, 2**26, 2**30  # of the weights, and bytes, that MLX's allocator may hold on to
 
 
 def memory_of_the_gpu() -> tuple[int | None, str]:
@@ -42,7 +43,7 @@ def load_mlx(
     if adapter:
         attach(network, adapter)
     # The arrays of a pass are of the same sizes each time, and taken again; what a long prompt leaves is given back.
-    mx.set_cache_limit(CACHED)
+    mx.set_cache_limit(min(max(sum(array.nbytes for _, array in tree_flatten(network)) // SHARE, LEAST), MOST))
     if mx.metal.is_available():
         # As mlx-lm does: weights that the system may page out stall every pass.
         mx.set_wired_limit(int(mx.device_info(mx.gpu)["max_recommended_working_set_size"]))

@@ -12,7 +12,7 @@ from ..checkpoint import memory
 from ..checkpoint.config import ModelConfig
 from ..errors import Mistake
 from ..seam.model import Continuation, Draw, NextToken, Prediction, Row, Text, TokenSet
-from ..seam.shared import begin_autoregress, check_caches, checked, join_scores, pending_texts
+from ..seam.shared import begin_autoregress, check_caches, checked, join_scores, pending_texts, spread
 from ..seam.token_sets import token_set
 from . import family, fused, weights
 from .cache import MLXCache
@@ -79,10 +79,16 @@ class MLXModel:
         return [join_scores([(np.array(a), np.array(b)) for a, b in parts]) for parts in scores] if score else None
 
     def denoise(self, rows: Sequence[Row]) -> list[Prediction]:
-        readout = Readout(rows, self.canvas_hidden(rows), self.slices, self.cap)
+        streams, readouts = family.streams(), []
+        parts = spread(rows, len(streams))
+        for part, stream in zip(parts, streams, strict=False):
+            together = [rows[i] for i in part]
+            with mx.stream(stream):
+                readouts.append(Readout(together, self.canvas_hidden(together), self.slices, self.cap))
         # The one synchronisation of a step: the vectors come up, and the caches hold what was pending.
-        mx.eval(readout.arrays, [row.cache.arrays for row in rows])
-        predictions = readout.predictions()
+        mx.eval([readout.arrays for readout in readouts], [row.cache.arrays for row in rows])
+        predictions = [prediction for readout in readouts for prediction in readout.predictions()]
+        predictions = [predictions[i] for i in np.argsort([i for part in parts for i in part])]
         for prediction in predictions:
             if not np.isfinite(prediction.entropy).all():
                 raise Mistake(f"the predictions are not finite: {weights.first_damaged(self.network, self.dtype)}")
