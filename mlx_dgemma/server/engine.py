@@ -199,10 +199,12 @@ class Engine:
     def _pass(self) -> None:
         """One pass over all texts. One of the requests without texts, in turn, may encode a piece beside it."""
         self._keep_texts()
-        start = time.monotonic()
+        start = self.model.now()
         steps, failed = self.batch.step(), self.batch.failed
+        seconds = self.model.now() - start
+        self.prefixes.pass_seconds = seconds if steps else None
         if steps:
-            self.metrics.passed(time.monotonic() - start, steps.values())
+            self.metrics.passed(seconds, steps.values())
         reader = next((job for job in self.running if not job.texts), None)
         for job in list(self.running):
             if job.texts or job is reader:

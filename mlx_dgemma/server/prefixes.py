@@ -1,8 +1,9 @@
 """Encoded beginnings of prompts, kept for the next request that begins alike.
 
 There are a few snapshots, limited by bytes: at the end of a prompt, of an answer, and of what many prompts begin with
-(the system turn and tools, the text before a gap). A long prompt is encoded in pieces between the passes of others.
-They are of the one model that this process runs, and die with it.
+(the system turn and tools, the text before a gap), and every EVERY tokens of a long prompt. That is encoded in pieces
+between the passes of others, each as large as takes no longer than a pass.
+Snapshots are of the one model that this process runs, and die with it.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from ..writing.batch import PIECE
 from ..writing.task import Task
 
 LEAST = 64  # tokens that a beginning has at least
+EVERY = 4096  # tokens of a long prompt from one snapshot to the next
+SHORTEST = 16  # tokens of a piece
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,19 +40,21 @@ class Prefixes:
 
     def __init__(self, limit: int):
         self.limit = limit  # bytes
+        self.pass_seconds: float | None = None  # of the others' last pass; None: nobody else waits
+        self._token_seconds: float | None = None  # of the last piece
         self.snapshots: list[Snapshot] = []
 
     @property
     def nbytes(self) -> int:
         return sum(snapshot.nbytes for snapshot in self.snapshots)
 
-    def keep(self, tokens: Sequence[int], cache: Cache, *, shared: bool = False) -> None:
-        """Keep `cache`, which holds `tokens` and is the store's from now on."""
+    def keep(self, tokens: Sequence[int], cache: Cache, *, shared: bool = False, spare: bool = False) -> None:
+        """Keep `cache`, which holds `tokens` and is the store's from now on. One that is `spare` goes first."""
         if len(tokens) < LEAST:
             return
         tokens = np.array(tokens, np.int32)
         self.snapshots = [old for old in self.snapshots if not np.array_equal(old.tokens, tokens)]
-        self.snapshots.append(Snapshot(tokens, cache, cache.nbytes, shared))
+        self.snapshots.insert(0 if spare else len(self.snapshots), Snapshot(tokens, cache, cache.nbytes, shared))
         self.shrink(self.limit)
 
     def shrink(self, limit: int) -> None:
@@ -77,17 +82,31 @@ class Prefixes:
         return model.new_cache(len(tokens))
 
     def read(
-        self, model: DiffusionModel, tokens: Sequence[int], mark: int = 0, rest: int = PIECE
+        self, model: DiffusionModel, tokens: Sequence[int], mark: int = 0, rest: int | None = None
     ) -> Task[tuple[Cache, int]]:
-        """Encode `tokens`, apart from the last `rest` at most -> their cache, which the caller owns, and how
-        many of them were known. A snapshot is kept at `mark` tokens, if the part up to there is long."""
+        """Encode `tokens`, apart from the last `rest` at most (None: a piece) -> their cache, which the caller owns,
+        and how many of them were known. A snapshot is kept at `mark` tokens, if the part up to there is long."""
         cache = self.take(model, tokens)
         known = cache.length
         mark = mark if mark >= PIECE else 0
-        while len(tokens) - cache.length > rest or cache.length < mark:
-            end = min(cache.length + PIECE, mark if cache.length < mark else len(tokens))
+        while len(tokens) - cache.length > (self.piece(model) if rest is None else rest) or cache.length < mark:
             yield []
-            model.encode([Text(tokens[cache.length : end])], [cache])
-            if end == mark:
-                self.keep(tokens[:mark], cache.copy(), shared=True)
+            milestone = (cache.length // EVERY + 1) * EVERY
+            ends = [cache.length + self.piece(model), milestone, len(tokens), *([mark] if cache.length < mark else ())]
+            self._encode(model, tokens[cache.length : min(ends)], cache)
+            if cache.length in (mark, milestone):
+                self.keep(tokens[: cache.length], cache.copy(), shared=True, spare=cache.length != mark)
         return cache, known
+
+    def piece(self, model: DiffusionModel) -> int:
+        """Tokens to encode before the next pass. If that is of others, they wait no longer than it takes."""
+        if self.pass_seconds is None:
+            return PIECE
+        if self._token_seconds is None:
+            return min(model.facts.canvas_length, PIECE)
+        return int(min(max(self.pass_seconds / self._token_seconds, SHORTEST), PIECE))
+
+    def _encode(self, model: DiffusionModel, tokens: Sequence[int], cache: Cache) -> None:
+        start = model.now()
+        model.encode([Text(tokens)], [cache])
+        self._token_seconds = max(model.now() - start, 1e-9) / len(tokens)

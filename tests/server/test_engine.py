@@ -213,6 +213,44 @@ def test_one_piece_of_a_prompt_is_read_beside_a_pass(engine):
     assert all(later > before for before, later in pairwise(passes))
 
 
+class Clocked(Slow):
+    """By its clock a pass takes 10 ms, and a token the more the longer the text is. It knows when passes began."""
+
+    seconds = 0.001
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.time, self.began = 0.0, []
+
+    def now(self):
+        return self.time
+
+    def denoise(self, rows):
+        self.began.append(self.time)
+        self.time += 0.01
+        return super().denoise(rows)
+
+    def encode(self, texts, caches, **options):
+        self.time += sum(
+            len(text) * 1e-4 * (1 + cache.length / 5000) for text, cache in zip(texts, caches, strict=True)
+        )
+        return super().encode(texts, caches, **options)
+
+
+def test_a_prompt_of_20_000_tokens_delays_no_pass_by_more_than_two(engine):
+    one = engine(Clocked(FOREVER, facts(max_position_embeddings=100_000)))
+    job(one)
+    until(lambda: one.rows == 1)
+    reader = job(one, one.prefixes.read(one.model, list(range(40)) * 500))
+    until(lambda: reader.reply.over, 60)
+    cache, known = reader.reply.result
+    assert (known, 20_000 - 512 <= cache.length <= 20_000) == (0, True)
+    assert max(later - before for before, later in pairwise(one.model.began)) <= 3 * 0.01 + 1e-9
+    assert len(one.model.encoded) > 20_000 / 512  # in more pieces than where nobody waits
+    one.prefixes.pass_seconds = None
+    assert one.prefixes.piece(one.model) == 512
+
+
 def collected(reply: Reply, put) -> list:
     async def run():
         reply.loop = asyncio.get_running_loop()
@@ -320,6 +358,17 @@ def test_a_snapshot_that_is_gone_on_from_is_moved(tiny):
     branch = store.take(tiny.model, [*tokens[:100], 7, 8])
     assert branch is not cache and (branch.length, cache.length) == (100, 128) and len(store.snapshots) == 1
     assert store.take(tiny.model, [1, 2, 3]).length == 0
+
+
+def test_a_long_prompt_leaves_snapshots_on_its_way(tiny, monkeypatch):
+    monkeypatch.setattr("mlx_dgemma.server.prefixes.EVERY", 128)
+    store, tokens = Prefixes(10**9), [n % 200 + 20 for n in range(300)]
+    store.keep(tokens, complete(tiny.model, store.read(tiny.model, tokens, rest=0), 1)[0])
+    assert [len(snapshot.tokens) for snapshot in store.snapshots] == [256, 128, 300]
+    branch = [*tokens[:180], 9, 9, 9]
+    assert store.take(tiny.model, branch).length == 128  # the sliding layers do not go back from 256 to 180
+    store.shrink(store.nbytes - 1)
+    assert 300 in [len(snapshot.tokens) for snapshot in store.snapshots]  # what lay on the way goes first
 
 
 def test_snapshots_are_let_go_by_bytes_the_least_used_first(tiny):
