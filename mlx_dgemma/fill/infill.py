@@ -5,7 +5,7 @@ shown "\n" where lines end; lines of a gap end as most of the text's do.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
@@ -127,6 +127,13 @@ def check_fill(model: DiffusionModel, tokenizer: Tokenizer, request: Infill) -> 
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class InGaps(Step):
+    """What a step is of the gaps alone."""
+
+    gaps: np.ndarray  # int32: the number of the gap that each position is in
+
+
 class Filling:
     """An infill in progress."""
 
@@ -242,15 +249,14 @@ class Filling:
             part[:] = step.draft[: len(part)]
             self.steps.append(step)
 
-    def within_gaps(self, step: Step) -> Step:
-        """What `step` is of the gaps alone."""
+    def within_gaps(self, step: Step) -> InGaps:
         start = self.layout.starts[step.block]
-        free = np.zeros(len(self.tokens) + len(self.filler), bool)
-        for span in self.spans:
-            free[span] = True
-        free = free[start : start + len(step.draft)]
-        cut = {name: getattr(step, name)[free] for name in ("canvas", "draft", "accepted", "entropy")}
-        return replace(step, **cut)
+        gaps = np.full(len(self.tokens) + len(self.filler), -1, np.int32)
+        for i, span in enumerate(self.spans):
+            gaps[span] = i
+        gaps = gaps[start : start + len(step.draft)]
+        cut = {name: getattr(step, name)[gaps >= 0] for name in ("canvas", "draft", "accepted", "entropy")}
+        return InGaps(**vars(step) | cut, gaps=gaps[gaps >= 0])
 
     def filled(self) -> Filled:
         gaps = []

@@ -77,13 +77,14 @@ class Chat(Body):
 class Completion(Body):
     prompt: str | list[Any] = ""
     suffix: str | None = None
-    fill: str | None = None  # a text with gaps, <fill>, instead of the two
+    fill: str | None = None  # a text with gaps, <fill>; `prompt` then says what to write there
     echo: bool | None = None
     n: Annotated[int, Field(ge=1, le=8)] | None = None
     raw: bool | None = None  # no chat template
     logprobs: Annotated[int, Field(ge=0, le=1)] | bool | None = None
     gap: Count | Annotated[list[Count], Field(max_length=64)] | None = None  # tokens of gaps, where they are known
     heal: bool | None = None
+    tries: Annotated[int, Field(ge=1, le=64)] | None = None  # lengths of a gap
 
 
 class InfillBody(Body):

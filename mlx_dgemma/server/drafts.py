@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..fill.infill import InGaps
 from ..seam.model import Facts
 from ..tokens.stream import CHANNEL_OPEN, TextStream
 from ..tokens.tokenizer import Tokenizer
@@ -11,7 +12,7 @@ from .reply import Draft
 
 def frame(tokenizer: Tokenizer, facts: Facts, draft: Draft, total: int, *, tokens: bool) -> dict[str, Any]:
     """The keys of a diffusion frame. `settled` are the spans of `text` that the pass accepted. With `tokens` these come
-    one by one, up to the stop, with their entropies in nats."""
+    one by one, up to the stop, with their entropies in nats, and the number of the gap that each is in."""
     step = draft.step
     content = until_stop(step.draft, facts.stop_ids)
     if len(content) and content[-1] in facts.stop_ids:
@@ -28,6 +29,7 @@ def frame(tokenizer: Tokenizer, facts: Facts, draft: Draft, total: int, *, token
     }
     if tokens:
         details |= {"tokens": shown, "accepted": accepted.astype(int).tolist()}
+        details |= {"gaps": step.gaps[: len(content)].tolist()} if isinstance(step, InGaps) else {}
         details["entropy_each"] = [round(float(nats), 2) for nats in step.entropy[: len(content)]]
     numbers = {"block": step.block, "step": step.step, "total": max(total, step.step + 1)}
     return {"type": "diffusion_frame", **numbers, "text": "".join(shown), "diffusion": details}

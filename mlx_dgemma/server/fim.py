@@ -53,31 +53,33 @@ def sentinels(prompt: str) -> tuple[str, str] | None:
     return None
 
 
-def gap_wanted(
-    engine: Engine, body: Body, texts: Sequence[str], *, longest: int | None, context: str = "", **gaps: Any
-) -> Wanted:
-    """Gaps between `texts`. `longest`: tokens of a gap at most; `context`: other texts, to stand before; `gaps`: the
-    fields `lengths` and `heal` of an `Infill`."""
+def gap_wanted(engine: Engine, body: Body, request: Infill, mark: int = 0) -> Wanted:
+    """The gaps of `request`, written as `body` says. `mark`: tokens of its prompt that others begin with, too."""
     warnings = unknown(body)
-    ask = ask_of(engine, body, longest, warnings)
+    ask = ask_of(engine, body, request.longest, warnings)
     if ask.mode != "diffusion":
         raise Refusal(400, f"a gap is denoised: mode {ask.mode!r} is not for it", "mode")
-    longest = min(longest or LONGEST, HURRIED if ask.deadline else 10**6)
+    longest = min(request.longest or LONGEST, HURRIED if ask.deadline else 10**6)
     if ask.sampling.canvas_length is None:
         widths = [width for width in WIDTHS if longest < width < engine.model.facts.canvas_length]
         ask = replace(ask, sampling=replace(ask.sampling, canvas_length=min(widths, default=None)))
-    tokens = prompt_tokens(engine.tokenizer, context + fill_prompt(texts))
-    start = prompt_tokens(engine.tokenizer, context + fill_prompt([texts[0], "\u2060"])) if len(tokens) > PIECE else []
-    request = Infill(prompt=tokens, texts=texts, ask=ask, tries=SURE, longest=longest, **gaps)
+    request = replace(request, ask=ask, longest=longest)
     check_fill(engine.model, engine.tokenizer, request)
     return Wanted(
         body=body,
-        question=Question(tokens=tokens, ask=ask),
+        question=Question(tokens=request.prompt, ask=ask),
         model=body.model or engine.name,
         warnings=warnings,
         rows=min(SURE, engine.places),
-        task=partial(fill_task, request, common(tokens, start), bool(body.drafts)),
+        task=partial(fill_task, request, mark, bool(body.drafts)),
     )
+
+
+def asked_to_fill(engine: Engine, texts: Sequence[str], context: str = "") -> tuple[list[int], int]:
+    """The prompt where nothing else is asked, behind other texts, and how many of its tokens come before the gap."""
+    tokens = prompt_tokens(engine.tokenizer, context + fill_prompt(texts))
+    start = prompt_tokens(engine.tokenizer, context + fill_prompt([texts[0], "\u2060"])) if len(tokens) > PIECE else []
+    return tokens, common(tokens, start)
 
 
 def fill_task(request: Infill, mark: int, drafts: bool, engine: Engine, put: tasks.Put, ask: Ask):
@@ -91,10 +93,7 @@ def completion_wanted(engine: Engine, body: Completion) -> Wanted:
     prompt = body.prompt[0] if isinstance(body.prompt, list) and len(body.prompt) == 1 else body.prompt
     prefix, suffix = (prompt, body.suffix) if isinstance(prompt, str) else (None, None)
     if body.fill is not None:
-        texts = around(body.fill)
-        gap = [body.gap] if isinstance(body.gap, int) else body.gap
-        lengths = gap_lengths(gap, len(texts) - 1)
-        return gap_wanted(engine, body, texts, longest=body.max_tokens, lengths=lengths, heal=bool(body.heal))
+        return fill_wanted(engine, body, around(body.fill))
     if prefix is not None and suffix is None and (marked := sentinels(prefix)):
         prefix, suffix = marked
     if prefix is not None and suffix is not None:
@@ -136,7 +135,22 @@ def _prompt(engine: Engine, prompt: str | list, raw: bool) -> list[int]:
 
 def fim_wanted(engine: Engine, body: Body, prefix: str, suffix: str) -> Wanted:
     texts = around(None, prefix, "" if suffix in EMPTY else suffix)
-    return gap_wanted(engine, body, texts, longest=body.max_tokens)
+    tokens, mark = asked_to_fill(engine, texts)
+    return gap_wanted(engine, body, Infill(prompt=tokens, texts=texts, tries=SURE, longest=body.max_tokens), mark)
+
+
+def fill_wanted(engine: Engine, body: Completion, texts: Sequence[str]) -> Wanted:
+    """Our own fields, as the command has them."""
+    gap = [body.gap] if isinstance(body.gap, int) else body.gap
+    request = Infill(
+        prompt=_prompt(engine, body.prompt, bool(body.raw)) if body.prompt else asked_to_fill(engine, texts)[0],
+        texts=texts,
+        lengths=gap_lengths(gap, len(texts) - 1),
+        heal=bool(body.heal),
+        tries=body.tries or SURE,
+        longest=body.max_tokens,
+    )
+    return gap_wanted(engine, body, request)
 
 
 def fim_body_wanted(engine: Engine, body: Completion) -> Wanted:
@@ -228,7 +242,9 @@ def infill_wanted(engine: Engine, body: InfillBody) -> Wanted:
     longest = body.n_predict if body.n_predict and body.n_predict > 0 else None
     if body.t_max_predict_ms and body.deadline is None:
         body = body.model_copy(update={"deadline": body.t_max_predict_ms / 1000})
-    return gap_wanted(engine, body, around(None, prefix, body.input_suffix), longest=longest, context=context)
+    texts = around(None, prefix, body.input_suffix)
+    tokens, mark = asked_to_fill(engine, texts, context)
+    return gap_wanted(engine, body, Infill(prompt=tokens, texts=texts, tries=SURE, longest=longest), mark)
 
 
 def warm_up_wanted(engine: Engine, body: Body, tokens: Sequence[int]) -> Wanted:

@@ -80,6 +80,21 @@ def test_several_gaps(server):
     assert reply["choices"][0]["text"] == f"def {first}(a, w):\n    return [w * {second} for w in a]\n"
 
 
+FACTS = "Extract JSON: Tess is 40 and works as a vet in Accra."
+GAPS = '{"name": "<fill>", "age": <fill>, "job": "<fill>", "city": "Accra"}'
+
+
+@pytest.mark.slow
+def test_gaps_that_a_prompt_tells_are_the_command_s(server, capsys):
+    assert fill([GAPS, "--prompt", FACTS, "--tries", "5", "--json"]) == 0
+    body = {"fill": GAPS, "prompt": FACTS, "tries": 5}
+    _, reply = server.post("/v1/completions", body)
+    assert reply["gaps"] == json.loads(capsys.readouterr().out)["gaps"] == ["Tess", "40", "vet"]
+    chunks = server.stream("/v1/completions", body | {"stream": True, "drafts": "tokens"})
+    drafts = [chunk["diffusion"] for chunk in chunks[:-1] if chunk.get("type") == "diffusion_frame"]
+    assert drafts and all(draft["gaps"] == [0] * 4 + [1] * 2 + [2] * 3 for draft in drafts)
+
+
 @pytest.mark.slow
 def test_infill_as_llama_cpp_has_it(server, gap):
     body = {"input_prefix": BEFORE, "input_suffix": BEHIND, "response_fields": ["content", "timings/prompt_n", "other"]}

@@ -177,6 +177,13 @@ def endless(data: str) -> str:
     return json.dumps(json.loads(data) | {"preset": ENDLESS})
 
 
+def shown(text) -> str:
+    """What is seen of it."""
+    return text.evaluate(
+        "text => [...text.children].filter(part => !part.hidden).map(part => part.textContent).join('')"
+    )
+
+
 @pytest.mark.slow
 def test_fill_edit_and_race(server, tab):
     tab.goto(f"{server.base}/#edit")
@@ -186,12 +193,14 @@ def test_fill_edit_and_race(server, tab):
     tab.get_by_role("button", name="Apply").click()
     assert tab.get_by_label("Text", exact=True).input_value() == "def scale(a, w):\n    return [w * 55 for w in a]\n"
     tab.get_by_role("tab", name="Fill").click()
-    tab.get_by_label("Text with gaps").fill("def <fill>(a, b): return a + b")
-    tab.get_by_label("Tokens of a gap").fill("3")
     tab.get_by_role("button", name="Fill", exact=True).click()
-    tab.get_by_text("1 gap filled").wait_for()
-    filled = server.post("/v1/completions", {"fill": "def <fill>(a, b): return a + b", "gap": 3})[1]
-    assert tab.locator("#fill .text").text_content() == filled["choices"][0]["text"]
+    tab.get_by_text("3 gaps filled").wait_for()
+    whole = '{"name": "Tess", "age": 40, "job": "vet", "city": "Accra"}'
+    assert tab.locator("#fill .text").text_content() == whole
+    tab.locator("#fill").get_by_label("Pass to look at").fill("0")  # each draft is in its own gap
+    assert re.fullmatch(
+        r'\{"name": "....", "age": .., "job": "...", "city": "Accra"\}', shown(tab.locator("#fill .text"))
+    )
     tab.get_by_role("tab", name="Race").click()
     tab.get_by_role("button", name="Start").click()
     tab.get_by_text("The texts are equal.").wait_for(timeout=60_000)

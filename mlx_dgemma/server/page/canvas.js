@@ -28,6 +28,24 @@ export class Tokens {
   }
 }
 
+/** As `Tokens`, in several gaps: each token in its own. */
+export class Gaps {
+  constructor(roots) {
+    this.each = roots.map((root) => new Tokens(root));
+  }
+
+  draw({ tokens, accepted, entropies, gaps }) {
+    this.each.forEach((own, gap) => {
+      const here = (_, i) => !gaps || gaps[i] === gap;
+      own.draw({ tokens: tokens.filter(here), accepted: accepted.filter(here), entropies: entropies.filter(here) });
+    });
+  }
+
+  clear() {
+    for (const own of this.each) own.clear();
+  }
+}
+
 /** Draws all passes: a column each, a row for each position. Fog is what was unsure. */
 export function drawHeat(picture, frames, now) {
   const rows = Math.max(8, ...frames.map((frame) => frame.tokens.length));

@@ -22,11 +22,14 @@ export function startChat(model) {
   const [form, turns, view] = [$("#ask"), $("#turns"), $("#chat")];
   const input = $("textarea", form);
   const preview = new Preview($("#preview"), (open) => view.classList.toggle("split", open));
+  const forgets = model === "tiny"; // it knows single questions only
   let messages = [];
+  $("#tiny").hidden = !forgets;
 
   async function send(question) {
     $("#welcome").hidden = true;
     input.value = "";
+    if (forgets) messages = [];
     messages.push({ role: "user", content: question });
     turns.append(make("p", { class: "question" }, question));
     const talk = $(".talk");

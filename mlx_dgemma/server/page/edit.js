@@ -63,7 +63,7 @@ function around(text, lines) {
   const [first, last = first] = lines.split(":").map(Number);
   const before = all.slice(0, first - 1).map((line) => `${line}\n`).join("");
   const behind = all.slice(last).map((line) => `\n${line}`).join("");
-  return { before, behind };
+  return { texts: [before, behind] };
 }
 
 const KINDS = { "+": ["added", "ins"], "-": ["taken away", "del"] };

@@ -1,21 +1,23 @@
 // A text as it comes: what stays, the draft behind it, numbers of the pass, and afterwards a replay.
-import { Tokens, drawHeat } from "./canvas.js";
+import { Gaps, drawHeat } from "./canvas.js";
 import { $, calm, drawn, make, several } from "./dom.js";
 
 const EVERY = 5; // passes that are shown where motion is not wanted
 const PACE = 90; // ms a pass in a replay
 
 export class Settling {
-  /** `before`, `behind`: text around it that stays; `changed`: called with the text so far and whether it is final. */
-  constructor({ before = "", behind = "", changed = () => {} } = {}) {
+  /** `texts`: what is around it, or around its gaps, and stays; `changed`: called with the text so far and whether it
+   * is final. */
+  constructor({ texts = ["", ""], changed = () => {} } = {}) {
     this.changed = changed;
     this.said = "";
     this.frames = [];
     this.waiting = false;
-    this.answer = make("span", { "data-testid": "answer", "aria-live": "polite" });
-    this.draft = make("span", { "data-testid": "draft", "aria-hidden": "true", class: "draft" });
+    const gaps = texts.slice(1);
+    this.answers = gaps.map(() => make("span", { "data-testid": "answer", "aria-live": "polite" }));
+    this.drafts = gaps.map(() => make("span", { "data-testid": "draft", "aria-hidden": "true", class: "draft" }));
     this.past = make("span", { "aria-hidden": "true" });
-    this.tokens = new Tokens(this.draft);
+    this.tokens = new Gaps(this.drafts);
     this.thoughts = make("div", { class: "thoughts" });
     this.thinking = make("details", { hidden: true }, make("summary", {}, "Thinking"), this.thoughts);
     this.numbers = make("p", { class: "numbers" }, "Reading the prompt …");
@@ -23,9 +25,11 @@ export class Settling {
     const show = () => this.look(Number(this.slider.value));
     this.slider = make("input", { type: "range", min: 0, value: 0, "aria-label": "Pass to look at", oninput: show });
     this.play = make("button", { type: "button", class: "quiet", onclick: () => this.replay() }, "Replay");
-    this.history = make("div", { class: "history", hidden: true }, this.play, make("div", {}, this.heat, this.slider));
+    this.bed = make("div", {}, this.heat, this.slider);
+    this.history = make("div", { class: "history", hidden: true }, this.play, this.bed);
     const around = (text) => (text ? [make("span", { class: "around" }, text)] : []);
-    this.text = make("div", { class: "text" }, ...around(before), this.past, this.answer, this.draft, ...around(behind));
+    const inside = gaps.flatMap((text, i) => [this.answers[i], this.drafts[i], ...around(text)]);
+    this.text = make("div", { class: "text" }, ...around(texts[0]), this.past, ...inside);
     this.root = make("div", { class: "settling running" }, this.thinking, this.text, this.numbers, this.history);
   }
 
@@ -34,11 +38,18 @@ export class Settling {
     try {
       for await (const event of events) {
         if (event.end) return await this.finish(event.end);
+        if (event.gaps) await this.fill(event.gaps);
         await this.take(event);
       }
     } finally {
       this.close();
     }
+  }
+
+  async fill(gaps) {
+    if (this.waiting) await drawn(); // the last draft is seen
+    this.tokens.clear();
+    gaps.forEach((text, i) => this.answers[i].append(text));
   }
 
   async take({ draft, text = "", thinking = "" }) {
@@ -54,7 +65,7 @@ export class Settling {
       this.thoughts.append(thinking);
     }
     this.said += text;
-    this.answer.append(text);
+    this.answers[0].append(text);
     this.changed(this.said, false);
   }
 
@@ -90,6 +101,7 @@ export class Settling {
     this.changed(this.said, true);
     if (!this.frames.length) return;
     this.history.hidden = false;
+    this.bed.style.maxWidth = `${Math.max(12, 3 * this.frames.length)}rem`; // few passes are no wide bars
     this.slider.max = this.frames.length;
     this.slider.value = this.frames.length;
     this.look(this.frames.length);
@@ -98,7 +110,7 @@ export class Settling {
   /** Shows the text as it was at a pass; behind the last, as it is. */
   look(pass) {
     const frame = this.frames[pass];
-    this.answer.hidden = Boolean(frame);
+    for (const answer of this.answers) answer.hidden = Boolean(frame);
     this.past.textContent = frame ? this.said.slice(0, frame.from) : "";
     frame ? this.tokens.draw(frame) : this.tokens.clear();
     this.slider.setAttribute("aria-valuetext", frame ? passOf(frame) : "the final text");

@@ -49,8 +49,8 @@ export async function* ask(path, body, signal) {
 }
 
 function draft({ block, step, total, text, diffusion }) {
-  const { tokens, accepted, entropy, entropy_each: entropies, reasoning } = diffusion;
-  return { block, step, total, text, tokens, accepted, entropy, entropies, reasoning };
+  const { tokens, accepted, entropy, entropy_each: entropies, reasoning, gaps } = diffusion;
+  return { block, step, total, text, tokens, accepted, entropy, entropies, reasoning, gaps };
 }
 
 async function* chunks(stream) {
