@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..checkpoint.folder import FLOATS
-from ..checkpoint.memory import gigabytes
+from ..checkpoint.memory import beside, gigabytes, of_metal
 from ..checkpoint.names import CLASSES, weight_class
 from .journal import Errors
 from .plan import Job, Plan
@@ -74,19 +74,13 @@ def _cells(line: Line) -> tuple[str, ...]:
 
 
 def memory(plan: Plan) -> int:
-    """Return the bytes that the model needs: weights, K and V of CONTEXT tokens in 16 bits, four float32 tables of
-    logits."""
-    config = plan.model
-    size = plan.text_bytes + 4 * 4 * config.canvas_length * config.vocab_size
-    for layer in config.layers:
-        length = min(CONTEXT, config.sliding_window) if layer.sliding else CONTEXT
-        size += 2 * 2 * length * layer.head_dim * layer.num_key_value_heads
-    return size
+    """Return the bytes that the model needs, with a text of CONTEXT tokens."""
+    return plan.text_bytes + beside(plan.model, CONTEXT)
 
 
 def macs(needed: int) -> list[int]:
-    """Return the sizes of Macs whose GPU may use that much: two thirds of up to 32 GiB, three quarters of more."""
-    return [size for size in MACS if size * 2**30 * (2 / 3 if size <= 32 else 3 / 4) >= needed]
+    """Return the sizes of Macs whose GPU may hold that much."""
+    return [size for size in MACS if of_metal(size * 2**30) >= needed]
 
 
 def memory_line(plan: Plan) -> str:

@@ -22,7 +22,7 @@ from .checkpoint.config import DTYPES, FP8, ModelConfig, Recipe, parse_config
 from .checkpoint.folder import Tensor, read_configs, read_tensors
 from .checkpoint.hub import find
 from .checkpoint.identity import identity
-from .checkpoint.memory import check_memory
+from .checkpoint.memory import check_memory, within
 from .checkpoint.names import is_vision
 from .checkpoint.shares import WHOLE, Share
 from .checkpoint.tied import without_copies
@@ -50,6 +50,7 @@ def load(
     adapter_path: str | Path | None = None,
     *,
     divided: bool = True,
+    max_memory: int | None = None,
 ) -> tuple[DiffusionModel, Tokenizer, Sampling]:
     """Load a DiffusionGemma checkpoint. Under torchrun or mlx.launch it is divided over the ranks, and this returns in
     rank 0 alone: the others follow it to its end.
@@ -61,6 +62,7 @@ def load(
             linears in E4M3, activations in bfloat16; None: the checkpoint's.
         adapter_path: a folder that `python -m mlx_dgemma.train` made, or mlx-lm's of the same shape.
         divided: False: each process has a whole model to itself, whoever started it.
+        max_memory: bytes for weights, a pass, and K and V of one text; the model's context becomes what goes into it.
 
     Raises:
         Mistake: the checkpoint is not whole, does not fit into memory, or does not go with the other arguments.
@@ -79,7 +81,11 @@ def load(
     backend = backend or (place(os.environ).backend if party else choose_backend())
     dtype = dtype or config.dtype
     if party is None:
-        return load_model(folder, config, backend, dtype, adapter), tokenizer, sampling
+        facts = config if max_memory is None else _keep_to(max_memory, folder, config, backend, dtype)
+        model = load_model(folder, config, backend, dtype, adapter)
+        model.facts = facts
+        return model, tokenizer, sampling
+    need(max_memory is None, "one rank for --max-memory", "several")
     need(adapter is None, "one rank for an adapter (python -m mlx_dgemma.fuse makes it part of the model)", "several")
     return lead(party, folder, path, config, backend, dtype), tokenizer, sampling
 
@@ -169,6 +175,19 @@ def load_model(
 
         check_memory(held, folder.name, *memory_of_the_gpu())
         return load_mlx(tensors, config, dtype, adapter, divided)
+
+
+def _keep_to(memory: int, folder: Path, config: ModelConfig, backend: str, dtype: str) -> ModelConfig:
+    """Have the backend keep to so much memory -> `config` with the context that goes into it."""
+    weights = sum(tensor.nbytes for tensor in _text_tensors(folder).values()) // (2 if dtype == FP8 else 1)
+    facts = within(config, weights, memory, folder.name, 4 if dtype == "float32" else 2)
+    with _framework(backend):
+        if backend == "torch":
+            from .torch_backend.device import keep_to
+        else:
+            from .mlx_backend.load import keep_to
+    keep_to(memory)
+    return facts
 
 
 def choose_backend() -> str:

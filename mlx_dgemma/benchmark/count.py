@@ -121,6 +121,11 @@ class Count:
         body, head = self._body(rows, context, rows), 2 * rows * self.weights["embedding"]
         return Work(body.flops | {"head and draw": head}, body.bytes | {"head and draw": self.stored["embedding"]})
 
+    def passes(self, context: int, rows: int = 1) -> dict[str, Work]:
+        """Counts all three."""
+        counts = {"step": self.denoise, "commit": self.commit, "token": self.token}
+        return {name: count(context, rows) for name, count in counts.items()}
+
 
 def break_even(canvas: int, step: float, commit: float, token: float) -> dict[str, float | None]:
     """Returns the `steps` a block with which a canvas and its commit take as long as its tokens one by one: below one,

@@ -103,14 +103,10 @@ class Passes:
 def compared(work: Work, seconds: Sequence[float], ceilings: Ceilings) -> dict[str, Any]:
     """Puts a pass's seconds beside what it has to do and what the machine can do; the first pass is kept apart."""
     median = statistics.median(seconds[1:])
-    return {
-        "first_seconds": seconds[0],
-        "seconds": spread(seconds[1:]),
-        **asdict(work),
-        "floor_seconds": work.seconds(*ceilings),
-        "share_of_copy": work.total_bytes / median / ceilings[0],
-        "share_of_product": work.total_flops / median / ceilings[1],
-    }
+    shares = {"share_of_copy": work.total_bytes / median / ceilings[0]}
+    shares["share_of_product"] = work.total_flops / median / ceilings[1]
+    floor = {"floor_seconds": work.seconds(*ceilings)}
+    return {"first_seconds": seconds[0], "seconds": spread(seconds[1:]), **asdict(work), **floor, **shares}
 
 
 def measure_passes(passes: Passes, count: Count, ceilings: Ceilings, assumed: float) -> dict[str, Any]:
@@ -118,23 +114,17 @@ def measure_passes(passes: Passes, count: Count, ceilings: Ceilings, assumed: fl
     that `assumed` steps a block would give."""
     context, rows, canvas = passes.context, passes.rows, count.config.canvas_length
     prefill, cache = passes.prefill()
-    seconds, late = passes.steps(cache)
+    steps, late = passes.steps(cache)
     parts = passes.instruments.step_parts(passes.model, late)
     del late  # and the forks of the cache with them
-    work = count.denoise(context, rows)
-    timed = {
-        "step": compared(work, seconds, ceilings),
-        "commit": compared(count.commit(context, rows), passes.commits(cache), ceilings),
-        "token": compared(count.token(context, rows), passes.tokens(cache), ceilings),
-    }
+    work = count.passes(context, rows)
+    seconds = {"step": steps, "commit": passes.commits(cache), "token": passes.tokens(cache)}
+    timed = {name: compared(work[name], seconds[name], ceilings) for name in work}
     step, commit, token = (part["seconds"]["median"] for part in timed.values())
     speed = tokens_per_second(canvas, assumed, step, commit, rows)
     return {
-        "context": context,
-        "rows": rows,
-        "prefill_tokens_per_second": prefill,
-        **timed,
+        "context": context, "rows": rows, "prefill_tokens_per_second": prefill, **timed,
         "break_even": break_even(canvas, step, commit, token),
         "assumed": {"steps": assumed, "diffusion": speed, "autoregression": rows / token},
-        "parts": {"seconds": parts, "floor_seconds": work.seconds_by_part(*ceilings)},
-    }
+        "parts": {"seconds": parts, "floor_seconds": work["step"].seconds_by_part(*ceilings)},
+    }  # fmt: skip

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import Mistake
 from ..terminal.command import check_target
 from .count import tokens_per_second
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STEPS = (1, 2, 4, 8, 16, 32, 48)
+FORMATS = (".png", ".svg", ".pdf")
 
 
 def pyplot() -> ModuleType:
@@ -28,7 +31,7 @@ def pyplot() -> ModuleType:
     except ModuleNotFoundError:
         raise Mistake("--plot needs matplotlib, which is not installed: pip install 'mlx_dgemma[plot]'") from None
     matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import pyplot as plt
 
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
     return plt
@@ -36,9 +39,9 @@ def pyplot() -> ModuleType:
 
 def check(path: Path) -> None:
     """Raises Mistake if a picture could not be written there. Called before anything is measured."""
-    known = sorted(pyplot().figure().canvas.get_supported_filetypes())
-    if path.suffix.removeprefix(".") not in known:
-        raise Mistake(f"--plot {path}: need a name that ends in one of {', '.join('.' + kind for kind in known)}")
+    pyplot()
+    if path.suffix not in FORMATS:
+        raise Mistake(f"--plot {path}: need a name that ends in one of {', '.join(FORMATS)}")
     check_target("--plot", path)
 
 
@@ -52,14 +55,14 @@ def save(figure: Figure, path: Path) -> None:
         pyplot().close(figure)
 
 
-def logarithmic(*axes: Axes) -> None:
-    """Marks both axes at 1, 2, 5, 10 and so on."""
-    for axis in [axis for each in axes for axis in (each.xaxis, each.yaxis)]:
+def finish(axes: Axes, title: str, x: str, y: str) -> None:
+    """Names all, and marks logarithmic axes at 1, 2, 5, 10 and so on."""
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.legend(fontsize="small")
+    for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(pyplot().matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:,.6g}")
-    for each in axes:
-        each.minorticks_off()
-        each.legend(fontsize="small")
+    axes.minorticks_off()
 
 
 def draw_machine(axes: Axes, name: str, report: Report, colour: str) -> None:
@@ -73,26 +76,23 @@ def draw_machine(axes: Axes, name: str, report: Report, colour: str) -> None:
     axes.axhline(level, color=colour, ls="--", label=f"  left to right, equal at {even:.3g} steps")
     if STEPS[0] <= even <= STEPS[-1]:
         axes.plot([even], [level], "o", ms=9, mfc="white", color=colour)
-    answers = lookup(report, "modes.diffusion.summary")
-    if answers:
+    if answers := lookup(report, "modes.diffusion.summary"):
         mean, rate = answers["steps_per_block"]["mean"], answers["tokens_per_second"]["median"]
         axes.plot([mean], [rate], "s", color=colour, label="  answers, kept text")
 
 
 def plot_machines(reports: Sequence[tuple[str, Report]], path: Path) -> None:
     """Draws machines with shared memory beside those whose GPU has its own, as far as there are both."""
-    kinds: dict[bool, list[tuple[str, Report]]] = {}
-    for name, report in reports:
-        kinds.setdefault(bool(report["machine"]["device"]["shared_memory"]), []).append((name, report))
-    figure, panels = pyplot().subplots(
-        1, len(kinds), figsize=(7 * len(kinds), 5), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axes, shared in zip(panels[0], sorted(kinds, reverse=True), strict=True):
+    titles = {True: "Memory shared with the CPU", False: "The GPU's own memory"}
+    kinds = {shared: [pair for pair in reports if bool(pair[1]["machine"]["device"]["shared_memory"]) == shared]
+             for shared in titles}  # fmt: skip
+    drawn = [shared for shared in titles if kinds[shared]]
+    size = (7 * len(drawn), 5)
+    figure, panels = pyplot().subplots(1, len(drawn), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axes, shared in zip(panels[0], drawn, strict=True):
         for number, (name, report) in enumerate(kinds[shared]):
             draw_machine(axes, name, report, f"C{number}")
-        title = "Memory shared with the CPU" if shared else "The GPU's own memory"
-        axes.set(xlabel="steps a block", ylabel="tokens a second", xlim=(STEPS[0], STEPS[-1]), title=title)
-        logarithmic(axes)
+        finish(axes, titles[shared], "steps a block", "tokens a second")
         axes.set_xticks(STEPS, labels=map(str, STEPS))
     save(figure, path)
 
@@ -102,19 +102,13 @@ def plot_published(pairs: Sequence[tuple[Published, Range]], path: Path) -> None
     figure, both = pyplot().subplots(1, 2, figsize=(12, 5.6), layout="constrained")
     families = list(dict.fromkeys(device(row.device).family for row, _ in pairs))
     for axes, kind, title in zip(both, ("step", "token"), ("A denoise step", "A token, left to right"), strict=True):
-        for row, seconds in (pair for pair in pairs if pair[0].kind == kind):
-            fastest, middle, slowest = (1e3 * one for one in seconds)
-            family = device(row.device).family
-            axes.errorbar(
-                1e3 * row.seconds, middle, [[middle - fastest], [slowest - middle]], fmt="o", elinewidth=1, alpha=0.8,
-                color=f"C{families.index(family)}", label=family,
-            )  # fmt: skip
-        ends = [0.8e3 * min(row.seconds for row, _ in pairs if row.kind == kind)]
-        ends.append(1.25e3 * max(row.seconds for row, _ in pairs if row.kind == kind))
+        for number, family in enumerate(families):
+            points = [(row.seconds, *predicted) for row, predicted in pairs
+                      if (row.kind, device(row.device).family) == (kind, family)]  # fmt: skip
+            seen, fast, middle, slow = 1e3 * np.array(points).T
+            axes.errorbar(seen, middle, [middle - fast, slow - middle], fmt="o", color=f"C{number}", label=family)
+        ends = 1e3 * np.array([edge(row.seconds for row, _ in pairs if row.kind == kind) for edge in (min, max)])
         axes.loglog(ends, ends, color="grey", lw=1)
-        axes.fill_between(ends, [end / 2 for end in ends], [2 * end for end in ends], color="grey", alpha=0.12)
-        axes.set(xlabel="published, ms", ylabel="predicted from the other rows, ms", title=title)
-        logarithmic(axes)
-        handles, labels = axes.get_legend_handles_labels()
-        axes.legend(dict(zip(labels, handles, strict=True)).values(), dict.fromkeys(labels), title="shaded: factor 2")
+        axes.fill_between(ends, ends / 2, 2 * ends, color="grey", alpha=0.12, label="factor 2")
+        finish(axes, title, "published, ms", "predicted from the other rows, ms")
     save(figure, path)

@@ -44,10 +44,9 @@ def prediction(
     count: Count, context: int, bytes_per_second: float, flops_per_second: float, rows: int = 1
 ) -> dict[str, Any]:
     """Predicts both modes at these ceilings, `rows` sequences behind `context` tokens each."""
-    step = count.denoise(context, rows)
-    passes = {"step": step, "commit": count.commit(context, rows), "token": count.token(context, rows)}
+    passes = count.passes(context, rows)
     seconds = {name: work.seconds(bytes_per_second, flops_per_second) for name, work in passes.items()}
-    by_bytes = step.total_bytes / bytes_per_second > step.total_flops / flops_per_second
+    by_bytes = seconds["step"] > passes["step"].total_flops / flops_per_second
     about = {"context": context, "rows": rows, "bound_by": "bytes" if by_bytes else "FLOPs"}
     return about | speeds(count.config.canvas_length, seconds, rows)
 
@@ -64,19 +63,21 @@ def predict_device(options: argparse.Namespace) -> dict[str, Any]:
     machine, config = device(options.device), published(options.shape)
     count = Count(config, PRECISIONS[options.precision])
     ceiling = prediction(count, options.context, machine.bandwidth, machine.flops_for(options.precision))
-    step, token = (alike(kind, machine.family, options.precision, ROWS) for kind in ("step", "token"))
-    floors = ceiling["seconds"]
-    ranges = [expected(floors["step"], step), expected(floors["commit"], step), expected(floors["token"], token)]
+    near = {kind: alike(kind, machine.family, options.precision, ROWS) for kind in ("step", "token")}
+    ranges = [
+        expected(floor, near["token" if name == "token" else "step"]) for name, floor in ceiling["seconds"].items()
+    ]
     reached = [speeds(config.canvas_length, dict(zip(KINDS, each, strict=True))) for each in zip(*ranges, strict=True)]
-    same = [row for row in ROWS if (row.device, row.precision) == (options.device, options.precision)]
-    about = {"device": options.device, "name": machine.name, "sources": machine.sources, "precision": options.precision}
-    needed = count.resident + count.token(options.context).bytes["attention"]
-    about |= {"memory": machine.memory, "needed_memory": needed}
-    about["measured"] = [{row.kind: row.seconds, "source": f"{row.build}; {row.source}"} for row in same]
     counted = json.loads(METAL_STEP.read_text())
-    if (options.precision, options.shape) == (counted["precision"], SHAPE):
-        about["counted"] = counted["milliseconds"].get(options.device, {})
-    return about | ceiling | {"reached": dict(zip(("fastest", "middle", "slowest"), reached, strict=True))}
+    known = (options.precision, options.shape) == (counted["precision"], SHAPE)
+    return ceiling | {
+        "device": options.device, "name": machine.name, "sources": machine.sources, "precision": options.precision,
+        "memory": machine.memory, "needed_memory": count.resident + count.token(options.context).bytes["attention"],
+        "reached": dict(zip(("fastest", "middle", "slowest"), reached, strict=True)),
+        "measured": [{row.kind: row.seconds, "source": f"{row.build}; {row.source}"} for row in ROWS
+                     if (row.device, row.precision) == (options.device, options.precision)],
+        "counted": counted["milliseconds"].get(options.device, {}) if known else {},
+    }  # fmt: skip
 
 
 def predict_report(path: Path) -> dict[str, Any]:
@@ -88,10 +89,11 @@ def predict_report(path: Path) -> dict[str, Any]:
     count = Count(parse_config(report["config"]), report["bits"], report["kv_bytes"])
     rates = ceilings["copy_bytes_per_second"], ceilings["product_flops_per_second"]
     seconds = {name: point[name]["seconds"]["median"] for name in KINDS}
-    about = {"name": report["machine"]["device"]["name"], "precision": report["settings"]["precision"]}
-    about["measured"] = [seconds | point["break_even"] | {"source": str(path)}]
-    about["reached"] = {"middle": speeds(count.config.canvas_length, seconds, point["rows"])}
-    return about | prediction(count, point["context"], *rates, point["rows"])
+    return prediction(count, point["context"], *rates, point["rows"]) | {
+        "name": report["machine"]["device"]["name"], "precision": report["settings"]["precision"],
+        "measured": [seconds | point["break_even"] | {"source": str(path)}],
+        "reached": {"middle": speeds(count.config.canvas_length, seconds, point["rows"])},
+    }  # fmt: skip
 
 
 def show(predicted: dict[str, Any]) -> None:

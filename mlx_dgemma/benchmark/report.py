@@ -12,6 +12,7 @@ from ..terminal.command import read
 from ..terminal.table import ms, percent, plain, print_table
 
 VERSION = 1
+NEEDED = {"machine": dict, "settings": dict, "config": dict, "passes": list, "modes": dict, "missing": dict}
 KEY = "mlx_dgemma_benchmark"  # whose value is the version
 MODES = {"diffusion": "diffusion", "autoregression": "left to right", "baseline": "AR model"}
 Report = dict[str, Any]
@@ -25,12 +26,13 @@ def read_report(path: Path) -> Report:
         report = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Mistake(f"{path} is not JSON: {error}") from None
-    if not isinstance(report, dict) or KEY not in report:
+    version = report.get(KEY) if isinstance(report, dict) else None
+    if version is None:
         raise Mistake(f"{path} is no report of this benchmark: it has no {KEY!r}")
-    if report[KEY] != VERSION:
-        raise Mistake(
-            f"{path} is a report of version {report[KEY]}, this program reads version {VERSION}: measure again"
-        )
+    if version != VERSION:
+        raise Mistake(f"{path} is a report of version {version}, this program reads version {VERSION}: measure again")
+    if lacking := [name for name, kind in NEEDED.items() if not isinstance(report.get(name), kind)]:
+        raise Mistake(f"{path} is no whole report: it lacks {', '.join(lacking)}; measure again")
     return report
 
 
@@ -48,10 +50,10 @@ def write_report(path: Path, report: Report) -> None:
 def lookup(part: Any, path: str) -> Any:
     """Follows keys with dots between them, numbers in lists; None where one is missing."""
     for key in path.split("."):
-        if isinstance(part, list):
-            part = part[int(key)] if int(key) < len(part) else None
-        else:
-            part = part.get(key) if part else None
+        try:
+            part = part[int(key) if isinstance(part, list) else key]
+        except (LookupError, TypeError):  # TypeError: of a null
+            return None
     return part
 
 
@@ -125,11 +127,8 @@ ANSWERS: list[Figure] = [
 
 def rows(figures: Iterable[Figure], parts: Sequence[Any]) -> list[list[str]]:
     """Makes a row a figure, a column a part of a report; "-" where it was not measured."""
-    table = []
-    for title, path, write in figures:
-        values = [lookup(part, path) for part in parts]
-        table.append([title, *("-" if value is None else write(value) for value in values)])
-    return table
+    found = [(title, write, [lookup(part, path) for part in parts]) for title, path, write in figures]
+    return [[title, *("-" if value is None else write(value) for value in values)] for title, write, values in found]
 
 
 def show(report: Report) -> None:

@@ -3,16 +3,25 @@
 import resource
 import shutil
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import Mistake
+from .config import ModelConfig
 
 PUBLISHED = {  # hub id -> memory that the text model takes: README's table of sizes
     "mlx-community/diffusiongemma-26B-A4B-it-4bit": 15.4e9,
     "mlx-community/diffusiongemma-26B-A4B-it-8bit": 26.8e9,
     "google/diffusiongemma-26B-A4B-it": 50.5e9,
 }
+
+_SMALLER = (
+    "no published checkpoint would fit: close other programs, or convert to fewer bits (benchmark predict --memory)"
+)
+GROWTH = 1.5  # of the buffers of K and V that a text outgrows
+CHUNK, SCORES = 512, 256e6  # tokens of text encoded at once, and bytes of their scores at most (mlx_backend)
 
 GROUPS, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
@@ -71,6 +80,43 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def of_metal(memory: float) -> float:
+    """Return what macOS lets the GPU of a Mac with so much memory hold (Metal: `recommendedMaxWorkingSetSize`): two
+    thirds up to 32 GiB, three quarters from 36 on. Newer chips with 16 GiB tell three quarters, too."""
+    return memory * (2 / 3 if memory <= 32 * 2**30 else 3 / 4)
+
+
+def beside(config: ModelConfig, tokens: int, number: int = 2) -> int:
+    """Return what a text of so many tokens takes beside the weights, at most: K and V of `number` bytes each, in
+    buffers that grow by half; and a pass, which has four float32 tables of a canvas's logits (its slices of the
+    vocabulary and what MLX's allocator keeps are less), or the scores and activations of a chunk of text."""
+    rows, pair = CHUNK + config.canvas_length, 2 * config.hidden_size + 3 * config.moe_intermediate_size
+    activations = 2 * number * rows * (4 * config.hidden_size + config.top_k_experts * pair)
+    scores = min(SCORES, 2 * number * rows * config.num_attention_heads * max(tokens, CHUNK))
+    logits = 4 * 4 * config.canvas_length * config.vocab_size
+    return int(GROWTH * number * config.cache_numbers(tokens)) + max(logits, int(scores) + activations)
+
+
+def longest(config: ModelConfig, room: float, number: int = 2) -> int:
+    """Return how long a text may be for which `room` is enough beside the weights; below 0: none."""
+    tokens = range(config.max_position_embeddings + 1)
+    return bisect_right(tokens, room, key=lambda count: beside(config, count, number)) - 1
+
+
+def within(config: ModelConfig, weights: int, most: int, what: str, number: int = 2) -> ModelConfig:
+    """Return `config` with the context that goes into `most` bytes beside `weights`. Mistake where a canvas behind a
+    canvas of text does not."""
+    tokens, least = longest(config, most - weights, number), 2 * config.canvas_length
+    if tokens < least:
+        rest = beside(config, least, number)
+        raise Mistake(
+            f"--max-memory {most / 1e9:g} is too little for {what}: it needs {gigabytes(weights + rest)} "
+            f"({gigabytes(weights)} of weights, {gigabytes(rest)} of a pass and {least} tokens); give more, or take "
+            "weights of fewer bits: see benchmark predict --memory"
+        )
+    return replace(config, max_position_embeddings=tokens)
+
+
 def check_memory(needed: int, what: str, free: int | None = None, more: str = "") -> None:
     """Raise Mistake if checkpoint `what` needs more than `free` (default: `available()`), and name one that fits, and
     what would give `more` memory."""
@@ -78,7 +124,7 @@ def check_memory(needed: int, what: str, free: int | None = None, more: str = ""
     if needed <= free:
         return
     fitting = [name for name, size in PUBLISHED.items() if size <= free and size < needed]
-    advice = f"{fitting[-1]} would fit" if fitting else "no published checkpoint would fit: close other programs"
+    advice = f"{fitting[-1]} would fit" if fitting else _SMALLER
     raise Mistake(
         f"too little memory for {what}: needs {gigabytes(needed)}, {gigabytes(free)} are free; {advice}{more}"
     )

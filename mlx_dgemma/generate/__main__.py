@@ -50,7 +50,7 @@ def parser() -> Parser:
     add("--json", action="store_true", help="print one JSON object instead of text")
     add_form(parser)
     add_ask(parser)
-    add_model(parser)
+    add_model(parser, listed=False)
     return parser
 
 

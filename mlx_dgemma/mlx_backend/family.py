@@ -55,3 +55,8 @@ def streams() -> list[mx.Stream]:
     """What the rows of a call are spread over. A stream of the CPU device is a thread, and most operations use no
     other; a GPU has one."""
     return [mx.default_stream(mx.default_device()), *(() if current().gpu else _more_streams())]
+
+
+def working_set() -> int | None:
+    """Bytes that Metal lets the GPU hold; None without Metal."""
+    return int(mx.device_info(mx.gpu)["max_recommended_working_set_size"]) if mx.metal.is_available() else None

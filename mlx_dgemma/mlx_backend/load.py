@@ -7,7 +7,7 @@ from ..checkpoint.adapter import Adapter
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.folder import Tensor
 from ..checkpoint.shares import WHOLE, Share
-from . import guard, parallel
+from . import family, guard, parallel
 from .lora import attach
 from .model import MLXModel
 from .network import Network
@@ -21,10 +21,15 @@ def memory_of_the_gpu() -> tuple[int | None, str]:
 
     What the process table calls free is another number: the system pages out for the GPU, up to what Metal recommends.
     """
-    if not mx.metal.is_available():
+    most = family.working_set()
+    if most is None:
         return None, ""
-    most = int(mx.device_info(mx.gpu)["max_recommended_working_set_size"])
     return most - mx.get_active_memory(), "; or let the GPU hold more: sudo sysctl iogpu.wired_limit_mb=…"
+
+
+def keep_to(memory: int) -> None:
+    """Have MLX keep to so many bytes: what is over that waits until something ends."""
+    mx.set_memory_limit(memory)
 
 
 def load_mlx(
@@ -44,8 +49,8 @@ def load_mlx(
         attach(network, adapter)
     # The arrays of a pass are of the same sizes each time, and taken again; what a long prompt leaves is given back.
     mx.set_cache_limit(min(max(sum(array.nbytes for _, array in tree_flatten(network)) // SHARE, LEAST), MOST))
-    if mx.metal.is_available():
+    if most := family.working_set():
         # As mlx-lm does: weights that the system may page out stall every pass.
-        mx.set_wired_limit(int(mx.device_info(mx.gpu)["max_recommended_working_set_size"]))
+        mx.set_wired_limit(most)
     guard.settle()
     return MLXModel(network, config, kind)

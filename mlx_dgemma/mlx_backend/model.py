@@ -56,7 +56,9 @@ class MLXModel:
         return memory.peak() if mx.default_device() == mx.cpu else mx.get_peak_memory()
 
     def free_memory(self) -> int:
-        return memory.available()
+        """What caches may take: of a GPU, what Metal recommends; of `--max-memory`, what is left."""
+        most = min(mx.get_memory_limit(), family.working_set() or mx.get_memory_limit())
+        return min(memory.available(), most - mx.get_active_memory())
 
     def cache_bytes(self, tokens: int) -> int:
         return self.config.cache_numbers(tokens) * self.dtype.size

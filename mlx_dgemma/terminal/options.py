@@ -64,7 +64,19 @@ def _number(text: str) -> float | str:
     return text
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def memory_size(text: str) -> int:
+    """An argparse type: GB, as bytes."""
+    try:
+        size = int(1e9 * float(text))
+    except (ValueError, OverflowError):  # OverflowError: inf
+        size = 0
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"need a number of GB above 0, got {text!r}")
+    return size
+
+
+def add_model(parser: argparse.ArgumentParser, *, listed: bool = True) -> None:
+    """`listed`: whether --help names what few need; `generate`, which has enough flags, takes it too."""
     add = parser.add_argument_group("the model").add_argument
     model = (
         "a checkpoint, ID@REVISION (or --revision) for one commit; without it, or as tiny, a tiny one that comes along"
@@ -75,6 +87,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--backend", choices=["mlx", "torch"], help="default: torch where there is a CUDA device, else mlx")
     dtype = "of activations (default: the checkpoint's); fp8, on torch: of experts and linears too"
     add("--dtype", choices=["float32", "bfloat16", "float16", "fp8"], help=dtype)
+    memory = "of weights, a pass and a text: the context that fits (default: the model's, while there is memory)"
+    add("--max-memory", type=memory_size, metavar="GB", help=memory if listed else argparse.SUPPRESS)
     # README says what it is for: most machines have one device.
     add("--tensor-parallel", type=at_least(1), metavar="N", help=argparse.SUPPRESS)
 
@@ -188,7 +202,11 @@ def open_model(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, 
     if not options.adapter_path and (adapters := adapter_files(folder)):
         note(f"{name}: {', '.join(adapters)} beside the weights is an adapter, and not used: see --adapter-path")
     with waiting("loading"):
-        model, tokenizer, sampling = load(folder, options.backend, options.dtype, options.adapter_path)
+        given = folder, options.backend, options.dtype, options.adapter_path
+        model, tokenizer, sampling = load(*given, max_memory=options.max_memory)
+    if options.max_memory and not options.quiet:
+        room = model.facts.max_position_embeddings
+        note(f"{name}: --max-memory {options.max_memory / 1e9:g} has room for texts of {room:,} tokens")
     if reason := why_no_gpu(options.backend):
         note(f"{name}: no CUDA device, so torch computes on the CPU: {reason}")
     return model, tokenizer, _ask(options, sampling)

@@ -47,6 +47,13 @@ def free(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
+def keep_to(memory: int) -> None:
+    """Have this process keep to so many bytes of its GPU; more is out of memory."""
+    if has_gpu():
+        whole = torch.cuda.get_device_properties(the_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, memory / whole))
+
+
 def peak(device: torch.device) -> int:
     """Peak bytes: of torch's allocator on a GPU; of the process on a CPU, whose allocator does not count."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory.peak()

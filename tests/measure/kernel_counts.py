@@ -89,8 +89,8 @@ def compiled(kernel, types: dict[str, str], numbers: list[str], constants: dict[
 
 
 def inner_loop(cubin: bytes) -> int:
-    """Instructions of the longest loop around a matrix product; 0 if there is none. A loop goes back on a condition:
-    what goes back in any case has waited out of line."""
+    """Instructions of the longest loop around a matrix product; 0 if there is none. What goes back from behind the
+    kernel's end waited out of line."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -103,9 +103,9 @@ def inner_loop(cubin: bytes) -> int:
         elif found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
             lines.append(found[1])
     for place, line in enumerate(lines):
-        target = re.search(r"(?:^@\S+ BRA|BRA\.U) .*`\((\.L_x_\d+)\)", line)
+        target = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
         body = lines[labels.get(target[1], place) : place + 1] if target else []
-        if any("MMA" in instruction for instruction in body):
+        if "EXIT" not in map(str.strip, body) and any("MMA" in instruction for instruction in body):
             longest = max(longest, len(body))
     return longest
 
