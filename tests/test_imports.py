@@ -137,18 +137,17 @@ def test_every_command_is_listed():
     assert set(project["tool"]["setuptools"]["packages"]) == {"mlx_dgemma", *packages}
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import mlx_dgemma",
-        *(HELP.format(command) for command in COMMANDS),
-        "from mlx_dgemma.benchmark.__main__ import main; main(['predict', '--device', 'h200', '--json'])",
-    ],
-    ids=["import", *COMMANDS, "predict"],
-)
-def test_nothing_heavy_for_help_or_import(code):
-    check = f"import sys\ntry:\n    exec({code!r})\nexcept SystemExit as end:\n    assert not end.code\n"
-    check += f"heavy = {HEAVY} & set(sys.modules)\nassert not heavy, heavy"
+LIGHT = {"import": "import mlx_dgemma", **{command: HELP.format(command) for command in COMMANDS}}
+LIGHT["predict"] = "from mlx_dgemma.benchmark.__main__ import main; main(['predict', '--device', 'h200', '--json'])"
+
+
+@pytest.mark.parametrize("names", [LIGHT, *(pytest.param([name], marks=pytest.mark.slow) for name in LIGHT)], ids=",".join)
+def test_nothing_heavy_for_help_or_import(names):
+    """One after the other in a process, and each in one of its own."""
+    check = "import sys\n"
+    for name in names:
+        check += f"try:\n    exec({LIGHT[name]!r})\nexcept SystemExit as end:\n    assert not end.code\n"
+        check += f"heavy = {HEAVY} & set(sys.modules)\nassert not heavy, ({name!r}, heavy)\n"
     subprocess.run([sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL)
 
 

@@ -333,18 +333,19 @@ def asked(one: Engine, question: str, **options) -> tuple[list[int], Question]:
 
 
 def test_a_beginning_is_encoded_once_and_changes_no_text(tiny):
+    few = replace(tiny.ask, sampling=replace(tiny.ask.sampling, max_denoising_steps=3))
     tokens, question = asked(tiny, "Sort: Lima, Kyiv, Accra")
     mark = common(tokens, asked(tiny, "Reverse: x")[0])
     assert mark > 512
-    question = replace(question, mark=mark)
+    question = replace(question, mark=mark, ask=few)
     [first] = complete(tiny.model, answer(tiny, question, [].append), 4)
     [again] = complete(tiny.model, answer(tiny, question, [].append), 4)
     assert (first.cached_tokens, again.cached_tokens) == (0, len(tokens) - 1)
     assert first.encoded == again.encoded and len(first.text) > 3
     other_tokens, other = asked(tiny, "Extract JSON: Ivan, a clerk from Kyiv, is 43 years old.")
-    [branch] = complete(tiny.model, answer(tiny, other, [].append), 4)
+    [branch] = complete(tiny.model, answer(tiny, replace(other, ask=few), [].append), 4)
     assert branch.cached_tokens == mark
-    alone = [step.draft for step in diffuse(tiny.model, other_tokens, tiny.ask) if step.final]
+    alone = [step.draft for step in diffuse(tiny.model, other_tokens, few) if step.final]
     assert branch.encoded == np.concatenate(alone).tolist()
 
 

@@ -115,7 +115,7 @@ ABOUT = {"deadline": None, "suppress_health_check": list(HealthCheck), "database
 
 
 def test_what_is_nearly_right(server):
-    settings(max_examples=60, **ABOUT)(given(bodies())(lambda pair: check(server, *pair)))()
+    settings(max_examples=25, **ABOUT)(given(bodies())(lambda pair: check(server, *pair)))()
     nothing_is_left(server)
 
 
@@ -171,13 +171,13 @@ def test_clients_that_leave_at_any_moment(server):
 def test_nobody_reads_another_s_text(server):
     """Prompts that ask for what others wrote, while others write: each gets what it gets alone."""
     secret = "Reverse: swordfish, Kofi, Eve"
-    alone = text_of(server.ask("Sort: Lima, Kyiv")[1])
+    few = {"max_denoising_steps": 4}
+    alone = text_of(server.ask("Sort: Lima, Kyiv", **few)[1])
     connections = []
     for number in range(8):
         connections.append(http.client.HTTPConnection("127.0.0.1", server.port))
         question = secret if number % 2 else "Sort: Lima, Kyiv"
-        connections[-1].request(
-            "POST", "/v1/chat/completions", json.dumps({"messages": [{"role": "user", "content": question}]})
-        )
+        body = {"messages": [{"role": "user", "content": question}], **few}
+        connections[-1].request("POST", "/v1/chat/completions", json.dumps(body))
     texts = [text_of(json.loads(connection.getresponse().read())) for connection in connections]
     assert set(texts[::2]) == {alone} and "sword" not in alone and len(set(texts[1::2])) == 1
