@@ -141,7 +141,9 @@ LIGHT = {"import": "import mlx_dgemma", **{command: HELP.format(command) for com
 LIGHT["predict"] = "from mlx_dgemma.benchmark.__main__ import main; main(['predict', '--device', 'h200', '--json'])"
 
 
-@pytest.mark.parametrize("names", [LIGHT, *(pytest.param([name], marks=pytest.mark.slow) for name in LIGHT)], ids=",".join)
+@pytest.mark.parametrize(
+    "names", [LIGHT, *(pytest.param([name], marks=pytest.mark.slow) for name in LIGHT)], ids=",".join
+)
 def test_nothing_heavy_for_help_or_import(names):
     """One after the other in a process, and each in one of its own."""
     check = "import sys\n"

@@ -64,7 +64,7 @@ def test_conversations_as_clients_record_them(tmp_path, capsys):
 
 def test_a_file_of_prompts_is_answered_in_order(files, capsys):
     path, _ = files
-    assert main([str(path), "--size", "3", "--max-denoising-steps", "12"]) == 0
+    assert main([str(path), "--size", "3", "--max-denoising-steps", "6"]) == 0
     out, err = capsys.readouterr()
     results = [json.loads(line) for line in out.splitlines()]
     assert [r["request"] for r in results] == [0, 1, 2, 3]
@@ -77,7 +77,7 @@ def test_a_file_of_prompts_is_answered_in_order(files, capsys):
             "--seed",
             str(request.get("seed", 0)),
             "--max-denoising-steps",
-            "12",
+            "6",
         ]
         generate([*arguments, "--json"])
         assert json.loads(capsys.readouterr().out)["text"] == result["text"]

@@ -30,10 +30,11 @@ def test_the_command(run, tmp_path, monkeypatch):
     assert code == 0 and out.splitlines()[:2] == ["--- a/grid", "+++ b/grid"]
     assert "-3142\n+3124\n" in out and out.endswith(" 2431\n\\ No newline at end of file\n") and "tokens" in err
     assert path.read_text() == WRONG
+    arguments += ["--gap", "4"]  # as was found
     assert run(*arguments, "--write")[1] == out and path.read_bytes() == RIGHT.encode()
     code, out, err = run(*arguments, "--write", "--strength", "0.25")
     assert (code, out) == (0, "") and "nothing changed" in err
-    assert run(*arguments[:-1], "Is <file> right?", "--gap", "3", "--json", "--max-denoising-steps", "2")[0] == 0
+    assert run(*arguments[:4], "Is <file> right?", "--gap", "3", "--json", "--max-denoising-steps", "2")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_a_wrong_line_is_put_right_and_nothing_else_is_touched():
 def test_files_of_every_kind_keep_what_is_around():
     model, tokenizer, _ = load()
     draw = random.Random(1)
-    files = [random_file(draw) for _ in range(12)]
+    files = [random_file(draw) for _ in range(8)]
     cuts = [cut(text, 1 + i % (text.count("\n") or 1), text.count("\n") or 1) for i, text in enumerate(files)]
     requests = [
         change(tokenizer, lines, prompt=[2, 40], length=3, ask=replace(FEW, seed=i)) for i, lines in enumerate(cuts)

@@ -235,7 +235,7 @@ def test_a_gap_that_is_verified(tiny):
     assert checked.finish_reason == "stop" and checked.passes > plain.passes == 1
 
 
-@pytest.mark.parametrize("deadline", [0.5, 3, 12, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("deadline", [0.5, pytest.param(3, marks=SLOW), 12, pytest.param(30, marks=SLOW)])
 def test_a_deadline_in_the_search(tiny, deadline):
     """Passes take a second. Whatever is known of the gaps by then is written, and nothing around them changes."""
     model, tokenizer, _ = tiny
@@ -293,9 +293,9 @@ def test_mistakes_in_python(tiny):
 
 def test_known_text_is_encoded_once(tiny):
     """The text before the gap is longer than a canvas; so is one of the lengths that are tried."""
-    model, tokenizer, sampling = tiny
+    model, tokenizer, _ = tiny
     counting, before = Counting(model), "one two three four five six seven " * 5
-    request = Infill(prompt=[2, 40], texts=[before, " end"], usual=[80], ask=Ask(sampling=sampling))
+    request = Infill(prompt=[2, 40], texts=[before, " end"], usual=[80], ask=FEW)
     filling = Filling(counting, Alphabet(counting, tokenizer), request)
     length = 2 + len(tokenizer.encode(before))
     gap = filling.next_gap()

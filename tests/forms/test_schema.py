@@ -71,7 +71,7 @@ def sampled(automaton: Automaton, draw: random.Random) -> bytes:
     return bytes(text)
 
 
-@pytest.mark.parametrize("seeds", [range(25), pytest.param(range(25, 60), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("seeds", [range(12), pytest.param(range(12, 60), marks=pytest.mark.slow)], ids=str)
 def test_whatever_the_automaton_accepts_is_valid(seeds):
     """Random schemas, and random texts of theirs."""
     count = 0
@@ -191,7 +191,11 @@ HEAVY = [
         "/anyOf/1",
     ),
     ({"type": "array", "items": {"type": "string", "pattern": "a.{30}b"}}, "#/items/pattern cannot be held"),
-    ({"type": "string", "pattern": "((((a{9}){9}){9}){9})"}, "#/pattern cannot be held: it takes too much work"),
+    pytest.param(
+        {"type": "string", "pattern": "((((a{9}){9}){9}){9})"},
+        "#/pattern cannot be held: it takes too much work",
+        marks=pytest.mark.slow,
+    ),
     pytest.param(
         {"properties": {str(i): {"pattern": "(x+x+)+y", "maxLength": 300} for i in range(99)}},
         "/pattern",
@@ -284,7 +288,7 @@ def models():
 
 
 @pytest.mark.parametrize("name", ["embedded", "bytes, random", "bpe, random"])
-@pytest.mark.parametrize("numbers", [range(4), pytest.param(range(4, 12), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("numbers", [range(2), pytest.param(range(2, 12), marks=pytest.mark.slow)], ids=str)
 def test_outputs_validate(models, name, numbers):
     """Twelve of the 500 schemas that schema_rates.py tries."""
     found = schema_rates.validity(models[name], numbers, passes=3)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import mlx.core as mx
 import pytest
 
 
+@cache
 def counted(*options: str) -> Any:
     run = [sys.executable, count_step.__file__, *options]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -35,7 +35,7 @@ def _constant(name: str, value: mx.Dtype | bool | int) -> str:
 def _compiled(source: str) -> ctypes.CDLL:
     name = Path(FOLDER.name) / hashlib.sha256(source.encode()).hexdigest()[:16]
     name.with_suffix(".cc").write_text(source)
-    built = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", f"-I{HERE}", "-o", str(name.with_suffix(".so"))]
+    built = ["g++", "-std=c++17", "-O0", "-w", "-shared", "-fPIC", f"-I{HERE}", "-o", str(name.with_suffix(".so"))]
     subprocess.run([*built, str(name.with_suffix(".cc"))], check=True)
     return ctypes.CDLL(str(name.with_suffix(".so")))
 

@@ -93,6 +93,7 @@ def test_a_prompt_may_be_a_conversation(tokenizer):
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.sample(1)
 def test_a_random_model_with_a_large_vocabulary(tmp_path, seed):
     """Whatever comes out of it: the pieces are the whole text, and the ids are those of the kept tokens."""
     tokenizer = Tokenizer(BPE)

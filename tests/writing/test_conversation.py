@@ -206,7 +206,7 @@ def test_another_mode_goes_on_from_the_same_cache(bpe):
     conversation = Conversation(model, tokenizer, denoise)
     turn(conversation, QUESTIONS[0])
     conversation.how = replace(denoise, mode="ar")
-    for question, limit in ((QUESTIONS[1], 40), (QUESTIONS[2], 7), (QUESTIONS[0], 40)):
+    for question, limit in ((QUESTIONS[1], 40), (QUESTIONS[2], 7), (QUESTIONS[0], 9)):
         messages = [*conversation.messages, {"role": "user", "content": question}]
         prompt = tokenizer.chat(messages)
         alone = diffuse(model, prompt, conversation.how)

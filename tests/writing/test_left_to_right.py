@@ -23,8 +23,8 @@ def tiny():
 
 def texts(tiny, size: int, draw: Draw | None = None) -> list[str]:
     model, tokenizer, _ = tiny
-    answers = [Answer(model.facts, tokenizer, 40) for _ in PROMPTS]
-    ask = Ask(mode="ar", seed=7, max_tokens=40, draw=draw or Draw())
+    answers = [Answer(model.facts, tokenizer, 20) for _ in PROMPTS]
+    ask = Ask(mode="ar", seed=7, max_tokens=20, draw=draw or Draw())
     writings = (
         begin(model, Text(prompt_tokens(tokenizer, prompt)), ask, request=i) for i, prompt in enumerate(PROMPTS)
     )
@@ -76,7 +76,7 @@ def test_who_listens_may_stop_at_any_time(tiny):
 def test_statistics_count_canvases_not_tokens(tiny):
     model, tokenizer, _ = tiny
     answer = Answer(model.facts, tokenizer, 100)
-    prompt = "Extract JSON: Tess is 40 and works as a vet in Accra."
+    prompt = "Reverse: Zoe, Eve"
     for step in diffuse(model, prompt_tokens(tokenizer, prompt), Ask(mode="ar")):
         answer.add(step)
     numbers = answer.statistics(1)

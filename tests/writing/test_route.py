@@ -107,7 +107,7 @@ def test_the_settled_prefix_is_kept_and_the_rest_follows_from_it(tiny):
 def test_it_ends_where_it_is_to(tiny, monkeypatch, max_tokens):
     model, tokenizer, sampling = tiny
     monkeypatch.setattr(model, "facts", replace(model.facts, stop_ids=()))
-    few = replace(sampling, max_denoising_steps=8)
+    few = replace(sampling, max_denoising_steps=4)
     tokens = prompt_tokens(tokenizer, "What is 603 + 845?")
     for ratio in (0.01, 0.2, 9):
         steps = routed(tiny, tokens, ratio, max_tokens, few)

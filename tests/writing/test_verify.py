@@ -71,7 +71,7 @@ def test_what_was_likely_stays_and_a_note_tells_what_is_written_again(tiny):
 def test_the_cache_holds_each_block_once(tiny, fast, monkeypatch):
     model = tiny[0]
     monkeypatch.setattr(model, "facts", replace(model.facts, stop_ids=()))
-    writing = verified(tiny, "What is 603 + 845?", max_tokens=200, sampling=fast)
+    writing = verified(tiny, "What is 603 + 845?", max_tokens=130, sampling=fast)
     tokens = writing.pending.tokens
     drafts = [step.draft for step in run(model, [writing]) if step.final]
     assert len(drafts) > 1
