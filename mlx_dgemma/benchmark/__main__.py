@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..checkpoint.hub import is_hub_id
 from ..errors import Mistake, NotFound
+from ..terminal import picture
 from ..terminal.command import Parser, at_least, check_target, run
 from . import baseline, compare, plot, predict
 from .measure import Measurement
@@ -22,11 +23,8 @@ def _numbers(text: str) -> list[int]:
 
 
 def parser() -> Parser:
-    parser = Parser(
-        prog=f"python -m {NAME}",
-        description="Measure diffusion against autoregression on this machine. Other commands, each with --help: "
-        f"{', '.join(OTHERS)}.",
-    )
+    about = "Measure diffusion against autoregression on this machine. Other commands, each with --help: "
+    parser = Parser(f"python -m {NAME}", f"{about}{', '.join(OTHERS)}.")
     add = parser.add_argument
     add("--model", metavar="FOLDER_OR_HUB_ID", help="a DiffusionGemma checkpoint; without it, the embedded one")
     add("--dummy", metavar="NAME", help="random weights of a published shape instead, such as 26b-a4b")
@@ -62,7 +60,7 @@ def check_flags(options: Namespace) -> None:
     if (path := options.ar_model) and not Path(path).is_dir() and not is_hub_id(path):
         raise NotFound(f"--ar-model {path}: no such folder, and no hub id either")
     if options.plot:
-        plot.check(Path(options.plot))
+        picture.check(Path(options.plot))
     if options.out is not None:
         check_target("--out", Path(options.out))
         if Path(options.out).exists() and Path(options.out).stat().st_size:

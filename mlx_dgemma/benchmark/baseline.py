@@ -8,10 +8,8 @@ from ..terminal.command import Parser
 
 
 def parser() -> Parser:
-    parser = Parser(
-        prog="python -m mlx_dgemma.benchmark baseline",
-        description="Convert Gemma 4 with mlx-lm, each layer stored as our recipe stores DiffusionGemma's.",
-    )
+    about = "Convert Gemma 4 with mlx-lm, each layer stored as our recipe stores DiffusionGemma's."
+    parser = Parser("python -m mlx_dgemma.benchmark baseline", about)
     add = parser.add_argument
     add("--hf-path", required=True, metavar="FOLDER_OR_HUB_ID", help="such as google/gemma-4-26B-A4B-it")
     add("--mlx-path", required=True, metavar="FOLDER", help="where to")

@@ -6,22 +6,19 @@ from pathlib import Path
 
 from ..errors import Mistake
 from ..terminal.command import Parser
+from ..terminal.picture import check
 from ..terminal.table import percent, plain, print_table
-from .plot import check, plot_machines
+from .plot import plot_machines
 from .report import MACHINE, MODES, PASS, Figure, Report, lookup, read_report, rows, speed
 
-FIGURES: list[Figure] = [
-    *MACHINE,
-    *((title, f"passes.0.{path}", write) for title, path, write in PASS),
-    ("steps a block, mean", "modes.diffusion.summary.steps_per_block.mean", plain),
-    ("solved", "modes.diffusion.summary.solved.median", percent),
-]
+FIGURES: list[Figure] = [*MACHINE, *((title, f"passes.0.{path}", write) for title, path, write in PASS)]
+FIGURES.append(("steps a block, mean", "modes.diffusion.summary.steps_per_block.mean", plain))
+FIGURES.append(("solved", "modes.diffusion.summary.solved.median", percent))
 ANSWERED: list[Figure] = [(f"tokens/s as answered, {title}", mode, plain) for mode, title in MODES.items()]
 
 
 def parser() -> Parser:
-    prog = "python -m mlx_dgemma.benchmark compare"
-    parser = Parser(prog=prog, description="Reports of several machines in one table and plot.")
+    parser = Parser("python -m mlx_dgemma.benchmark compare", "Reports of several machines in one table and plot.")
     add = parser.add_argument
     add("reports", nargs="+", metavar="REPORT.json", help="what the benchmark wrote with --out")
     add("--json", action="store_true", help="print one JSON object instead of the table")

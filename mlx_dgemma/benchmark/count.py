@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..checkpoint.config import ModelConfig
+from ..checkpoint.parameters import parameters
 
 CLASSES = ("experts", "attention", "dense MLP", "router", "self-conditioning", "embedding")
 LINEARS = ("attention", "dense MLP", "router")
@@ -20,22 +21,10 @@ PRECISIONS: dict[str, dict[str, float]] = {
     "8bit": dict.fromkeys(CLASSES, 8.5),
     "4bit": {**dict.fromkeys(CLASSES, 8.5), "experts": 4.5, "self-conditioning": 4.5},  # mlx-community's recipe
     "4bit-uniform": dict.fromkeys(CLASSES, 4.5),
+    "3bit": {**dict.fromkeys(CLASSES, 8.5), "experts": 3.5, "self-conditioning": 3.5},
+    "3bit-uniform": dict.fromkeys(CLASSES, 3.5),
+    "2bit": {**dict.fromkeys(CLASSES, 8.5), "experts": 2.5, "self-conditioning": 2.5},
 }
-
-
-def parameters(config: ModelConfig) -> dict[str, int]:
-    """Counts weights by class. Norms and scalars, one in ten thousand, are left out."""
-    hidden, layers, mlp = config.hidden_size, len(config.layers), 3 * config.hidden_size * config.intermediate_size
-    queries = sum(2 * config.num_attention_heads * layer.head_dim for layer in config.layers)  # q_proj and o_proj
-    keys = sum((2 if layer.sliding else 1) * layer.num_key_value_heads * layer.head_dim for layer in config.layers)
-    return {
-        "experts": layers * config.num_experts * 3 * hidden * config.moe_intermediate_size,
-        "attention": hidden * (queries + keys),  # full layers have no v_proj
-        "dense MLP": layers * mlp,
-        "router": layers * (hidden * config.num_experts + hidden + config.num_experts),  # proj and two scales
-        "self-conditioning": mlp,
-        "embedding": config.vocab_size * hidden,
-    }
 
 
 @dataclass(frozen=True)

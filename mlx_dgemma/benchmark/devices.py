@@ -16,7 +16,6 @@ from ..errors import Mistake
 from .count import PRECISIONS, Count, Work
 from .subject import published
 
-FILE = Path(__file__).with_name("devices.toml")
 SHAPE = "26b-a4b"  # which all published rows are of
 SPREAD = (10, 50, 90)  # percentiles: four of five published rows lie between the first and the last
 LEAST = 1.25  # factor of the spread either way: few rows may agree by chance
@@ -73,7 +72,7 @@ class Published:
         return device(self.device).floor(work, self.precision)
 
 
-_TABLE = tomllib.loads(FILE.read_text(encoding="utf-8"))
+_TABLE = tomllib.loads(Path(__file__).with_name("devices.toml").read_text(encoding="utf-8"))
 ROWS = [Published(**row) for row in _TABLE.pop("published")]
 DEVICES = {  # by the name that --device takes
     key: Device(

@@ -6,8 +6,7 @@ import itertools
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,23 +14,13 @@ from ..checkpoint.config import DTYPES
 from ..errors import Mistake
 from ..load import baseline, instruments
 from ..terminal import machine
+from ..terminal.command import phase
 from ..writing.ask import Ask
 from .count import Count, parameters
 from .passes import Passes, check_context, measure_passes
 from .report import KEY, VERSION, Report, write_report
 from .runs import Prompt, Writer, answer_all, baseline_writer, from_file, from_kinds, from_tasks, summary, writer
 from .subject import Subject, is_embedded, make_subject
-
-
-@contextmanager
-def phase(name: str) -> Iterator[None]:
-    """Says on stderr what is being measured, and then how long it took."""
-    print(f"{name} …", end="", file=sys.stderr, flush=True)
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
 
 
 class Measurement:

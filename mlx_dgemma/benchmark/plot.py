@@ -1,58 +1,18 @@
 """Pictures: both ways of writing over the steps of a block, machine by machine; published beside predicted."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-from ..errors import Mistake
-from ..terminal.command import check_target
+from ..terminal.picture import pyplot, save
 from .count import tokens_per_second
 from .devices import Published, Range, device
 from .report import Report, lookup
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
+Axes = Any  # matplotlib's, which is imported where it is used
 STEPS = (1, 2, 4, 8, 16, 32, 48)
-FORMATS = (".png", ".svg", ".pdf")
-
-
-def pyplot() -> ModuleType:
-    """Imports matplotlib's, drawing into files."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise Mistake("--plot needs matplotlib, which is not installed: pip install 'mlx_dgemma[plot]'") from None
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
-    return plt
-
-
-def check(path: Path) -> None:
-    """Raises Mistake if a picture could not be written there. Called before anything is measured."""
-    pyplot()
-    if path.suffix not in FORMATS:
-        raise Mistake(f"--plot {path}: need a name that ends in one of {', '.join(FORMATS)}")
-    check_target("--plot", path)
-
-
-def save(figure: Figure, path: Path) -> None:
-    try:
-        figure.savefig(path, dpi=144)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise Mistake(f"--plot {path} cannot be written: {error.strerror}") from None
-    finally:
-        pyplot().close(figure)
 
 
 def finish(axes: Axes, title: str, x: str, y: str) -> None:

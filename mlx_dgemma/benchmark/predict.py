@@ -12,10 +12,12 @@ from ..checkpoint.config import parse_config
 from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
 from ..terminal.command import Parser, at_least
+from ..terminal.picture import check
 from ..terminal.table import ms, plain, print_table
+from . import fits
 from .count import PRECISIONS, Count, break_even, tokens_per_second
 from .devices import DEVICES, ROWS, SHAPE, Published, Range, alike, device, expected, left_out
-from .plot import check, plot_published
+from .plot import plot_published
 from .report import read_report
 from .subject import published
 
@@ -154,13 +156,12 @@ def show_published(options: argparse.Namespace) -> None:
 
 
 def parser() -> Parser:
-    parser = Parser(
-        prog="python -m mlx_dgemma.benchmark predict",
-        description="Tokens a second of both modes on a machine, and which to use. Nothing is measured.",
-    )
+    about = "Tokens a second of both modes on a machine, and which to use. Nothing is measured."
+    parser = Parser("python -m mlx_dgemma.benchmark predict", about)
     add = parser.add_argument
     add("--device", metavar="NAME", help=f"one of {', '.join(DEVICES)}")
     add("--report", metavar="FILE.json", help="take the ceilings that this report measured instead")
+    add("--memory", type=at_least(8), metavar="GB", help="of a Mac: which weights go into it, with how long a text")
     add("--published", action="store_true", help="what others measured, each row predicted from all the others")
     add("--plot", metavar="FILE.png", help="with --published: draw it")
     add("--precision", choices=list(PRECISIONS), default="4bit", help="of the weights")
@@ -171,14 +172,18 @@ def parser() -> Parser:
 
 
 def command(options: argparse.Namespace) -> int:
-    if [options.device is None, options.report is None, not options.published].count(False) != 1:
-        raise Mistake(f"need --device NAME or --report FILE.json or --published; devices: {', '.join(DEVICES)}")
+    if [bool(one) for one in (options.device, options.report, options.published, options.memory)].count(True) != 1:
+        needed = "--device NAME or --report FILE.json or --published or --memory GB"
+        raise Mistake(f"need {needed}; devices: {', '.join(DEVICES)}")
     if options.plot:
         if not options.published:
             raise Mistake("--plot draws what is --published")
         check(Path(options.plot))
     if options.published:
         show_published(options)
+        return 0
+    if options.memory:
+        print(json.dumps(fits.fits(options.memory))) if options.json else fits.show(options.memory)
         return 0
     predicted = predict_device(options) if options.device else predict_report(Path(options.report))
     predicted["advice"] = advice(predicted["reached"]["middle"]["break_even"]["steps"])

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,7 @@ def spread(values: dict[str, float], scale: float = 1.0) -> str:
     return median + (f" ({least}-{most})" if least != most else "")
 
 
-def spread_ms(seconds: dict[str, float]) -> str:
-    return spread(seconds, 1e3)
+spread_ms = partial(spread, scale=1e3)
 
 
 def model_name(settings: dict[str, Any]) -> str:

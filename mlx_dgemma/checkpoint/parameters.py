@@ -82,3 +82,18 @@ def match(
         if path not in matched:
             raise Mistake(f"tensor {published_name(path)} is missing from the checkpoint")
     return matched
+
+
+def parameters(config: ModelConfig) -> dict[str, int]:
+    """Return how many weights there are by class. Norms and scalars, one in ten thousand, are left out."""
+    hidden, layers, mlp = config.hidden_size, len(config.layers), 3 * config.hidden_size * config.intermediate_size
+    queries = sum(2 * config.num_attention_heads * layer.head_dim for layer in config.layers)  # q_proj and o_proj
+    keys = sum((2 if layer.sliding else 1) * layer.num_key_value_heads * layer.head_dim for layer in config.layers)
+    return {
+        "experts": layers * config.num_experts * 3 * hidden * config.moe_intermediate_size,
+        "attention": hidden * (queries + keys),  # full layers have no v_proj
+        "dense MLP": layers * mlp,
+        "router": layers * (hidden * config.num_experts + hidden + config.num_experts),  # proj and two scales
+        "self-conditioning": mlp,
+        "embedding": config.vocab_size * hidden,
+    }

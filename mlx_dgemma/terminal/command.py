@@ -5,6 +5,7 @@ import codecs
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -143,6 +144,17 @@ def waiting(message: str) -> Status:
     """Returns a context manager that shows `message` on stderr, if that is a terminal."""
     console = Console(stderr=True)
     return console.status(message, spinner="line" if console.options.ascii_only else "dots")
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Says on stderr what is being measured, and then how long it took."""
+    print(f"{name} …", end="", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
 
 
 @contextmanager

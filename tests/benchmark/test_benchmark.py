@@ -216,6 +216,7 @@ def test_a_prediction_from_data_alone(capsys):
 MISTAKES = {
     "unknown device": (["predict", "--device", "m9"], "m1, m1-pro"),
     "device and report": (["predict"], "--device NAME or --report"),
+    "memory and device": (["predict", "--device", "m1", "--memory", "16"], "--memory GB"),
     "device and published": (["predict", "--device", "m1", "--published"], "--device NAME or --report"),
     "a plot of what is not published": (["predict", "--device", "m1", "--plot", "x.png"], "--published"),
     "unknown shape": (["--dummy", "30b"], "need one of 26b-a4b, tiny"),

@@ -94,3 +94,16 @@ def test_the_published_rows_as_tables_picture_and_json(capsys, tmp_path):
     assert out.count("median |log ratio|") == 2 and "llama.cpp" in out
     assert (tmp_path / "published.png").stat().st_size > 10_000
     assert len(predicted(capsys, "--published")) == len(ROWS)
+
+
+def test_what_goes_into_a_small_mac(capsys):
+    """By hand: 16.6 GB of 4-bit weights, a pass and a little text go into the 17.2 GB of a Mac with 24, no smaller."""
+    found = {memory: predicted(capsys, "--memory", str(memory)) for memory in (16, 18, 24)}
+    assert [table["4bit"]["tokens"] > 8192 for table in found.values()] == [False, False, True]
+    assert found[24]["4bit"]["weights"] == pytest.approx(15.4e9, rel=0.01)
+    assert found[24]["4bit"]["needed"] == pytest.approx(16.6e9, rel=0.01) and not found[24]["8bit"]["tokens"]
+    assert [found[16][name]["tokens"] > 0 for name in ("3bit-uniform", "2bit")] == [False, True]
+    assert found[18]["3bit-uniform"]["tokens"] > 8192
+    assert main(["predict", "--memory", "18"]) == 0
+    out = capsys.readouterr().out
+    assert "12.9 GB" in out and "--q-bits 3 --quant-predicate uniform" in out

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlx_dgemma.benchmark.plot import pyplot, save
 from mlx_dgemma.benchmark.runs import Run, answer_all, from_tasks, solve_rate, speed, steps_per_block, writer
 from mlx_dgemma.load import load
+from mlx_dgemma.terminal.picture import pyplot, save
 from mlx_dgemma.tiny.tasks import LEARNT
 from mlx_dgemma.writing.ask import Ask
 

@@ -1,0 +1,31 @@
+"""Which weights go into a Mac's memory, and with how long a text: by arithmetic."""
+
+from ..checkpoint.memory import beside, gigabytes, longest, of_metal
+from ..terminal.table import print_table
+from .count import PRECISIONS, Count
+from .devices import SHAPE
+from .subject import published
+
+WAYS = {  # of having them: flags of `convert`
+    "bf16": "as published", "8bit": "-q --q-bits 8", "4bit": "-q", "4bit-uniform": "-q --quant-predicate uniform",
+    "3bit": "-q --q-bits 3", "3bit-uniform": "-q --q-bits 3 --quant-predicate uniform", "2bit": "-q --q-bits 2",
+}  # fmt: skip
+
+
+def fits(memory: int) -> dict[str, dict[str, float]]:
+    """Returns, by precision, bytes of the weights, bytes needed with the least text, and tokens of the longest in a Mac
+    of so many GiB; 0 where none goes in."""
+    config, found = published(SHAPE), {}
+    for name in WAYS:
+        size, least = Count(config, PRECISIONS[name]).resident, 2 * config.canvas_length
+        tokens = longest(config, of_metal(memory * 2**30) - size)
+        needed = size + beside(config, least)
+        found[name] = {"weights": size, "needed": needed, "tokens": tokens if tokens >= least else 0}
+    return found
+
+
+def show(memory: int) -> None:
+    print(f"A Mac with {memory} GB; its GPU may hold {gigabytes(of_metal(memory * 2**30))}. Predicted, not measured.")
+    rows = [(name, WAYS[name], gigabytes(row["weights"]), gigabytes(row["needed"]), f"{row['tokens']:,}")
+            for name, row in fits(memory).items()]  # fmt: skip
+    print_table(("weights", "convert …", "of weights", "at least", "longest text, tokens"), rows, left=2)
