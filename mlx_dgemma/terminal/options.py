@@ -202,7 +202,7 @@ def open_model(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, 
     if not options.adapter_path and (adapters := adapter_files(folder)):
         note(f"{name}: {', '.join(adapters)} beside the weights is an adapter, and not used: see --adapter-path")
     with waiting("loading"):
-        given = folder, options.backend, options.dtype, options.adapter_path
+        given = options.model, options.backend, options.dtype, options.adapter_path
         model, tokenizer, sampling = load(*given, max_memory=options.max_memory)
     if options.max_memory and not options.quiet:
         room = model.facts.max_position_embeddings

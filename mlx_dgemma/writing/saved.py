@@ -45,17 +45,23 @@ def save(folder: Path, turns: Turns, cache: Cache) -> None:
             write(folder / FILE, Turns(**vars(turns) | {"cache": name}))
         except BaseException:
             if name != old:
-                (folder / name).unlink(missing_ok=True)
+                _forget(folder, name)
             if made:
                 with suppress(OSError):
                     folder.rmdir()
             raise
         if old not in (None, name):
-            (folder / old).unlink(missing_ok=True)
+            _forget(folder, old)
     except (OSError, ValueError) as error:
         if isinstance(error, Mistake):
             raise
         raise Mistake(f"the chat cannot be saved in {folder}: {_reason(error)}; give another folder") from None
+
+
+def _forget(folder: Path, name: str) -> None:
+    """Removes a cache, and the shares of other ranks beside it."""
+    for file in folder.glob(f"{name}*"):
+        file.unlink(missing_ok=True)
 
 
 def _check_ours(folder: Path) -> str | None:
