@@ -37,6 +37,10 @@ class Refusal(Mistake):
         self.path, self.why = path, why
 
 
+class Unfit(Refusal):
+    """What nothing fits: of several options, one may be."""
+
+
 def pointer(path: Iterable) -> str:
     return "#" + "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
 
@@ -97,10 +101,11 @@ class Cases:
 
     def together(self, schemas: Iterable[Schema]) -> list[Case]:
         """The cases in which all of them hold."""
-        cases = [Case()]
+        cases = None
         for schema in schemas:
-            cases = self._both(cases, self.of(schema), schema)
-        return cases
+            here = self.of(schema)
+            cases = here if cases is None else self._both(cases, here, schema)
+        return [Case()] if cases is None else [case for case in cases if case.types and case.values != ()]
 
     def _both(self, left: list[Case], right: list[Case], schema: Schema) -> list[Case]:
         if len(left) * len(right) > MOST_CASES:
@@ -148,7 +153,15 @@ class Cases:
             ) from None
 
     def _any_of(self, schema: dict, place: tuple) -> list[Case]:
-        return [case for option in schema[place[-1]] for case in self.of(option)]
+        cases, empty = [], None
+        for option in schema[place[-1]]:
+            try:
+                cases += self.of(option)
+            except Unfit as mistake:
+                empty = mistake
+        if empty and not cases:
+            raise empty
+        return cases
 
     def _one_of(self, schema: dict, place: tuple) -> list[Case]:
         """The cases of each option that are none of another."""
@@ -199,7 +212,7 @@ class Cases:
             values = [value for value in values if any(self.fits(value, case) for case in cases)]
         if not values and self.opposed is not self:
             keyword = "enum" if "enum" in schema else "const"
-            raise Refusal((*place, keyword), "none of its values fits what else is said here")
+            raise Unfit((*place, keyword), "none of its values fits what else is said here")
         return [Case(values=tuple(values), place=place)]
 
     def without(self, cases: list[Case], schema: Schema) -> list[Case]:

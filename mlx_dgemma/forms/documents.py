@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import product
+from math import ceil, floor
 from typing import Any, NamedTuple
 
 from ..errors import Mistake
@@ -23,6 +24,7 @@ from .strings import character, quoted, written
 NOTHING = Either(())
 FEW = 8  # members of which any one may be the one that is needed
 SCALARS = frozenset(TYPES[2:]) - {"integer"}
+MOST_WHOLE = 100  # different numbers in a list
 MOST_SETS = 1000  # lists of different values that are looked at
 
 
@@ -272,7 +274,8 @@ class Documents:
         if not case.lists and not case.contains:
             return self._array(case & Case(items=Range(0, 1)), path)
         if case.contains or None in kinds[: first or 1]:
-            raise Refusal((*path, "uniqueItems"), "only the values of an enum can be held apart")
+            why = "only values of an enum and few whole numbers can be held apart; leave it out, and drop what is twice"
+            raise Refusal((*path, "uniqueItems"), why)
         if first:
             ways = (
                 [way for n in range(first + 1) for way in product(*kinds[:n])]
@@ -293,6 +296,9 @@ class Documents:
             values = case.values
             if values is None and case.types <= {"boolean", "null"}:
                 values = (*[False, True] * ("boolean" in case.types), *[None] * ("null" in case.types))
+            bounded = case.types == {"integer"} and case.low and case.high
+            if bounded and case.high[0] - case.low[0] <= MOST_WHOLE:
+                values = range(ceil(case.low[0]), floor(case.high[0]) + 1) if values is None else values
             if values is None:
                 return None
             found |= {canonical(value): value for value in values if self.fit.case(value, case)}

@@ -30,12 +30,7 @@ from .strings import Strings
 DEPTHS = [Depth(4, 2), Depth(3, 2), Depth(2, 1), Depth(2, 0), Depth(1, 0)]  # the first that is small enough is taken
 SMALL = 12_000  # nodes
 MOST = 2**24  # characters of a schema
-LEGACY = (
-    validators.Draft3Validator,
-    validators.Draft4Validator,
-    validators.Draft6Validator,
-    validators.Draft7Validator,
-)
+LEGACY = (validators.Draft4Validator, validators.Draft6Validator, validators.Draft7Validator)
 Schema = dict[str, Any]
 
 
@@ -75,6 +70,8 @@ def automaton(schema: Schema | bool, *, reach: int | None = None) -> Automaton:
     if isinstance(schema, dict) and not isinstance(schema.get("$schema", ""), str):
         raise Mistake(f"no JSON schema: $schema is a text, got {json.dumps(schema['$schema'])[:40]}")
     validator = validators.validator_for(schema, default=validators.Draft202012Validator)
+    if validator is validators.Draft3Validator:
+        raise Mistake("#/$schema cannot be held: draft 3 means other things by the same words; use draft 4 or later")
     try:
         if validator is not validators.Draft202012Validator or not well_formed(schema):
             validator.check_schema(schema, format_checker=None)  # or Python's `re` would have to read each pattern

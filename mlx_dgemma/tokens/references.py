@@ -23,7 +23,7 @@ class References:
         self.bases: dict[int, str] = {}  # and the URI from which its references count
         self.named: dict[str, Any] = {"": root}  # URI, with an anchor -> schema
         draft = root.get("$schema", "") if isinstance(root, dict) else ""
-        self.own_name = "id" if "draft-03" in draft or "draft-04" in draft else "$id"
+        self.own_name = "id" if "draft-04" in draft else "$id"
         for schema, path, base in _walk(root, (), "", self.own_name):
             self.places[id(schema)], self.bases[id(schema)] = path, base
             if isinstance(identifier := schema.get(self.own_name), str):

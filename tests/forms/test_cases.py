@@ -116,6 +116,12 @@ CASES = {  # what is said -> documents, and texts that are none
         ["[1, 3]"],
         ["[1]", "[1, 1]"],
     ),
+    "a set of few whole numbers": (
+        {"type": "array", "items": {"type": "integer", "minimum": 1, "exclusiveMaximum": 4}, "uniqueItems": True},
+        ["[1, 3]", "[]"],
+        ["[1, 1]", "[4]"],
+    ),
+    "an option that nothing fits": ({"anyOf": [{"enum": []}, WHOLE]}, ["3"], ['""']),
     "contains": ({"type": "array", "items": WHOLE, "contains": {"const": 7}}, ["[7]", "[7, 1]"], ["[]", "[1]"]),
     "multipleOf": ({"type": "integer", "multipleOf": 5, "minimum": 0, "maximum": 100}, ["0", "95"], ["7", "105"]),
     "multipleOf without bounds": ({"type": "integer", "multipleOf": 12}, ["0", "-144", "123456"], ["2", "-13"]),
