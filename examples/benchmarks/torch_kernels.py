@@ -2,7 +2,7 @@
 
     python examples/benchmarks/torch_kernels.py [--shape 26b-a4b] [--precision bf16] [--context 512] [--rows 1]
 
-Prints a line a kernel, the longest first, and what lies between them.
+Prints a line a kernel, the longest last, and what lies between them.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
         (e.self_device_time_total if gpu else e.self_cpu_time_total, e.count, e.key) for e in trace.key_averages()
     ]
     print(f"{torch.cuda.get_device_name() if gpu else 'cpu'}: a step takes {whole:.0f} us under the profiler")
-    for spent, count, name in sorted(kernels, reverse=True)[:60]:
+    for spent, count, name in sorted(kernels)[-60:]:
         print(f"{spent / STEPS:10.1f} us {count / STEPS:7.1f} times  {name[:110]}")
     print(f"{whole - sum(spent for spent, *_ in kernels) / STEPS:10.1f} us in between")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checkpoint.memory import of_metal
 from ..errors import Mistake
 from .count import PRECISIONS, Count, Work
 from .subject import published
@@ -28,7 +29,7 @@ class Device:
     family: str
     bandwidth: float  # bytes a second
     flops: dict[str, float]  # FLOPs a second, by what is multiplied
-    memory: float  # bytes
+    memory: float  # bytes that its GPU may hold
     sources: dict[str, str]
 
     def flops_for(self, precision: str) -> float:
@@ -80,7 +81,7 @@ DEVICES = {  # by the name that --device takes
         entry["family"],
         entry["bandwidth"]["value"] * 1e9,
         {kind: value * 1e12 for kind, value in entry["flops"].items() if isinstance(value, float)},
-        entry["memory"] * 1e9,
+        of_metal(entry["memory"] * 2**30) if entry["family"].startswith("M") else entry["memory"] * 1e9,
         {name: f"{entry[name]['kind']}: {entry[name]['source']}" for name in ("bandwidth", "flops")},
     )
     for key, entry in _TABLE.items()

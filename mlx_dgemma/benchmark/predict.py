@@ -106,7 +106,7 @@ def show(predicted: dict[str, Any]) -> None:
     if "memory" in predicted:
         needed, memory = predicted["needed_memory"], predicted["memory"]
         fits = "" if needed <= memory else ": does not fit, the figures are of a larger one"
-        notes.append(("memory", f"{gigabytes(needed)} of {gigabytes(memory)}{fits}"))
+        notes.append(("memory", f"{gigabytes(needed)} of the {gigabytes(memory)} of the GPU{fits}"))
     print_table(("", ""), notes, left=2)
     reached = predicted["reached"]
     columns = [predicted, *(reached[name] for name in ("middle", "fastest", "slowest") if name in reached)]
