@@ -15,7 +15,7 @@ from .tools import CALL_CLOSE, CALL_OPEN, QUOTE, RESPONSE_CLOSE, RESPONSE_OPEN, 
 
 IN_A_TURN = (CHANNEL_OPEN, CHANNEL_CLOSE, CALL_OPEN, CALL_CLOSE, RESPONSE_OPEN, RESPONSE_CLOSE, QUOTE)
 _ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
-_ROLES |= {"developer": "system", "model": "assistant", "function": "tool"}
+_ROLES |= {"developer": "system", "model": "assistant", "function": "tool", "human": "user", "ai": "assistant"}
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # type -> key
 _BLOCKS = ("tool_use", "tool_result", "thinking", "redacted_thinking")  # Anthropic's parts that are no text
 _PICTURES = ("image", "image_url", "input_image", "video", "video_url")
@@ -80,13 +80,15 @@ def hears_tools(tokenizer: Tokenizer, tools: list[dict]) -> bool:
 def template_messages(given: Sequence[dict]) -> list[dict]:
     """Makes of messages as clients record them what chat templates want.
 
-    They are OpenAI's or Anthropic's. `developer` is `system`. `content` may be null, missing, or a list of parts of
+    They are OpenAI's, the items of its Responses among them, Anthropic's, Gemini's or LangChain's. `developer` is
+    `system`. `content` may be null, missing, or a list of parts of
     text, which are joined; it becomes a text. A call's arguments may be a JSON string; they become an object. A tool's
     result may name its call by id, by the tool's name or, where the results have the order of the calls, not at all; it
     gets an id and a name. Thoughts (`reasoning_content`, `reasoning` or `thinking`) stay. MessageMistake names the
     message that cannot be used, as one with a picture.
     """
-    turns = [(f"messages[{i}]", turn) for i, message in enumerate(given) for turn in _without_blocks(message)]
+    usual = [(f"messages[{i}]", _usual(message)) for i, message in enumerate(given)]
+    turns = [(where, turn) for where, message in usual for turn in _without_blocks(message)]
     messages: list[dict] = []
     names: dict[str, str] = {}  # id of a call -> tool
     waiting: list[str] = []  # ids of calls that have no result yet
@@ -110,10 +112,42 @@ def template_messages(given: Sequence[dict]) -> list[dict]:
     return messages
 
 
+def _usual(message: Any) -> Any:
+    """Returns an item of OpenAI's Responses, or a message of Gemini's or LangChain's, as one with role and content."""
+    if not isinstance(message, dict):
+        return message
+    kind = message.get("type")
+    if kind == "function_call":
+        return {"role": "assistant", "tool_calls": [{"id": message.get("call_id"), "function": message}]}
+    if kind == "function_call_output":
+        return {"role": "tool", "tool_call_id": message.get("call_id"), "content": message.get("output")}
+    if "role" not in message and kind in _ROLES:
+        message = {"role": kind, **(message["data"] if isinstance(message.get("data"), dict) else message)}
+    if message.get("content") is None and isinstance(message.get("parts"), list):
+        message = {"role": "user", **message, "content": [_block(part) for part in message["parts"]]}
+    return message
+
+
+def _block(part: Any) -> Any:
+    """Returns a part of Gemini's as a block of Anthropic's."""
+    if not isinstance(part, dict) or "type" in part:
+        return part
+    if isinstance(call := part.get("functionCall", part.get("function_call")), dict):
+        return {"type": "tool_use", "id": call.get("id"), "name": call.get("name"), "input": call.get("args")}
+    if isinstance(result := part.get("functionResponse", part.get("function_response")), dict):
+        content = json.dumps(result.get("response"), ensure_ascii=False)
+        return {"type": "tool_result", "tool_use_id": result.get("id"), "name": result.get("name"), "content": content}
+    if "inlineData" in part or "inline_data" in part:
+        return {"type": "image"}
+    return {"type": "thinking", "thinking": part.get("text")} if part.get("thought") else {"type": "text", **part}
+
+
 def _without_blocks(message: Any) -> list[Any]:
     """Returns the messages of OpenAI's that one of Anthropic's stands for, whose calls, results and thoughts are blocks
     of its content; any other as it is."""
     content = message.get("content") if isinstance(message, dict) else None
+    if isinstance(message, dict) and message.get("type") == "reasoning":  # thoughts of OpenAI's, which are not shown
+        return []
     blocks: dict[str, list[dict]] = {kind: [] for kind in _BLOCKS}
     parts = content if isinstance(content, list) else []
     for part in parts:
@@ -121,7 +155,7 @@ def _without_blocks(message: Any) -> list[Any]:
             blocks[part["type"]].append(part)
     results = [{"role": "tool", "tool_call_id": b.get("tool_use_id"), **b} for b in blocks["tool_result"]]
     calls = [{"id": b.get("id"), "function": {**b, "arguments": b.get("input")}} for b in blocks["tool_use"]]
-    thoughts = "".join(str(block.get("thinking")) for block in blocks["thinking"])
+    thoughts = "".join(block["thinking"] for block in blocks["thinking"] if isinstance(block.get("thinking"), str))
     if results and len(results) == len(parts):
         return results
     more = ({"tool_calls": calls} if calls else {}) | ({"reasoning_content": thoughts} if thoughts else {})
@@ -165,10 +199,10 @@ def _calls(message: dict, where: str, before: int) -> list[dict]:
         raise MessageMistake(f"{where}.tool_calls", f"need a list of calls, got {calls!r:.80}")
     read = []
     for i, call in enumerate(calls or []):
-        place, function = f"{where}.tool_calls[{i}]", call.get("function") if isinstance(call, dict) else None
+        place, function = f"{where}.tool_calls[{i}]", call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise MessageMistake(place, f'need {{"function": {{"name": …, "arguments": …}}}}, got {call!r:.80}')
-        arguments = _arguments(function.get("arguments"), f"{place}.function.arguments")
+        arguments = _arguments(function.get("arguments", function.get("args")), f"{place}.function.arguments")
         function = {"name": function["name"], "arguments": arguments}
         read.append({"id": str(call.get("id") or f"call {before + i}"), "type": "function", "function": function})
     return read

@@ -91,6 +91,48 @@ def test_a_call_and_its_result(strict, assistant, result):
     assert said.endswith('<|tool_response>response:weather{value:<|"|>3 C<|"|>}<tool_response|>')
 
 
+ARGUMENTS = json.dumps(OBJECT)
+OF_OTHERS = {
+    "OpenAI's Responses": [
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "How warm?"}]},
+        {"type": "reasoning", "id": "r", "summary": []},
+        {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": ARGUMENTS},
+        {"type": "function_call_output", "call_id": "c1", "output": "3 C"},
+    ],
+    "LangChain's": [
+        {"type": "human", "content": "How warm?", "additional_kwargs": {}},
+        {"type": "ai", "content": "", "tool_calls": [{"name": "weather", "args": OBJECT, "id": "c1"}]},
+        {"type": "tool", "content": "3 C", "tool_call_id": "c1"},
+    ],
+    "LangChain's, in data": [
+        {"type": "human", "data": {"content": "How warm?", "type": "human"}},
+        {"type": "ai", "data": {"content": "", "tool_calls": [{"name": "weather", "args": OBJECT, "id": "c1"}]}},
+        {"type": "tool", "data": {"content": "3 C", "tool_call_id": "c1"}},
+    ],
+}
+
+
+@pytest.mark.parametrize("program", OF_OTHERS)
+def test_a_call_and_its_result_as_others_record_it(strict, program):
+    assert text(strict, OF_OTHERS[program]) == text(strict, ASKED)
+
+
+@pytest.mark.parametrize(("call_key", "result_key"), [("functionCall", "functionResponse"), ("function_call",) * 2])
+def test_geminis_parts(call_key, result_key):
+    result_key = result_key.replace("function_call", "function_response")
+    given = [
+        {"parts": [{"text": "How "}, {"text": "warm?"}]},
+        {"role": "model", "parts": [{"thought": True, "text": "hm"}, {call_key: {"name": "weather", "args": OBJECT}}]},
+        {"role": "user", "parts": [{result_key: {"name": "weather", "response": {"C": 3}}}]},
+    ]
+    asked, called, result = template_messages(given)
+    assert asked == user("How warm?") and called["reasoning_content"] == "hm"
+    assert called["tool_calls"][0]["function"] == {"name": "weather", "arguments": OBJECT}
+    assert (result["role"], result["content"], result["name"]) == ("tool", '{"C": 3}', "weather")
+    with pytest.raises(MessageMistake, match=r"messages\[0\].content\[0\]: this reads text only"):
+        template_messages([{"role": "user", "parts": [{"inlineData": {"mimeType": "image/png", "data": ""}}]}])
+
+
 def test_results_in_any_order_find_their_calls(strict):
     calls = calling(call('{"city": "Oslo"}', "a"), call("", "b", "time"), call({}, "c", "time"))
     results = [{"role": "tool", "tool_call_id": i, "content": f"of {i}"} for i in "cab"]
