@@ -23,12 +23,14 @@ from .automaton import TOO_LARGE, Automaton, Budget
 from .cases import Refusal, pointer
 from .construction import MOST_NODES, build_automaton
 from .documents import NOTHING, Depth, Documents
+from .expression import Expression
 from .fit import Fit
 from .keywords import well_formed
 from .strings import Strings
 
 DEPTHS = [Depth(4, 2), Depth(3, 2), Depth(2, 1), Depth(2, 0), Depth(1, 0)]  # the first that is small enough is taken
 SMALL = 12_000  # nodes
+DEEP = 16  # times that what refers to itself stands inside itself, where four times are that much smaller
 MOST = 2**24  # characters of a schema
 LEGACY = (validators.Draft4Validator, validators.Draft6Validator, validators.Draft7Validator)
 Schema = dict[str, Any]
@@ -87,10 +89,12 @@ def _built(schema: Schema | bool, reach: int | None, legacy: bool) -> Automaton:
     fit = Fit(References(schema), Strings(budget), legacy)
     fit.cases.of(schema)
     for depth in DEPTHS:
-        documents = Documents(fit, budget, depth)
-        expression = documents.value((schema,), ())
+        documents, expression = _written(fit, budget, schema, depth)
         if not documents.cut or documents.sizes[expression] <= SMALL:
             break
+    if documents.cut and documents.sizes[expression] * DEEP // depth.itself <= SMALL:
+        deeper = _written(fit, budget, schema, Depth(DEEP, depth.anything))
+        documents, expression = deeper if deeper[0].sizes[deeper[1]] <= SMALL else (documents, expression)
     if expression is NOTHING:
         why = "it refers to itself, so no document of it ends" if documents.cut else "nothing fits it"
         raise Refusal((), why)
@@ -101,3 +105,8 @@ def _built(schema: Schema | bool, reach: int | None, legacy: bool) -> Automaton:
         return build_automaton(expression, budget)
     except Mistake as mistake:
         raise Refusal(path, str(mistake)) from None
+
+
+def _written(fit: Fit, budget: Budget, schema: Schema | bool, depth: Depth) -> tuple[Documents, Expression]:
+    documents = Documents(fit, budget, depth)
+    return documents, documents.value((schema,), ())

@@ -236,6 +236,9 @@ def test_a_tree_is_as_deep_as_it_is_small_enough():
         return b'{"value": "", "kids": [' * levels + b'{"value": "", "kids": []}' + b"]}" * levels
 
     assert schema.automaton(TREE).matches(deep(3)) and not schema.automaton(TREE).matches(deep(9))
+    endless = members(value=STRING, kids={"type": "array", "items": {"$ref": "#"}})
+    automaton = schema.automaton(endless)
+    assert automaton.matches(deep(15)) and not automaton.matches(deep(20))
     wide = {"type": "object", "properties": {f"m{i}": {"$ref": "#"} for i in range(20)}}
     assert schema.automaton(wide).matches(b'{"m3": {}}')
 

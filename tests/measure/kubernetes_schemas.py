@@ -1,4 +1,7 @@
-"""Kubernetes' objects as schemas: the models of its Python client, which are pydantic's."""
+"""Kubernetes' objects as schemas: the models of its Python client, which are pydantic's.
+
+Needs `pip install --target FOLDER kubernetes`.
+"""
 
 from __future__ import annotations
 
