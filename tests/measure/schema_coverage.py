@@ -3,7 +3,7 @@
     python tests/measure/schema_coverage.py suite JSON-Schema-Test-Suite/tests/draft2020-12    # of jsonschema's sources
     python tests/measure/schema_coverage.py pydantic                                           # 51 kinds of fields
     python tests/measure/schema_coverage.py files FILE.json …
-    python tests/measure/schema_coverage.py kubernetes FOLDER V1Deployment …             # pip install --target FOLDER kubernetes
+    python tests/measure/schema_coverage.py kubernetes FOLDER V1Deployment …  # pip install --target FOLDER kubernetes
 
 Of each schema that is held, random texts of its automaton are validated by jsonschema, formats checked. Prints a line
 for each that is refused or wrong, and one JSON object.
