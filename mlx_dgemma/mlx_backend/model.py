@@ -68,7 +68,7 @@ class MLXModel:
     ) -> list[NextToken] | None:
         check_caches(texts, caches)
         texts = [checked(text, self.facts.vocab_size) for text in texts]
-        scores: list[list[tuple[mx.array, mx.array]]] = [[] for _ in texts]
+        scores: list[list[tuple[mx.array, ...]]] = [[] for _ in texts]
         for start in range(0, max(map(len, texts), default=0), PREFILL_CHUNK):
             parts = [(i, text[start : start + PREFILL_CHUNK]) for i, text in enumerate(texts) if len(text) > start]
             before = {i: caches[i].hidden for i, _ in parts}
@@ -78,7 +78,7 @@ class MLXModel:
                     scores[i].append(self._score(part, states, before[i]))
             # Each chunk is computed before the next is begun: memory stays bounded by one.
             mx.eval([caches[i].arrays for i, _ in parts], scores)
-        return [join_scores([(np.array(a), np.array(b)) for a, b in parts]) for parts in scores] if score else None
+        return [join_scores([tuple(map(np.array, part)) for part in parts]) for parts in scores] if score else None
 
     def denoise(self, rows: Sequence[Row]) -> list[Prediction]:
         streams, readouts = family.streams(), []
@@ -165,16 +165,19 @@ class MLXModel:
             cache.advance(hidden[i : i + 1])
         return hidden
 
-    def _score(self, text: Text, hidden: mx.array, before: mx.array | None) -> tuple[mx.array, mx.array]:
-        """argmax [n], and the log-probability [n] of each token of `text` from the hidden state before it."""
+    def _score(self, text: Text, hidden: mx.array, before: mx.array | None) -> tuple[mx.array, ...]:
+        """What `NextToken` has of `text`: each token by the hidden state before it."""
         states = hidden if before is None else mx.concatenate([before[-1:], hidden])
         behind = mx.array(np.append(text.tokens[len(text) - len(states) + 1 :], 0))  # each state; nothing, the last
-        argmax, scored = [], [mx.full((1,), mx.nan)]
+        argmax, scored, top = [], [mx.full((1,), mx.nan)], []
         for first in range(0, len(states), SCORED):
             part = slice(first, first + SCORED)
             logits = head(self.table, states[part], self.cap)
             chosen = mx.take_along_axis(logits, behind[part, None], axis=-1)
+            whole = mx.logsumexp(logits, axis=-1, keepdims=True)
             argmax.append(logits.argmax(axis=-1).astype(mx.int32))
-            scored.append((chosen - mx.logsumexp(logits, axis=-1, keepdims=True))[:, 0])
-            states = mx.depends([states], [argmax[-1], scored[-1]])[0]  # a part at a time
-        return mx.concatenate(argmax)[-len(text) :], mx.concatenate(scored)[-len(text) - 1 : -1]
+            scored.append((chosen - whole)[:, 0])
+            top.append(logits.max(axis=-1) - whole[:, 0])
+            states = mx.depends([states], [argmax[-1], scored[-1], top[-1]])[0]  # a part at a time
+        last = slice(-len(text), None)
+        return mx.concatenate(argmax)[last], mx.concatenate(scored)[-len(text) - 1 : -1], mx.concatenate(top)[last]

@@ -113,6 +113,7 @@ class NextToken:
 
     argmax: np.ndarray  # [n] int32: the likeliest token after each of them
     logprob: np.ndarray  # [n] float32: log-probability of each, given all before it; NaN where nothing was before
+    top: np.ndarray  # [n] float32: log-probability of `argmax`
 
 
 @dataclass(frozen=True, kw_only=True)

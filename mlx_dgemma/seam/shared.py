@@ -63,10 +63,10 @@ def known_ids(row: Row, certain: np.ndarray | None) -> np.ndarray | None:
     return hint if certain is None else np.where(hint >= 0, hint, certain)
 
 
-def join_scores(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> NextToken:
-    """Join the argmax and the log-probabilities of the parts of a text."""
+def join_scores(parts: Sequence[tuple[np.ndarray, ...]]) -> NextToken:
+    """Join what `NextToken` has of the parts of a text."""
     if not parts:
-        return NextToken(np.zeros(0, np.int32), np.zeros(0, np.float32))
+        return NextToken(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.float32))
     return NextToken(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 

@@ -12,6 +12,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Stops = str | Annotated[list[str], Field(max_length=4)]
 Texts = Annotated[list[str], Field(min_length=2, max_length=1000)]
+MOST_PROMPTS = 64  # of one request
 DEEPEST = 64  # lists and objects within each other
 
 # What clients send and what changes nothing here, so that no client need be told.
@@ -23,7 +24,7 @@ QUIET = {
 # What would change the answer and cannot be done, and the values that ask for nothing.
 REFUSED: dict[str, tuple] = {
     "logit_bias": ({}, None), "frequency_penalty": (0, None), "presence_penalty": (0, None), "best_of": (1, None),
-    "audio": (None,), "previous_response_id": (None, ""), "top_logprobs": (0, None), "repetition_penalty": (1, None),
+    "audio": (None,), "previous_response_id": (None, ""), "top_logprobs": (0, 1, None), "repetition_penalty": (1, None),
     "functions": ([], None), "background": (False, None), "conversation": (None,),
 }  # fmt: skip
 
@@ -81,7 +82,7 @@ class Completion(Body):
     echo: bool | None = None
     n: Annotated[int, Field(ge=1, le=8)] | None = None
     raw: bool | None = None  # no chat template
-    logprobs: Annotated[int, Field(ge=0, le=1)] | bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=1)] | bool | None = None  # 1: of the likeliest token, too
     gap: Count | Annotated[list[Count], Field(max_length=64)] | None = None  # tokens of gaps, where they are known
     heal: bool | None = None
     tries: Annotated[int, Field(ge=1, le=64)] | None = None  # lengths of a gap

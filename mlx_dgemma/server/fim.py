@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from ..fill.gap_length import SURE
@@ -19,7 +20,7 @@ from ..writing.ask import Ask
 from ..writing.batch import PIECE
 from ..writing.diffuse import check_answer
 from . import tasks
-from .bodies import Body, Completion, InfillBody, unknown
+from .bodies import MOST_PROMPTS, Body, Completion, InfillBody, unknown
 from .engine import Engine
 from .frames import sse
 from .openai import REASONS, ChatWire
@@ -88,37 +89,60 @@ def fill_task(request: Infill, mark: int, drafts: bool, engine: Engine, put: tas
 
 def completion_wanted(engine: Engine, body: Completion) -> Wanted:
     """A text behind a prompt, or in its gap. Without `raw` the prompt is a question to the model, as in a chat."""
-    if body.logprobs or body.echo:
-        raise Refusal(400, "echo and logprobs of completions cannot be done: leave them out", "logprobs")
-    prompt = body.prompt[0] if isinstance(body.prompt, list) and len(body.prompt) == 1 else body.prompt
-    prefix, suffix = (prompt, body.suffix) if isinstance(prompt, str) else (None, None)
+    prompts = _prompts(body.prompt)
     if body.fill is not None:
+        _no_scores(body)
         return fill_wanted(engine, body, around(body.fill))
-    if prefix is not None and suffix is None and (marked := sentinels(prefix)):
-        prefix, suffix = marked
-    if prefix is not None and suffix is not None:
-        return fim_wanted(engine, body, prefix, suffix)
+    if len(prompts) > 1 and body.suffix is not None:
+        raise Refusal(400, "suffix goes with one prompt", "suffix")
+    if isinstance(prefix := prompts[0], str) and len(prompts) == 1:
+        marked = (prefix, body.suffix) if body.suffix is not None else sentinels(prefix)
+        if marked:
+            _no_scores(body)
+            return fim_wanted(engine, body, *marked)
     warnings = unknown(body)
     ask = ask_of(engine, body, body.max_tokens, warnings)
-    tokens = _prompt(engine, prompt, bool(body.raw))
-    check_answer(engine.model, len(tokens), ask)
-    question = Question(
-        tokens=tokens,
-        ask=ask,
-        count=body.n or 1,
-        stops=body.stops,
-        language=form_of(engine, body, ask),
-        drafts=bool(body.drafts),
-    )
     if body.choices:
         raise Refusal(400, "choices are for /v1/chat/completions", "choices")
-    model = body.model or engine.name
+    scored = body.logprobs is not None and body.logprobs is not False
+    if scored and body.stream:
+        raise Refusal(400, "logprobs are of the whole text: leave out stream", "logprobs")
+    count, language, questions = body.n or 1, form_of(engine, body, ask), []
+    for number, prompt in enumerate(prompts):
+        tokens = _prompt(engine, prompt, bool(body.raw))
+        check_answer(engine.model, len(tokens), ask)
+        echo = None
+        if body.echo:
+            echo = prompt if isinstance(prompt, str) else engine.alphabet.decode(tokens)
+        asked = {"tokens": tokens, "ask": ask, "stops": body.stops, "language": language, "drafts": bool(body.drafts)}
+        questions.append(Question(**asked, count=count, first=number * count, echo=echo, scored=scored))
     return Wanted(
-        body=body, question=question, model=model, warnings=warnings, rows=body.n or 1, template=body.template
+        body=body,
+        question=questions[0],
+        more=questions[1:],
+        model=body.model or engine.name,
+        warnings=warnings,
+        rows=min(count * len(questions), max(engine.places, count)),
+        template=body.template,
     )
+
+
+def _prompts(given: str | list) -> list[str | list]:
+    """The prompts of a completion: one text, one list of token ids, or several of either."""
+    several = isinstance(given, list) and given and all(isinstance(each, str | list) for each in given)
+    if several and len(given) > MOST_PROMPTS:
+        raise Refusal(400, f"prompt: {MOST_PROMPTS} are taken at once, got {len(given)}", "prompt")
+    return given if several else [given]
+
+
+def _no_scores(body: Completion) -> None:
+    if body.echo or (body.logprobs is not None and body.logprobs is not False):
+        raise Refusal(400, "echo and logprobs are of a text behind a prompt, not of a gap", "echo")
 
 
 def _prompt(engine: Engine, prompt: str | list, raw: bool) -> list[int]:
+    if not prompt:
+        raise Refusal(400, "the prompt is empty: say what you want", "prompt")
     if isinstance(prompt, str) and raw:
         start = [] if engine.tokenizer.bos_token_id is None else [engine.tokenizer.bos_token_id]
         tokens = start + engine.tokenizer.encode(prompt)
@@ -127,9 +151,7 @@ def _prompt(engine: Engine, prompt: str | list, raw: bool) -> list[int]:
     else:
         tokens, size = prompt, engine.model.facts.vocab_size
         if not all(type(token) is int and 0 <= token < size for token in tokens):
-            raise Refusal(400, f"prompt: need one text, or one list of token ids below {size}", "prompt")
-    if not tokens:
-        raise Refusal(400, "the prompt is empty: say what you want", "prompt")
+            raise Refusal(400, f"prompt: need texts, or lists of token ids below {size}", "prompt")
     return list(tokens)
 
 
@@ -169,7 +191,9 @@ class CompletionWire(ChatWire):
         return super().head(chunk) | {"object": self.kind}
 
     def begin(self) -> Iterator[bytes]:
-        return iter(())
+        for question in (self.wanted.question, *self.wanted.more):
+            for index in range(question.first, question.first + question.count) if question.echo else ():
+                yield self.chunk(index, {"content": question.echo})
 
     def chunk(self, index: int, delta: dict, reason: str | None = None, **more: Any) -> bytes:
         choice = {"index": index, "text": delta.get("content", ""), "delta": delta, "logprobs": None}
@@ -177,7 +201,16 @@ class CompletionWire(ChatWire):
 
     def choice(self, each: Written) -> dict[str, Any]:
         choice = super().choice(each)
-        return {"index": each.index, "text": each.text} | choice
+        return {"index": each.index, "text": each.echo + each.text} | choice
+
+    def logprobs(self, each: Written) -> dict[str, Any] | None:
+        """As completions have them: lists, with null where nothing was before."""
+        if each.scores is None:
+            return None
+        tokens, logprobs, tops = zip(*self.scored(each), strict=True)
+        offsets = [0, *accumulate(map(len, tokens))][:-1]
+        shown = [top and {top[0]: top[1]} for top in tops] if self.body.logprobs else None
+        return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": shown, "text_offset": offsets}
 
     def end(self, result: list[Written] | Filled) -> Iterator[bytes]:
         if isinstance(result, list):

@@ -137,27 +137,39 @@ class ChatWire:
         return choice | {"finish_reason": self.reason(each)}
 
     def logprobs(self, each: Written) -> dict[str, Any] | None:
-        if each.logprobs is None:
+        if each.scores is None:
             return None
-        decode = self.engine.alphabet.decode
-        tokens = [
-            (decode([token]), float(value)) for token, value in zip(each.answer.tokens, each.logprobs, strict=True)
+        asked = (self.body.model_extra or {}).get("top_logprobs")
+        shown = [
+            _entry(text, logprob) | {"top_logprobs": [_entry(*top)] if asked else []}
+            for text, logprob, top in self.scored(each)
         ]
-        shown = [{"token": t, "logprob": v, "bytes": list(t.encode()), "top_logprobs": []} for t, v in tokens]
         return {"content": shown}
+
+    def scored(self, each: Written) -> Iterator[tuple[str, float | None, tuple[str, float] | None]]:
+        """Each token's text and log-probability, and those of the likeliest in its place; None of a text's first."""
+        decode = self.engine.alphabet.decode
+        for one in each.scores:
+            top = None if one.likeliest is None else (decode([one.likeliest]), one.top)
+            yield decode([one.token]), one.logprob, top
+
+
+def _entry(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
 def usage(written: Sequence[Written]) -> dict[str, Any]:
     """Counts of tokens and passes, of all answers together."""
     answers = [each.answer for each in written]
-    prompt, answer = len(answers[0].prompt), sum(len(answer.tokens) for answer in answers)
+    prompts = {id(each.answer.prompt): each for each in written}.values()  # answers to one share it
+    prompt, answer = sum(len(each.answer.prompt) for each in prompts), sum(len(answer.tokens) for answer in answers)
     steps = sum(answer.steps for answer in answers)
     first = [answer.seconds_to_first_block for answer in answers if answer.seconds_to_first_block is not None]
     return {
         "prompt_tokens": prompt,
         "completion_tokens": answer,
         "total_tokens": prompt + answer,
-        "prompt_tokens_details": {"cached_tokens": written[0].cached_tokens},
+        "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in prompts)},
         "completion_tokens_details": {"reasoning_tokens": sum(each.thinking_tokens for each in written)},
         "diffusion": {
             "blocks": sum(len(answer.steps_per_block) for answer in answers),

@@ -1,20 +1,20 @@
 """The tasks that requests are: answers to a prompt, gaps and edits, choices, scores. They run in the model's thread."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-import numpy as np
 
 from ..fill.infill import Filled, Infill, fill
 from ..forms.choices import choosing
 from ..forms.language import Language, begin_within
 from ..seam.model import Cache, Text
+from ..seam.shared import join_scores
 from ..tokens.stream import open_channel, split_thinking
 from ..writing.answer import Answer
 from ..writing.ask import Ask
-from ..writing.batch import PIECE, InProgress
+from ..writing.batch import InProgress
 from ..writing.diffuse import begin
 from ..writing.task import Task
 from ..writing.writing import Step
@@ -31,11 +31,23 @@ class Question:
     tokens: Sequence[int]
     ask: Ask
     count: int = 1  # answers, with one seed after the other
+    first: int = 0  # the index of the first of them
     stops: Sequence[str] = ()  # texts before which an answer is cut
     language: Language | None = None  # of which an answer is
     mark: int = 0  # tokens that other prompts begin with, too
     drafts: bool = False
     scored: bool = False  # the log-probability of each token is wanted
+    echo: str | None = None  # the prompt's text, to stand before the answer; its tokens are scored, too
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A token, and what the causal pass predicted in its place; None of a text's first."""
+
+    token: int
+    logprob: float | None
+    likeliest: int | None = None
+    top: float | None = None  # its log-probability
 
 
 @dataclass(eq=False, kw_only=True)
@@ -47,7 +59,8 @@ class Written:
     answer: Answer
     cached_tokens: int
     encoded: list[int] = field(default_factory=list)  # tokens of finished blocks
-    logprobs: np.ndarray | None = None  # [tokens] float32
+    echo: str = ""  # that stands before the text
+    scores: list[Scored] | None = None
 
     @property
     def done(self) -> bool:
@@ -98,7 +111,7 @@ def answer(engine: Engine, question: Question, put: Put) -> Task[list[Written]]:
         if any(not each.row.done for each in written):
             yield []  # cut at a stop: they leave the batch now
         for each in written if question.scored else ():
-            each.logprobs = yield from score(engine, each.answer.tokens, beginning.copy())
+            each.scores = yield from score(engine, question, each.answer.tokens, beginning)
     except GeneratorExit:
         _keep(engine, prompt, written, beginning)
         raise
@@ -114,7 +127,8 @@ def _begin(engine: Engine, question: Question, index: int, cache: Cache, known: 
     else:
         row = begin(engine.model, text, ask, cache=cache)
     grows = Answer(engine.model.facts, engine.tokenizer, ask.max_tokens, question.tokens, question.stops)
-    return Written(index=index, row=row, answer=grows, cached_tokens=known)
+    place = {"index": question.first + index, "echo": question.echo or ""}
+    return Written(row=row, answer=grows, cached_tokens=known, **place)
 
 
 def _take(each: Written, step: Step, question: Question, put: Put) -> None:
@@ -134,14 +148,49 @@ def _keep(engine: Engine, prompt: list[int], written: Sequence[Written], beginni
         engine.prefixes.keep(text[: cache.length], cache)
 
 
-def score(engine: Engine, tokens: Sequence[int], cache: Cache) -> Task[np.ndarray]:
-    """[tokens] float32: the log-probability of each of `tokens` behind what `cache` holds, NaN of a text's first."""
-    parts = []
-    for start in range(0, len(tokens), PIECE):
+def answers(engine: Engine, questions: Sequence[Question], put: Put) -> Task[list[Written]]:
+    """The answers to several prompts, of as many at once as there are places for."""
+    waiting = deque(answer(engine, question, put) for question in questions)
+    most, running, written = max(1, engine.places // questions[0].count), {}, []
+    try:
+        while waiting or running:
+            while waiting and len(running) < most:
+                task = waiting.popleft()
+                running[task] = next(task)
+            steps = yield [text for texts in running.values() for text in texts]
+            reader = next((task for task, texts in running.items() if not texts), None)
+            for task, texts in list(running.items()):
+                if not texts and task is not reader:  # a piece of one prompt a pass
+                    continue
+                try:
+                    running[task] = task.send({text: steps[text] for text in texts if text in steps})
+                except StopIteration as end:
+                    written += end.value
+                    del running[task]
+    finally:
+        for task in running:
+            task.close()
+    return sorted(written, key=lambda each: each.index)
+
+
+def score(engine: Engine, question: Question, tokens: Sequence[int], beginning: Cache) -> Task[list[Scored]]:
+    """Scores of the answer `tokens` behind the prompt, of which `beginning` is the cache; with `echo`, of both."""
+    parts, start = [], 0
+    if question.echo is None:
+        cache, text = beginning.copy(), [question.tokens[-1], *tokens]
+        cache.trim(1)
+    else:
+        cache, text = engine.model.new_cache(), [*question.tokens, *tokens]
+    while start < len(text):
         yield []
-        [scored] = engine.model.encode([Text(tokens[start : start + PIECE])], [cache], score=True)
-        parts.append(scored.logprob)
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        end = start + engine.prefixes.piece(engine.model)
+        [scored] = engine.model.encode([Text(text[start:end])], [cache], score=True)
+        parts.append((scored.argmax, scored.logprob, scored.top))
+        start = end
+    found = join_scores(parts)
+    behind = zip(text[1:], found.logprob[1:].tolist(), found.argmax.tolist(), found.top.tolist(), strict=False)
+    first = [] if question.echo is None else [Scored(text[0], None)]
+    return [*first, *(Scored(*each) for each in behind)]
 
 
 def fill_gaps(engine: Engine, request: Infill, put: Put, *, mark: int = 0, drafts: bool = False) -> Task[Filled]:

@@ -48,11 +48,12 @@ class Wanted:
     since: float = field(default_factory=time.monotonic)
 
     rows: int = 1  # that run at once
+    more: Sequence[Question] = ()  # behind `question`: there are several prompts
 
     @property
     def tokens(self) -> int:
         """Of each row's cache."""
-        return len(self.question.tokens) + self.question.ask.max_tokens
+        return max(len(each.tokens) for each in (self.question, *self.more)) + self.question.ask.max_tokens
 
     @property
     def total(self) -> int:
@@ -69,6 +70,8 @@ class Wanted:
         question = replace(self.question, ask=ask)
         if self.choices:
             return tasks.choose(engine, question, self.choices)
+        if self.more:
+            return tasks.answers(engine, [question, *(replace(each, ask=ask) for each in self.more)], put)
         return tasks.answer(engine, question, put)
 
 
@@ -150,6 +153,8 @@ def chat_wanted(engine: Engine, body: Chat) -> Wanted:
     check_answer(engine.model, len(tokens), ask)
     if body.choices and body.stream:
         raise Refusal(400, "choices are given at once: leave out stream", "stream")
+    if body.logprobs and body.stream:
+        warnings.append("logprobs has no effect in a stream: they are of the whole text")
     question = Question(
         tokens=tokens,
         ask=ask,
@@ -158,7 +163,7 @@ def chat_wanted(engine: Engine, body: Chat) -> Wanted:
         language=language,
         mark=mark_of(engine.tokenizer, body.messages, tokens, flags),
         drafts=bool(body.drafts or body.diffusing),
-        scored=bool(body.logprobs),
+        scored=bool(body.logprobs) and not body.stream,
     )
     return Wanted(
         body=body,

@@ -177,17 +177,19 @@ class TorchModel:
         logprobs = readout.logprobs(hidden, result, self.network.table, self.cap)
         return readout.predictions(result, logprobs)
 
-    def _score(self, text: Text, hidden: Tensor, before: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
-        """argmax [n], and the log-probability [n] of each token of `text` from the hidden state before it."""
+    def _score(self, text: Text, hidden: Tensor, before: Tensor | None) -> tuple[np.ndarray, ...]:
+        """What `NextToken` has of `text`: each token by the hidden state before it."""
         previous = torch.zeros_like(hidden[:1]) if before is None else before[-1:]
         tokens = torch.from_numpy(text.tokens).to(self.device).long()
-        argmax, logprob = [], []
+        argmax, logprob, top = [], [], []
         for first in range(0, len(text), SCORED):
             part = slice(first, first + SCORED)
-            logits = head(self.network.table, torch.cat((previous, hidden[part])), self.cap)
-            argmax.append(logits[1:].argmax(dim=-1).int())
-            logprob.append(logits[:-1].log_softmax(dim=-1).gather(1, tokens[part, None])[:, 0])
+            logprobs = head(self.network.table, torch.cat((previous, hidden[part])), self.cap).log_softmax(dim=-1)
+            argmax.append(logprobs[1:].argmax(dim=-1).int())
+            logprob.append(logprobs[:-1].gather(1, tokens[part, None])[:, 0])
+            top.append(logprobs[1:].amax(dim=-1))
             previous = hidden[part][-1:]
         if before is None:
             logprob[0][0] = torch.nan
-        return tuple(to_numpy({"argmax": torch.cat(argmax), "logprob": torch.cat(logprob)}).values())
+        parts = {"argmax": argmax, "logprob": logprob, "top": top}
+        return tuple(to_numpy({name: torch.cat(each) for name, each in parts.items()}).values())

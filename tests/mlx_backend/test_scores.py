@@ -20,6 +20,7 @@ def test_scores_in_parts_are_those_of_the_whole(monkeypatch, pieces):
     for part, whole in zip(*found, strict=True):
         assert np.array_equal(part.argmax, whole.argmax)
         assert np.allclose(part.logprob, whole.logprob, atol=1e-5, equal_nan=True)
+        assert np.allclose(part.top, whole.top, atol=1e-5)
     assert np.isnan(found[0][0].logprob[0]) and np.isfinite(np.concatenate([p.logprob for p in found[0]])[1:]).all()
 
 

@@ -375,6 +375,9 @@ def test_left_to_right_takes_the_argmax_of_the_causal_pass(model):
     for one, start, own in zip(texts, (tokens, tokens[:9]), written, strict=True):
         assert one.cache.length == len(start) + 6
         [score] = model.encode([start + Text(own)], [model.new_cache()], score=True)
+        likeliest = score.argmax[:-1] == np.append(start.tokens, own)[1:]
+        assert likeliest.any() and np.abs(score.top[:-1] - score.logprob[1:])[likeliest].max() < 1e-5
+        assert (score.top[:-1] >= score.logprob[1:] - 1e-5).all()
         assert np.array_equal(score.argmax[len(start) - 1 : -1], own)
     drawn = list(model.autoregress([continuation(model, texts[0].cache, length=5)], Draw(temp=1.0)))
     assert len(drawn) == 5 and texts[0].cache.length == 31

@@ -10,6 +10,7 @@ from test_openai import ANSWER, CODE, QUESTION, TOOL, tiny
 
 from mlx_dgemma.edit.__main__ import main as edit
 from mlx_dgemma.fill.__main__ import main as fill
+from mlx_dgemma.seam.model import Text
 
 BEFORE, BEHIND = "def scale(a, w):\n    return [w * ", " for w in a]\n"
 USER = [{"role": "user", "content": QUESTION}]
@@ -126,9 +127,56 @@ def test_a_plain_completion(server):
     chunks = server.stream("/v1/completions", {"prompt": [QUESTION], "stream": True})
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks[:-1]) == ANSWER
     assert server.post("/v1/completions", {"prompt": [2, 40, 41]})[0] == 200
-    for wrong in ([], ["a", "b"], [2, 10**6], [2, "a"], ""):
-        assert server.post("/v1/completions", {"prompt": wrong})[0] == 400
-    assert server.post("/v1/completions", {"prompt": "a", "logprobs": 1})[1]["error"]["param"] == "logprobs"
+    for wrong in ([], ["a", []], [2, 10**6], [2, "a"], "", ["a"] * 65, [[2], [10**6]], [[2, True]]):
+        status, refused = server.post("/v1/completions", {"prompt": wrong})
+        assert (status, refused["error"]["param"]) == (400, "prompt")
+    for field in ({"echo": True}, {"logprobs": 0}):
+        assert server.post("/v1/completions", {"prompt": "a", "suffix": "b", **field})[0] == 400
+
+
+SHORT = {"max_tokens": 6, "max_denoising_steps": 2}
+
+
+def test_several_prompts_in_one_request(server):
+    """Each is what it is alone; the answers to one stand together, and are counted together."""
+    prompts = ["Sort: b, a", "Sort: d, c", "Reverse: Eve, Kofi"]
+    alone = [server.post("/v1/completions", {"prompt": each, "n": 2, **SHORT})[1] for each in prompts]
+    texts = [choice["text"] for reply in alone for choice in reply["choices"]]
+    _, reply = server.post("/v1/completions", {"prompt": prompts, "n": 2, **SHORT})
+    assert [choice["index"] for choice in reply["choices"]] == list(range(6))
+    assert [choice["text"] for choice in reply["choices"]] == texts
+    for count in ("prompt_tokens", "completion_tokens"):
+        assert reply["usage"][count] == sum(each["usage"][count] for each in alone)
+    streamed = dict.fromkeys(range(6), "")
+    body = {"prompt": prompts, "n": 2, "stream": True, "echo": True, **SHORT}
+    for chunk in server.stream("/v1/completions", body)[:-1]:
+        [choice] = chunk["choices"]
+        streamed[choice["index"]] += choice["text"]
+    assert list(streamed.values()) == [prompts[i // 2] + text for i, text in enumerate(texts)]
+    ids = [[2, *range(40, 60)], [2, *range(70, 99)]]
+    both = server.post("/v1/completions", {"prompt": ids, **SHORT})[1]["choices"]
+    assert [c["text"] for c in both] == [
+        server.post("/v1/completions", {"prompt": each, **SHORT})[1]["choices"][0]["text"] for each in ids
+    ]
+    assert server.metric("rows_running") == 0
+
+
+def test_the_score_of_a_prompt(server):
+    """As lm-eval asks for it: token ids, echo, one token more; it reads the log-probabilities of the prompt."""
+    ids = [2, *server.engine.tokenizer.encode("Sort: b, a")]
+    body = {"prompt": [ids], "temperature": 0, "max_tokens": 1, "logprobs": 1, "echo": True, "seed": 1234}
+    _, reply = server.post("/v1/completions", body | {"max_denoising_steps": 1})
+    choice = reply["choices"][0]
+    scores = choice["logprobs"]
+    [expected] = server.engine.model.encode([Text(ids)], [server.engine.model.new_cache()], score=True)
+    assert scores["token_logprobs"][0] is scores["top_logprobs"][0] is None
+    assert scores["token_logprobs"][1 : len(ids)] == pytest.approx(expected.logprob[1:].tolist(), abs=1e-5)
+    tops = [max(top.values()) for top in scores["top_logprobs"][1 : len(ids)]]
+    assert tops == pytest.approx(expected.top[:-1].tolist(), abs=1e-5)
+    assert len(scores["tokens"]) == len(ids) + 1 and choice["text"].startswith("Sort: b, a")
+    assert [choice["text"][at] for at in scores["text_offset"][1:5]] == list("Sort")
+    _, plain = server.post("/v1/completions", {"prompt": "Sort: b, a", "logprobs": 0, **SHORT})
+    assert plain["choices"][0]["logprobs"]["top_logprobs"] is None
 
 
 def lines_of(server, path: str, body: dict) -> list[dict]:

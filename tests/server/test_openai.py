@@ -189,6 +189,11 @@ def test_logprobs_are_the_causal_score(server):
     entries = reply["choices"][0]["logprobs"]["content"]
     assert "".join(entry["token"] for entry in entries) == ANSWER
     assert all(-5 < entry["logprob"] <= 0 and bytes(entry["bytes"]).decode() == entry["token"] for entry in entries)
+    tops = server.ask(QUESTION, logprobs=True, top_logprobs=1)[1]["choices"][0]["logprobs"]["content"]
+    for entry, alone in zip(tops, entries, strict=True):
+        [top] = entry["top_logprobs"]
+        assert entry["logprob"] == alone["logprob"] <= top["logprob"] + 1e-5 and not alone["top_logprobs"]
+        assert (top["token"] == entry["token"]) <= (abs(top["logprob"] - entry["logprob"]) < 1e-5)
 
 
 def test_what_has_no_effect_is_said(server):

@@ -73,7 +73,8 @@ class FakeModel:
             cache.tokens += text.tokens.tolist()
         if not score:
             return None
-        return [NextToken(np.append(text.tokens[1:], 0), np.zeros(len(text), np.float32)) for text in texts]
+        sure = [np.zeros(len(text), np.float32) for text in texts]
+        return [NextToken(np.append(text.tokens[1:], 0), s, s) for text, s in zip(texts, sure, strict=True)]
 
     def denoise(self, rows: Sequence[Row]) -> list[Prediction]:
         """Whoever else is in the call, each cache has its own place in the script."""
