@@ -23,6 +23,7 @@ PRECISIONS: dict[str, dict[str, float]] = {
     "4bit-uniform": dict.fromkeys(CLASSES, 4.5),
     "3bit": {**dict.fromkeys(CLASSES, 8.5), "experts": 3.5, "self-conditioning": 3.5},
     "3bit-uniform": dict.fromkeys(CLASSES, 3.5),
+    "2-3bit": {**dict.fromkeys(CLASSES, 8.5), "experts": 2.5 + 1 / 3},  # convert's README has the recipe
     "2bit": {**dict.fromkeys(CLASSES, 8.5), "experts": 2.5, "self-conditioning": 2.5},
 }
 

@@ -8,7 +8,8 @@ from .subject import published
 
 WAYS = {  # of having them: flags of `convert`
     "bf16": "as published", "8bit": "-q --q-bits 8", "4bit": "-q", "4bit-uniform": "-q --quant-predicate uniform",
-    "3bit": "-q --q-bits 3", "3bit-uniform": "-q --q-bits 3 --quant-predicate uniform", "2bit": "-q --q-bits 2",
+    "3bit": "-q --q-bits 3", "3bit-uniform": "-q --q-bits 3 --quant-predicate uniform",
+    "2-3bit": "-q --quant-predicate mixed.json", "2bit": "-q --q-bits 2",
 }  # fmt: skip
 
 
