@@ -226,6 +226,27 @@ def test_what_goes_wrong_is_said(server, tab):
     assert "7" in tab.get_by_role("alert").text_content()
 
 
+def test_a_server_that_is_gone_is_said_and_the_question_is_kept(tab):
+    with served(tiny) as server:
+        tab.goto(server.base)
+        tab.get_by_role("button", name="A sudoku").wait_for()
+    for _ in range(2):
+        tab.get_by_role("textbox").first.fill("Who?")
+        tab.keyboard.press("Enter")
+        tab.get_by_role("button", name="Send").wait_for()
+        assert tab.get_by_role("alert").last.text_content() == "The server is not there any more."
+        assert tab.get_by_role("textbox").first.input_value() == "Who?"
+
+
+def test_a_reload_frees_the_row(server, tab):
+    tab.route("**/v1/chat/completions", lambda route: route.continue_(post_data=endless(route.request.post_data)))
+    ask(tab, server.base, "Who?")
+    until(lambda: server.metric("rows_running") == 1)
+    tab.reload()
+    until(lambda: server.metric("rows_running") == 0)
+    assert tab.get_by_role("button", name="Send").is_visible()
+
+
 def test_a_narrow_screen_shows_every_view(server, tab):
     tab.set_viewport_size({"width": 390, "height": 800})
     ask(tab, server.base, QUESTION)
@@ -241,8 +262,8 @@ def test_axe_finds_nothing(server, tab, scheme):
     tab.emulate_media(color_scheme=scheme)
     ask(tab, server.base, QUESTION)
     tab.get_by_role("button", name="Copy").wait_for()
-    for name in ("Chat", "Fill", "Edit", "Race"):
-        tab.get_by_role("tab", name=name).click()
+    for name in ("Chat", "Fill", "Edit", "Race", "Options"):
+        tab.get_by_role("button" if name == "Options" else "tab", name=name).click()
         found = tab.evaluate(Path(os.environ["AXE"]).read_text() + "; axe.run()")
         assert [violation["id"] for violation in found["violations"]] == [], name
 
@@ -283,9 +304,21 @@ HOSTILE = """<!doctype html><style>body{{background:url({0}/css)}} @import "{0}/
 <a href="{0}/a" ping="{0}/ping">Click</a>
 <img src="{0}/img" onerror="{1}"><svg onload="{1}"></svg><iframe src="{0}/frame"></iframe><base href="{0}/">
 <link rel=stylesheet href="{0}/link"><link rel=preconnect href="{0}"><meta http-equiv=refresh content="0;url={0}/meta">
-<form action="{0}/form"><input autofocus onfocus="{1}"></form><script>{1}</script>"""
+<form action="{0}/form"><input autofocus onfocus="{1}"></form><object data="{0}/object"></object>
+<embed src="{0}/embed"><link rel=prefetch href="{0}/prefetch"><link rel=dns-prefetch href="{0}"><video src="{0}/video"
+poster="{0}/poster"></video><audio src="{0}/audio" autoplay></audio><img srcset="{0}/srcset 2x"><svg>
+<image href="{0}/image"/>
+<use href="{0}/use#a"/><a href="{0}/svg"><text>x</text></a><animate attributeName=href to="{0}/animate"/></svg>
+<style>@font-face{{font-family:f;src:url({0}/font)}} h1{{font-family:f;cursor:url({0}/cursor),auto}}</style>
+<template shadowrootmode=open><img src="{0}/shadow"></template><math href="{0}/math"><mi>x</mi></math>
+<details open ontoggle="{1}"></details><button formaction="{0}/button" autofocus>b</button><script>{1}</script>"""
 SCRIPT = """for (const f of [() => parent.document.body.remove(), () => localStorage.x = 1, () => fetch('{0}/fetch'),
-() => top.location = '{0}/top', () => location = '{0}/self', () => open('{0}/open')]) try {{ f() }} catch {{}}"""
+() => top.location = '{0}/top', () => location = '{0}/self', () => open('{0}/open'),
+() => navigator.sendBeacon('{0}/beacon'), () => document.cookie = 'x=1',
+() => new WebSocket('{0}/socket'.replace('http', 'ws')),
+() => new RTCPeerConnection({{iceServers: [{{urls: 'stun:' + '{0}'.slice(7)}}]}}).createDataChannel('x'),
+() => new Worker('{0}/worker'), () => indexedDB.open('x'), () => caches.open('x'), () => sessionStorage.x = 1,
+() => {{ for (let i = 0; i < 1000; i++) parent.postMessage('ready', '*') }}]) try {{ f() }} catch {{}}"""
 
 
 def test_hostile_html_reaches_nothing(tab):

@@ -46,10 +46,10 @@ async function meet() {
   }
 }
 
+$("#ask textarea").focus(); // now: who types at once loses no letter
 startOptions(async () => model ?? (await meet()));
 await meet();
 startChat(model);
 startFill();
 startEdit();
 startRace();
-$("#ask textarea").focus();

@@ -56,6 +56,7 @@ export function startChat(model) {
       settling.root.append(actions(settling, preview));
     } else {
       messages.pop(); // nothing came of the question
+      input.value ||= question;
     }
     follow();
     input.focus();
