@@ -93,11 +93,11 @@ def load(
 def meet(ranks: int | None = None, backend: str | None = None) -> Party | None:
     """Gather the ranks that an engine started, or start so many on this machine; None: there is one. In a rank that is
     not the first this does not return: it follows."""
-    if _parties:
-        return _parties[0]
     here, started = place(os.environ), []
     if ranks is not None and here is not None:
         need(here.ranks == ranks, f"as many ranks as were started ({here.ranks})", f"--tensor-parallel {ranks}")
+    if _parties:
+        return _parties[0]
     if here is None and ranks is not None and ranks > 1:
         started = start_here(ranks, backend or choose_backend())
         here = place(os.environ)

@@ -75,6 +75,7 @@ class Published:
 
 _TABLE = tomllib.loads(Path(__file__).with_name("devices.toml").read_text(encoding="utf-8"))
 ROWS = [Published(**row) for row in _TABLE.pop("published")]
+LINKS = {name: entry["value"] * 1e9 for name, entry in _TABLE.pop("links").items()}  # bytes a second, one way
 DEVICES = {  # by the name that --device takes
     key: Device(
         entry["name"],
@@ -116,7 +117,6 @@ def left_out() -> list[tuple[Published, Range]]:
     """Predicts each published row from all the others."""
     predicted = []
     for row in ROWS:
-        others = [other for other in ROWS if other is not row]
-        near = alike(row.kind, device(row.device).family, row.precision, others)
+        near = alike(row.kind, device(row.device).family, row.precision, [o for o in ROWS if o is not row])
         predicted.append((row, expected(row.floor, near)))
     return predicted

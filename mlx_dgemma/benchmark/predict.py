@@ -10,13 +10,14 @@ from typing import Any
 
 from ..checkpoint.config import parse_config
 from ..checkpoint.memory import gigabytes
+from ..checkpoint.shares import Share
 from ..errors import Mistake
 from ..terminal.command import Parser, at_least
 from ..terminal.picture import check
 from ..terminal.table import ms, plain, print_table
 from . import fits
 from .count import PRECISIONS, Count, break_even, tokens_per_second
-from .devices import DEVICES, ROWS, SHAPE, Published, Range, alike, device, expected, left_out
+from .devices import DEVICES, LINKS, ROWS, SHAPE, Published, Range, alike, device, expected, left_out
 from .plot import plot_published
 from .report import read_report
 from .subject import published
@@ -79,6 +80,7 @@ def predict_device(options: argparse.Namespace) -> dict[str, Any]:
         "measured": [{row.kind: row.seconds, "source": f"{row.build}; {row.source}"} for row in ROWS
                      if (row.device, row.precision) == (options.device, options.precision)],
         "counted": counted["milliseconds"].get(options.device, {}) if known else {},
+        "sent": (sent := Share(0, 2).sent(config, 2)), "links": {link: sent / rate for link, rate in LINKS.items()},
     }  # fmt: skip
 
 
@@ -107,6 +109,7 @@ def show(predicted: dict[str, Any]) -> None:
         needed, memory = predicted["needed_memory"], predicted["memory"]
         fits = "" if needed <= memory else ": does not fit, the figures are of a larger one"
         notes.append(("memory", f"{gigabytes(needed)} of the {gigabytes(memory)} of the GPU{fits}"))
+        notes += [(f"two ranks over {link}", f"{ms(took)} ms a step") for link, took in predicted["links"].items()]
     print_table(("", ""), notes, left=2)
     reached = predicted["reached"]
     columns = [predicted, *(reached[name] for name in ("middle", "fastest", "slowest") if name in reached)]
@@ -173,8 +176,7 @@ def parser() -> Parser:
 
 def command(options: argparse.Namespace) -> int:
     if [bool(one) for one in (options.device, options.report, options.published, options.memory)].count(True) != 1:
-        needed = "--device NAME or --report FILE.json or --published or --memory GB"
-        raise Mistake(f"need {needed}; devices: {', '.join(DEVICES)}")
+        raise Mistake(f"need --device, --report, --published or --memory, one of them; devices: {', '.join(DEVICES)}")
     if options.plot:
         if not options.published:
             raise Mistake("--plot draws what is --published")

@@ -9,6 +9,8 @@ from .config import LayerConfig, ModelConfig
 from .folder import Tensor
 from .names import parameter_name
 
+MERGED = 10  # numbers a position: tops and their places, sums, entropies, what lists leave out, the draw
+
 
 @dataclass(frozen=True)
 class Share:
@@ -47,6 +49,13 @@ class Share:
         parts = self.of(config, parameter_name(tensor.name), tensor.shape)
         count = math.prod(len(range(size)[part]) for size, part in zip(tensor.shape, parts, strict=True))
         return tensor.nbytes * count // max(1, math.prod(tensor.shape))
+
+    def sent(self, config: ModelConfig, item: int) -> float:
+        """Bytes that a rank sends in a denoise step, where a sum over all goes round as a ring: hidden states behind
+        divided attention and behind experts, the canvas's and the mean embeddings, and what joins the sweeps."""
+        sums = sum(self.divides(layer) for layer in config.layers) + len(config.layers) + 2
+        summed = config.canvas_length * (sums * config.hidden_size * item + 4 * MERGED)
+        return 2 * (self.ranks - 1) / self.ranks * summed
 
 
 WHOLE = Share()

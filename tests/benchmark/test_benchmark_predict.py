@@ -53,6 +53,14 @@ def predicted(capsys, *arguments) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+def test_what_two_ranks_send(capsys):
+    """Sixty sums of a canvas's hidden states behind attention and experts, two of embeddings, all in bfloat16."""
+    found = predicted(capsys, "--device", "m4-max")
+    assert found["sent"] == 256 * (62 * 2816 * 2 + 40)
+    seconds = {"10 GbE": 0.0715, "Thunderbolt 5": 0.00894, "NVLink": 0.000199}
+    assert found["links"] == pytest.approx(seconds, rel=0.01)
+
+
 def test_what_people_see_on_an_m4_max(capsys):
     """60 to 90 tokens a second left to right; mlx-vlm's step takes 331 ms by the count of its kernels."""
     found = predicted(capsys, "--device", "m4-max")

@@ -2,7 +2,8 @@
 
     python tests/support/twenty.py BACKEND OUT [COUNT]    one rank, or by its environment one of several
 
-In the environment, DELAY=SEED makes this rank late at random, before calls and before sums."""
+In the environment, DELAY=SEED makes this rank late at random, before calls and before sums; PATIENCE=SECONDS is how
+long ranks wait to meet, for a test that kills one before that, which torchrun and mlx.launch would notice."""
 
 from __future__ import annotations
 
@@ -88,7 +89,9 @@ def main(backend: str, out: str, count: str = "20") -> None:
     if seed := os.environ.get("DELAY"):
         late(int(seed), backend)
     from mlx_dgemma.load import leave, load
+    from mlx_dgemma.ranks import follower, party
 
+    party.PATIENCE = follower.PATIENCE = float(os.environ.get("PATIENCE", party.PATIENCE))
     loaded = load(backend=backend, dtype="float32")
     with open(out, "w") as file:
         for answer in itertools.islice(answers(*loaded), int(count)):
