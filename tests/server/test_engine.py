@@ -349,6 +349,15 @@ def test_a_beginning_is_encoded_once_and_changes_no_text(tiny):
     assert branch.encoded == np.concatenate(alone).tolist()
 
 
+def test_the_first_draft_comes_with_the_first_pass(tiny, monkeypatch):
+    passes, seen = [], []
+    denoise = tiny.model.denoise
+    monkeypatch.setattr(tiny.model, "denoise", lambda rows: passes.append(1) or denoise(rows))
+    question = replace(asked(tiny, "Sort: c, b, a")[1], drafts=True)
+    complete(tiny.model, answer(tiny, question, lambda event: seen.append((type(event), len(passes)))), 4)
+    assert seen[0] == (Draft, 1)
+
+
 def test_a_snapshot_that_is_gone_on_from_is_moved(tiny):
     store = Prefixes(10**9)
     tokens = list(range(10, 138))

@@ -47,6 +47,16 @@ def deltas(chunks: list) -> str:
 
 
 BRIEF = {"role": "system", "content": "Be brief."}
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name"],
+}
+GAPS = [  # that are the command's alone, as test_clients.py holds
+    ("/v1/fim/completions", {"prompt": "def scale(a, w):\n    return [w * ", "suffix": " for w in a]\n"}),
+    ("/v1/edit/completions", {"text": "a = [w * 43 for w in b]\n", "lines": "1", "prompt": CODE, "gap": 24}),
+    ("/v1/completions", {"prompt": [QUESTION, CODE], "seed": 2}),
+]
 REQUESTS = [
     (QUESTION, {}, []),
     (CODE, {"seed": 3}, ["--seed", "3"]),
@@ -58,28 +68,37 @@ REQUESTS = [
     ("Sort: b, a", {"verify": True, "canvas_length": 32}, ["--verify", "--preset", "canvas_length=32"]),
     (CODE, {"template": "def {name}({args}):\n    return {x}"}, ["--template", "def {name}({args}):\n    return {x}"]),
     ("Who?", {"max_denoising_steps": 3}, ["--max-denoising-steps", "3"]),
+    (QUESTION, {"json_schema": PERSON}, ["--json-schema", "PERSON"]),
+    ("Is Paris in France?", {"choices": ["yes", "no"]}, ["--choices", "yes,no"]),
     (QUESTION, {"messages": [BRIEF, {"role": "user", "content": QUESTION}]}, ["--system", "Be brief."]),
 ]  # fmt: skip
 
 
 @pytest.mark.slow
-def test_every_text_is_the_command_s_alone_and_in_company(server, capsys):
-    wanted = [command(capsys, question, *flags) for question, _, flags in REQUESTS]
+def test_every_text_is_the_command_s_alone_and_in_company(server, capsys, tmp_path):
+    (tmp_path / "PERSON").write_text(json.dumps(PERSON))
+    flags = [[str(tmp_path / flag) if flag == "PERSON" else flag for flag in flags] for _, _, flags in REQUESTS]
+    wanted = [command(capsys, question, *given) for (question, _, _), given in zip(REQUESTS, flags, strict=True)]
+    gaps = [[choice["text"] for choice in server.post(*each)[1]["choices"]] for each in GAPS]
     alone = [text_of(server.ask(question, **fields)[1]) for question, fields, _ in REQUESTS]
     assert alone == wanted
     together: dict[int, str] = {}
 
     def ask(number: int) -> None:
-        question, fields, _ = REQUESTS[number % len(REQUESTS)]
         time.sleep(number % 5 / 50)
-        together[number] = text_of(server.ask(question, **fields)[1])
+        if number < len(REQUESTS):
+            question, fields, _ = REQUESTS[number]
+            together[number] = text_of(server.ask(question, **fields)[1])
+        else:
+            reply = server.post(*GAPS[number - len(REQUESTS)])[1]
+            together[number] = [choice["text"] for choice in reply["choices"]]
 
     threads = [threading.Thread(target=ask, args=[n]) for n in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [together[n] for n in range(16)] == (wanted * 2)[:16]
+    assert [together[n] for n in range(16)] == [*wanted, *gaps]
     assert server.metric("rows_running") == server.metric("requests_waiting") == 0
 
 
