@@ -43,6 +43,8 @@ def chat_fields(body: Messages) -> dict[str, Any]:
         system = "\n".join(str(part.get("text", "")) for part in system)
     messages = [{"role": "system", "content": system}, *body.messages] if system else body.messages
     kind = (body.tool_choice or {}).get("type")
+    if (body.tool_choice or {}).get("disable_parallel_tool_use") is True:
+        given["parallel_tool_calls"] = False
     choice: Any = {"any": "required", "auto": "auto", "none": "none", None: None}.get(kind, kind)
     if kind == "tool":
         choice = {"type": "function", "function": {"name": body.tool_choice.get("name")}}

@@ -60,6 +60,7 @@ class ChatWire:
 
     def new_calls(self, index: int, calls: Sequence[ToolCall]) -> dict[str, Any]:
         first = self.calls.get(index, 0)
+        calls = calls if self.wanted.most_calls is None else calls[: max(0, self.wanted.most_calls - first)]
         self.calls[index] = first + len(calls)
         shown = [{"index": i, **call.to_openai(self.call_id(index, i))} for i, call in enumerate(calls, first)]
         return {"tool_calls": shown} if shown else {}

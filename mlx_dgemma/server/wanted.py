@@ -56,6 +56,11 @@ class Wanted:
         return max(len(each.tokens) for each in (self.question, *self.more)) + self.question.ask.max_tokens
 
     @property
+    def most_calls(self) -> int | None:
+        """Of tools, in one answer; None: any number."""
+        return 1 if (self.body.model_extra or {}).get("parallel_tool_calls") is False else None
+
+    @property
     def total(self) -> int:
         """Passes of a block at most."""
         return self.question.ask.sampling.max_denoising_steps
@@ -78,7 +83,7 @@ class Wanted:
 def calls_of(wanted: Wanted, each: Written) -> list[ToolCall]:
     """The tools that an answer calls. One that had to be called is read from the text, which is of its form."""
     if wanted.tool is None:
-        return each.answer.calls
+        return each.answer.calls[: wanted.most_calls]
     try:
         call = json.loads(each.text)
     except ValueError:  # cut by a stop

@@ -91,3 +91,24 @@ def test_a_template_s_complaint_tells_no_path(serve):
         status, reply = server.post("/v1/chat/completions", {"messages": turns, "tools": TOOLS})
         message = reply["error"]["message"]
         assert status == 400 and "the chat template failed" in message and "fixtures" not in message
+
+
+def test_one_call_where_several_are_not_wanted(serve):
+    """In every protocol, whole and as a stream; without the word both calls are given."""
+    two = CALL.replace("<|tool_response>", "") + CALL.replace("Oslo", "Bergen")
+    chat, anthropic = {"messages": USER, "tools": TOOLS}, [{"name": "weather", "input_schema": PARAMETERS}]
+    with serve(*[two] * 5) as server:
+        calls = [
+            server.post("/v1/chat/completions", chat | more)[1]["choices"][0]["message"]["tool_calls"]
+            for more in ({}, {"parallel_tool_calls": False})
+        ]
+        assert [len(each) for each in calls] == [2, 1] and "Oslo" in calls[1][0]["function"]["arguments"]
+        chunks = server.stream("/v1/chat/completions", chat | {"parallel_tool_calls": False, "stream": True})
+        shown = [len(chunk["choices"][0]["delta"].get("tool_calls", [])) for chunk in chunks[:-1]]
+        assert sum(shown) == 1
+        tool = {"type": "function", **TOOLS[0]["function"]}
+        body = {"input": "Weather?", "tools": [tool], "parallel_tool_calls": False}
+        assert len(server.post("/v1/responses", body)[1]["output"]) == 1
+        choice = {"type": "auto", "disable_parallel_tool_use": True}
+        body = {"messages": USER, "max_tokens": 99, "tools": anthropic, "tool_choice": choice}
+        assert len(server.post("/v1/messages", body)[1]["content"]) == 1
