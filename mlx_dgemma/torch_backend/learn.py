@@ -5,6 +5,8 @@ A pass has keys and values of its own, no slots of the pool, and its texts are p
 
 from __future__ import annotations
 
+import atexit
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.utils.checkpoint as torch_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..checkpoint.adapter import Start
+from ..errors import Mistake
 from ..seam.learning import Canvases, Loss, Optimizer
 from . import device as devices
 from .layers import Embedding
@@ -142,13 +146,13 @@ class TorchPasses:
 
 
 class TorchLearner:
-    """Implements `seam.learning.Learner`."""
-
-    lead = True
+    """Implements `seam.learning.Learner`. Each rank that torchrun started has the whole model."""
 
     def __init__(self, model: TorchModel, start: Start | None, optimizer: Optimizer, *, checkpoint: bool):
         """`start` makes the adapter that is learnt, from the shapes of all linears; None: all weights are."""
         self.model, self.max_norm = model, optimizer.max_norm
+        self.rank, self.ranks = _met(model.device)
+        self.lead = self.rank == 0
         if start:
             added = attach(model.network, start(shapes(model.network)))
             self.places = {name: (array, slice(None)) for name, array in added.items()}
@@ -176,18 +180,22 @@ class TorchLearner:
                 array.requires_grad_(False)
 
     def step(self, losses: Sequence[Loss], learning_rate: float) -> tuple[list[float], float]:
-        parts = []
+        if len(losses) % self.ranks:
+            raise Mistake(f"{self.ranks} ranks divide --grad-accumulation-steps {len(losses)} among them")
+        parts = torch.zeros(3, device=self.model.device)
         self.optimizer.zero_grad()
         with self._learning(), devices.enough(self.model.device, "a step"):
-            for loss in losses:
+            for loss in losses[self.rank :: self.ranks]:
                 values = loss(TorchPasses(self.model))
                 (values[0] / len(losses)).backward()
-                parts.append([value.item() for value in values])
+                parts += torch.stack(values).detach() / len(losses)
+            for array in (parts, *(array.grad for array in self.learnt if array.grad is not None)):
+                _sum_over_ranks(array)
             norm = torch.nn.utils.clip_grad_norm_(self.learnt, self.max_norm).item()
         if np.isfinite(norm):
             self.optimizer.param_groups[0]["lr"] = learning_rate
             self.optimizer.step()
-        return np.mean(parts, axis=0).tolist(), norm
+        return parts.tolist(), norm
 
     def losses(self, loss: Loss) -> list[float]:
         with torch.no_grad():
@@ -210,6 +218,27 @@ class TorchLearner:
 
     def export(self, path: Path) -> None:
         _write(path, {name: array[rows] for name, (array, rows) in self.places.items()}, {"format": "mlx"})
+
+
+def _met(device: torch.device) -> tuple[int, int]:
+    """This process's rank among those that torchrun started, and how many there are."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    _sum_over_ranks(torch.zeros(1, device=device))  # all are here before the first writes a file
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _sum_over_ranks(array: Tensor) -> None:
+    """In place."""
+    if not dist.is_initialized():
+        return
+    try:
+        dist.all_reduce(array)
+    except RuntimeError as error:
+        raise Mistake(f"another rank stopped, its own message says why ({str(error).partition('. ')[0]})") from error
 
 
 def _adamw(arrays: list[Tensor], options: Optimizer) -> torch.optim.Optimizer:

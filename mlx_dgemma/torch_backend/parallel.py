@@ -14,16 +14,16 @@ mine = WHOLE  # of this process
 
 
 def join(share: Share) -> None:
-    """Meet the other ranks that torchrun started, if `share` is of several."""
+    """Take the GPU that is this process's, and meet the other ranks that torchrun started if `share` is of several."""
     global mine
     mine = share
-    if share.ranks == 1 or dist.is_initialized():
-        return
-    devices, local = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+    devices, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", 0))
     if 0 < devices <= local:
         raise Mistake(f"{local + 1} ranks here need a GPU each, this machine has {devices}: start {devices}")
-    if devices:
+    if devices and not dist.is_initialized():
         torch.cuda.set_device(local)
+    if share.ranks == 1 or dist.is_initialized():
+        return
     dist.init_process_group("nccl" if devices else "gloo")
     atexit.register(dist.destroy_process_group)
 

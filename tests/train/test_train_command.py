@@ -115,15 +115,33 @@ def test_what_is_replayed_is_checked(train, data):
     assert code == 0 and "known: before" in said and "without --replay" not in said
 
 
-def test_a_tracker_and_a_data_set_of_the_hub(train, data, monkeypatch):
-    seen, rows = [], [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
-    tracker = SimpleNamespace(init=lambda **about: seen.append(about), log=lambda numbers, step: seen.append(numbers))
-    monkeypatch.setitem(sys.modules, "trackio", tracker)
+@pytest.mark.parametrize("name", ["trackio", "wandb", "tensorboard"])
+def test_a_tracker_hears_every_report(train, tmp_path, monkeypatch, name):
+    """A library stands in for each; what it is told is what the log has."""
+    seen, project = {}, []
+
+    def log(numbers, step):
+        seen.setdefault(step, {}).update(numbers)
+
+    module = SimpleNamespace(init=lambda project, config: seen.update(project=project), log=log)
+    if name == "tensorboard":
+        writer = SimpleNamespace(add_scalar=lambda tag, value, step: log({tag: value}, step))
+        module = SimpleNamespace(SummaryWriter=lambda folder: project.append(folder) or writer)
+    monkeypatch.setitem(sys.modules, "tensorboardX" if name == "tensorboard" else name, module)
+    code, _ = train("--report-to", name, "--project-name", "p", "--iters", "2", "--steps-per-report", "1")
+    assert code == 0
+    assert (project or [seen.pop("project")]) == [str(tmp_path / "adapter" / "tensorboard") if project else "p"]
+    for line in map(json.loads, (tmp_path / "adapter" / "log.jsonl").read_text().splitlines()):
+        assert {name: value for name, value in line.items() if name != "step"}.items() <= seen[line["step"]].items()
+    assert {"train_loss", "val_loss", "tokens_per_second"} <= seen[2].keys()
+
+
+def test_a_data_set_of_the_hub(train, data, monkeypatch):
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
     hub = SimpleNamespace(load_dataset=lambda name: {"train": rows, "validation": rows[:2]})
     monkeypatch.setitem(sys.modules, "datasets", hub)
-    code, said = train("--report-to", "trackio", "--project-name", "p", "--iters", "2", data="owner/name")
+    code, said = train("--iters", "1", data="owner/name")
     assert code == 0 and "valid of owner/name: 2 examples" in said
-    assert seen[0]["project"] == "p" and any("train_loss" in numbers for numbers in seen[1:])
 
 
 def test_a_config_gives_flags_and_flags_win(tmp_path, data):
@@ -237,22 +255,32 @@ def test_a_killed_run_comes_to_the_same_bytes(model, data, tmp_path, kind):
             assert old.read_bytes() == new.read_bytes(), name
 
 
-@pytest.mark.slow
-def test_two_processes_learn_as_one(model, data, tmp_path):
-    """As mlx.launch starts them: each takes every other batch of a step."""
-    flags = ["--iters", "4", "--grad-accumulation-steps", "2"]
-    assert process(model, data, tmp_path / "one", *flags).wait() == 0
+def environments(backend: str, tmp_path) -> list[dict[str, str]]:
+    """What mlx.launch, or torchrun, tells each of two processes."""
+    if backend == "torch":
+        about = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        return [{**os.environ, **about, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
     hosts = tmp_path / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{free_port()}"] for _ in range(2)]))
-    ranks = []
-    for rank in range(2):
-        environment = {**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
-        ranks.append(process(model, data, tmp_path / "two", *flags, env=environment))
+    return [{**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)} for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["mlx", "torch"])
+def test_two_processes_learn_as_one(model, data, tmp_path, backend):
+    """Each takes every other batch of a step."""
+    pytest.importorskip(backend)
+    flags = ["--iters", "4", "--grad-accumulation-steps", "2", "--steps-per-report", "1", "--backend", backend]
+    assert process(model, data, tmp_path / "one", *flags).wait() == 0
+    ranks = [process(model, data, tmp_path / "two", *flags, env=env) for env in environments(backend, tmp_path)]
     said = [rank.communicate()[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
     assert "step 4" in said[0] and "step 4" not in said[1]
     one, two = (read_floats(tmp_path / name / "adapters.safetensors") for name in ("one", "two"))
     assert max(np.abs(one[name] - two[name]).max() for name in one) < 1e-5
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    first, second = ([line["train_loss"] for line in map(json.loads, log) if "train_loss" in line] for log in logs)
+    assert first == pytest.approx(second, rel=1e-5) and len(first) == 4
 
 
 def free_port() -> int:
