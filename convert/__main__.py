@@ -91,12 +91,12 @@ def _print_line(line: str) -> None:
 
 def _show(steps: Iterator[int], total: int, what: str) -> None:
     """Run through `steps` with a bar on stderr, if that is a terminal."""
-    from rich import progress
-    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (*progress.Progress.get_default_columns(), progress.TransferSpeedColumn())
-    console = Console(stderr=True)
-    with progress.Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+    from ..terminal.live import Bar
+
+    columns = (BarColumn(None), TaskProgressColumn(), TimeRemainingColumn(), TransferSpeedColumn())
+    with Bar(TextColumn("{task.description}"), *columns, hidden=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=total)
         for done in steps:
             bar.advance(task, done)

@@ -14,6 +14,7 @@ from typing import Any
 from ..checkpoint.config import Quantization, Recipe
 from ..checkpoint.description import RECIPE, check
 from ..errors import Mistake, NotFound
+from ..terminal.command import read
 
 BITS = (2, 3, 4, 5, 6, 8)  # that affine can have
 MODES = {  # mode -> groups it can have, bits it can have; the first of each is the default
@@ -80,11 +81,11 @@ def from_file(file: Path, default: Quantization, paths: Iterable[str]) -> Recipe
     """Read a JSON object of shell patterns. The first pattern that matches a path decides, `default` if none does.
     Mistake if it is no such file, or a pattern matches none of `paths`."""
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
+        table = json.loads(read(str(file)))
+    except NotFound:
         names = ", ".join(NAMED)
         raise NotFound(f"--quant-predicate {file}: no such file, and no recipe of that name ({names})") from None
-    except (ValueError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise Mistake(f"--quant-predicate {file} is not JSON: {error}") from None
     if not isinstance(table, dict):
         raise Mistake(f"--quant-predicate {file}: need an object of patterns, got {type(table).__name__}")

@@ -9,7 +9,7 @@ from ..terminal.command import Parser
 from ..terminal.picture import check
 from ..terminal.table import percent, plain, print_table
 from .plot import plot_machines
-from .report import MACHINE, MODES, PASS, Figure, Report, lookup, read_report, rows, speed
+from .report import MACHINE, MODES, PASS, Figure, Report, lookup, read_report, rows, speed, whole
 
 FIGURES: list[Figure] = [*MACHINE, *((title, f"passes.0.{path}", write) for title, path, write in PASS)]
 FIGURES.append(("steps a block, mean", "modes.diffusion.summary.steps_per_block.mean", plain))
@@ -37,6 +37,12 @@ def read_named(paths: list[str]) -> list[tuple[str, Report]]:
 def command(options: argparse.Namespace) -> int:
     if options.plot:
         check(Path(options.plot))
+    with whole(*options.reports):
+        show(options)
+    return 0
+
+
+def show(options: argparse.Namespace) -> None:
     named = read_named(options.reports)
     reports = [report for _, report in named]
     speeds = [{mode: speed(report, mode) for mode in MODES} for report in reports]
@@ -48,6 +54,5 @@ def command(options: argparse.Namespace) -> int:
     if options.json:
         figures = [{path: lookup(report, path) for _, path, _ in FIGURES} for report in reports]
         print(json.dumps([{"name": n, **s, **f} for (n, _), s, f in zip(named, speeds, figures, strict=True)]))
-        return 0
+        return
     print_table(["", *(name for name, _ in named)], rows(FIGURES, reports) + rows(ANSWERED, speeds))
-    return 0

@@ -19,7 +19,7 @@ from . import fits
 from .count import PRECISIONS, Count, break_even, tokens_per_second
 from .devices import DEVICES, LINKS, ROWS, SHAPE, Published, Range, alike, device, expected, left_out
 from .plot import plot_published
-from .report import read_report
+from .report import read_report, whole
 from .subject import published
 
 METAL_STEP = Path(__file__).with_name("metal_step.json")  # counted by tests/measure/count_step.py
@@ -187,7 +187,8 @@ def command(options: argparse.Namespace) -> int:
     if options.memory:
         print(json.dumps(fits.fits(options.memory))) if options.json else fits.show(options.memory)
         return 0
-    predicted = predict_device(options) if options.device else predict_report(Path(options.report))
-    predicted["advice"] = advice(predicted["reached"]["middle"]["break_even"]["steps"])
-    print(json.dumps(predicted)) if options.json else show(predicted)
+    with whole(options.report or options.device):
+        predicted = predict_device(options) if options.device else predict_report(Path(options.report))
+        predicted["advice"] = advice(predicted["reached"]["middle"]["break_even"]["steps"])
+        print(json.dumps(predicted)) if options.json else show(predicted)
     return 0

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,17 @@ def read_report(path: Path) -> Report:
     if lacking := [name for name, kind in NEEDED.items() if not isinstance(report.get(name), kind)]:
         raise Mistake(f"{path} is no whole report: it lacks {', '.join(lacking)}; measure again")
     return report
+
+
+@contextmanager
+def whole(*paths: str) -> Iterator[None]:
+    """Mistake where one of these reports turns out to be damaged in the block."""
+    try:
+        yield
+    except Mistake:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, OverflowError) as error:
+        raise Mistake(f"{' or '.join(paths)} is damaged, or was changed by hand ({error}): measure again") from None
 
 
 def write_report(path: Path, report: Report) -> None:

@@ -8,7 +8,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from rich.status import Status
+from rich.spinner import Spinner
 
 from ..errors import Mistake, NoRoom, need
 from ..terminal.command import CUT, on_terminal, to_stdout, waiting
@@ -88,8 +88,8 @@ class Session:
         length, turns = len(conversation.tokens), len(conversation.messages)
         watch = Watch(conversation.tokenizer, conversation.how.sampling.max_denoising_steps, drawn=self.drawn)
         with Interrupt() as interrupt:
-            with waiting(f"reading {unread} tokens") as status:
-                pieces = self.pieces(interrupt, status)
+            with waiting(f"reading {unread} tokens") as shown:
+                pieces = self.pieces(interrupt, shown)
                 first = list(islice(pieces, 1))
             show(chain(first, pieces), watch)
         if answer := conversation.answer:
@@ -114,10 +114,10 @@ class Session:
         if used + facts.canvas_length > NEARLY * room:
             note(f"the context is nearly full, {used} of {room} tokens: /reset forgets all turns, /undo the last one")
 
-    def pieces(self, interrupt: Interrupt, status: Status) -> Iterator[Piece]:
-        """Yields until the answer is done, or Ctrl-C is seen between two passes. `status` shows how much is unread."""
+    def pieces(self, interrupt: Interrupt, shown: Spinner) -> Iterator[Piece]:
+        """Yields until the answer is done, or Ctrl-C is seen between two passes. `shown` says how much is unread."""
         for left in self.conversation.read():
-            status.update(f"reading {left} tokens")
+            shown.update(text=f"reading {left} tokens")
             if interrupt.asked:
                 return self.conversation.close()
         with contextlib.closing(self.conversation.write()) as pieces:

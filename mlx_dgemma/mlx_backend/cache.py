@@ -161,7 +161,7 @@ class MLXCache:
             part.unlink(missing_ok=True)
 
     def load(self, path: str | Path) -> None:
-        if not Path(path).exists():
+        if not Path(path).is_file():
             raise FileNotFoundError(f"{path} is missing: no such saved cache")
         try:
             arrays, metadata = mx.load(str(path), format="safetensors", return_metadata=True)

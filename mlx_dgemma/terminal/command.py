@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-from rich.status import Status
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+from rich.spinner import Spinner
 
 from ..checkpoint.hub import is_hub_id
 from ..errors import Mistake, NotFound
 from ..load import leave, meet
 from ..version import __version__
+from .live import Bar, Live
 from .process import is_terminal, mute, prepared
 
 LONGEST = 1000  # characters of a mistake
@@ -140,10 +141,13 @@ def on_terminal() -> bool:
     return is_terminal(sys.stdout, sys.stderr)
 
 
-def waiting(message: str) -> Status:
-    """Returns a context manager that shows `message` on stderr, if that is a terminal."""
+@contextmanager
+def waiting(message: str) -> Iterator[Spinner]:
+    """Shows `message` on stderr, if that is a terminal. `update(text=…)` of what it gives changes that."""
     console = Console(stderr=True)
-    return console.status(message, spinner="line" if console.options.ascii_only else "dots")
+    spinner = Spinner("line" if console.options.ascii_only else "dots", message, style="status.spinner")
+    with Live(spinner, console=console, refresh_per_second=12.5, transient=True):
+        yield spinner
 
 
 @contextmanager
@@ -161,10 +165,8 @@ def phase(name: str) -> Iterator[None]:
 def progress(total: int, done: int = 0, beside: TextIO | None = None) -> Iterator[Callable[[], None]]:
     """Shows a bar on stderr, if that is a terminal, and text that goes `beside` it is not written on one. Gives a
     function that moves it on by one."""
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    modes = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
     hidden = not sys.stderr.isatty() or (beside is not None and beside.isatty())
-    with Progress(*columns, console=Console(stderr=True), disable=hidden, **modes) as bar:
+    with Bar(BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(), hidden=hidden, aside=False) as bar:
         task = bar.add_task("", total=total, completed=done)
         yield lambda: bar.advance(task)
 

@@ -5,11 +5,11 @@ from contextlib import AbstractContextManager
 from itertools import groupby
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.text import Text
 
 from ..tokens.tokenizer import Tokenizer
 from ..writing.writing import Step
+from .live import Live
 
 ACCEPTED, UNSETTLED = "bold", "dim italic yellow"
 EMPTY = "·"  # a special token, such as those that fill the canvas behind the answer

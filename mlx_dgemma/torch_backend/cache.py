@@ -171,7 +171,7 @@ class TorchCache:
 
     def load(self, path: str | Path) -> None:
         path = Path(path)
-        if not path.exists():
+        if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: no such saved cache")
         try:
             with safe_open(path, "pt", device=str(self.pool.device)) as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import reprlib
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from ..checkpoint.adapter import ATTENTION_AND_MLP
 from ..errors import Mistake, NotFound, need
 from ..seam.learning import Optimizer
-from ..terminal.command import Parser
+from ..terminal.command import Parser, read
 from .loss import VARIANTS, Recipe
 
 NAME = "mlx_dgemma.train"
@@ -177,10 +178,10 @@ def _read(path: Path) -> dict[str, Any]:
     number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except FileNotFoundError:
+        values = yaml.load(read(str(path)), Loader)
+    except NotFound:
         raise NotFound(f"--config {path}: no such file") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise Mistake(f"--config {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise Mistake(f"--config {path} holds no keys: need lines such as iters: 300")
@@ -196,5 +197,5 @@ def _checked(path: Path, name: str, value: Any) -> Any:
     kinds = {"int": int, "float": (int, float), "bool": bool, "str": str, "dict": dict}
     kind = str(option.type).removesuffix(" | None")
     if value != default and (not isinstance(value, kinds[kind]) or (kind != "bool" and isinstance(value, bool))):
-        raise Mistake(f"--config {path}: {name} must be of type {kind}, got {value!r}")
+        raise Mistake(f"--config {path}: {name} must be of type {kind}, got {reprlib.repr(value)}")
     return value

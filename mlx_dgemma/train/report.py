@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
+from ..checkpoint.folder import is_file
 from ..checkpoint.memory import gigabytes
 from ..errors import Mistake
-from ..terminal.command import note
+from ..terminal.command import note, read
+from ..terminal.live import Bar
 from .options import Options
 from .run import Progress
 from .validate import Skill
@@ -30,17 +30,18 @@ class Report:
         self.options, self.folder, self.peak, self.lead = options, folder, peak, lead
         self.track, self.lines = tracker(options) if lead else _no_track, self._earlier(done)
         self.since, self.trained, self.recent = time.perf_counter(), 0, []
-        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-        self.bar = Bar(
-            *columns, console=Console(stderr=True), disable=not (lead and sys.stderr.isatty()), transient=True
-        )
+        columns = (BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        self.bar = Bar(*columns, hidden=not (lead and sys.stderr.isatty()))
         self.task = self.bar.add_task("", total=options.iters, completed=done)
 
     def _earlier(self, done: int) -> list[dict[str, Any]]:
         """The lines of the log up to step `done`, which a resumed run goes on from."""
         file = self.folder / LOG
-        lines = file.read_text(encoding="utf-8").splitlines() if done and file.exists() else []
-        return [line for line in map(json.loads, lines) if line["step"] <= done]
+        lines = read(str(file)).splitlines() if done and is_file(file) else []
+        try:
+            return [line for line in map(json.loads, lines) if line["step"] <= done]
+        except (json.JSONDecodeError, KeyError, TypeError, RecursionError):
+            raise Mistake(f"--resume: {file} is damaged: take it away, and the log begins anew") from None
 
     def _log(self, step: int, numbers: dict[str, Any]) -> None:
         if not self.lead:

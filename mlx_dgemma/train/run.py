@@ -17,6 +17,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..checkpoint import adapter, adapter_folder
+from ..checkpoint.description import ADAPTER
+from ..checkpoint.folder import read_header, read_json
 from ..errors import Mistake
 from ..seam.learning import Learner
 from .data import Encoder, Examples, batches, read_lines, read_split
@@ -111,13 +113,14 @@ class Run:
                 raise Mistake(f"--adapter-path {self.folder} is not empty: {advice}")
             return
         try:
+            read_header(path)  # a pipe would be waited for
             with safe_open(path, "np") as file:
                 about = file.metadata()
-            stored = json.loads((self.folder / adapter.CONFIG).read_text(encoding="utf-8"))
-            self.done = int(about["step"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            stored = read_json(self.folder / adapter.CONFIG, ADAPTER)
+            self.done, learnt_from = int(about["step"]), about["data"]
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise Mistake(f"--resume: {self.folder} holds no run to go on with: {error}") from None
-        if about["data"] != self.data.fingerprint:
+        if learnt_from != self.data.fingerprint:
             raise Mistake(f"--resume: the run in {self.folder} learnt from other data than {options.data} now holds")
         other = [name for name, value in json.loads(json.dumps(self.config())).items() if stored.get(name) != value]
         if other := [name for name in other if name not in FREE]:

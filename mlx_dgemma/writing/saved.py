@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.folder import read_json
 from ..errors import Mistake, NotFound
 from ..seam.model import Cache
 from ..tokens.messages import from_json, to_json
@@ -93,7 +94,7 @@ def read(path: Path, tokenizer: Tokenizer | None = None) -> Turns:
     """Reads what `write` or `save` wrote; messages are records unless there is a `tokenizer`. Mistake where there is
     none, or where it is damaged or another tokenizer's."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content.pop("checksum") != _checksum(content):
             raise ValueError("its checksum is another")
         turns = Turns(**content)

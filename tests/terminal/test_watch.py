@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from ptys import lines_shown
 from rich.console import Console
+from rich.text import Text
 
+from mlx_dgemma.terminal.live import Live
 from mlx_dgemma.terminal.watch import Watch
 from mlx_dgemma.tokens.tokenizer import Tokenizer
 from mlx_dgemma.writing.writing import Step
@@ -64,3 +66,17 @@ def test_the_last_line_is_shown_while_it_goes_on(tokenizer):
 def test_noise_does_not_steer_the_terminal(tokenizer):
     canvas, _ = Watch(tokenizer, 48).picture(step(tokenizer, "a\x1b[2Jb\x07\x7f\tc\nd", False)).renderables
     assert canvas.plain.rstrip("·") == "a·[2Jb··\tc\nd"
+
+
+@pytest.mark.parametrize("columns", [10, 16, 29, 40, 80])
+def test_a_terminal_that_was_made_narrower_or_wider(columns):
+    """It wraps what was drawn, and all of that is taken away."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=40, height=24)
+    with Live(Text("a" * 40 + "\n" + "b" * 30 + "\n" + "c" * 3), console=console, auto_refresh=False) as live:
+        live.refresh()
+        before = lines_shown(console.file.getvalue())
+        assert before == ["a" * 40, "b" * 30, "c" * 3]
+        wrapped = [line[i : i + columns] for line in before for i in range(0, len(line), columns)]
+        console.file, console.width = io.StringIO(), columns
+        live.update(Text("new"), refresh=True)
+        assert lines_shown("above\n" + "\n".join(wrapped) + console.file.getvalue()) == ["above", "new"]
