@@ -47,7 +47,9 @@ def whole(tmp_path_factory):
     files["tools.json"] = [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]
     for name, value in files.items():
         (folder / name).write_text(json.dumps(value, indent=2))
-    with inside(folder):
+    rates = {"copy_bytes_per_second": 1e10, "product_flops_per_second": 1e11}
+    with inside(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlx_dgemma.mlx_backend.measure.ceilings", lambda dtype: rates)  # they take seconds
         assert call("train", ["--config", "c.json"]).code == 0
         assert call("chat", QUICK, b"Sort: b, a\n/save chat\n").code == 0
         assert call("batch", ["good.jsonl", "--out", "answers.jsonl", *QUICK]).code == 0

@@ -39,7 +39,7 @@ FILES = {  # name -> bytes
     "precious": b"precious",
 }
 QUICK = ["--max-tokens", "8", "--max-denoising-steps", "1"]
-SECONDS = 10.0
+SECONDS = 10.0  # of computing: others may use the machine, too
 
 
 def lay_out(folder: Path) -> None:
@@ -84,7 +84,7 @@ def quick_model(*given):
 def call(command: str, arguments: list[str], typed: bytes = b"") -> Outcome:
     """Calls a command in this process, with the embedded model made once."""
     main = importlib.import_module(f"mlx_dgemma.{command}.__main__").main
-    streams, start = Streams(typed), time.perf_counter()
+    streams, start = Streams(typed), time.process_time()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlx_dgemma.terminal.options.load", quick_model)
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -94,7 +94,7 @@ def call(command: str, arguments: list[str], typed: bytes = b"") -> Outcome:
             code = main(arguments)
         except SystemExit as end:
             code = end.code or 0
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     err = [line for line in streams.read(streams.stderr).splitlines() if "no --model given" not in line]
     return Outcome(code, streams.read(streams.stdout), err)
 
