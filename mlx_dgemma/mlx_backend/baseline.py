@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import sys
 from collections import defaultdict
@@ -54,7 +55,7 @@ def build(hf_path: str, mlx_path: str, recipe: Recipe) -> None:
     """Convert Gemma 4, or another model that mlx-lm knows, with layers stored as `recipe` stores DiffusionGemma's.
 
     Mistake: there is something at `mlx_path`, or mlx-lm cannot convert what is at `hf_path`."""
-    if Path(mlx_path).exists():
+    if os.path.exists(mlx_path):  # False for a name that is too long
         raise Mistake(f"{mlx_path} is there already: give another --mlx-path, or remove it")
     try:
         with contextlib.redirect_stdout(sys.stderr):

@@ -76,9 +76,13 @@ class Streams:
         return stream.buffer.getvalue().decode("utf-8", "replace")
 
 
-@functools.cache
-def quick_model(*given):
-    return load(*given)
+embedded = functools.cache(load)
+
+
+def quick_model(*given, **more):
+    """A folder may have changed since it was read."""
+    named = [value for value in given if isinstance(value, str | Path)]
+    return (load if named else embedded)(*given, **more)
 
 
 def call(command: str, arguments: list[str], typed: bytes = b"") -> Outcome:
