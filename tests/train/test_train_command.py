@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import checkpoints
 import folders
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ FILES = {"adapters.safetensors", "adapter_config.json", "state.safetensors", "lo
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return folders.write(tmp_path_factory.mktemp("model"))
+    few = checkpoints.generation_config(max_denoising_steps=3)
+    return folders.write(tmp_path_factory.mktemp("model"), generation=few)
 
 
 @pytest.fixture(scope="module")
