@@ -115,7 +115,7 @@ def start_of(options: Options, config: ModelConfig) -> adapter.Start | None:
 
 def open_run(options: Options, folder: Path, config: ModelConfig) -> Run:
     """Everything that can be wrong with data and folders is known before a weight is read."""
-    encoder = Encoder(Tokenizer(folder), config, options.max_seq_length)
+    encoder = Encoder(Tokenizer(folder, config.max_position_embeddings), config, options.max_seq_length)
     run = Run(options, encoder, Data.read(options, encoder))
     run.check_folder()
     note(*run.data.reports)

@@ -7,12 +7,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import Mistake, NotFound
+from ..errors import Mistake, NoRoom, NotFound
 from ..seam.model import Facts
 from ..terminal.command import read
 from ..tokens.tokenizer import Tokenizer
@@ -73,16 +74,18 @@ class Encoder:
 
     def examples(self, name: str, records: Sequence[Record]) -> Examples:
         """Mistake names the line that is no example."""
-        made = Examples(name)
+        made, first = Examples(name), ""
         for where, record in records:
             try:
                 example = self.example(record)
+                length = example.length
+            except NoRoom:  # so long that nobody counted its tokens
+                length = inf
             except Mistake as mistake:
                 raise Mistake(f"{where}: {mistake}") from None
-            if example.length > self.longest:
-                first = f" ({where}, {example.length} tokens, first)" if not made.dropped else ""
-                self._first = first or self._first
-                made.dropped[f"longer than {self.longest} tokens{self._first}"] += 1
+            if length > self.longest:
+                first = first or f" ({where}{'' if length == inf else f', {length} tokens'}, first)"
+                made.dropped[f"longer than {self.longest} tokens{first}"] += 1
             else:
                 made.examples.append(example)
                 made.where.append(where)

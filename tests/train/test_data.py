@@ -79,6 +79,16 @@ def test_what_is_too_long_is_counted_and_named(tmp_path):
     assert "2 left out: longer than 200 tokens" in made.report and "line 1, 502 tokens" in made.report
 
 
+def test_what_no_context_holds_is_left_out_as_well(tmp_path):
+    """The tokenizer of a model counts no further than its context, as it does where a prompt is answered."""
+    encoder = Encoder(Tokenizer(checkpoints.TINY, 500), CONFIG, 200)
+    enormous = "a " * 1_000_000
+    made = encoder.examples(
+        "train", lines(tmp_path, {"text": "b"}, {"text": enormous}, {"prompt": enormous, "completion": "c"})
+    )
+    assert len(made) == 1 and "2 left out: longer than 200 tokens" in made.report and "line 2, first" in made.report
+
+
 @pytest.mark.parametrize(
     ("record", "words"),
     [
