@@ -127,8 +127,12 @@ class Run:
             raise Mistake(f"--resume: {other[0]} was {stored.get(other[0])!r} in the run that {self.folder} holds")
 
     def resume(self, learner: Learner) -> None:
-        if self.done:
+        if not self.done:
+            return
+        try:
             learner.resume(self.folder / STATE)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise Mistake(f"--resume: {self.folder / STATE} is damaged, or another program's: {error}") from None
 
     def save(self, learner: Learner, step: int) -> None:
         if not learner.lead:
