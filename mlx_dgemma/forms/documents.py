@@ -16,10 +16,11 @@ from .automaton import Budget, complement
 from .case import TYPES, Case, Range, Schema, Together, canonical
 from .cases import Refusal
 from .construction import MOST_NODES, Empty, Sizes, build_automaton
-from .expression import Both, Either, Expression, Joined, Repeat, Text, either, optional, series
+from .expression import Both, Chars, Either, Expression, Joined, Repeat, Text, either, optional, series
 from .fit import Fit
 from .numeral import multiples, number
-from .strings import character, quoted, written
+from .pattern import PLAIN, dialects_differ
+from .strings import character, escaped, quoted, written
 
 NOTHING = Either(())
 FEW = 8  # members of which any one may be the one that is needed
@@ -70,6 +71,10 @@ class Documents:
         self.around = Depth(around.itself + itself, around.anything + anything)
         try:
             expression = self._options(cases, path)
+        except (Refusal, Empty):
+            raise
+        except Mistake as mistake:
+            raise Refusal(path, str(mistake)) from None
         finally:
             self.open[key] -= 1
             self.around = around
@@ -205,6 +210,9 @@ class Documents:
         made = self.value((*case.names, STRING), path)
         without = [names] if names else []
         without += [quoted(self.fit.strings.content(pattern)) for pattern in excluded]
+        if any(map(dialects_differ, excluded)):
+            plain = quoted(escaped(Repeat(Chars(PLAIN))))
+            key = plain if key is None else build_automaton(Both(key, plain), self.budget)
         try:
             made = build_automaton(made if key is None else Both(key, made), self.budget)
             for out in without:

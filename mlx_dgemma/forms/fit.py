@@ -8,6 +8,7 @@ from ..tokens.references import References
 from .case import Case, Schema, Together, canonical
 from .cases import Cases, kind
 from .numeral import is_multiple
+from .pattern import dialects_differ
 from .strings import Strings
 
 
@@ -62,7 +63,8 @@ class Fit:
     def member(self, case: Case, name: str) -> Together:
         """All that is said of a member of that name."""
         schemas: list[Schema] = [*case.properties.get(name, ())]
-        schemas += [schema for pattern, schema in case.matching if self.named(pattern, name)]
+        plain = name.isascii() and name.isprintable()  # or another dialect might find the pattern
+        schemas += [s for p, s in case.matching if self.named(p, name) or (not plain and dialects_differ(p))]
         for names, patterns, schema in case.others:
             if name not in names and not any(self.named(pattern, name) for pattern in patterns):
                 schemas.append(schema)

@@ -20,6 +20,7 @@ from ..errors import Mistake
 from .automaton import Budget
 from .expression import ANY, LAST, Chars, Either, Expression, Ranges, Repeat, either, overlap, series, without
 
+PLAIN: Ranges = ((32, 126),)  # whether a text of these alone has a pattern is the same in both dialects
 LONGEST = 10_000  # characters of a pattern
 SHOWN = 80  # of them, in a message
 ASCII: Ranges = ((0, 127),)
@@ -76,6 +77,11 @@ def pattern(text: str) -> Expression:
         return _searched((group,), False, False, Budget(LONGEST))
     except Mistake as mistake:
         raise Mistake(f"{_shown(text)}: {mistake}") from None
+
+
+def dialects_differ(text: str) -> bool:
+    """True where Python may find the pattern in other texts, beyond `PLAIN` ones, than ECMA-262."""
+    return not {*text}.isdisjoint(".$\\")
 
 
 def _searched(nodes: tuple[Node, ...], begins: bool, ends: bool, budget: Budget) -> Expression:

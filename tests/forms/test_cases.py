@@ -141,6 +141,11 @@ CASES = {  # what is said -> documents, and texts that are none
         ['{"x-a": ""}'],
         ['{"x-a": 1}', '{"a": ""}'],
     ),
+    "names that another dialect would find": (
+        {"type": "object", "patternProperties": {"^.*$": WHOLE, "^\\w+$": {"minimum": 3}}},
+        ['{"a b": 1}'],
+        ['{"a\\r": ""}', '{"\u2028": ""}', '{"a": 1}'],
+    ),
     "propertyNames": (
         {"type": "object", "propertyNames": {"pattern": "^[a-z]+$"}, "additionalProperties": WHOLE},
         ['{"ab": 1}'],

@@ -264,6 +264,10 @@ OVERLAP = {
         ({"$dynamicRef": "#x"}, "#/$dynamicRef"),
         ({"type": "object", "unevaluatedProperties": False}, "#/unevaluatedProperties"),
         ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, "#/uniqueItems cannot be held: only va"),
+        (
+            {"properties": {"a": {"patternProperties": {f"^(a|b)*a(a|b){{{n}}}$": {} for n in (9, 10, 11)}}}},
+            "#/properties/a cannot be held: it takes too much work",
+        ),
         ({"$schema": "http://json-schema.org/draft-03/schema#"}, "#/$schema cannot be held: draft 3"),
         ({"type": "object", "additionalProperties": {"type": "null"}, "minProperties": 2}, "#/minProperties"),
         ({"enum": [1e400]}, "#/enum cannot be held: JSON has no number so large"),
