@@ -223,9 +223,8 @@ class Documents:
 
     def _array(self, case: Case, path: tuple) -> Expression:
         if case.items.empty:
-            raise Refusal(
-                (*path, "maxItems"), f"no array has at least {case.items.least} and at most {case.items.most} items"
-            )
+            why = f"no array has at least {case.items.least} and at most {case.items.most} items"
+            raise Empty(str(Refusal((*path, "maxItems"), why)))
         if case.unique and case.items.most not in (0, 1):
             return self._set(case, path)
         first = max((len(first) for first, _ in case.lists), default=0)
@@ -315,7 +314,7 @@ class Documents:
     def _string(self, case: Case, path: tuple) -> Expression:
         if case.length.empty:
             why = f"no text has at least {case.length.least} and at most {case.length.most} characters"
-            raise Refusal((*path, "maxLength"), why)
+            raise Empty(str(Refusal((*path, "maxLength"), why)))
         content: Expression | None = None
         if not case.patterns or case.length != Range():
             content = Repeat(character(), case.length.least, case.length.most)
