@@ -169,7 +169,7 @@ def test_identity_is_that_of_the_weights(tmp_path):
 def test_what_cannot_be_divided_or_differs_is_told_in_a_line(backend, tmp_path):
     if backend == "torch":
         pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
-    config = checkpoints.config()
+    config = checkpoints.config(vocab_size=288)
     for name in ("mine", "theirs"):
         checkpoints.write(tmp_path / name, config, checkpoints.weights(config, seed=len(name)))
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
