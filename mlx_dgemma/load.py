@@ -242,7 +242,9 @@ def dummy(
 
 
 def instruments(backend: str) -> ModuleType:
-    """Return the backend's `measure` module, with which the benchmark reads the device."""
+    """Return the backend's `measure` module, with which the benchmark reads the device. Mistake under several ranks:
+    it looks into a model."""
+    need(place(os.environ) is None, "one rank for the benchmark", "several")
     with _framework(backend):
         if backend == "torch":
             from .torch_backend import measure

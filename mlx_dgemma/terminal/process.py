@@ -9,8 +9,10 @@ import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from ..errors import Mistake
+from ..ranks import ending
 
 TIDY = "\x1b[?25h\x1b[?2004l"  # shows the cursor, ends bracketed paste
 
@@ -48,10 +50,11 @@ def prepared() -> Iterator[None]:
     if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, signal.default_int_handler):
         signal.signal(signal.SIGINT, signal.default_int_handler)  # what `mlx_dgemma.early` set
     modes = _terminal_modes()
+    ending.before.append(partial(_tidy, modes))  # where another rank is gone, this one does not come to the end
     try:
         yield
     finally:
-        _tidy(modes)
+        ending.before.pop()()
         for number, handler in before.items():
             signal.signal(number, handler)
 
