@@ -102,7 +102,7 @@ def add_ask(parser: argparse.ArgumentParser, *, modes: bool = True) -> None:
         f"stop=NAME ({', '.join(STOPS)}), canvas_length=N or auto, entropy_bound=NATS, …"
     )
     if modes:
-        single += "; left to right temp=T, top_p=P, top_k=K, min_p=P. Each may be a flag of its own: --verify, --temp T"
+        single += "; left to right temp=T, top_p=P, top_k=K, min_p=P. Also as flags: --verify, --temp T, --top-p P, …"
         mode = "denoise, write left to right, or block by block what costs less"
         add("--mode", choices=MODES, default="diffusion", help=mode)
     else:

@@ -25,7 +25,9 @@ class Sampling:
     t_min: float = 0.4  # temperature that the schedule would reach at 0 steps left
     t_max: float = 0.8  # temperature of the first step
     stability_threshold: int = 1  # earlier steps whose argmax must equal this one's
-    confidence_threshold: float = 0.005  # the reference's name for a mean entropy, nats: below it a block may end
+    # The reference's name for a mean entropy, nats: below it a block may end. The sampler "confidence-threshold" does
+    # not read it: see sampler_threshold.
+    confidence_threshold: float = 0.005
     canvas_length: int | str | None = None  # tokens of a canvas; None: the checkpoint's; "auto": by what is left
     sampler: str = "entropy-bound"  # which positions a step accepts: one of SAMPLERS
     sampler_threshold: float = 0.9  # of the sampler "confidence-threshold": probability from which a token is accepted
@@ -94,7 +96,8 @@ def entropy_bound(entropy: Array, confidence: Array, accepted: Array, step: int,
 
 
 def confidence_threshold(entropy: Array, confidence: Array, accepted: Array, step: int, sampling: Sampling) -> Array:
-    """mlx-vlm's rule: an accepted position stays so, and each step accepts at least one more, the surest."""
+    """mlx-vlm's rule, with `sampler_threshold`: an accepted position stays so, and each step accepts at least one more,
+    the surest."""
     after = accepted | (confidence >= sampling.sampler_threshold)
     if not after.all() and np.array_equal(after, accepted):
         after[np.where(accepted, -np.inf, confidence).argmax()] = True

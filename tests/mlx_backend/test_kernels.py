@@ -56,7 +56,7 @@ def test_tiles_begin_at_experts_and_there_are_enough(counts):
 
 def test_rows_that_tiles_multiply():
     """128 experts, 2,048 rows, 16 an expert on average: of MLX's tiles 3,952 rows are multiplied, of ours 2,931, and
-    2,496 where an empty half of 8 is skipped (gpu.md, 1.3)."""
+    2,496 where an empty half of 8 is skipped."""
     rng = np.random.default_rng(0)
     counts = [np.bincount(rng.integers(128, size=2048), minlength=128) for _ in range(50)]
     whole = np.mean([(-(-count // 16) * 16).sum() for count in counts])

@@ -68,7 +68,7 @@ def test_quantized_folders_say_what_mlx_says(tmp_path, mode):
 
 
 def test_fp8():
-    """The embedded model: the error of its logits is 5 % of their spread, where bfloat16's is 0.5 %."""
+    """The embedded model: the error of its logits is 4 % of their spread, where bfloat16's is 0.9 %."""
     models = {dtype: load(backend="torch", dtype=dtype)[0] for dtype in ("float32", "bfloat16", "fp8")}
     rows = {dtype: logits(model) for dtype, model in models.items()}
     error = {d: np.sqrt(np.mean((x - rows["float32"]) ** 2) / np.var(rows["float32"])) for d, x in rows.items()}
