@@ -223,7 +223,9 @@ class MLXLearner:
 
     def step(self, losses: Sequence[Loss], learning_rate: float) -> tuple[list[float], float]:
         if len(losses) % self.group.size():
-            raise Mistake(f"{self.group.size()} processes divide --grad-accumulation-steps {len(losses)} among them")
+            raise Mistake(
+                f"{self.group.size()} processes divide --grad-accumulation-steps {len(losses)} among them: give a multiple of that"
+            )
         learnt = self.learnt
         gradients, parts = dict.fromkeys(learnt, 0.0), np.zeros(3, np.float32)
         for loss in losses[self.group.rank() :: self.group.size()]:

@@ -68,6 +68,8 @@ class Tuning:
                 raise KeyboardInterrupt
 
     def finish(self) -> None:
+        if not self.report.lead:
+            return
         lines = self.report.summary()
         if self.options.test:
             test, size = self.run.data.test, min(self.options.batch_size, len(self.run.data.test))
