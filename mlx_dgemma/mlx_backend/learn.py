@@ -223,9 +223,8 @@ class MLXLearner:
 
     def step(self, losses: Sequence[Loss], learning_rate: float) -> tuple[list[float], float]:
         if len(losses) % self.group.size():
-            raise Mistake(
-                f"{self.group.size()} processes divide --grad-accumulation-steps {len(losses)} among them: give a multiple of that"
-            )
+            given = f"{len(losses)}, which {self.group.size()} processes divide among them"
+            raise Mistake(f"need --grad-accumulation-steps to be a multiple of {self.group.size()}, got {given}")
         learnt = self.learnt
         gradients, parts = dict.fromkeys(learnt, 0.0), np.zeros(3, np.float32)
         for loss in losses[self.group.rank() :: self.group.size()]:

@@ -181,9 +181,8 @@ class TorchLearner:
 
     def step(self, losses: Sequence[Loss], learning_rate: float) -> tuple[list[float], float]:
         if len(losses) % self.ranks:
-            raise Mistake(
-                f"{self.ranks} ranks divide --grad-accumulation-steps {len(losses)} among them: give a multiple of that"
-            )
+            given = f"{len(losses)}, which {self.ranks} ranks divide among them"
+            raise Mistake(f"need --grad-accumulation-steps to be a multiple of {self.ranks}, got {given}")
         parts = torch.zeros(3, device=self.model.device)
         self.optimizer.zero_grad()
         with self._learning(), devices.enough(self.model.device, "a step"):
