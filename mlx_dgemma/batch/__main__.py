@@ -19,7 +19,7 @@ from ..forms.language import Language, begin_within
 from ..seam.model import DiffusionModel, Text
 from ..terminal.command import Parser, at_least, note, progress, run, to_stdout
 from ..terminal.form import INCOMPLETE, Form, add_form, read_form
-from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask, open_model
+from ..terminal.options import add_ask, add_max_tokens, add_model, add_stop, check_ask, check_stop, open_model
 from ..terminal.requests import Request, encode, read_lines
 from ..tokens.tokenizer import Tokenizer
 from ..writing.answer import Answer
@@ -43,6 +43,7 @@ def parser() -> Parser:
     add("--system", help="a system turn before each prompt")
     add("--thinking", action="store_true", help="let the model think first")
     add_max_tokens(add)
+    add_stop(add)
     add_form(parser)
     add_ask(parser)
     add_model(parser)
@@ -58,6 +59,8 @@ def read(options: argparse.Namespace, form: Form | None) -> list[Request]:
     if requests[0].texts and (form or options.mode != "diffusion"):
         flag = form.flag if form else f"--mode {options.mode}"
         raise Mistake(f"{flag} does not go with lines that are to be filled: leave it out")
+    if requests[0].texts and options.stop:
+        raise Mistake("--stop does not go with lines that are to be filled: leave it out")
     if form and (thinking := [request for request in requests if request.thinking]):
         raise Mistake(f"{thinking[0].where}: thinking does not go with {form.flag}: leave it out")
     return requests
@@ -65,6 +68,7 @@ def read(options: argparse.Namespace, form: Form | None) -> list[Request]:
 
 def batch(options: argparse.Namespace) -> int:
     check_ask(options)
+    check_stop(options)
     form = read_form(options)
     requests = read(options, form)
     with AnswerFile(Path(options.out)) if options.out is not None else contextlib.nullcontext() as out:
@@ -76,7 +80,7 @@ def batch(options: argparse.Namespace) -> int:
             return 0
         model, tokenizer, ask = open_model(NAME, options)
         requests = encode(requests, model, tokenizer, ask)
-        results = write(model, tokenizer, requests, form, done, options.size)
+        results = write(model, tokenizer, requests[done:], form, options.size, options.stop)
         name = {"model": options.model or "tiny"}
         lines = (run | result | name for run, result in zip(runs[done:], results, strict=True))
         summary, incomplete = record(lines, done, len(requests), out)
@@ -108,17 +112,21 @@ def record(lines: Iterator[Result], done: int, total: int, out: AnswerFile | Non
 
 
 def write(
-    model: DiffusionModel, tokenizer: Tokenizer, requests: list[Request], form: Form | None, done: int, size: int
+    model: DiffusionModel,
+    tokenizer: Tokenizer,
+    requests: list[Request],
+    form: Form | None,
+    size: int,
+    stops: Sequence[str] = (),
 ) -> Iterator[Result]:
-    """Yields the results of all but the first `done` requests, in their order, each as soon as it and all before it are
-    there. Mistake where a form fits into no answer to one."""
-    to_do = requests[done:]
+    """Yields the results of `requests` in their order, each as soon as it and all before it are there. Mistake where a
+    form fits into no answer to one."""
     if requests[0].texts:
-        return fill_all(model, tokenizer, to_do, size)
+        return fill_all(model, tokenizer, requests, size)
     if form is None:
-        return answer_all(model, tokenizer, to_do, size)
+        return answer_all(model, tokenizer, requests, size, stops=stops)
     if form.choices:
-        return choose_all(model, tokenizer, to_do, form.choices)
+        return choose_all(model, tokenizer, requests, form.choices)
     language = form.language(model, tokenizer)
     for request in requests:
         room = model.facts.max_position_embeddings - len(request.tokens)
@@ -126,7 +134,7 @@ def write(
             language.check_fits(min(request.ask.max_tokens, room))
         except Mistake as mistake:
             raise Mistake(f"{request.where}: {mistake}") from None
-    return (result | form.slots(result["text"]) for result in answer_all(model, tokenizer, to_do, size, language))
+    return (result | form.slots(result["text"]) for result in answer_all(model, tokenizer, requests, size, language))
 
 
 def answer_all(
@@ -135,26 +143,30 @@ def answer_all(
     requests: Sequence[Request],
     size: int,
     language: Language | None = None,
+    stops: Sequence[str] = (),
 ) -> Iterator[Result]:
     """Answers `requests`, at most `size` at a time. Text, steps and blocks are those that a request has alone, but with
     mode "auto", whose pace is measured; seconds run from its admission. `language`: each answer is a text of it, or
-    "incomplete" and then empty."""
+    "incomplete" and then empty. `stops`: texts before which an answer ends."""
     answers: dict[int, Answer] = {}
+    ended: set[int] = set()
 
     def texts() -> Iterator[InProgress]:
         for request in requests:
-            answers[request.number] = Answer(model.facts, tokenizer, request.ask.max_tokens, request.tokens)
+            answers[request.number] = Answer(model.facts, tokenizer, request.ask.max_tokens, request.tokens, stops)
             text = Text(request.tokens)
             if language:
                 yield begin_within(model, text, request.ask, language, request=request.number)
             else:
                 yield begin(model, text, request.ask, request=request.number)
 
-    steps = run_batch(model, texts(), size)
+    steps = run_batch(model, texts(), size, ended)
     for request in requests:
         while request.number not in answers or not answers[request.number].finish_reason:
             step = next(steps)
             answers[step.request].add(step)
+            if answers[step.request].finish_reason:
+                ended.add(step.request)
         answer = answers.pop(request.number)
         result = answer.statistics(len(request.tokens))
         if language and len(language.ending(answer.tokens)):

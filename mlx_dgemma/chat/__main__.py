@@ -9,7 +9,7 @@ from ..errors import Mistake
 from ..terminal.command import Parser, in_a_line, run
 from ..terminal.command import note as plain_note
 from ..terminal.keyboard import line_editor, line_of_pipe
-from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask, open_model
+from ..terminal.options import add_ask, add_max_tokens, add_model, add_stop, check_ask, check_stop, open_model
 from ..terminal.process import is_terminal
 from ..terminal.tools import add_tools, read_tool_file, tell_unheard
 from ..writing.ask import MODES
@@ -30,6 +30,7 @@ def parser() -> Parser:
     add("--thinking", action="store_true", help="let the model think first; its thoughts go to stderr")
     add_tools(add, "; you type their results")
     add_max_tokens(add)
+    add_stop(add)
     watch = "on a terminal, show the canvas as it settles (default: --watch)"
     add("--watch", action=argparse.BooleanOptionalAction, default=True, help=watch)
     add("-q", "--quiet", action="store_true", help="no numbers behind an answer")
@@ -41,6 +42,7 @@ def parser() -> Parser:
 def check(options: argparse.Namespace) -> None:
     """Mistake where flags contradict each other."""
     check_ask(options)
+    check_stop(options)
     saved = "--continue" if options.go_on else "--load" if options.load is not None else None
     if options.go_on and options.load is not None:
         raise Mistake("--continue and --load are two chats: give one")
@@ -85,7 +87,7 @@ def chat(options: argparse.Namespace) -> int:
     tools = read_tool_file(options.tools)
     model, tokenizer, ask = open_model(NAME, options)
     tell_unheard(NAME, tokenizer, tools)
-    conversation = Conversation(model, tokenizer, ask, options.system, options.thinking, tools)
+    conversation = Conversation(model, tokenizer, ask, options.system, options.thinking, tools, options.stop)
     interactive = is_terminal(sys.stdin, sys.stdout)
     session = Session(conversation, watched=options.watch, interactive=interactive, quiet=options.quiet)
     if options.go_on:

@@ -18,7 +18,9 @@ from ..terminal.options import (
     add_max_tokens,
     add_model,
     add_shown,
+    add_stop,
     check_ask,
+    check_stop,
     encode_prompt,
     open_model,
     to_json,
@@ -45,7 +47,7 @@ def parser() -> Parser:
     raw = "no chat template: the prompt as it is, its control tokens are tokens"
     add("--raw", "--ignore-chat-template", action="store_true", help=raw)
     add_max_tokens(add)
-    add("--stop", action="append", default=[], metavar="TEXT", help="end the text before this; may be given again")
+    add_stop(add)
     add_shown(parser, add, "show the canvas as it settles")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add_form(parser)
@@ -60,11 +62,7 @@ def check(options: argparse.Namespace) -> None:
         raise Mistake("--raw has no turns: leave out --system, --thinking and --tools, or --raw")
     if options.text is not None and options.prompt is not None:
         raise Mistake(f"there are two prompts, {options.text[:40]!r} and --prompt {options.prompt[:40]!r}: give one")
-    forms = {"--json-schema": options.json_schema, "--template": options.template, "--choices": options.choices}
-    if options.stop and (form := [flag for flag, value in forms.items() if value is not None]):
-        raise Mistake(f"--stop does not go with {form[0]}, which ends where its form does: leave it out")
-    if "" in options.stop:
-        raise Mistake("--stop is an empty text: give the one to end before")
+    check_stop(options)
 
 
 def generate(options: argparse.Namespace) -> int:

@@ -135,6 +135,20 @@ def add_max_tokens(add) -> None:
     add("--max-tokens", type=at_least(1), default=Ask.max_tokens, metavar="N", help="cut the text here")
 
 
+def add_stop(add) -> None:
+    add("--stop", action="append", default=[], metavar="TEXT", help="end the text before this; may be given again")
+
+
+def check_stop(options: argparse.Namespace) -> None:
+    """Mistake where a stop is none, or the text has a form."""
+    if "" in options.stop:
+        raise Mistake("--stop is an empty text: give the one to end before")
+    for flag in ("json_schema", "template", "choices"):
+        if options.stop and getattr(options, flag, None) is not None:
+            flag = f"--{flag.replace('_', '-')}"
+            raise Mistake(f"--stop does not go with {flag}, which ends where its form does: leave it out")
+
+
 def check_ask(options: argparse.Namespace) -> None:
     """Mistake where flags contradict each other. Before anything is loaded."""
     mode = options.mode or "diffusion"

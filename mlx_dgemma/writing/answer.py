@@ -52,6 +52,21 @@ class Answer:
         return self._stops.found
 
     @property
+    def tokens_before_stop(self) -> list[int]:
+        """The tokens of what is shown: `tokens`, less what one of `stops` cut off, which may cut a token in two."""
+        if not self.found_stop:
+            return self.tokens
+        stream, length, whole = TextStream(self.tokenizer, self.prompt), 0, 0  # whole: tokens that are all shown
+        for count, token in enumerate(self.tokens, start=1):
+            thinking, text = stream.push([token])
+            if length + len(text) > len(self.text):
+                return self.tokens[:whole] + self.tokenizer.encode(self.text[length:])
+            length += len(text)
+            if thinking or text or self.tokenizer.piece(token) is None:
+                whole = count
+        return self.tokens
+
+    @property
     def tokens_per_forward(self) -> float:
         """As transformers counts: tokens of whole canvases up to the stop token, pads left out, over decoder passes."""
         return self._filled / self.steps if self.steps else 0.0

@@ -4,7 +4,7 @@ A text joins and leaves between any two passes. Long prompts are encoded in piec
 and texts that are written left to right go along, a token a pass.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -172,12 +172,16 @@ class Batch:
         self._streams.pop(draw).tokens.close()  # now the caches hold what was yielded
 
 
-def run(model: DiffusionModel, texts: Iterable[InProgress], size: int = 1) -> Iterator[Step]:
+def run(
+    model: DiffusionModel, texts: Iterable[InProgress], size: int = 1, ended: Container[int] = ()
+) -> Iterator[Step]:
     """The steps of `texts`, at most `size` of them at a time, pass by pass. The next text is asked for when there is
-    room for it."""
+    room for it. `ended`: requests, by number, that are written no further; it may grow between two steps."""
     waiting, batch = iter(texts), Batch(model, size)
     try:
         while True:
+            for text in [text for text in batch.texts if text.request in ended]:
+                batch.cancel(text)
             while len(batch.texts) < size and (text := next(waiting, None)) is not None:
                 batch.add(text)
             if not batch.texts:

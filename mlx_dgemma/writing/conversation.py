@@ -6,7 +6,7 @@ part, and the next turn encodes what differs.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
@@ -37,6 +37,7 @@ class Conversation:
     system: str | None = None
     thinking: bool = False
     tools: list[dict] | None = None  # that the model may call, as `Tokenizer.chat` takes them
+    stops: Sequence[str] = ()  # texts before which an answer ends
 
     _batch: Batch | None = field(default=None, init=False)  # writes the answer, from its first piece of prompt on
     _unfinished: Answer | None = field(default=None, init=False)  # the answer that is being written
@@ -104,7 +105,7 @@ class Conversation:
 
     def write(self) -> Iterator[Piece]:
         """The model's turn, or what follows in it: a Piece a pass. Left early, its finished blocks are kept."""
-        answer = Answer(self.model.facts, self.tokenizer, self.how.max_tokens, self.tokens)
+        answer = Answer(self.model.facts, self.tokenizer, self.how.max_tokens, self.tokens, self.stops)
         self.answer = self._unfinished = answer
         try:
             cache, self.encoded = self._begin().cache, self.tokens
@@ -209,8 +210,9 @@ class Conversation:
         self._stop_batch()
         answer, self._unfinished = self._unfinished, None
         if answer:
-            stopped = answer.tokens and answer.tokens[-1] in self.model.facts.stop_ids
-            self.written = self.written + (answer.tokens[:-1] if stopped else answer.tokens)
+            tokens = answer.tokens_before_stop
+            stopped = tokens and tokens[-1] in self.model.facts.stop_ids
+            self.written = self.written + (tokens[:-1] if stopped else tokens)
 
     def _stop_batch(self) -> None:
         batch, self._batch = self._batch, None

@@ -119,6 +119,9 @@ def test_a_mistake_in_a_file_is_found_before_the_first_answer(files, capsys, lin
         (["good.jsonl", "--size", "0"], ["--size", ">= 1", "'0'"]),
         (["good.jsonl", "--out", "no/folder"], ["--out no/folder", "No such file"]),
         (["good.jsonl", "--watch"], ["--watch"]),
+        (["good.jsonl", "--stop", ""], ["--stop", "empty"]),
+        (["good.jsonl", "--stop", "x", "--choices", "a,b"], ["--stop", "--choices"]),
+        (["gap.jsonl", "--stop", "x"], ["--stop", "filled"]),
         (["good.jsonl", "--choices", "a,b", "--mode", "ar"], ["--mode ar", "--choices"]),
         (["thinking.jsonl", "--choices", "a,b"], ["thinking.jsonl, line 1", "thinking", "--choices"]),
         ([], ["FILE.jsonl"]),
@@ -132,12 +135,26 @@ def test_mistakes_before_anything_is_loaded(tmp_path, monkeypatch, capfd, argume
         "latin": b"caf\xe9",
         "empty": b"\n",
         "thinking": b'{"prompt": "x", "thinking": true}',
+        "gap": b'{"fill": "a<fill>b"}',
     }
     for name, data in files.items():
         (tmp_path / f"{name}.jsonl").write_bytes(data)
     result = caller(main, capfd)(*arguments)
     mistake(result, *words)
     assert "no --model given" not in result[2]
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "ar"])
+def test_answers_end_before_a_stop(files, capsys, mode):
+    path, _ = files
+    arguments = [str(path), "--mode", mode, "--size", "2", "--max-tokens", "24"]
+    assert main(arguments) == 0
+    whole = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    stop = whole[1]["text"][4:7]
+    assert main([*arguments, "--stop", stop]) == 0
+    cut = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["text"] for each in cut] == [each["text"].partition(stop)[0] for each in whole]
+    assert cut[1]["finish_reason"] == "stop" and (cut[1]["steps"] < whole[1]["steps"]) == (mode == "ar")
 
 
 def test_standard_input(monkeypatch, capfd):

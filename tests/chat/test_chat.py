@@ -58,6 +58,14 @@ def test_two_turns_from_a_pipe(run):
     assert "read 74 of 128 tokens" in second  # the answer, which no pass has encoded, and the question
 
 
+def test_a_turn_ends_before_a_stop(run, tmp_path):
+    few = ["--max-denoising-steps", "8"]
+    code, out, _ = run(f"{PIPED}\n/save {tmp_path / 'kept'}", "--stop", SOLVED[5:8], *few)
+    assert (code, out) == (0, SOLVED[:5] + "\n" * (SOLVED[4] != "\n"))
+    code, _, err = run("", "--load", str(tmp_path / "kept"), *few)
+    assert code == 0 and err.rstrip().endswith(SOLVED[:5].rstrip())
+
+
 def test_commands(run, tmp_path):
     folder = tmp_path / "chat"
     typed = [
@@ -121,6 +129,7 @@ def test_mistakes_in_a_pipe(run, typed, words):
         (["--prompt", "x"], ["--prompt"]),
         (["--preset", "temp=1"], ["temp", "--mode ar or auto"]),
         (["--max-tokens", "0"], ["--max-tokens"]),
+        (["--stop", ""], ["--stop", "empty"]),
     ],
 )
 def test_mistakes_at_the_start(run, arguments, words):

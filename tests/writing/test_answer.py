@@ -84,6 +84,21 @@ def test_thinking_is_split_from_the_answer(tokenizer):
     assert (answer.thinking, answer.text) == ("so, 1 + 1", "2")
 
 
+@pytest.mark.parametrize(
+    ("stop", "kept"), [("b", "<|channel>thought\nb<channel|>a"), ("c", "<|channel>thought\nb<channel|>abé")]
+)
+def test_tokens_before_a_stop_are_those_of_what_is_shown(tokenizer, stop, kept):
+    tokens = [*tokenizer.encode("<|channel>thought\nb<channel|>abécab", special_tokens=True), 1]
+    answer = Answer(facts(canvas_length=4), tokenizer, 100, stops=[stop])
+    for step in steps(tokens, 4, "stop"):
+        answer.add(step)
+        if answer.finish_reason:
+            break
+    assert (answer.finish_reason, answer.found_stop) == ("stop", True)
+    thinking, text = split_thinking(tokenizer, answer.tokens_before_stop)
+    assert (tokenizer.decode(thinking), tokenizer.decode(text)) == ("b", kept.partition("<channel|>")[2])
+
+
 def test_a_prompt_may_be_a_conversation(tokenizer):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     assert prompt_tokens(tokenizer, turns, system="s") == tokenizer.chat([{"role": "system", "content": "s"}, *turns])
