@@ -232,8 +232,8 @@ class Sweep:
             mx.concatenate([getattr(part, name) for part in taken], axis=1) for name in ("top", "place", "heat")
         )  # [T, slices]
         highest, best = tops[:, -1:], tops.argmax(axis=-1, keepdims=True)  # the first slice that reaches the top
-        argmax = best * self.slices.width + mx.take_along_axis(places, best, axis=-1) + self.first
-        top, argmax = first_highest(highest, argmax.astype(mx.int32))
+        argmax = self.ids(best * self.slices.width + mx.take_along_axis(places, best, axis=-1))
+        top, argmax = first_highest(highest, argmax)
         masses = faded(mx.stack([part.masses for part in taken], axis=1), tops[..., None], top[..., None])
         sums = masses.sum(axis=-1)
         total, heat = (parallel.sum_up(x.sum(axis=-1)) for x in (sums, heat_terms(sums, heats, tops, top)))
@@ -252,6 +252,11 @@ class Sweep:
             shares=shares,
             soft=_rescaled(soft, highest[self.heavy], top[self.heavy]) / total[self.heavy][:, None],
         )
+
+    def ids(self, places: mx.array) -> mx.array:
+        """Places among this rank's tokens -> ids, int32."""
+        places = places.astype(mx.int32)
+        return places + self.first if self.first else places  # nothing is added to a step of one rank
 
     def draw(self, masses: mx.array, top: mx.array) -> tuple[mx.array, mx.array]:
         """The sample [T], and its weight [T]: exp(logit - top). `masses` [T, blocks] are the sums of such weights.
@@ -275,7 +280,7 @@ class Sweep:
         place = mx.maximum(place, mx.where(can, places, width - 1).min(axis=1))
         place = mx.minimum(place, mx.where(can, places, 0).max(axis=1))
         weight = mx.take_along_axis(weights, place[:, None], axis=1)[:, 0]
-        sample = (first[:, 0] + place + self.first).astype(mx.int32)
+        sample = self.ids(first[:, 0] + place)
         return parallel.placed(sample, here), parallel.placed(weight, here)
 
 
