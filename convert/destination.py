@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..checkpoint import memory
+from ..checkpoint import inside, memory
 from ..checkpoint.hub import cache_folder
 from ..checkpoint.memory import check_disk, gigabytes
 from ..errors import Mistake, NotFound
-from . import card, inside, stream
+from . import card, stream
 from .journal import NAME as JOURNAL
 from .journal import Errors, Journal
 from .plan import Plan

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlx.utils import tree_flatten
 
-from ..checkpoint import parameters
+from ..checkpoint import inside, parameters
 from ..checkpoint.config import ModelConfig, parse_config
 from ..checkpoint.folder import Tensor, adapter_files, read_configs, read_tensors
 from ..checkpoint.names import DROPPED, GLOBAL_SCALE, MODELOPT_EXPERT, is_vision
@@ -18,7 +18,6 @@ from ..errors import Mistake
 from ..mlx_backend.layers import Linear
 from ..mlx_backend.network import Network
 from ..mlx_backend.weights import linears, match
-from . import inside
 from .source import NVFP4, Block, Weight, row_count
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from ..checkpoint import inside
 from ..checkpoint.adapter import Adapter, Shape
 from ..checkpoint.config import Quantization, parse_config
-from ..checkpoint.folder import Tensor, read_configs, read_tensors
+from ..checkpoint.folder import INDEX, Tensor, read_configs, read_tensors
 from ..checkpoint.memory import check_disk
 from ..checkpoint.names import GLOBAL_SCALE, is_vision, parameter_name
 from ..errors import Mistake
@@ -21,6 +22,7 @@ Arrays = dict[str, mx.array]
 
 class Fusion:
     def __init__(self, folder: Path, adapter: Adapter):
+        inside.check(folder)
         self.folder, self.adapter = folder, adapter
         self.config = parse_config(*read_configs(folder))
         self.tensors = read_tensors(folder)
@@ -54,9 +56,9 @@ class Fusion:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         files = sorted({tensor.file for tensor in self.tensors.values()})
-        for file in filter(Path.is_file, self.folder.iterdir()):
-            if file not in files:
-                shutil.copyfile(file, part / file.name)
+        configs = [file for name in ("config.json", INDEX) if (file := self.folder / name).is_file()]
+        for file in (*inside.copied(self.folder), *configs):
+            shutil.copyfile(file, part / file.name)
         sources = {file: mx.load(str(file), format="safetensors", return_metadata=True) for file in files}
         arrays: Arrays = {name: array for stored, _ in sources.values() for name, array in stored.items()}
         self._add(arrays)

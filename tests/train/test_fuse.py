@@ -64,6 +64,19 @@ def test_quantized_weights_are_quantized_again_path_by_path(tmp_path):
             assert np.abs(added).max() > step.mean()
 
 
+def test_nothing_but_the_checkpoint_is_copied(sharded, tmp_path, capfd):
+    folder, path = tmp_path / "folder", made(sharded, tmp_path / "adapter", keys=KEYS)
+    shutil.copytree(sharded, folder)
+    (folder / "notes.py").write_text("mine")
+    assert fused(folder, path, tmp_path / "fused") == 0
+    assert {f.name for f in (tmp_path / "fused").iterdir()} == {f.name for f in sharded.iterdir()}
+    (tmp_path / "key").write_text("secret")
+    (folder / "LICENSE").symlink_to(tmp_path / "key")
+    assert fused(folder, path, tmp_path / "leaked") == 2
+    assert "LICENSE is a link that leads out of the folder" in capfd.readouterr().err
+    assert not (tmp_path / "leaked").exists()
+
+
 def test_whole_weights_are_put_in_place(sharded, tmp_path):
     from test_adapters import write
 

@@ -67,8 +67,7 @@ def test_only_free_positions_have_to_settle():
         ({"stability_threshold": -1}, "stability_threshold"),
         (
             {"sampler": "topk"},
-            "sampler to be one of entropy-bound, confidence-threshold, scheduled, scheduled-cosine, "
-            "scheduled-quadratic, got 'topk'",
+            f"sampler to be one of {', '.join(SAMPLERS)}, got 'topk'",
         ),
         ({"sampler_threshold": 1.5}, "need sampler_threshold >= 0 and <= 1, got 1.5"),
         ({"canvas_length": 0}, 'need canvas_length >= 1, or "auto", got 0'),

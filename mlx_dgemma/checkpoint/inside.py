@@ -1,9 +1,9 @@
-"""What a conversion may read: regular files that lie in the source's folder, wherever links in it lead."""
+"""What is made of a checkpoint is made of regular files that lie in its folder, wherever links in it lead."""
 
 from pathlib import Path
 
-from ..checkpoint.folder import INDEX
 from ..errors import Mistake
+from .folder import INDEX
 
 # Copied from the source as they are.
 COPIED = (
