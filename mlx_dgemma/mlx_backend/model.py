@@ -14,7 +14,7 @@ from ..errors import Mistake
 from ..seam.model import Continuation, Draw, NextToken, Prediction, Row, Text, TokenSet
 from ..seam.shared import begin_autoregress, check_caches, checked, join_scores, pending_texts, spread
 from ..seam.token_sets import token_set
-from . import family, fused, weights
+from . import family, fused, parallel, weights
 from .cache import MLXCache
 from .draw import next_token
 from .network import Network, Segment
@@ -81,7 +81,8 @@ class MLXModel:
         return [join_scores([tuple(map(np.array, part)) for part in parts]) for parts in scores] if score else None
 
     def denoise(self, rows: Sequence[Row]) -> list[Prediction]:
-        streams, readouts = family.streams(), []
+        # Sums over ranks meet in the order of one stream; those of two would meet each other's.
+        streams, readouts = family.streams()[: 1 if parallel.mine.ranks > 1 else None], []
         parts = spread(rows, len(streams))
         for part, stream in zip(parts, streams, strict=False):
             together = [rows[i] for i in part]
