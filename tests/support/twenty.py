@@ -2,7 +2,7 @@
 
     python tests/support/twenty.py BACKEND OUT [COUNT]    one rank, or by its environment one of several
 
-In the environment, DELAY=SEED makes this rank late at random, before calls and before sums; PATIENCE=SECONDS is how
+In the environment, PASSES=N is how many a block may take (default: 4; 48 is the model's own); DELAY=SEED makes this rank late at random, before calls and before sums; PATIENCE=SECONDS is how
 long ranks wait to meet, for a test that kills one before that, which torchrun and mlx.launch would notice."""
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def answers(model, tokenizer, sampling) -> Iterator[object]:
 
     ticks = itertools.count()
     model.now = lambda: next(ticks) / 100  # so that a deadline, and what is decided by pace, are the same again
-    plain, left = Ask(sampling=sampling, max_tokens=96), Ask(sampling=sampling, mode="ar", max_tokens=24)
+    sampling = replace(sampling, max_denoising_steps=int(os.environ.get("PASSES", "4")))
+    plain, left = Ask(sampling=sampling, max_tokens=96), Ask(sampling=sampling, mode="ar", max_tokens=12)
     asks = [replace(plain, seed=seed) for seed in range(6)]
     asks += [replace(plain, seed=6, deadline=0.03), replace(plain, seed=7, deadline=0.05, max_tokens=200)]
     asks += [replace(plain, seed=8, mode="auto"), replace(plain, seed=9, mode="auto", draw=Draw(temp=0.9))]
@@ -48,7 +49,7 @@ def answers(model, tokenizer, sampling) -> Iterator[object]:
     for number, ask in enumerate(asks):
         yield [step.draft.tolist() for step in diffuse(model, tokens[number % 4], ask)]
     language = Language(model, Vocabulary(tokenizer, model.facts.vocab_size), schema.automaton(SCHEMA))
-    for ask in (plain, replace(left, max_tokens=60)):
+    for ask in (plain, replace(left, max_tokens=40)):
         writing = begin_within(model, Text(tokens[3]), ask, language)
         yield [step.draft.tolist() for step in run(model, [writing])]
     yield choices.choose(model, tokenizer, tokens[2], ["1448", "1449", "no"], plain)["text"]
