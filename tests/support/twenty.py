@@ -2,8 +2,10 @@
 
     python tests/support/twenty.py BACKEND OUT [COUNT]    one rank, or by its environment one of several
 
-In the environment, PASSES=N is how many a block may take (default: 4; 48 is the model's own); DELAY=SEED makes this rank late at random, before calls and before sums; PATIENCE=SECONDS is how
-long ranks wait to meet, for a test that kills one before that, which torchrun and mlx.launch would notice."""
+In the environment, PASSES=N is how many a block may take (default: 4; 48 is the model's own); DELAY=SEED makes this
+rank late at random, before calls and before sums; PATIENCE=SECONDS is how long ranks wait to meet, for a test that
+kills one before that, which torchrun and mlx.launch would notice.
+"""
 
 from __future__ import annotations
 
