@@ -8,8 +8,7 @@ from ..terminal.command import Parser
 
 
 def parser() -> Parser:
-    about = "Convert Gemma 4 with mlx-lm, each layer stored as our recipe stores DiffusionGemma's."
-    parser = Parser("python -m mlx_dgemma.benchmark baseline", about)
+    parser = Parser("python -m mlx_dgemma.benchmark baseline", "Gemma 4 by mlx-lm, as our recipe stores layers.")
     add = parser.add_argument
     add("--hf-path", required=True, metavar="FOLDER_OR_HUB_ID", help="such as google/gemma-4-26B-A4B-it")
     add("--mlx-path", required=True, metavar="FOLDER", help="where to")

@@ -78,15 +78,13 @@ ROWS = [Published(**row) for row in _TABLE.pop("published")]
 LINKS = {name: entry["value"] * 1e9 for name, entry in _TABLE.pop("links").items()}  # bytes a second, one way
 DEVICES = {  # by the name that --device takes
     key: Device(
-        entry["name"],
-        entry["family"],
-        entry["bandwidth"]["value"] * 1e9,
+        entry["name"], entry["family"], entry["bandwidth"]["value"] * 1e9,
         {kind: value * 1e12 for kind, value in entry["flops"].items() if isinstance(value, float)},
         of_metal(entry["memory"] * 2**30) if entry["family"].startswith("M") else entry["memory"] * 1e9,
         {name: f"{entry[name]['kind']}: {entry[name]['source']}" for name in ("bandwidth", "flops")},
     )
     for key, entry in _TABLE.items()
-}
+}  # fmt: skip
 
 
 def device(name: str) -> Device:
@@ -115,8 +113,6 @@ def expected(floor: float, given: Sequence[Published]) -> Range:
 
 def left_out() -> list[tuple[Published, Range]]:
     """Predicts each published row from all the others."""
-    predicted = []
-    for row in ROWS:
-        near = alike(row.kind, device(row.device).family, row.precision, [o for o in ROWS if o is not row])
-        predicted.append((row, expected(row.floor, near)))
-    return predicted
+    others = [ROWS[:i] + ROWS[i + 1 :] for i in range(len(ROWS))]
+    near = [alike(r.kind, device(r.device).family, r.precision, rest) for r, rest in zip(ROWS, others, strict=True)]
+    return [(row, expected(row.floor, rows)) for row, rows in zip(ROWS, near, strict=True)]

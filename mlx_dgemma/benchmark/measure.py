@@ -19,7 +19,7 @@ from ..writing.ask import Ask
 from .count import Count, parameters
 from .passes import Passes, check_context, measure_passes
 from .report import KEY, VERSION, Report, write_report
-from .runs import Prompt, Writer, answer_all, baseline_writer, from_file, from_kinds, from_tasks, summary, writer
+from .runs import KINDS, Prompt, Writer, answer_all, as_prompt, baseline_writer, from_file, from_tasks, summary, writer
 from .subject import Subject, is_embedded, make_subject
 
 
@@ -99,7 +99,7 @@ class Measurement:
         if is_embedded(subject.model.config):
             return from_tasks(tokenizer, longest, settings.each)
         missing["solved"] = "right answers are known for the embedded model's tasks alone"
-        return from_kinds(tokenizer, longest)
+        return [as_prompt(tokenizer, longest, *kind) for kind in KINDS.items()]
 
     def measure(self, subject: Subject, prompts: list[Prompt]) -> None:
         """Measures cold answers, passes, and answers by denoising and left to right."""
@@ -144,5 +144,4 @@ class Measurement:
             with phase(f"{mode}, {len(prompts)} prompts x {len(seeds)} seeds"):
                 answer_all([(write, prompt, seed, runs) for seed in seeds for prompt in prompts])
         finally:
-            result["summary"] = summary(runs, cap) if runs else None
-            result["peak_memory"] = peak_memory()
+            result |= {"summary": summary(runs, cap) if runs else None, "peak_memory": peak_memory()}

@@ -103,10 +103,11 @@ class Passes:
 def compared(work: Work, seconds: Sequence[float], ceilings: Ceilings) -> dict[str, Any]:
     """Puts a pass's seconds beside what it has to do and what the machine can do; the first pass is kept apart."""
     median = statistics.median(seconds[1:])
-    shares = {"share_of_copy": work.total_bytes / median / ceilings[0]}
-    shares["share_of_product"] = work.total_flops / median / ceilings[1]
-    floor = {"floor_seconds": work.seconds(*ceilings)}
-    return {"first_seconds": seconds[0], "seconds": spread(seconds[1:]), **asdict(work), **floor, **shares}
+    return {
+        "first_seconds": seconds[0], "seconds": spread(seconds[1:]), **asdict(work),
+        "floor_seconds": work.seconds(*ceilings), "share_of_copy": work.total_bytes / median / ceilings[0],
+        "share_of_product": work.total_flops / median / ceilings[1],
+    }  # fmt: skip
 
 
 def measure_passes(passes: Passes, count: Count, ceilings: Ceilings, assumed: float) -> dict[str, Any]:

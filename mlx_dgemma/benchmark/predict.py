@@ -18,6 +18,7 @@ from ..terminal.table import ms, plain, print_table
 from . import fits
 from .count import PRECISIONS, Count, break_even, tokens_per_second
 from .devices import DEVICES, LINKS, ROWS, SHAPE, Published, Range, alike, device, expected, left_out
+from .passes import Ceilings
 from .plot import plot_published
 from .report import read_report, whole
 from .subject import published
@@ -25,11 +26,8 @@ from .subject import published
 METAL_STEP = Path(__file__).with_name("metal_step.json")  # counted by tests/measure/count_step.py
 STEPS = (4, 8, 12, 16, 24, 32, 48)
 KINDS = {"step": "a denoise step", "commit": "a commit", "token": "a token left to right"}
-WORKLOADS = {  # steps a full canvas takes, as others saw them with the published model
-    "JSON, short answers": (2, 5),
-    "maths, code": (10, 20),
-    "prose": (20, 35),
-}
+# Steps that a full canvas takes, as others saw them with the published model.
+WORKLOADS = {"JSON, short answers": (2, 5), "maths, code": (10, 20), "prose": (20, 35)}
 
 
 def speeds(canvas: int, seconds: dict[str, float], rows: int = 1) -> dict[str, Any]:
@@ -43,13 +41,11 @@ def speeds(canvas: int, seconds: dict[str, float], rows: int = 1) -> dict[str, A
     }
 
 
-def prediction(
-    count: Count, context: int, bytes_per_second: float, flops_per_second: float, rows: int = 1
-) -> dict[str, Any]:
+def prediction(count: Count, context: int, ceilings: Ceilings, rows: int = 1) -> dict[str, Any]:
     """Predicts both modes at these ceilings, `rows` sequences behind `context` tokens each."""
     passes = count.passes(context, rows)
-    seconds = {name: work.seconds(bytes_per_second, flops_per_second) for name, work in passes.items()}
-    by_bytes = seconds["step"] > passes["step"].total_flops / flops_per_second
+    seconds = {name: work.seconds(*ceilings) for name, work in passes.items()}
+    by_bytes = seconds["step"] > passes["step"].total_flops / ceilings[1]
     about = {"context": context, "rows": rows, "bound_by": "bytes" if by_bytes else "FLOPs"}
     return about | speeds(count.config.canvas_length, seconds, rows)
 
@@ -65,11 +61,10 @@ def advice(steps: float) -> dict[str, str]:
 def predict_device(options: argparse.Namespace) -> dict[str, Any]:
     machine, config = device(options.device), published(options.shape)
     count = Count(config, PRECISIONS[options.precision])
-    ceiling = prediction(count, options.context, machine.bandwidth, machine.flops_for(options.precision))
+    ceiling = prediction(count, options.context, (machine.bandwidth, machine.flops_for(options.precision)))
     near = {kind: alike(kind, machine.family, options.precision, ROWS) for kind in ("step", "token")}
-    ranges = [
-        expected(floor, near["token" if name == "token" else "step"]) for name, floor in ceiling["seconds"].items()
-    ]
+    floors = ceiling["seconds"].items()
+    ranges = [expected(floor, near["token" if name == "token" else "step"]) for name, floor in floors]
     reached = [speeds(config.canvas_length, dict(zip(KINDS, each, strict=True))) for each in zip(*ranges, strict=True)]
     counted = json.loads(METAL_STEP.read_text())
     known = (options.precision, options.shape) == (counted["precision"], SHAPE)
@@ -93,7 +88,7 @@ def predict_report(path: Path) -> dict[str, Any]:
     count = Count(parse_config(report["config"]), report["bits"], report["kv_bytes"])
     rates = ceilings["copy_bytes_per_second"], ceilings["product_flops_per_second"]
     seconds = {name: point[name]["seconds"]["median"] for name in KINDS}
-    return prediction(count, point["context"], *rates, point["rows"]) | {
+    return prediction(count, point["context"], rates, point["rows"]) | {
         "name": report["machine"]["device"]["name"], "precision": report["settings"]["precision"],
         "measured": [seconds | point["break_even"] | {"source": str(path)}],
         "reached": {"middle": speeds(count.config.canvas_length, seconds, point["rows"])},
@@ -107,7 +102,7 @@ def show(predicted: dict[str, Any]) -> None:
     notes = [("machine", about), *((f"  {name}", source) for name, source in predicted.get("sources", {}).items())]
     if "memory" in predicted:
         needed, memory = predicted["needed_memory"], predicted["memory"]
-        fits = "" if needed <= memory else ": does not fit, the figures are of a larger one"
+        fits = ": does not fit, the figures are of a larger one" * (needed > memory)
         notes.append(("memory", f"{gigabytes(needed)} of the {gigabytes(memory)} of the GPU{fits}"))
         notes += [(f"two ranks over {link}", f"{ms(took)} ms a step") for link, took in predicted["links"].items()]
     print_table(("", ""), notes, left=2)
@@ -159,8 +154,7 @@ def show_published(options: argparse.Namespace) -> None:
 
 
 def parser() -> Parser:
-    about = "Tokens a second of both modes on a machine, and which to use. Nothing is measured."
-    parser = Parser("python -m mlx_dgemma.benchmark predict", about)
+    parser = Parser("python -m mlx_dgemma.benchmark predict", "Tokens a second of both modes, without measuring.")
     add = parser.add_argument
     add("--device", metavar="NAME", help=f"one of {', '.join(DEVICES)}")
     add("--report", metavar="FILE.json", help="take the ceilings that this report measured instead")
@@ -176,7 +170,8 @@ def parser() -> Parser:
 
 def command(options: argparse.Namespace) -> int:
     if [bool(one) for one in (options.device, options.report, options.published, options.memory)].count(True) != 1:
-        raise Mistake(f"need --device, --report, --published or --memory, one of them; devices: {', '.join(DEVICES)}")
+        choice = "need one of --device NAME or --report FILE.json, --published, --memory GB"
+        raise Mistake(f"{choice}; devices: {', '.join(DEVICES)}")
     if options.plot:
         if not options.published:
             raise Mistake("--plot draws what is --published")

@@ -46,18 +46,14 @@ Run = dict[str, Any]
 Writer = Callable[[Prompt, int], Run]  # a prompt and a seed -> a run
 
 
-def _prompt(tokenizer: Tokenizer, max_tokens: int, name: str, text: str, right: str | None = None) -> Prompt:
+def as_prompt(tokenizer: Tokenizer, max_tokens: int, name: str, text: str, right: str | None = None) -> Prompt:
     messages = [{"role": "user", "content": text}]
     return Prompt(name, messages, prompt_tokens(tokenizer, messages), max_tokens, right=right)
 
 
 def from_tasks(tokenizer: Tokenizer, max_tokens: int, each: int) -> list[Prompt]:
     """Makes `each` prompts of every task that the embedded model learnt, the same ones as in the solve rates."""
-    return [_prompt(tokenizer, max_tokens, name, *task) for name in LEARNT for task in made(name, each)]
-
-
-def from_kinds(tokenizer: Tokenizer, max_tokens: int) -> list[Prompt]:
-    return [_prompt(tokenizer, max_tokens, *kind) for kind in KINDS.items()]
+    return [as_prompt(tokenizer, max_tokens, name, *task) for name in LEARNT for task in made(name, each)]
 
 
 def from_file(path: Path, model: DiffusionModel, tokenizer: Tokenizer, max_tokens: int) -> list[Prompt]:

@@ -21,11 +21,9 @@ from .count import Count, parameters
 HERE = Path(__file__).parent
 SHAPES = {"26b-a4b": HERE / "26b-a4b.json", "tiny": HERE.parent / "tiny" / "config.json"}
 PRECISIONS: dict[str, tuple[str, Recipe]] = {  # of random weights -> dtype, how each layer is stored
-    "float32": ("float32", plain),
-    "bf16": ("bfloat16", plain),
+    "float32": ("float32", plain), "bf16": ("bfloat16", plain), "fp8": ("fp8", plain),
     "4bit": ("bfloat16", mlx_community(quantization(bits=4))),  # as `convert -q` stores it
-    "fp8": ("fp8", plain),
-}
+}  # fmt: skip
 
 
 def shape(name: str) -> dict[str, Any]:
@@ -70,8 +68,7 @@ def _random_model(settings: Namespace, backend: str) -> DiffusionModel:
     known = [name for name in PRECISIONS if backend == "torch" or name != "fp8"]
     stored_as = settings.precision or "bf16"
     if stored_as not in known:
-        wrong = f"precision {stored_as!r} is not one that {backend} makes"
-        raise Mistake(f"{wrong}: need one of {', '.join(known)}")
+        raise Mistake(f"precision {stored_as!r} is not one that {backend} makes: need one of {', '.join(known)}")
     if backend == "mlx":  # torch asks its device
         needed = int(Count(config, BITS[stored_as]).resident)
         check_memory(needed, f"random weights of {settings.dummy} in {stored_as}")

@@ -121,7 +121,7 @@ def _usual(message: Any) -> Any:
         return {"role": "assistant", "tool_calls": [{"id": message.get("call_id"), "function": message}]}
     if kind == "function_call_output":
         return {"role": "tool", "tool_call_id": message.get("call_id"), "content": message.get("output")}
-    if "role" not in message and kind in _ROLES:
+    if "role" not in message and isinstance(kind, str) and kind in _ROLES:
         message = {"role": kind, **(message["data"] if isinstance(message.get("data"), dict) else message)}
     if message.get("content") is None and isinstance(message.get("parts"), list):
         message = {"role": "user", **message, "content": [_block(part) for part in message["parts"]]}

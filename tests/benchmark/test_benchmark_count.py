@@ -74,7 +74,7 @@ def test_bytes(precision):
 @pytest.mark.parametrize("name", ROOFLINE)
 def test_seconds_and_break_even(name):
     (bandwidth, rate, precision), printed = ROOFLINE[name]
-    found = prediction(Count(CONFIG, PRECISIONS[precision]), 512, bandwidth * 1e9, rate * 1e12)
+    found = prediction(Count(CONFIG, PRECISIONS[precision]), 512, (bandwidth * 1e9, rate * 1e12))
     milliseconds = [1e3 * found["seconds"][pass_] for pass_ in ("step", "commit", "token")]
     even = found["break_even"]
     digits = (1, 1, 2, 1, 1)

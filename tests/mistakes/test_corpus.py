@@ -75,6 +75,7 @@ MESSAGES = [
     {"messages": {}},
     {"messages": "hi"},
     {"messages": [{}]},
+    {"messages": [{"type": []}]},
     {"messages": [{"role": "user"}]},
     {"messages": [{"role": "user", "content": None}]},
     {"messages": [{"role": "user", "content": 5}]},
