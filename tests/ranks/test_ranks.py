@@ -72,7 +72,9 @@ def test_a_rank_that_is_gone_ends_the_other(victim, number, seed, tmp_path):
     if backend == "torch":
         pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
     draw = random.Random(f"{victim} {number} {seed}")
-    started = twenty.start([twenty.__file__, backend, str(tmp_path / "out")], backend, 2, tmp_path, PATIENCE="8", PASSES="48")
+    started = twenty.start(
+        [twenty.__file__, backend, str(tmp_path / "out")], backend, 2, tmp_path, PATIENCE="8", PASSES="48"
+    )
     time.sleep(draw.uniform(0.5, 12))
     if any(process.poll() is not None for process in started):
         twenty.wait(started, 1)
