@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -115,8 +115,9 @@ _parties: list[Party] = []  # at most one a process
 
 def leave() -> None:
     """Let the other ranks end, where there are any."""
-    if _parties:
-        _parties.pop().end(0)
+    with suppress(KeyboardInterrupt):
+        if _parties:
+            _parties.pop().end(0)
 
 
 def lead(

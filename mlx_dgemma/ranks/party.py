@@ -21,6 +21,7 @@ from .place import Place
 from .wire import Lost, Wire, beat
 
 PATIENCE = 60.0  # seconds for the others to come
+LATE = 20.0  # seconds in which they hear of an end before they came
 AGREE = 5.0  # seconds for all to fail alike
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -50,6 +51,9 @@ class Party:
     def end(self, code: int, line: str | None = None) -> None:
         """Let the other ranks end, with the same code; and this one, at once, where there is a `line` to say why."""
         self.over = True
+        if line is None:  # who is still on the way would wait for a rank 0 that is gone
+            with self._changed:
+                self._changed.wait_for(lambda: len(self.wires) == self.ranks - 1, LATE)
         for wire in list(self.wires.values()):
             with suppress(Lost):
                 wire.send({"end": code}, patience=0.2)

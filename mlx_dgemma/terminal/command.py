@@ -17,7 +17,7 @@ from rich.spinner import Spinner
 
 from ..checkpoint.hub import is_hub_id
 from ..errors import Mistake, NotFound
-from ..load import leave, meet
+from ..load import meet
 from ..version import __version__
 from .live import Bar, Live
 from .process import is_terminal, mute, prepared
@@ -177,21 +177,13 @@ def in_a_line(message: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 200]} … {line[-200:]}"
 
 
-@contextmanager
-def _together(divided: bool) -> Iterator[None]:
-    if divided:
-        meet()
-    try:
-        yield
-    finally:
-        leave()
-
-
 def run(name: str, command: Callable[[], int | None], *, divided: bool = True) -> int:
     """Calls `command` and returns the exit code of the process. Where a model is `divided` over several ranks, those
     that are not the first follow that, whatever the command."""
     try:
-        with prepared(), _together(divided):
+        with prepared():
+            if divided:
+                meet()
             code = command() or 0
             to_stdout("")  # what is still in its buffer
             return code
