@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING
 
 from .checkpoint.adapter import Adapter
 from .checkpoint.adapter_folder import read as read_adapter
+from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.config import DTYPES, FP8, ModelConfig, Recipe, parse_config
-from .checkpoint.folder import Tensor, read_configs, read_tensors
+from .checkpoint.folder import read_configs
 from .checkpoint.hub import find
-from .checkpoint.identity import identity
-from .checkpoint.memory import check_memory, within
-from .checkpoint.names import is_vision
+from .checkpoint.memory import within
 from .checkpoint.shares import WHOLE, Share
-from .checkpoint.tied import without_copies
 from .errors import Mistake, need
 from .ranks.follower import follow
 from .ranks.leader import LeadingModel
@@ -79,15 +77,15 @@ def load(
         raise Mistake(f"{folder}: {known}: one of the two is another model's")
     adapter = None if adapter_path is None else read_adapter(adapter_path)
     backend = backend or (place(os.environ).backend if party else choose_backend())
-    dtype = dtype or config.dtype
+    checkpoint, dtype = Checkpoint(folder, config), dtype or config.dtype
     if party is None:
-        facts = config if max_memory is None else _keep_to(max_memory, folder, config, backend, dtype)
-        model = load_model(folder, config, backend, dtype, adapter)
+        facts = config if max_memory is None else _keep_to(max_memory, checkpoint, backend, dtype)
+        model = load_model(checkpoint, backend, dtype, adapter)
         model.facts = facts
         return model, tokenizer, sampling
     need(max_memory is None, "one rank for --max-memory", "several")
     need(adapter is None, "one rank for an adapter (python -m mlx_dgemma.fuse makes it part of the model)", "several")
-    return lead(party, folder, path, config, backend, dtype), tokenizer, sampling
+    return lead(party, checkpoint, path, backend, dtype), tokenizer, sampling
 
 
 def meet(ranks: int | None = None, backend: str | None = None) -> Party | None:
@@ -104,7 +102,7 @@ def meet(ranks: int | None = None, backend: str | None = None) -> Party | None:
     if here is None:
         return None
     if here.rank:
-        sys.exit(follow(here, _share))
+        sys.exit(follow(here, _follow))
     _parties.append(Party(here, os.environ.get(SECRET, ""), started))
     atexit.register(leave)
     return _parties[0]
@@ -120,68 +118,55 @@ def leave() -> None:
             _parties.pop().end(0)
 
 
-def lead(
-    party: Party, folder: Path, path: str | Path | None, config: ModelConfig, backend: str, dtype: str
-) -> LeadingModel:
+def lead(party: Party, checkpoint: Checkpoint, path: str | Path | None, backend: str, dtype: str) -> LeadingModel:
     """Load the model that is divided over all ranks, which must have the same checkpoint."""
     need(backend == (engine := place(os.environ).backend), f"--backend {engine}: its engine started the ranks", backend)
-    told = {"path": None if path is None else str(path), "backend": backend, "dtype": dtype}
-    mine, message = identity(folder, _text_tensors(folder).values()), {"answer": True, "forget": []}
-    for rank, answer in party.heard(party.tell(message | {"do": "find"} | told)).items():
-        same = answer["value"] == mine
-        need(same, f"the checkpoint of rank 0 on every rank: copy {folder}", f"another on {party.name(rank)}")
-    call = party.tell(message | {"do": "load"} | told)
-    model = load_model(folder, config, backend, dtype, divided=Share(0, party.ranks))
-    free = min(answer["value"] for answer in party.heard(call).values())
+    call = {"path": None if path is None else str(path), "backend": backend, "dtype": dtype}
+    call |= {"answer": True, "forget": []}
+    identity, answers = checkpoint.identity(), party.heard(party.tell(call | {"do": "find"}))
+    for rank, answer in answers.items():
+        same = answer["value"] == identity
+        need(
+            same, f"the checkpoint of rank 0 on every rank: copy {checkpoint.folder}", f"another on {party.name(rank)}"
+        )
+    loading = party.tell(call | {"do": "load"})
+    model = load_model(checkpoint, backend, dtype, share=Share(0, party.ranks))
+    free = min(answer["value"] for answer in party.heard(loading).values())
     return LeadingModel(model, party, free)
 
 
-def _share(message: dict) -> tuple[DiffusionModel | None, str | int]:
+def _follow(message: dict) -> tuple[DiffusionModel | None, str | int]:
     """What another rank answers: the identity of its checkpoint; or its share of the model, and its free memory."""
     folder, here = find(message["path"]), place(os.environ)
+    checkpoint = Checkpoint(folder, parse_config(*read_configs(folder)))
     if message["do"] == "find":
-        return None, identity(folder, _text_tensors(folder).values())
-    config = parse_config(*read_configs(folder))
-    divided = Share(here.rank, here.ranks)
-    model = load_model(folder, config, message["backend"], message["dtype"], divided=divided)
+        return None, checkpoint.identity()
+    model = load_model(checkpoint, message["backend"], message["dtype"], share=Share(here.rank, here.ranks))
     return model, model.free_memory()
 
 
-def _text_tensors(folder: Path) -> dict[str, Tensor]:
-    tensors, _ = without_copies({name: t for name, t in read_tensors(folder).items() if not is_vision(name)})
-    return tensors
-
-
 def load_model(
-    folder: Path,
-    config: ModelConfig,
-    backend: str,
-    dtype: str,
-    adapter: Adapter | None = None,
-    divided: Share = WHOLE,
+    checkpoint: Checkpoint, backend: str, dtype: str, adapter: Adapter | None = None, share: Share = WHOLE
 ) -> DiffusionModel:
-    """Load the weights in `folder` alone, or a share of them; the other arguments are those of `load`."""
+    """Load the weights alone, or a rank's share of them; the other arguments are those of `load`."""
     if dtype not in (*DTYPES, FP8):
         raise Mistake(f"need dtype one of {', '.join((*DTYPES, FP8))}, got {dtype}")
-    tensors = _text_tensors(folder)
-    held = sum(divided.nbytes(config, tensor) for tensor in tensors.values())
     with _framework(backend):
         if backend == "torch":
             from .torch_backend.load import load_torch
 
-            return load_torch(tensors, config, dtype, folder.name, held, adapter, divided)
+            return load_torch(checkpoint, dtype, adapter, share)
         if dtype == FP8:
             raise Mistake(f"dtype {dtype} is for the torch backend; MLX has {', '.join(DTYPES)}")
-        from .mlx_backend.load import load_mlx, memory_of_the_gpu
+        from .mlx_backend.load import load_mlx
 
-        check_memory(held, folder.name, *memory_of_the_gpu())
-        return load_mlx(tensors, config, dtype, adapter, divided)
+        return load_mlx(checkpoint, dtype, adapter, share)
 
 
-def _keep_to(memory: int, folder: Path, config: ModelConfig, backend: str, dtype: str) -> ModelConfig:
-    """Have the backend keep to so much memory -> `config` with the context that goes into it."""
-    weights = sum(tensor.nbytes for tensor in _text_tensors(folder).values()) // (2 if dtype == FP8 else 1)
-    facts = within(config, weights, memory, folder.name, 4 if dtype == "float32" else 2)
+def _keep_to(memory: int, checkpoint: Checkpoint, backend: str, dtype: str) -> ModelConfig:
+    """Have the backend keep to so much memory -> the config with the context that goes into it."""
+    weights = checkpoint.nbytes() // (2 if dtype == FP8 else 1)
+    facts = within(checkpoint.config, weights, memory, checkpoint.folder.name, 4 if dtype == "float32" else 2)
     with _framework(backend):
         if backend == "torch":
             from .torch_backend.device import keep_to

@@ -1,11 +1,11 @@
-"""Tensors and a config -> MLXModel."""
+"""A checkpoint -> MLXModel."""
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..checkpoint.adapter import Adapter
-from ..checkpoint.config import ModelConfig
-from ..checkpoint.folder import Tensor
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.memory import check_memory
 from ..checkpoint.shares import WHOLE, Share
 from . import family, guard, parallel
 from .lora import attach
@@ -32,19 +32,13 @@ def keep_to(memory: int) -> None:
     mx.set_memory_limit(memory)
 
 
-def load_mlx(
-    tensors: dict[str, Tensor],
-    config: ModelConfig,
-    dtype: str,
-    adapter: Adapter | None = None,
-    divided: Share = WHOLE,
-) -> MLXModel:
-    """Load a checkpoint, or the share of it that `divided` names. ValueError names the tensor that is missing, left
-    over, or of the wrong shape or dtype."""
-    parallel.join(divided)
-    kind = getattr(mx, dtype)
-    network = Network(config)
-    load_weights(network, config, tensors, kind)
+def load_mlx(checkpoint: Checkpoint, dtype: str, adapter: Adapter | None = None, share: Share = WHOLE) -> MLXModel:
+    """Load a checkpoint, or a rank's share of it. Mistake names the tensor that is missing, left over, or of the wrong
+    shape or dtype."""
+    check_memory(checkpoint.nbytes(share), checkpoint.folder.name, *memory_of_the_gpu())
+    parallel.join(share)
+    network = Network(checkpoint.config)
+    load_weights(network, checkpoint.config, checkpoint.tensors, getattr(mx, dtype))
     if adapter:
         attach(network, adapter)
     # The arrays of a pass are of the same sizes each time, and taken again; what a long prompt leaves is given back.
@@ -53,4 +47,4 @@ def load_mlx(
         # As mlx-lm does: weights that the system may page out stall every pass.
         mx.set_wired_limit(most)
     guard.settle()
-    return MLXModel(network, config, kind)
+    return MLXModel(network, checkpoint.config, getattr(mx, dtype))

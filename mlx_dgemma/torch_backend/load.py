@@ -1,12 +1,12 @@
-"""Tensors and a config -> TorchModel."""
+"""A checkpoint -> TorchModel."""
 
 from __future__ import annotations
 
 import torch
 
 from ..checkpoint.adapter import Adapter
-from ..checkpoint.config import FP8, ModelConfig
-from ..checkpoint.folder import Tensor
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.config import FP8
 from ..checkpoint.memory import check_memory
 from ..checkpoint.shares import WHOLE, Share
 from ..errors import Mistake
@@ -31,26 +31,19 @@ def _check_fp8(network: Network, device: torch.device, name: str) -> None:
         )
 
 
-def load_torch(
-    tensors: dict[str, Tensor],
-    config: ModelConfig,
-    dtype: str,
-    name: str,
-    needed: int,
-    adapter: Adapter | None = None,
-    divided: Share = WHOLE,
-) -> TorchModel:
-    """Load a checkpoint, or the share of it that `divided` names: `dtype` is one of DTYPES, `name` is for messages,
-    `needed` its bytes. Mistake names the tensor that is missing, left over, or of the wrong shape or dtype."""
-    parallel.join(divided)
-    device, fp8 = devices.the_device(), dtype == FP8
-    network = declare(config, tensors)
+def load_torch(checkpoint: Checkpoint, dtype: str, adapter: Adapter | None = None, share: Share = WHOLE) -> TorchModel:
+    """Load a checkpoint, or a rank's share of it; `dtype` is one of DTYPES. Mistake names the tensor that is missing,
+    left over, or of the wrong shape or dtype."""
+    needed, name, fp8 = checkpoint.nbytes(share), checkpoint.folder.name, dtype == FP8
+    parallel.join(share)
+    device = devices.the_device()
+    network = declare(checkpoint.config, checkpoint.tensors)
     if fp8:
         _check_fp8(network, device, name)
     network.dtype = DTYPES[dtype]
     check_memory(needed // 2 if fp8 else needed, name, devices.free(device))
     with devices.enough(device, name):
-        load_weights(network, tensors, device, fp8=fp8)
+        load_weights(network, checkpoint.tensors, device, fp8=fp8)
         if adapter:
             attach(network, adapter)
-    return TorchModel(network, config, device)
+    return TorchModel(network, checkpoint.config, device)

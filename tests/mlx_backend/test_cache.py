@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.load import load_model
 from mlx_dgemma.mlx_backend import weights
@@ -102,7 +103,7 @@ def model_of(tmp_path_factory):
 
     def make(tensors: dict[str, np.ndarray], dtype: str = "float32"):
         folder = checkpoints.write(tmp_path_factory.mktemp("model"), CONFIG, tensors)
-        return load_model(folder, parse_config(CONFIG, checkpoints.generation_config()), "mlx", dtype)
+        return load_model(Checkpoint(folder, parse_config(CONFIG, checkpoints.generation_config())), "mlx", dtype)
 
     return make
 

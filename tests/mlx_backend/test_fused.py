@@ -12,6 +12,7 @@ import pytest
 import runs
 import shim
 
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.load import load, load_model
 from mlx_dgemma.mlx_backend import kernels
@@ -52,11 +53,11 @@ def predicted(model, rng: np.random.Generator) -> list[np.ndarray]:
 @pytest.mark.slow
 def test_passes_are_the_same(tmp_path, request, monkeypatch):
     folder = checkpoints.write(tmp_path, CONFIG, checkpoints.weights(CONFIG, seed=3))
-    model = load_model(folder, parse_config(CONFIG, checkpoints.generation_config()), "mlx", "float32")
+    model = load_model(Checkpoint(folder, parse_config(CONFIG, checkpoints.generation_config())), "mlx", "float32")
     plain = predicted(model, np.random.default_rng(0))
     paths.as_on_a_gpu(request)
     shim.install(monkeypatch)
-    model = load_model(folder, parse_config(CONFIG, checkpoints.generation_config()), "mlx", "float32")
+    model = load_model(Checkpoint(folder, parse_config(CONFIG, checkpoints.generation_config())), "mlx", "float32")
     launched = set()
     monkeypatch.setattr(
         kernels, "launch", lambda kernel, *rest: launched.add(kernel.name) or shim.launch(kernel, *rest)

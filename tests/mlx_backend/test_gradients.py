@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.load import load_model
 from mlx_dgemma.mlx_backend.cache import MLXCache
@@ -42,7 +43,7 @@ def loss(network: Network) -> mx.array:
 @pytest.fixture(scope="module")
 def network(tmp_path_factory) -> Network:
     folder = checkpoints.write(tmp_path_factory.mktemp("model"), STORED, checkpoints.weights(STORED))
-    return load_model(folder, CONFIG, "mlx", "float32").network
+    return load_model(Checkpoint(folder, CONFIG), "mlx", "float32").network
 
 
 @pytest.fixture(scope="module")

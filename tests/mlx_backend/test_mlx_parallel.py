@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.checkpoint.shares import WHOLE, Share
 from mlx_dgemma.load import load_model
@@ -33,8 +34,8 @@ def test_a_rank_of_two_holds_its_half_and_sends_what_is_counted(monkeypatch, tmp
     given = checkpoints.config(full={"num_key_value_heads": 2}, vocab_size=960)
     folder = checkpoints.write(tmp_path / "model", given, checkpoints.weights(given))
     config, share = parse_config(given), Share(1, 2)
-    whole = dict(tree_flatten(load_model(folder, config, "mlx", "float32").network.parameters()))
-    model = load_model(folder, config, "mlx", "float32", divided=share)
+    whole = dict(tree_flatten(load_model(Checkpoint(folder, config), "mlx", "float32").network.parameters()))
+    model = load_model(Checkpoint(folder, config), "mlx", "float32", share=share)
     for path, array in tree_flatten(model.network.parameters()):
         part = share.of(config, path, whole[path].shape)
         assert np.array_equal(np.array(array), np.array(whole[path])[part]), path

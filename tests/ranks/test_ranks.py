@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import twenty
 
-from mlx_dgemma.checkpoint.folder import read_tensors
-from mlx_dgemma.checkpoint.identity import identity
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
+from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.ranks import wire
 from mlx_dgemma.ranks.place import Place, place
@@ -163,7 +163,7 @@ def test_identity_is_that_of_the_weights(tmp_path):
     def of(name: str, seed: int) -> str:
         config = checkpoints.config()
         folder = checkpoints.write(tmp_path / name, config, checkpoints.weights(config, seed=seed))
-        return identity(folder, read_tensors(folder).values())
+        return Checkpoint(folder, parse_config(config)).identity()
 
     assert of("a", 1) == of("b", 1) != of("c", 2)
 

@@ -12,6 +12,7 @@ import paths
 import pytest
 import shim
 
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.load import load_model
 from mlx_dgemma.seam.model import Continuation, Draw, Row, Text
@@ -47,7 +48,9 @@ def model(request, tmp_path_factory):
         request.addfinalizer(patch.undo)
         config = checkpoints.config(moe_intermediate_size=32, **SHAPES[shape])
     folder = checkpoints.write(tmp_path_factory.mktemp("contract"), config, checkpoints.weights(config, peaked=3))
-    model = load_model(folder, parse_config(config, checkpoints.generation_config()), backend.split()[0], "float32")
+    model = load_model(
+        Checkpoint(folder, parse_config(config, checkpoints.generation_config())), backend.split()[0], "float32"
+    )
     model.backend, model.company = backend.split()[0], 0.0  # by how much company changes a row's numbers
     if backend == "torch as on a GPU":
         from replayed import Replayed
@@ -219,7 +222,9 @@ def test_save_and_load(model, tmp_path):
 def test_a_cache_of_another_model_or_a_damaged_one(model, tmp_path):
     config = checkpoints.config(sliding_window=model.config.sliding_window)
     folder = checkpoints.write(tmp_path / "other", config, checkpoints.weights(config, seed=8))
-    other = load_model(folder, parse_config(config, checkpoints.generation_config()), model.backend, "float32")
+    other = load_model(
+        Checkpoint(folder, parse_config(config, checkpoints.generation_config())), model.backend, "float32"
+    )
     encoded(other, text(other, 5)).save(tmp_path / "theirs.safetensors")
     cache = encoded(model, text(model, 5))
     with pytest.raises(ValueError, match="another model"):

@@ -9,6 +9,7 @@ import paths
 import pytest
 import runs
 
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.checkpoint.folder import read_configs
 from mlx_dgemma.load import load, load_model
@@ -33,7 +34,7 @@ def path(request):
 def test_random_weights(golden, tmp_path):
     folder = runs.random_case(tmp_path, golden, golden["eos"])
     config, generation = read_configs(folder)
-    model = load_model(folder, parse_config(config, generation), "mlx", "float32")
+    model = load_model(Checkpoint(folder, parse_config(config, generation)), "mlx", "float32")
     options = {"seed": golden["seed"], "max_tokens": golden["max_tokens"]}
     runs.same(runs.whole_run(model, golden["prompt"], parse_sampling(generation), **options), golden)
 

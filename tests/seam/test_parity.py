@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 import reference
 import runs
 
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.checkpoint.folder import read_configs
 from mlx_dgemma.load import load, load_model
@@ -49,7 +50,7 @@ def pair(request, tmp_path_factory):
     backend, case = request.param
     config = checkpoints.config(**CASES[case])
     folder = checkpoints.write(tmp_path_factory.mktemp("case"), config, checkpoints.weights(config, seed=3))
-    model = load_model(folder, parse_config(config, checkpoints.generation_config()), backend, "float32")
+    model = load_model(Checkpoint(folder, parse_config(config, checkpoints.generation_config())), backend, "float32")
     return model, reference.load(folder)
 
 
@@ -126,7 +127,7 @@ def test_whole_runs_over_blocks(tmp_path, backend, seed, peaked):
     folder = runs.random_case(tmp_path / "stopped", case, eos)
     expected = reference.generate(reference.load(folder), prompt, seed=seed, max_tokens=80)
     config, generation = read_configs(folder)
-    model = load_model(folder, parse_config(config, generation), backend, "float32")
+    model = load_model(Checkpoint(folder, parse_config(config, generation)), backend, "float32")
     runs.same(runs.whole_run(model, prompt, parse_sampling(generation), seed=seed, max_tokens=80), expected)
 
 
@@ -139,7 +140,7 @@ def test_a_narrow_canvas_is_that_of_a_model_which_has_no_other(tmp_path, backend
     theirs = reference.load(checkpoints.write(tmp_path / "narrow", narrow, weights, generation))
     expected = reference.generate(theirs, prompt, seed=0, max_tokens=20)
     folder = checkpoints.write(tmp_path / "wide", wide, weights, generation)
-    model = load_model(folder, parse_config(wide, generation), backend, "float32")
+    model = load_model(Checkpoint(folder, parse_config(wide, generation)), backend, "float32")
     sampling = dataclasses.replace(parse_sampling(generation), canvas_length=8)
     runs.same(runs.whole_run(model, prompt, sampling, seed=0, max_tokens=20), expected)
 

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import safetensors.numpy
 
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.checkpoint.folder import read_configs
 from mlx_dgemma.checkpoint.names import is_vision, parameter_name
@@ -99,7 +100,7 @@ def parsed(folder):
 
 def loaded(folder, dtype=None):
     config = parsed(folder)
-    return load_model(folder, config, "mlx", dtype or config.dtype)
+    return load_model(Checkpoint(folder, config), "mlx", dtype or config.dtype)
 
 
 def same(a, b):

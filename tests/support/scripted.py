@@ -9,6 +9,7 @@ from pathlib import Path
 import checkpoints
 import numpy as np
 
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.load import load_model
 from mlx_dgemma.tokens.tokenizer import Tokenizer
@@ -88,7 +89,7 @@ def random_bpe(folder: Path, seed: int = 0):
     config = checkpoints.config(vocab_size=tokenizer.vocab_size, eos=stops)
     generation = checkpoints.generation_config(eos_token_id=list(stops))
     checkpoints.write(folder, config, checkpoints.weights(config, seed=seed, peaked=10.0), generation)
-    return load_model(folder, parse_config(config, generation), "mlx", "float32"), tokenizer
+    return load_model(Checkpoint(folder, parse_config(config, generation)), "mlx", "float32"), tokenizer
 
 
 def scripted(model, tokenizer: Tokenizer, *texts: str, **options) -> Conversation:

@@ -16,6 +16,7 @@ import reference
 import torch
 from folders import quantized, says, tensors, write
 
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.load import choose_backend, load, load_model
@@ -27,7 +28,7 @@ from mlx_dgemma.torch_backend import shapes, weights
 def made(folder, dtype: str = "float32", **shape):
     config = checkpoints.config(**shape)
     checkpoints.write(folder, config, checkpoints.weights(config, seed=5))
-    return load_model(folder, parse_config(config, checkpoints.generation_config()), "torch", dtype)
+    return load_model(Checkpoint(folder, parse_config(config, checkpoints.generation_config())), "torch", dtype)
 
 
 def logits(model, canvas=None) -> np.ndarray:

@@ -39,13 +39,14 @@ import numpy as np
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.checkpoint.shares import Share
 from mlx_dgemma.seam.model import Row, Text
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.load import load_model
 from pathlib import Path
 
 folder, kind = Path(sys.argv[1]), sys.argv[2]
 config = parse_config(json.loads((folder / "config.json").read_text()))
 rank = int(os.environ["RANK"])
-model = load_model(folder, config, "torch", kind, divided=Share(rank, int(os.environ["WORLD_SIZE"])))
+model = load_model(Checkpoint(folder, config), "torch", kind, share=Share(rank, int(os.environ["WORLD_SIZE"])))
 cache = model.new_cache()
 rng = np.random.default_rng(0)
 row = Row(rng.integers(96, size=16), cache, 0.7, rng.random(16, dtype=np.float32), Text(rng.integers(96, size=40)))

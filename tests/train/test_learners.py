@@ -11,6 +11,7 @@ from test_train_gradients import CONFIG, STORED, batch, examples
 
 from mlx_dgemma.checkpoint import adapter
 from mlx_dgemma.checkpoint.adapter import ATTENTION_AND_MLP
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.load import learner, load_model
 from mlx_dgemma.seam.learning import Canvases, Optimizer
@@ -31,7 +32,7 @@ def start(keys=ATTENTION_AND_MLP):
 
 def started(folder, backend, *, keys=ATTENTION_AND_MLP, checkpoint=False, **optimizer):
     """A learner of an adapter, or with `keys` None of all weights."""
-    model = load_model(folder, CONFIG, backend, "float32")
+    model = load_model(Checkpoint(folder, CONFIG), backend, "float32")
     return learner(model, backend, start(keys), Optimizer(**optimizer), checkpoint=checkpoint)
 
 
@@ -90,7 +91,7 @@ def test_a_run_that_was_cut_goes_on_to_the_byte(folder, tmp_path, backend, name)
 @pytest.mark.slow
 def test_bfloat16_learns_about_the_same(folder, backend, keys):
     pytest.importorskip(backend)
-    models = [load_model(folder, CONFIG, backend, dtype) for dtype in ("float32", "bfloat16")]
+    models = [load_model(Checkpoint(folder, CONFIG), backend, dtype) for dtype in ("float32", "bfloat16")]
     learners = [learner(model, backend, start(keys), Optimizer(), checkpoint=True) for model in models]
     exact, rounded = (np.array(steps(one, range(3), 1e-3)) for one in learners)
     assert np.isfinite(rounded).all() and np.abs(exact - rounded).max() < 0.1
@@ -103,7 +104,7 @@ def test_nothing_leaks_from_the_canvas_on(tmp_path, backend):
     # All experts are of all tokens: a row's last bits may depend on how many rows an expert has.
     stored = checkpoints.config(layer_types=["sliding_attention", "full_attention"], num_experts=2)
     folder = checkpoints.write(tmp_path, stored, checkpoints.weights(stored))
-    model = load_model(folder, parse_config(stored), backend, "float32")
+    model = load_model(Checkpoint(folder, parse_config(stored)), backend, "float32")
     one = learner(model, backend, start(), Optimizer(), checkpoint=False)
     drawn, _ = batch(0.5)
 

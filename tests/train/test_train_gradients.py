@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 import reference
 import torch
 
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.load import load_model
 from mlx_dgemma.train.loss import Example, Recipe, loss_of, noised
@@ -79,7 +80,7 @@ def torch_gradients(folder, loss) -> tuple[float, dict[str, np.ndarray]]:
     from mlx_dgemma.torch_backend.learn import TorchPasses
     from mlx_dgemma.torch_backend.lora import weights
 
-    model = load_model(folder, CONFIG, "torch", "float32")
+    model = load_model(Checkpoint(folder, CONFIG), "torch", "float32")
     named = weights(model.network)
     for tensor, _ in named.values():
         tensor.requires_grad_()
@@ -94,7 +95,7 @@ def mlx_gradients(folder, loss) -> tuple[float, dict[str, np.ndarray]]:
 
     from mlx_dgemma.mlx_backend.learn import MLXPasses
 
-    model = load_model(folder, CONFIG, "mlx", "float32")
+    model = load_model(Checkpoint(folder, CONFIG), "mlx", "float32")
     total, gradients = nn.value_and_grad(model.network, lambda: loss(MLXPasses(model))[0])()
     return total.item(), {name: np.array(array) for name, array in tree_flatten(gradients)}
 

@@ -10,6 +10,7 @@ import pytest
 from fakes import facts
 
 from mlx_dgemma import stream_generate
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.load import load, load_model
 from mlx_dgemma.tokens.messages import prompt_tokens
@@ -114,7 +115,7 @@ def test_a_random_model_with_a_large_vocabulary(tmp_path, seed):
     tokenizer = Tokenizer(BPE)
     config = checkpoints.config(vocab_size=tokenizer.vocab_size)
     folder = checkpoints.write(tmp_path, config, checkpoints.weights(config, seed=seed, peaked=10))
-    model = load_model(folder, parse_config(config, checkpoints.generation_config()), "mlx", "float32")
+    model = load_model(Checkpoint(folder, parse_config(config, checkpoints.generation_config())), "mlx", "float32")
     ask = Ask(max_tokens=40, sampling=Sampling(max_denoising_steps=3), seed=seed)
     pieces = list(stream_generate(model, tokenizer, "Why is the sky blue?", ask))
     tokens = prompt_tokens(tokenizer, "Why is the sky blue?")

@@ -12,6 +12,7 @@ import pytest
 from fakes import FakeModel, facts
 from scripted import Timed
 
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.load import load_model
 from mlx_dgemma.mlx_backend import family
@@ -33,7 +34,9 @@ FEW = Ask(sampling=Sampling(max_denoising_steps=3), max_tokens=40)
 def model(tmp_path_factory):
     config = checkpoints.config(layer_types=["sliding_attention", "full_attention"])
     folder = checkpoints.write(tmp_path_factory.mktemp("model"), config, checkpoints.weights(config, seed=5, peaked=10))
-    return load_model(folder, parse_config(config, checkpoints.generation_config(eos_token_id=[7])), "mlx", "float32")
+    return load_model(
+        Checkpoint(folder, parse_config(config, checkpoints.generation_config(eos_token_id=[7]))), "mlx", "float32"
+    )
 
 
 def tokens_of(seed: int, length: int) -> Text:
