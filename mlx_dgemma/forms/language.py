@@ -266,7 +266,7 @@ class Document(Open):
             state = self.lattice.walk(self.state, [*kept, expected])
             if state >= 0 and self.lattice.left[state] <= self.tokens_left - start - 1:
                 kept = np.append(kept, np.int32(expected))
-        return replace(self._block(kept, len(draft)), before=Text(), keep=0)
+        return replace(self._block(kept, len(draft)), before=Text(), again=True)
 
     def finish(self, draft: np.ndarray) -> np.ndarray:
         return np.concatenate([draft, self.lattice.ending(self.state)]).astype(np.int32)

@@ -56,7 +56,7 @@ class Answer:
         """The tokens of what is shown: `tokens`, less what one of `stops` cut off, which may cut a token in two."""
         if not self.found_stop:
             return self.tokens
-        stream, length, whole = TextStream(self.tokenizer, self.prompt), 0, 0  # whole: tokens that are all shown
+        stream, length, whole = TextStream(self.tokenizer, self.prompt), 0, 0  # whole: tokens that are shown as a whole
         for count, token in enumerate(self.tokens, start=1):
             thinking, text = stream.push([token])
             if length + len(text) > len(self.text):
@@ -71,21 +71,14 @@ class Answer:
         """As transformers counts: tokens of whole canvases up to the stop token, pads left out, over decoder passes."""
         return self._filled / self.steps if self.steps else 0.0
 
-    @property
-    def prompt_seconds(self) -> float | None:
-        """What the prompt took: the time until the first pass was done, less a pass as long as the others; None where
-        there is no other."""
-        if self._passes < 2:
-            return None
-        return max(0.0, self._first_pass - (self.seconds - self._first_pass) / (self._passes - 1))
-
     def _rates(self, prompt_length: int) -> dict[str, float | None]:
-        """Tokens a second, of the prompt and of the answer behind it."""
-        prompt = self.prompt_seconds
-        return {
-            "prompt_tokens_per_second": prompt_length / prompt if prompt else None,
-            "tokens_per_second": None if prompt is None else len(self.tokens) / (self.seconds - prompt),
-        }
+        """Tokens a second, of the prompt and of the answer behind it. The prompt took the time until the first pass was
+        done, less a pass as long as the others; None where there is no other."""
+        prompt = rate = None
+        if self._passes > 1:
+            prompt = max(0.0, self._first_pass - (self.seconds - self._first_pass) / (self._passes - 1))
+            rate = len(self.tokens) / (self.seconds - prompt)
+        return {"prompt_tokens_per_second": prompt_length / prompt if prompt else None, "tokens_per_second": rate}
 
     def statistics(self, prompt_length: int) -> dict[str, Any]:
         """For --json. Seconds; `tool_calls` as OpenAI has them."""

@@ -21,18 +21,13 @@ class Block:
     token_sets: Sequence[TokenSet] = ()
     max_steps: int | None = None  # passes it may take; None: as the sampling says
     before: Text = field(default_factory=Text)  # given text between the block before and this: encoded, not denoised
-    keep: int | None = None  # tokens of the block before that stand; 0: this is the same block again; None: all
+    again: bool = False  # the same block is written again: its last draft does not stand
     note: str | None = None  # why, for the user to know
 
     @property
     def free(self) -> np.ndarray:
         """[L] bool: the positions that are denoised."""
         return np.ones(len(self.tokens), bool) if self.fixed is None else ~self.fixed
-
-    @property
-    def again(self) -> bool:
-        """True if the block before does not stand: this is the same one, written again."""
-        return self.keep == 0
 
     def may_stand(self, position: int, token: int) -> bool:
         """True if `token` is among those allowed at `position`."""
@@ -70,7 +65,7 @@ class Layout(ABC):
         if expected is not None and block.may_stand(start, expected):
             tokens[start], known[start] = expected, True
         known |= ~block.free
-        return replace(block, tokens=np.where(known, tokens, -1), fixed=known, hint=None, before=Text(), keep=0)
+        return replace(block, tokens=np.where(known, tokens, -1), fixed=known, hint=None, before=Text(), again=True)
 
     def finish(self, draft: np.ndarray) -> np.ndarray:
         """The draft of a block that ends the text too early, with the tokens that make it a valid text."""

@@ -40,7 +40,7 @@ class LeftToRight:
     draw: Draw
     rng: np.random.Generator
     cache: Cache | None = None  # None: an empty one
-    clock: Clock | None = None  # None: no deadline
+    clock: Clock = field(default_factory=Clock)
     form: Constraint | None = None
     request: int = 0
 
@@ -73,7 +73,7 @@ class LeftToRight:
         tokens = [token] if self.form is None else self._within(self.form, token)
         self.passes, self.count = self.passes + 1, self.count + len(tokens)
         reason = "stop" if {*tokens} & {*facts.stop_ids} else "length" if self.count == self.limit else None
-        self.late = self.clock is not None and self.clock.over()
+        self.late = self.clock.over()
         if self.late and reason is None:
             reason = "deadline"
             tokens = tokens if self.form is None else [*tokens, *self.form.ending().tolist()]

@@ -84,7 +84,7 @@ class Route:
     draw: Draw
     rng: np.random.Generator
     cache: Cache | None = None
-    clock: Clock | None = None
+    clock: Clock = field(default_factory=Clock)
     request: int = 0
     pace: Pace | None = None  # None: measured after the second pass
 

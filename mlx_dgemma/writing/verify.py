@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..seam.model import NextToken, Prediction, Text
+from ..seam.model import Prediction, Text
 from .blocks import Block
 from .writing import Writing
 
@@ -30,11 +30,11 @@ class Verify:
     encoded: bool = False  # the block that was reviewed last is in the cache already
 
     def review(self, writing: Writing, prediction: Prediction) -> Block | None:
-        draft, block = prediction.argmax, writing.current
+        draft, block, again = prediction.argmax, writing.current, None
         empty = writing.block == 0 and draft[0] in writing.model.facts.stop_ids and bool(block.free.all())
-        self.encoded, again = self.times < TIMES and not empty, None
+        self.encoded = self.times < TIMES and not empty
         if self.encoded:
-            again = self._doubted(writing, prediction)
+            again = self._repaired(writing, prediction)
         elif empty and self.times < TIMES and len(draft) >= 2:
             again = _narrower(block, len(draft) // 2)
         if again is None:
@@ -43,7 +43,7 @@ class Verify:
         self.times, self.repairs = self.times + 1, self.repairs + 1
         return replace(again, max_steps=max(1, writing.sampling.max_denoising_steps // 2))
 
-    def _doubted(self, writing: Writing, prediction: Prediction) -> Block | None:
+    def _repaired(self, writing: Writing, prediction: Prediction) -> Block | None:
         """The block that is to be written again, and the cache is as it was; None where nothing in it is unlikely, and
         the cache holds it."""
         self.checks += 1
@@ -55,18 +55,14 @@ class Verify:
             return None
         writing.cache.trim(len(content))
         first = int(positions[0])
-        again = writing.layout.rewrite(block, prediction.argmax, first, _expected(score, first))
+        expected = int(score.argmax[first - 1]) if first else None  # the first token has none before it in this pass
+        again = writing.layout.rewrite(block, prediction.argmax, first, expected)
         note = f"block {writing.block + 1}: {len(positions)} doubtful tokens; written again from token {first + 1} on"
         return replace(again, note=note)
-
-
-def _expected(score: NextToken, position: int) -> int | None:
-    """The likeliest token there by the causal pass; None at the start, which it was not asked about."""
-    return int(score.argmax[position - 1]) if position else None
 
 
 def _narrower(block: Block, width: int) -> Block:
     note = f"block 1: nothing was said; tried again on a canvas of {width}"
     fixed, allowed = (None if array is None else array[:width] for array in (block.fixed, block.allowed))
     tokens = np.full(width, -1, np.int32)
-    return replace(block, tokens=tokens, fixed=fixed, hint=None, allowed=allowed, keep=0, note=note)
+    return replace(block, tokens=tokens, fixed=fixed, hint=None, allowed=allowed, again=True, note=note)

@@ -57,7 +57,7 @@ class Writing:
     sampling: Sampling
     rng: np.random.Generator
     cache: Cache | None = None  # None: an empty one
-    clock: Clock | None = None  # None: no deadline
+    clock: Clock = field(default_factory=Clock)
     check: Check | None = None
     request: int = 0
 
@@ -97,8 +97,7 @@ class Writing:
         self._renoise(prediction)
         self._passes += 1
         after, draft = self._after(prediction)
-        if isinstance(after, Block) and after.keep:
-            draft = draft[: after.keep]
+        reason = after if isinstance(after, str) else None
         step = Step(
             request=self.request,
             block=self.block,
@@ -107,11 +106,11 @@ class Writing:
             draft=draft.copy(),
             accepted=self.accepted,
             entropy=prediction.entropy,
-            final=isinstance(after, str) or (after is not None and not after.again),
-            reason=after if isinstance(after, str) else None,
+            final=reason is not None or (after is not None and not after.again),
+            reason=reason,
             note=after.note if isinstance(after, Block) else None,
         )
-        self.done, self.step = step.reason is not None, self.step + 1
+        self.done, self.step = reason is not None, self.step + 1
         if after is None:
             self._narrow()
         elif isinstance(after, Block):
@@ -157,7 +156,7 @@ class Writing:
         draft = prediction.argmax
         settled = self._settled(draft, prediction.entropy, self.current.free)
         settled = settled or self._passes == self._sampling.max_denoising_steps
-        if self.clock is not None and self.clock.over():
+        if self.clock.over():
             after = self.layout.after(draft)
             if settled and isinstance(after, str):
                 return after, draft

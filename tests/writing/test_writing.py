@@ -183,30 +183,29 @@ def test_a_sampler_hears_what_was_accepted_and_which_pass_it_is(sampler):
 
 
 class Again(Open):
-    """Every block is cut after three tokens, but the second draft is thrown away."""
+    """The second draft is thrown away."""
 
     drafts = 0
 
     def after(self, draft: np.ndarray) -> Block | str:
         self.drafts += 1
         if self.drafts == 2:
-            return Block(tokens=np.full(8, -1), keep=0, note="again")
-        after = super().after(draft[:3])
-        return after if isinstance(after, str) else Block(tokens=after.tokens, keep=3)
+            return Block(tokens=np.full(8, -1), again=True, note="again")
+        return super().after(draft)
 
 
-def test_a_block_is_cut_or_written_again():
+def test_a_block_is_written_again():
     model = FakeModel([(ONE, [])] * 20)
-    steps = steps_of(model, Again(FACTS, 1000, 9))
+    steps = steps_of(model, Again(FACTS, 1000, 24))
     blocks = [(step.block, step.step, len(step.canvas), len(step.draft), step.final, step.note) for step in steps]
     assert blocks == [
-        (0, 0, 8, 8, False, None), (0, 1, 8, 3, True, None),
+        (0, 0, 8, 8, False, None), (0, 1, 8, 8, True, None),
         (1, 0, 8, 8, False, None), (1, 1, 8, 8, False, "again"),
-        (1, 2, 8, 8, False, None), (1, 3, 8, 3, True, None),
+        (1, 2, 8, 8, False, None), (1, 3, 8, 8, True, None),
         (2, 0, 8, 8, False, None), (2, 1, 8, 8, True, None),
     ]  # fmt: skip
     assert steps[-1].reason == "length"
-    assert model.caches[0].tokens == [9, *ONE[:3], *ONE[:3]]
+    assert model.caches[0].tokens == [9, *ONE, *ONE]
     # A draft that is thrown away leaves nothing behind but the schedule's first step.
     assert [row.temperature for row in model.rows][4] == model.rows[0].temperature
     assert model.rows[4].self_conditioning is None
