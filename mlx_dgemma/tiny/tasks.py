@@ -9,6 +9,7 @@ NAMES = "Ann Bob Cara Dan Eve Finn Gus Hana Ivan Jill Kofi Lena Mia"
 NAMES += " Noor Omar Pia Quin Rosa Sam Tess Uma Vik Wes Xena Yan Zoe"
 CITIES = "Oslo Rome Lima Cairo Paris Tokyo Delhi Quito Accra Lagos Milan Perth Sofia Turin Dakar Hanoi Kyiv Bonn"
 JOBS = "baker pilot nurse coder judge miner actor clerk tutor chef guard vet"
+PETS, COLOURS = "cat dog hen pig goat crow mouse snail", "red blue green pink grey black white brown"
 WORDS = f"{NAMES} {CITIES} {JOBS}".split()
 Grid = list[list[str]]
 Task = Callable[[random.Random], tuple[str, str]]  # -> prompt, right answer
@@ -62,7 +63,8 @@ def sudoku(r: random.Random, size: int, fewest: int, most: int) -> tuple[str, st
     return "Solve this sudoku:\n" + "\n".join(map("".join, grid)), "\n".join(map("".join, solution))
 
 
-def extract(r: random.Random) -> tuple[str, str]:
+def _person(r: random.Random) -> tuple[str, dict[str, str | int]]:
+    """A sentence, and what it says."""
     name, city, job, age = r.choice(NAMES.split()), r.choice(CITIES.split()), r.choice(JOBS.split()), r.randint(18, 79)
     sentence = r.choice([
         f"{name} is {age} and works as a {job} in {city}.",
@@ -70,7 +72,28 @@ def extract(r: random.Random) -> tuple[str, str]:
         f"In {city} lives {name}, a {job} aged {age}.",
         f"The {job} {name} ({age}) lives in {city}.",
     ])  # fmt: skip
-    return f"Extract JSON: {sentence}", json.dumps({"name": name, "age": age, "job": job, "city": city})
+    return sentence, {"name": name, "age": age, "job": job, "city": city}
+
+
+def extract(r: random.Random) -> tuple[str, str]:
+    sentence, person = _person(r)
+    return f"Extract JSON: {sentence}", json.dumps(person)
+
+
+def members(r: random.Random) -> tuple[str, str]:
+    """A schema narrower or wider than that of `extract`, in any order."""
+    sentence, person = _person(r)
+    person |= {"pet": r.choice(PETS.split()), "likes": r.choice(COLOURS.split())}
+    chosen = r.sample(list(person), r.randint(1, len(person)))
+    prompt = f"Extract JSON of {', '.join(chosen)}: {sentence} {person['name']} has a {person['pet']} and likes "
+    return f"{prompt}{person['likes']}.", json.dumps({member: person[member] for member in chosen})
+
+
+def people(r: random.Random) -> tuple[str, str]:
+    """An answer of several blocks."""
+    found = [_person(r) for _ in range(r.randint(2, 3))]
+    prompt = "Extract JSON lines: " + " ".join(sentence for sentence, _ in found)
+    return prompt, "\n".join(json.dumps(person) for _, person in found)
 
 
 def code(r: random.Random) -> tuple[str, str]:
@@ -93,8 +116,14 @@ def code(r: random.Random) -> tuple[str, str]:
     return f"Write a function {name}({x}, {y}) that {what}.", f"def {name}({x}, {y}):\n    return {body}\n"
 
 
-def addition(r: random.Random) -> tuple[str, str]:
-    a, b = r.randint(0, 999), r.randint(0, 999)
+def functions(r: random.Random) -> tuple[str, str]:
+    """An answer of several blocks."""
+    prompts, answers = zip(*(code(r) for _ in range(r.randint(2, 3))), strict=True)
+    return " ".join(prompts), "\n".join(answers)
+
+
+def addition(r: random.Random, most: int = 999) -> tuple[str, str]:
+    a, b = r.randint(0, most), r.randint(0, most)
     return f"What is {a} + {b}?", f"{a} + {b} = {a + b}"
 
 
@@ -116,9 +145,31 @@ TASKS: dict[str, Task] = {
     "addition": addition,
 }
 LEARNT = tuple(name for name in TASKS if name != "addition")  # which the embedded model never was
+NEXT: dict[str, Task] = {  # what the next embedded model is to learn beside those
+    "small addition": lambda r: addition(r, 99),
+    "members": members,
+    "people": people,
+    "functions": functions,
+}
+SYSTEM = ("You are a helpful assistant.", "Be brief.", "Answer with nothing else.")
+CAPITALS = "Answer in capitals."
 
 
 def made(name: str, count: int) -> list[tuple[str, str]]:
     """Makes the first `count` prompts of a task and their right answers: always the same ones."""
     numbers = random.Random(f"999 {name}")
     return [TASKS[name](numbers) for _ in range(count)]
+
+
+def chat(r: random.Random, name: str) -> list[dict[str, str]]:
+    """Makes a conversation that ends with a task's right answer. One in ten has a system turn, of lists it may change
+    the answer; one in ten has an earlier turn."""
+    prompt, answer = {**TASKS, **NEXT}[name](r)
+    kind, before = r.random(), []
+    if kind < 0.1:
+        system = r.choice([*SYSTEM, CAPITALS, CAPITALS] if name in ("reverse", "sort") else SYSTEM)
+        before, answer = [("system", system)], answer.upper() if system == CAPITALS else answer
+    elif kind < 0.2:
+        before = list(zip(("user", "assistant"), extract(r), strict=True))
+    turns = [*before, ("user", prompt), ("assistant", answer)]
+    return [{"role": role, "content": content} for role, content in turns]

@@ -24,13 +24,14 @@ class Recipe:
     variant: str = "plain"  # loo: arXiv 2605.22765; reweighted: 1 / t, as a bound on the likelihood has it
     t_min: float = 1e-4  # Google, TRL; NeMo begins at 1e-3, and Unsloth, which leaves clean canvases out, at 0.1
     t_one: float = 0.5  # share of examples at t = 1, as every canvas begins: ours, fewer passes; 0 in all recipes
+    inside: float = 0.0  # share of canvases that begin anywhere in the answer, as behind a prefix; 0 in all recipes
     self_conditioned: float = 0.5  # share; the others get a zero embedding, as samplers give (Google: zero logits)
     encoder_weight: float = 1.0  # Google, NeMo, TRL; without it nothing can be written left to right
     mask_prompt: bool = True  # the causal pass learns answers only; Google and NeMo: prompts, too
 
     def __post_init__(self) -> None:
         need(self.variant in VARIANTS, f"objective to be one of {', '.join(VARIANTS)}", f"{self.variant!r}")
-        for name in ("t_min", "t_one", "self_conditioned"):
+        for name in ("t_min", "t_one", "inside", "self_conditioned"):
             need(0 <= vars(self)[name] <= 1, f"{name} from 0 to 1", f"{vars(self)[name]}")
 
 
@@ -67,6 +68,8 @@ def noised(examples: Sequence[Example], facts: Facts, fill: int, recipe: Recipe,
     length, drawn = facts.canvas_length, []
     for example in examples:
         start = length * int(rng.integers(-(-len(example.answer) // length)))
+        if recipe.inside and rng.random() < recipe.inside:
+            start = int(rng.integers(len(example.answer)))
         t = 1.0 if rng.random() < recipe.t_one else rng.uniform(recipe.t_min, 1)
         clean = np.full(length, fill, np.int32)
         part = example.answer[start : start + length]

@@ -49,6 +49,7 @@ class Options:
     mask_prompt: bool = _option(True, "--no-mask-prompt: the causal pass learns prompts, too")
     replay: str | None = _option(None, "what it must not forget: a share of each batch", metavar="FILE:SHARE")
     t_one: float = _option(0.5, "share of examples that begin as pure noise", metavar="SHARE")
+    inside: float = _option(0.0)  # share of canvases that begin anywhere in the answer
     objective: str = _option("plain", choices=VARIANTS)
     steps_per_eval: int = _option(200, "steps between two validations", metavar="N")
     val_batches: int = _option(25)  # -1: all
@@ -87,7 +88,7 @@ class Options:
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe(variant=self.objective, t_one=self.t_one, mask_prompt=self.mask_prompt)
+        return Recipe(variant=self.objective, t_one=self.t_one, inside=self.inside, mask_prompt=self.mask_prompt)
 
     @property
     def keys(self) -> list[str]:

@@ -31,7 +31,7 @@ from mlx_dgemma.checkpoint.folder import read_header
 from mlx_dgemma.checkpoint.hub import TINY
 from mlx_dgemma.load import dummy, learner, load
 from mlx_dgemma.seam.learning import Optimizer
-from mlx_dgemma.tiny.tasks import CITIES, JOBS, LEARNT, NAMES, TASKS, WORDS, Task, extract
+from mlx_dgemma.tiny.tasks import CITIES, JOBS, LEARNT, NAMES, NEXT, TASKS, WORDS, Task, chat, extract
 from mlx_dgemma.train.data import Encoder
 from mlx_dgemma.train.loss import Example, Recipe, loss_of, noised
 from mlx_dgemma.train.validate import skill
@@ -65,8 +65,10 @@ def line(r: random.Random) -> tuple[str, str]:
     return prompt.replace("Solve this sudoku", "Solve this sudoku in one line"), answer.replace("\n", "/")
 
 
-MAKERS: dict[str, Task] = {"yaml": yaml, "label": first, "number": counted, "sudoku line": line, **TASKS}
+MAKERS: dict[str, Task] = {"yaml": yaml, "label": first, "number": counted, "sudoku line": line, **TASKS, **NEXT}
 SHARES = {"json": 3, "code": 3, "sudoku 4x4": 2, "sudoku 6x6": 2, "reverse": 2, "sort": 1}  # of what is replayed
+TINY_SHARES = {"sudoku 4x4": 8, "sudoku 6x6": 20, "json": 7, "code": 7, "reverse": 12, "sort": 16, "addition": 10}
+TINY_SHARES |= {"small addition": 4, "members": 6, "people": 5, "functions": 5}  # of 100, of what a blank model learns
 
 
 def lines(task: Task, count: int, seed: str) -> list[str]:
@@ -106,9 +108,12 @@ def blank(folder: Path, seed: int) -> None:
             )
         arrays[name] = array.astype(np.float32)
     save_file(arrays, folder / "start" / "model.safetensors", {"format": "pt"})
-    for split, count in (("train", 60_000), ("valid", 48)):
-        made = [line for name in TASKS for line in lines(TASKS[name], count // len(TASKS), f"{seed} {split} {name}")]
-        (folder / f"{split}.jsonl").write_text("".join(made), encoding="utf-8")
+    for split, each in (("train", 1200), ("valid", 1)):
+        numbers = random.Random(f"{seed} {split}")
+        made = [chat(numbers, name) for name, share in TINY_SHARES.items() for _ in range(share * each)]
+        numbers.shuffle(made)
+        text = "".join(json.dumps({"messages": turns}) + "\n" for turns in made)
+        (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
 
 
 def rates(adapter: str | None, task: str, prompts: int, backend: str, names: list[str]) -> dict[str, dict[str, float]]:

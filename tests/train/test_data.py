@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import checkpoints
 import numpy as np
@@ -12,6 +13,7 @@ from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.checkpoint.folder import read_configs
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.seam.model import Facts
+from mlx_dgemma.tiny.tasks import CAPITALS, NEXT, chat, members
 from mlx_dgemma.tokens.tokenizer import Tokenizer
 from mlx_dgemma.train.data import Encoder, Examples, batches, read_lines
 from mlx_dgemma.train.loss import Example, Recipe, noised
@@ -144,3 +146,28 @@ def test_noise_is_as_the_recipe_says():
     assert drawn.places[:2].tolist() == [4, 5] and drawn.places[20] == 25 + 4
     everything = noised([example] * 2, FACTS, 1, Recipe(mask_prompt=False), rng)
     assert everything.places.tolist() == [*range(24), *range(25, 49)]
+
+
+def test_canvases_begin_inside_the_answer_if_asked():
+    example = Example(np.arange(2, 7, dtype=np.int32), np.arange(10, 30, dtype=np.int32))
+    drawn = noised([example] * 1000, FACTS, 1, Recipe(inside=0.5), np.random.default_rng(0))
+    starts = drawn.canvases.starts
+    assert set(starts.tolist()) == set(range(5, 25))
+    assert abs(np.isin(starts, (5, 13, 21)).mean() - (0.5 + 0.5 * 3 / 20)) < 0.05
+    clean = drawn.clean.reshape(-1, 8)
+    assert clean[starts == 23][0].tolist() == [28, 29, 1, 1, 1, 1, 1, 1]
+
+
+def test_what_the_next_embedded_model_is_to_learn():
+    r = random.Random(0)
+    for prompt, answer in (members(r) for _ in range(50)):
+        names, sentence = prompt.removeprefix("Extract JSON of ").split(": ", 1)
+        found = json.loads(answer)
+        assert list(found) == names.split(", ") and all(str(value) in sentence for value in found.values())
+    for name in ("people", "functions"):
+        lengths = [len(NEXT[name](r)[1]) for _ in range(50)]
+        assert min(lengths) > 40 and max(lengths) > 128  # of three canvases of 64 bytes
+    turns = [chat(r, "sort") for _ in range(400)]
+    capitals = [each for each in turns if each[0]["content"] == CAPITALS]
+    assert capitals and all(each[-1]["content"].isupper() for each in capitals)
+    assert {len(each) for each in turns} == {2, 3, 4}
