@@ -1,7 +1,6 @@
 """A report: what was measured, and all that is needed to measure it again. JSON for programs, tables for people."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.memory import gigabytes
+from ..checkpoint.whole_file import whole_file
 from ..errors import Mistake
 from ..terminal.command import read
 from ..terminal.table import ms, percent, plain, print_table
@@ -51,12 +51,10 @@ def whole(*paths: str) -> Iterator[None]:
 
 def write_report(path: Path, report: Report) -> None:
     """Writes it whole, or leaves what is there. Mistake where that cannot be."""
-    part = path.with_name(f".{path.name[:99]}.{os.getpid()}")
     try:
-        part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(path)
+        with whole_file(path) as part:
+            part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise Mistake(f"--out {path} cannot be written: {error.strerror}") from None
 
 

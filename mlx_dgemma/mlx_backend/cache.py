@@ -7,7 +7,6 @@ They lie in buffers with room behind them: new tokens are written there, a canva
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from copy import copy
 from pathlib import Path
@@ -16,7 +15,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoint.config import ModelConfig
-from ..seam.shared import check_checksum, check_trim, checksum
+from ..checkpoint.whole_file import whole_file
+from ..seam.shared import check_saved, check_trim, checksum
 
 
 class LayerCache:
@@ -149,28 +149,22 @@ class MLXCache:
             self.hidden = self.hidden[:-tokens] if tokens < self.hidden.shape[0] else None
 
     def save(self, path: str | Path) -> None:
-        path = Path(path)
-        part = path.with_name(f"{path.name}.{os.getpid()}.safetensors")
+        arrays, about = self._text(), {"length": str(self.length), "model": self.fingerprint()}
         try:
-            arrays, about = self._text(), {"length": str(self.length), "model": self.fingerprint()}
-            mx.save_safetensors(str(part), arrays, about | {"checksum": checksum(about, _bytes(arrays))})
-            part.replace(path)
+            with whole_file(Path(path)) as part:
+                mx.save_safetensors(str(part), arrays, about | {"checksum": checksum(about, _bytes(arrays))})
         except RuntimeError as error:  # MLX's, where the disk takes no more
             raise OSError(f"{path} cannot be written: {error}") from None
-        finally:
-            part.unlink(missing_ok=True)
 
     def load(self, path: str | Path) -> None:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} is missing: no such saved cache")
         try:
             arrays, metadata = mx.load(str(path), format="safetensors", return_metadata=True)
-            length, model = int(metadata["length"]), metadata["model"]
+            length = int(metadata["length"])
         except (RuntimeError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is no saved cache, or damaged: {error}") from None
-        if model != self.fingerprint():
-            raise ValueError(f"{path} was made by another model: its text must be encoded anew")
-        check_checksum(path, metadata, _bytes(arrays))
+        check_saved(path, metadata, self.fingerprint(), _bytes(arrays))
         self.length, self.hidden = length, arrays.get("hidden")
         for i, layer in enumerate(self.layers):
             layer.fill({kind: arrays[f"{i}.{kind}"] for kind in ("keys", "values") if f"{i}.{kind}" in arrays})

@@ -14,8 +14,8 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from ..checkpoint.adapter import Start
 from ..checkpoint.config import LayerConfig
-from ..errors import Mistake
-from ..seam.learning import Canvases, Loss, Optimizer
+from ..checkpoint.whole_file import whole_file
+from ..seam.learning import Canvases, Loss, Optimizer, losses_of
 from .layers import Embedding
 from .lora import LoRALinear, attach, shapes
 from .model import MLXModel
@@ -222,12 +222,9 @@ class MLXLearner:
         self.network.load_weights(list(arrays.items()), strict=False)
 
     def step(self, losses: Sequence[Loss], learning_rate: float) -> tuple[list[float], float]:
-        if len(losses) % self.group.size():
-            given = f"{len(losses)}, which {self.group.size()} processes divide among them"
-            raise Mistake(f"need --grad-accumulation-steps to be a multiple of {self.group.size()}, got {given}")
-        learnt = self.learnt
+        mine, learnt = losses_of(losses, self.group.rank(), self.group.size()), self.learnt
         gradients, parts = dict.fromkeys(learnt, 0.0), np.zeros(3, np.float32)
-        for loss in losses[self.group.rank() :: self.group.size()]:
+        for loss in mine:
 
             def function(arrays: dict[str, mx.array], loss: Loss = loss) -> tuple[mx.array, ...]:
                 self._put(arrays)
@@ -285,6 +282,5 @@ def _adafactor(options: Optimizer) -> optim.Optimizer:
 
 
 def _write(path: Path, arrays: dict[str, mx.array], about: dict[str, str]) -> None:
-    part = path.with_name(f"{path.name}.part.safetensors")
-    mx.save_safetensors(str(part), arrays, about)
-    part.replace(path)
+    with whole_file(path) as part:
+        mx.save_safetensors(str(part), arrays, about)

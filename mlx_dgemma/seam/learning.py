@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..errors import need
+
 Array = Any  # of the framework
 
 
@@ -54,6 +56,13 @@ class Passes(Protocol):
 
 
 Loss = Callable[[Passes], tuple[Array, Array, Array]]  # -> all of it, the canvases' part, the texts' part
+
+
+def losses_of(losses: Sequence[Loss], rank: int, ranks: int) -> Sequence[Loss]:
+    """Those that the process `rank` of a run takes. Mistake where the processes do not divide them."""
+    got = f"{len(losses)}, which {ranks} processes divide among them"
+    need(len(losses) % ranks == 0, f"--grad-accumulation-steps to be a multiple of {ranks}", got)
+    return losses[rank::ranks]
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,9 @@ def checksum(about: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def check_checksum(path: str | Path, about: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
-    """ValueError where a saved cache is not what was saved."""
+def check_saved(path: str | Path, about: Mapping[str, str], fingerprint: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """ValueError where a saved cache is of another model than `fingerprint` names, or is not what was saved."""
+    if about.get("model") != fingerprint:
+        raise ValueError(f"{path} was made by another model: its text must be encoded anew")
     if about.get("checksum") != checksum(about, arrays):
         raise ValueError(f"{path} is damaged: its checksum is another")

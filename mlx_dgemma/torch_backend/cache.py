@@ -10,7 +10,6 @@ to grow, so that what was captured with their addresses stays good.
 from __future__ import annotations
 
 import gc
-import os
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,8 @@ from torch import Tensor
 
 from ..checkpoint.config import LayerConfig, ModelConfig
 from ..checkpoint.memory import gigabytes
-from ..seam.shared import check_checksum, check_trim, checksum
+from ..checkpoint.whole_file import whole_file
+from ..seam.shared import check_saved, check_trim, checksum
 from . import device as devices
 
 LEAST = {"cpu": 64, "cuda": 4096}  # tokens of a slot's room, and of a context that passes are captured for
@@ -152,8 +152,6 @@ class TorchCache:
             self.hidden = self.hidden[:-tokens] if tokens < len(self.hidden) else None
 
     def save(self, path: str | Path) -> None:
-        path = Path(path)
-        part = path.with_name(f"{path.name}.{os.getpid()}.safetensors")
         self.pool.reserve([self], self.length)
         arrays = {} if self.hidden is None else {"hidden": self.hidden.contiguous()}
         for index in range(len(self.pool.kinds)):
@@ -162,27 +160,22 @@ class TorchCache:
         about = {"length": str(self.length), "first": str(self.first), "model": self.fingerprint()}
         about["checksum"] = checksum(about, _bytes(arrays))
         try:
-            save_file(arrays, part, about)
-            part.replace(path)
+            with whole_file(Path(path)) as part:
+                save_file(arrays, part, about)
         except SafetensorError as error:
             raise OSError(f"{path} cannot be written: {error}") from None
-        finally:
-            part.unlink(missing_ok=True)
 
     def load(self, path: str | Path) -> None:
-        path = Path(path)
-        if not path.is_file():
+        if not Path(path).is_file():
             raise FileNotFoundError(f"{path} is missing: no such saved cache")
         try:
             with safe_open(path, "pt", device=str(self.pool.device)) as file:
                 metadata = file.metadata()
-                length, first, model = int(metadata["length"]), int(metadata["first"]), metadata["model"]
+                length, first = int(metadata["length"]), int(metadata["first"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{path} is no saved cache, or damaged: {error}") from None
-        if model != self.fingerprint():
-            raise ValueError(f"{path} was made by another model: its text must be encoded anew")
-        check_checksum(path, metadata, _bytes(arrays))
+        check_saved(path, metadata, self.fingerprint(), _bytes(arrays))
         self.pool.reserve([self], max(self.capacity, length + self.pool.config.canvas_length))
         self.length, self.first, self.hidden = length, first, arrays.get("hidden")
         for index in range(len(self.pool.layers)):

@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..checkpoint.adapter import Start
+from ..checkpoint.whole_file import whole_file
 from ..errors import Mistake
-from ..seam.learning import Canvases, Loss, Optimizer
+from ..seam.learning import Canvases, Loss, Optimizer, losses_of
 from . import device as devices
 from .layers import Embedding
 from .lora import attach, shapes, weights
@@ -180,13 +181,11 @@ class TorchLearner:
                 array.requires_grad_(False)
 
     def step(self, losses: Sequence[Loss], learning_rate: float) -> tuple[list[float], float]:
-        if len(losses) % self.ranks:
-            given = f"{len(losses)}, which {self.ranks} ranks divide among them"
-            raise Mistake(f"need --grad-accumulation-steps to be a multiple of {self.ranks}, got {given}")
+        mine = losses_of(losses, self.rank, self.ranks)
         parts = torch.zeros(3, device=self.model.device)
         self.optimizer.zero_grad()
         with self._learning(), devices.enough(self.model.device, "a step"):
-            for loss in losses[self.rank :: self.ranks]:
+            for loss in mine:
                 values = loss(TorchPasses(self.model))
                 (values[0] / len(losses)).backward()
                 parts += torch.stack(values).detach() / len(losses)
@@ -251,6 +250,5 @@ def _adafactor(arrays: list[Tensor], options: Optimizer) -> torch.optim.Optimize
 
 
 def _write(path: Path, arrays: dict[str, Tensor], about: dict[str, str]) -> None:
-    part = path.with_name(f"{path.name}.part")
-    save_file({name: array.contiguous() for name, array in arrays.items()}, part, about)
-    part.replace(path)
+    with whole_file(path) as part:
+        save_file({name: array.contiguous() for name, array in arrays.items()}, part, about)

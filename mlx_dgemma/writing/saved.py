@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.folder import read_json
+from ..checkpoint.whole_file import whole_file
 from ..errors import Mistake, NotFound
 from ..seam.model import Cache
 from ..tokens.messages import from_json, to_json
@@ -79,15 +80,10 @@ def _check_ours(folder: Path) -> str | None:
 def write(path: Path, turns: Turns) -> None:
     """Writes the turns to a file of their own. OSError where that cannot be."""
     content = asdict(turns) | {"messages": to_json(turns.messages)}
-    part = path.with_name(f".{path.name[:99]}.{os.getpid()}")
-    try:
-        with open(part, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            json.dump({"checksum": _checksum(content), **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as part, open(part, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        json.dump({"checksum": _checksum(content), **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read(path: Path, tokenizer: Tokenizer | None = None) -> Turns:
