@@ -8,8 +8,8 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield the path of a file beside `path`, to be written. It is renamed to `path` when the block ends, and removed when
-    the block fails."""
+    """Yield the path of a file beside `path`, to write to. It is renamed to `path` when the block ends, removed when the
+    block fails."""
     part = path.with_name(f".{path.name[:99]}.{os.getpid()}{path.suffix}")
     try:
         yield part

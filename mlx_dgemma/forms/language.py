@@ -145,16 +145,9 @@ class TokenByToken:
 class Document(Open):
     """The blocks of a text of the language that is denoised."""
 
-    def __init__(
-        self,
-        language: Language,
-        room: int,
-        max_tokens: int,
-        canvas_length: int | str | None = None,
-        unaided: int = UNAIDED,
-    ):
+    def __init__(self, language: Language, room: int, max_tokens: int, canvas_length: int | str | None = None):
         super().__init__(language.model.facts, room, max_tokens, canvas_length)
-        self.unaided = unaided  # passes that are left to it; 0: held
+        self.unaided = UNAIDED  # passes that are left to it; 0: held
         self.language, self.lattice, self.state = language, language.lattice, 0
         self.tokens_left = min(max_tokens, room // self.width() * self.width())
         self.path: Path | None = None  # the draft of the last pass

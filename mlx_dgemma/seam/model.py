@@ -26,7 +26,6 @@ class Facts:
     max_position_embeddings: int  # tokens of a text at most, the canvas included
     stop_ids: tuple[int, ...]
     pad_id: int
-    noise: int | None = None  # the token that a canvas starts from; None: uniform over the vocabulary
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,13 @@ def sum_up(x: Tensor) -> Tensor:
     return x
 
 
-def gathered(x: Tensor, dim: int = -1) -> Tensor:
-    """All ranks' `x` one after another along `dim`: theirs of the vocabulary."""
+def gathered(x: Tensor) -> Tensor:
+    """All ranks' `x`, each of its part of the vocabulary, side by side in the last dimension."""
     if mine.ranks == 1:
         return x
     parts = torch.zeros((mine.ranks, *x.shape), dtype=x.dtype, device=x.device)
     parts[mine.rank] = x
-    return torch.cat(tuple(sum_up(parts)), dim=dim)
+    return torch.cat(tuple(sum_up(parts)), dim=-1)
 
 
 def placed(x: Tensor, where: Tensor) -> Tensor:

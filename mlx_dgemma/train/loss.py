@@ -74,7 +74,7 @@ def noised(examples: Sequence[Example], facts: Facts, fill: int, recipe: Recipe,
         clean = np.full(length, fill, np.int32)
         part = example.answer[start : start + length]
         clean[: len(part)] = part
-        noise = rng.integers(facts.vocab_size, size=length) if facts.noise is None else facts.noise
+        noise = rng.integers(facts.vocab_size, size=length)
         tokens = np.where(rng.random(length) < t, noise, clean).astype(np.int32)
         drawn.append((len(example.prompt) + start, tokens, clean, t, rng.random() < recipe.self_conditioned))
     starts, tokens, clean, t, conditioned = map(np.array, zip(*drawn, strict=True))

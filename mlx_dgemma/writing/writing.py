@@ -127,8 +127,7 @@ class Writing:
         self._settled = STOPS[self.sampling.stop](self.sampling, self.model.facts.stop_ids)
 
     def _noise(self) -> np.ndarray:
-        facts, length = self.model.facts, len(self.current.tokens)
-        return self.rng.integers(facts.vocab_size, size=length) if facts.noise is None else np.full(length, facts.noise)
+        return self.rng.integers(self.model.facts.vocab_size, size=len(self.current.tokens))
 
     def _hint(self) -> np.ndarray | None:
         """The self-conditioning on fixed tokens, certain from the first pass on; for later passes only where they have

@@ -67,17 +67,6 @@ def test_all_randomness_is_one_stream_in_one_order():
             assert np.array_equal(step.canvas, canvas)
 
 
-def test_a_canvas_of_a_noise_token_starts_from_it_and_is_given_it_back():
-    model = FakeModel([([2] * 8, [1, 2, 7]), ([2] * 8, [7]), ([2] * 8, [])], facts(noise=49))
-    steps = list(diffuse(model, [9], Ask(max_tokens=8, sampling=Sampling(entropy_bound=1.0))))
-    rng = np.random.default_rng(0)
-    assert model.rows[0].canvas.tolist() == [49] * 8
-    for step, row in zip(steps, model.rows, strict=True):
-        assert np.array_equal(row.uniforms, rng.random(8, dtype=np.float32))  # no number is drawn for the noise
-        assert np.array_equal(step.canvas, np.where(step.accepted, 2, 49))
-    assert steps[0].canvas.tolist() == [2, 2, 49, 2, 2, 2, 2, 49] == model.rows[1].canvas.tolist()
-
-
 def test_a_step_arrives_before_the_next_pass_is_computed():
     model = FakeModel(SETTLING)
     running = diffuse(model, [9], Ask())
