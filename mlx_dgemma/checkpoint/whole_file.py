@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield the path of a file beside `path`, to write to. It is renamed to `path` when the block ends, removed when the
-    block fails."""
-    part = path.with_name(f".{path.name[:99]}.{os.getpid()}{path.suffix}")
+def whole_file(path: Path, suffix: str = "") -> Iterator[Path]:
+    """Yield a path to write to, beside `path`; its name ends with `suffix`. It becomes `path` when the block ends; a block
+    that fails leaves nothing."""
+    part = path.with_name(f".{path.name[:99]}.{os.getpid()}{suffix}")
     try:
         yield part
         part.replace(path)

@@ -13,11 +13,12 @@ from itertools import chain
 import numpy as np
 
 from ..seam.model import Cache, DiffusionModel, Text
+from ..writing.blocks import Block
 from ..writing.clock import Clock
 from ..writing.sampling import Sampling
 from ..writing.task import Task
 from ..writing.writing import Step, Writing
-from .held import Alphabet, Held, Known
+from .held import Alphabet, Held
 
 LENGTHS, SURE = 12, 4  # lengths that are tried; where the draft knows the place
 PASSES, GRACE = 8, 3  # passes over the draft, and over each trial; passes left, once the first of them is done
@@ -40,8 +41,8 @@ class Gap:
     clock: Clock
     seed: int
 
-    def writing(self, model: DiffusionModel, text: Known, rng: np.random.Generator) -> Writing:
-        layout = Held(text, self.filler, self.alphabet.sets)
+    def writing(self, model: DiffusionModel, text: Block, rng: np.random.Generator) -> Writing:
+        layout = Held(text, self.filler)
         cache = self.encoded(layout.take_before())
         return Writing(model, Text(), layout, self.sampling, rng, cache)
 
@@ -60,7 +61,7 @@ class Draft:
         inside = width - known >= max(len(gap.behind) + 2, width // 4)
         tokens = np.append(gap.before, np.full(width - known if inside else width, -1, np.int32))
         nothing = np.full(len(tokens), -1, np.int32)
-        text = Known(tokens=tokens, fixed=np.arange(len(tokens)) < known, hint=nothing, allowed=nothing)
+        text = Block(tokens=tokens, fixed=np.arange(len(tokens)) < known, hint=nothing, allowed=nothing)
         self.front = known if inside else 0
         self.writing = gap.writing(model, text, np.random.default_rng(gap.seed))
 
@@ -91,11 +92,12 @@ class Trial:
         unknown = 0 if gap.ends else max(0, width - self.front - used)  # of the next gap and what is behind that
         parts = [known, length, len(gap.behind), unknown]
         nothing = np.full(sum(parts), -1, np.int32)
-        text = Known(
+        text = Block(
             tokens=np.concatenate([gap.before, tokens, gap.behind, nothing[:unknown]]),
             fixed=np.repeat([True, False, True, False], parts),
             hint=np.concatenate([nothing[:known], hint, nothing[known + length :]]),
             allowed=np.repeat(np.array([-1, gap.alphabet.text, -1, -1], np.int32), parts),
+            token_sets=gap.alphabet.sets,
         )
         self.writing = gap.writing(model, text, rng)
 

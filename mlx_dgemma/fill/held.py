@@ -5,7 +5,7 @@ text needs no mask: it stands there, is certain from the first pass on, and spen
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -17,27 +17,17 @@ from ..writing.blocks import Block, Layout
 TURN_END = "<turn|>"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Known:
-    """A text with gaps, in tokens. Arrays are of its length."""
-
-    tokens: np.ndarray  # int32, -1 for noise
-    fixed: np.ndarray  # bool: known
-    hint: np.ndarray  # int32: a one-hot self-conditioning for the first pass, -1 for none
-    allowed: np.ndarray  # int32: indices into the alphabet's sets, -1 for all
-
-
 class Held(Layout):
-    """Lays `text` out on canvases.
+    """Divides `text`, whose known tokens are fixed, into canvases.
 
     Where all of it fits into a canvas it stands there, and behind it the filler of a canvas whose text has ended.
     Otherwise a canvas begins with the first token that is not known, and what comes before is encoded. What is known
     beyond the canvas of the last gap needs no pass.
     """
 
-    def __init__(self, text: Known, filler: np.ndarray, token_sets: Sequence[TokenSet]):
+    def __init__(self, text: Block, filler: np.ndarray):
         """`filler`: [width] ids behind a text that ends; it is as wide as a canvas."""
-        self.text, self.filler, self.token_sets, self.width = text, filler, token_sets, len(filler)
+        self.text, self.filler, self.width = text, filler, len(filler)
         self.end = 0  # of the last block
         self.starts = [self._start()]  # of each block
 
@@ -68,14 +58,10 @@ class Held(Layout):
         before, part = self.text.tokens[self.end : start], slice(start, start + self.width)
         self.end = part.stop
         rest = self.width - len(self.text.tokens[part])
-        return Block(
-            tokens=np.append(self.text.tokens[part], self.filler[:rest]),
-            fixed=np.append(self.text.fixed[part], np.ones(rest, bool)),
-            hint=np.append(self.text.hint[part], np.full(rest, -1, np.int32)),
-            allowed=np.append(self.text.allowed[part], np.full(rest, -1, np.int32)),
-            token_sets=self.token_sets,
-            before=Text(before),
-        )
+        nothing = np.full(rest, -1, np.int32)
+        behind = {"tokens": self.filler[:rest], "fixed": np.ones(rest, bool), "hint": nothing, "allowed": nothing}
+        arrays = {name: np.append(getattr(self.text, name)[part], array) for name, array in behind.items()}
+        return replace(self.text, **arrays, before=Text(before))
 
 
 class Alphabet:

@@ -15,14 +15,14 @@ from ..seam.model import Cache, DiffusionModel, Text
 from ..tokens.tokenizer import Tokenizer
 from ..writing.ask import Ask
 from ..writing.batch import PIECE
-from ..writing.blocks import check_width
+from ..writing.blocks import Block, check_width
 from ..writing.clock import Clock
 from ..writing.sampling import Sampling
 from ..writing.task import Show, Task, complete
 from ..writing.verify import Verify
 from ..writing.writing import Step, Writing
 from .gap_length import LENGTHS, Gap, Result, search
-from .held import Alphabet, Held, Known
+from .held import Alphabet, Held
 from .line_ends import BOM, given_back, line_end, shown
 
 MARK = "<fill>"
@@ -195,14 +195,15 @@ class Filling:
             seed=self.request.ask.seed,
         )
 
-    def learn(self, result: Result) -> None:
+    def add_result(self, result: Result) -> None:
+        """Take the length of the next gap that a search has found."""
         self.results.append(result)
         self.lengths.append(result.length)
 
     def writing(self, number: int) -> Writing:
         rng = np.random.default_rng(self.request.ask.seed)
         text, self.spans = self._text(rng)
-        self.layout, self.tokens = Held(text, self.filler, self.alphabet.sets), text.tokens.copy()
+        self.layout, self.tokens = Held(text, self.filler), text.tokens.copy()
         for i, (span, result) in enumerate(zip(self.spans, self.results, strict=False)):
             left, right = map(bool, self.healed(i))
             gap = self.tokens[span.start + left : span.stop - right]
@@ -211,7 +212,7 @@ class Filling:
         check = Verify() if self.request.ask.verify else None
         return Writing(self.model, Text(), self.layout, self.sampling, rng, cache, self.clock, check, number)
 
-    def _text(self, rng: np.random.Generator) -> tuple[Known, list[slice]]:
+    def _text(self, rng: np.random.Generator) -> tuple[Block, list[slice]]:
         """The whole text with gaps of known length; and where these are, tokens that may be healed included."""
         blanks = [self.request.blank(length, rng) for length in self.lengths]
         known = [(part, np.full(len(part), -1, np.int32)) for part in self.parts]
@@ -228,7 +229,8 @@ class Filling:
             if right:
                 allowed[last] = self.alphabet.ending_with(tokens[last])
             spans.append(slice(first - left, last + right))
-        return Known(tokens=tokens, fixed=allowed < 0, hint=hint, allowed=allowed), spans
+        sets = self.alphabet.sets
+        return Block(tokens=tokens, fixed=allowed < 0, hint=hint, allowed=allowed, token_sets=sets), spans
 
     def healed(self, gap: int) -> tuple[str, str]:
         """The texts of the tokens next to it that may change: "" where none may, because it is no whole characters, or
@@ -329,7 +331,7 @@ def fill(
             yield from filling.read()
         gaps = [filling.next_gap() for filling in unknown]
         for filling, result in zip(unknown, (yield from search(model, gaps, size)), strict=True):
-            filling.learn(result)
+            filling.add_result(result)
     writings = {filling.writing(i): filling for i, filling in enumerate(fillings)}
     while running := [writing for writing in writings if not writing.done]:
         steps = yield running

@@ -151,7 +151,7 @@ class MLXCache:
     def save(self, path: str | Path) -> None:
         arrays, about = self._text(), {"length": str(self.length), "model": self.fingerprint()}
         try:
-            with whole_file(Path(path)) as part:
+            with whole_file(Path(path), ".safetensors") as part:
                 mx.save_safetensors(str(part), arrays, about | {"checksum": checksum(about, _bytes(arrays))})
         except RuntimeError as error:  # MLX's, where the disk takes no more
             raise OSError(f"{path} cannot be written: {error}") from None

@@ -282,5 +282,5 @@ def _adafactor(options: Optimizer) -> optim.Optimizer:
 
 
 def _write(path: Path, arrays: dict[str, mx.array], about: dict[str, str]) -> None:
-    with whole_file(path) as part:
+    with whole_file(path, ".safetensors") as part:
         mx.save_safetensors(str(part), arrays, about)

@@ -12,7 +12,7 @@ from ..seam.model import Facts, Prediction, Text, TokenSet
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A canvas before its first pass. Arrays are of its length."""
+    """A canvas before its first pass, or a whole text that a layout divides into canvases. Arrays are of its length."""
 
     tokens: np.ndarray  # int32: what the canvas starts from, -1 for noise
     fixed: np.ndarray | None = None  # bool: tokens that stay

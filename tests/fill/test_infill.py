@@ -17,14 +17,14 @@ from scripted import Counting, Timed
 
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.fill.gap_length import search
-from mlx_dgemma.fill.held import Alphabet, Held, Known
+from mlx_dgemma.fill.held import Alphabet, Held
 from mlx_dgemma.fill.infill import Filling, Infill, infill
 from mlx_dgemma.load import load
 from mlx_dgemma.seam.model import Text
 from mlx_dgemma.tokens.messages import prompt_tokens
 from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.batch import run
-from mlx_dgemma.writing.blocks import Layout
+from mlx_dgemma.writing.blocks import Block, Layout
 from mlx_dgemma.writing.sampling import Sampling
 from mlx_dgemma.writing.task import complete
 from mlx_dgemma.writing.verify import Verify
@@ -59,14 +59,14 @@ def loaded(request):
     return request.getfixturevalue(request.param)
 
 
-def known(tokens: list[int]) -> Known:
+def known(tokens: list[int]) -> Block:
     """-1 is not known."""
     ids, nothing = np.array(tokens, np.int32), np.full(len(tokens), -1, np.int32)
-    return Known(tokens=ids, fixed=ids >= 0, hint=nothing, allowed=np.where(ids < 0, 7, -1).astype(np.int32))
+    return Block(tokens=ids, fixed=ids >= 0, hint=nothing, allowed=np.where(ids < 0, 7, -1).astype(np.int32))
 
 
 def held(tokens: list[int], width: int, filler: int = 99) -> Layout:
-    return Held(known(tokens), np.full(width, filler), [])
+    return Held(known(tokens), np.full(width, filler))
 
 
 def blocks(tokens: list[int], width: int = 8) -> list[tuple[list[int], list[int]]]:
@@ -99,8 +99,8 @@ def test_otherwise_a_canvas_begins_with_a_gap():
 
 def test_what_comes_before_a_block_is_encoded_with_the_block_before_that():
     model = FakeModel([([7] * 4, [])])
-    text = Known(**{**vars(known([2, 3, 4, -1, *range(10, 20), -1, 5, 6, 7])), "allowed": np.full(18, -1)})
-    layout = Held(text, np.full(4, 1), [])
+    text = replace(known([2, 3, 4, -1, *range(10, 20), -1, 5, 6, 7]), allowed=np.full(18, -1))
+    layout = Held(text, np.full(4, 1))
     for step in run(model, [Writing(model, Text([9]), layout, Sampling(), np.random.default_rng(0))]):
         assert step.reason == ("stop" if step.final and step.block == 1 else None)  # known stop tokens do not end it
     assert [row.pending.tokens.tolist() for row in model.rows if len(row.pending)] == [
@@ -311,7 +311,7 @@ def test_known_text_is_encoded_once(tiny):
 def test_a_known_stop_token_does_not_cut_what_a_check_commits():
     text = [2, -1, 1, *range(10, 17), -1, 5, 6, 7]
     model = FakeModel([([7, 1, 10, 11], [])] * 2 + [([8, 5, 6, 7], [])] * 2)
-    layout = Held(Known(**{**vars(known(text)), "allowed": np.full(len(text), -1)}), np.full(4, 1), [])
+    layout = Held(replace(known(text), allowed=np.full(len(text), -1)), np.full(4, 1))
     writing = Writing(model, Text([9]), layout, Sampling(), np.random.default_rng(0), check=Verify())
     steps = list(run(model, [writing]))
     assert [step.reason for step in steps if step.final] == [None, "stop"]
@@ -327,7 +327,7 @@ def test_a_healed_gap_that_a_deadline_leaves_as_it_was_searched(tiny):
         model, alphabet := Alphabet(model, tokenizer), Infill(prompt=[2], texts=texts, heal=True, ask=ask)
     )
     while not filling.complete:
-        filling.learn(complete(model, search(model, [filling.next_gap()], 8), 8)[0])
+        filling.add_result(complete(model, search(model, [filling.next_gap()], 8), 8)[0])
     for step in run(model, [filling.writing(0)]):
         filling.add(step)
     filled = filling.filled()
