@@ -8,8 +8,8 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path, suffix: str = "") -> Iterator[Path]:
-    """Yield a path to write to, beside `path`; its name ends with `suffix`. It becomes `path` when the block ends; a block
-    that fails leaves nothing."""
+    """Yield a path to write to, beside `path`; its name ends with `suffix`. The file takes the name `path` when the
+    block ends; a block that fails leaves nothing."""
     part = path.with_name(f".{path.name[:99]}.{os.getpid()}{suffix}")
     try:
         yield part
