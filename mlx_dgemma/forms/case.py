@@ -25,6 +25,9 @@ class Range:
         limits = [most for most in (self.most, other.most) if most is not None]
         return Range(max(self.least, other.least), min(limits, default=None))
 
+    def __contains__(self, count: int) -> bool:
+        return self.least <= count and (self.most is None or count <= self.most)
+
     @property
     def empty(self) -> bool:
         return self.most is not None and self.most < self.least
@@ -85,13 +88,9 @@ JOINED = ("multiples", "patterns", "lists", "contains", "matching", "others", "n
 
 def common(left: frozenset[str], right: frozenset[str]) -> frozenset[str]:
     """The types that are in both: a number may be an integer."""
-    whole = (
-        {"integer"}
-        if any("integer" in a and b & {"number", "integer"} for a, b in ((left, right), (right, left)))
-        else set()
-    )
+    integers = any("integer" in a and b & {"number", "integer"} for a, b in ((left, right), (right, left)))
     both = (left & right) - {"integer"}
-    return both if "number" in both else both | whole
+    return both | {"integer"} if integers and "number" not in both else both
 
 
 def canonical(value: Any) -> str:

@@ -118,7 +118,7 @@ class Cases:
             if schema.get(keyword, True) not in (True, {}):
                 raise Refusal((*place, keyword), why)
         if "$ref" in schema and self.legacy:
-            return self._referred(schema, place)
+            return self._referred(schema, (*place, "$ref"))
         cases = [_own(schema, place)]
         if self.opposed is self:  # `format` is an annotation
             cases = [replace(cases[0], patterns=())]
@@ -148,9 +148,7 @@ class Cases:
         except Refusal:
             raise
         except Mistake as mistake:
-            raise Refusal(
-                (*place[:-1], "$ref") if place[-1:] == ("$ref",) else (*place, "$ref"), str(mistake)
-            ) from None
+            raise Refusal(place, str(mistake)) from None
 
     def _any_of(self, schema: dict, place: tuple) -> list[Case]:
         cases, empty = [], None
@@ -257,20 +255,14 @@ class Cases:
         return both.types == {"object"} and any(self._impossible(both, name) for name in both.required)
 
     def _impossible(self, case: Case, name: str) -> bool:
-        """True where no member of that name can be."""
-        if name not in case.properties:
-            return any(
-                schema is False and name not in names and not patterns for names, patterns, schema in case.others
-            )
-        if any(schema is False and name not in names and not patterns for names, patterns, schema in case.others):
-            return True
+        """True where surely no member of that name can be."""
+        barred = any(schema is False and name not in names and not patterns for names, patterns, schema in case.others)
+        if barred or name not in case.properties:
+            return barred
         try:
-            return all(self._never(each) for each in self.opposed.together(case.properties[name]))
+            return all(self.disjoint(each, each) for each in self.opposed.together(case.properties[name]))
         except Mistake:
             return False
-
-    def _never(self, case: Case) -> bool:
-        return self.disjoint(case, case)
 
 
 def _outside(case: Case) -> Iterator[Case]:
@@ -301,14 +293,14 @@ def _own(schema: dict[str, Any], place: tuple) -> Case:
     if schema.get("nullable") is True and "type" in schema:
         types |= {"null"}
     properties = {name: (inner,) for name, inner in schema.get("properties", {}).items()}
-    matching = tuple(schema.get("patternProperties", {}).items())
+    matching = schema.get("patternProperties", {})
     others = ()
     if "additionalProperties" in schema:
-        others = ((frozenset(properties), tuple(schema.get("patternProperties", {})), schema["additionalProperties"]),)
+        others = ((frozenset(properties), tuple(matching), schema["additionalProperties"]),)
     return Case(
         types=types - {"integer"} if "number" in types else types,
-        low=_bound(schema, "inimum", place),
-        high=_bound(schema, "aximum", place),
+        low=_bound(schema, "minimum", place),
+        high=_bound(schema, "maximum", place),
         multiples=tuple(schema[key] for key in ("multipleOf",) if key in schema),
         patterns=_patterns(schema),
         length=_range(schema, "Length"),
@@ -319,7 +311,7 @@ def _own(schema: dict[str, Any], place: tuple) -> Case:
         unique=schema.get("uniqueItems") is True,
         properties=properties,
         required=tuple(schema["required"]) if isinstance(schema.get("required"), list) else (),
-        matching=matching,
+        matching=tuple(matching.items()),
         others=others,
         names=tuple(schema[key] for key in ("propertyNames",) if key in schema),
         place=place,
@@ -354,13 +346,13 @@ def _range(schema: dict, of: str) -> Range:
 
 
 def _bound(schema: dict, name: str, place: tuple) -> Bound | None:
-    """The stricter of `minimum` and `exclusiveMinimum`, or of their opposites."""
-    bounds = []
-    for keyword, excluded in ((f"m{name}", schema.get(f"exclusiveM{name}") is True), (f"exclusiveM{name}", True)):
+    """The stricter of `minimum` and `exclusiveMinimum`, or of `maximum` and `exclusiveMaximum`."""
+    bounds, exclusive = [], f"exclusive{name.capitalize()}"
+    for keyword, excluded in ((name, schema.get(exclusive) is True), (exclusive, True)):
         value = schema.get(keyword)
         if value is not None and not isinstance(value, bool):
             if not abs(value) < FARTHEST:
                 raise Refusal((*place, keyword), f"need a number nearer to 0 than {FARTHEST}, got {json.dumps(value)}")
             bounds.append((Fraction(value), excluded))
-    sign = 1 if name == "inimum" else -1
+    sign = 1 if name == "minimum" else -1
     return max(bounds, key=lambda bound: (sign * bound[0], bound[1]), default=None)

@@ -13,6 +13,8 @@ from .strings import Strings
 
 
 class Fit:
+    """Tests values by the schemas of one file."""
+
     def __init__(self, references: References, strings: Strings, legacy: bool):
         self.strings = strings
         self.cases = Cases(references, self.case, legacy)
@@ -39,21 +41,18 @@ class Fit:
 
     def _string(self, value: str, case: Case) -> bool:
         text = value.encode("utf-8", "surrogatepass")
-        held = all(self.strings.plain(pattern).matches(text) for pattern in case.patterns)
-        return held and _within(len(value), case.length)
+        return len(value) in case.length and all(self.strings.plain(p).matches(text) for p in case.patterns)
 
     def _array(self, value: list, case: Case) -> bool:
-        if not _within(len(value), case.items) or (case.unique and len(set(map(canonical, value))) < len(value)):
+        if len(value) not in case.items or (case.unique and len(set(map(canonical, value))) < len(value)):
             return False
         for first, rest in case.lists:
             if not all(self.schemas(item, (first[i] if i < len(first) else rest,)) for i, item in enumerate(value)):
                 return False
-        return all(
-            _within(sum(self.schemas(item, (schema,)) for item in value), counted) for schema, counted in case.contains
-        )
+        return all(sum(self.schemas(item, (schema,)) for item in value) in range_ for schema, range_ in case.contains)
 
     def _object(self, value: dict, case: Case) -> bool:
-        if not _within(len(value), case.members) or any(name not in value for name in case.required):
+        if len(value) not in case.members or any(name not in value for name in case.required):
             return False
         return all(
             self.schemas(name, case.names) and self.schemas(item, self.member(case, name))
@@ -72,10 +71,6 @@ class Fit:
 
     def named(self, pattern: str, name: str) -> bool:
         return self.strings.plain(pattern).matches(name.encode("utf-8", "surrogatepass"))
-
-
-def _within(count: int, counted) -> bool:
-    return counted.least <= count and (counted.most is None or count <= counted.most)
 
 
 def _number(value: float, case: Case) -> bool:

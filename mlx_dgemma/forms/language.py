@@ -1,4 +1,4 @@
-"""Writing within a language: whatever the model predicts, the text that comes of it is one of the automaton's, which
+"""Writing within a language: whatever the model predicts, the text is one that the automaton accepts, which
 `schema.py` or `template.py` has made. This is the last file of that chain; `lattice.py` is the one before.
 
 A pass predicts each position apart from the others, so its argmax need not be a text of the language, nor even be cut
@@ -8,10 +8,10 @@ has it: what is forced behind a token that the model is sure of is fixed for the
 end, once it is sure, lays the skeleton behind it; as long as it moves, so does that. A model that has not become sure
 by half of its passes is helped: from then on what a draft repeats from its beginning counts as sure.
 
-A form can be narrower than what the model would like to say, or have another order; a model held to it may then know
-nothing of what stands where. So it first speaks unaided: as long as what it says is a document of the form but for
-members that the form leaves out, and for their order (`projection.py`), that document is the draft, and nothing is
-held. Left to right it is heard out in the same way where it departs from the form (`TokenByToken`).
+A form can be narrower than what the model would write, or have another order; a model held to it may then not know
+what belongs where. So it first writes unaided: as long as the result is a document of the form but for members that the
+form leaves out, and for their order (`projection.py`), that document is the draft, and nothing is held. Left to right,
+tokens that depart from the form are collected in the same way, and not written (`TokenByToken`).
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from ..writing.diffuse import begin
 from ..writing.writing import check_room
 from .automaton import Automaton
 from .lattice import IMPROBABLE, Lattice, Path, Vocabulary
-from .projection import projected, said
+from .projection import first_json, projected
 
 UNAIDED = 2  # passes without a document in it after which a model is held to the form
 OVERRULED = 1.0  # nats of a position whose argmax cannot stand there: too many to be accepted, or to settle
@@ -101,37 +101,37 @@ class Language:
 class TokenByToken:
     """A text of the language that is written left to right: a `Constraint`.
 
-    As long as what the model says unaided is of the language, it is written. Where it departs, it is heard out: if the
-    JSON that it says has, in the order of the form, what is written already and the rest of a document, that rest is
-    written. Else the text is held to the form from where it departed.
+    As long as the model writes a text of the language unaided, it stands. Where it departs, its tokens are collected: if
+    their JSON has, in the order of the form, what is written already and the rest of a document, that rest is written.
+    Else the text is held to the form from where it departed.
     """
 
     def __init__(self, language: Language, max_tokens: int):
         language.check_fits(max_tokens)
         self.language, self.lattice, self.state, self.left = language, language.lattice, 0, max_tokens
-        self.unaided, self.text, self.aside = True, b"", []  # text: the bytes that are written
+        self.unaided, self.text, self.unwritten = True, b"", []  # text: the bytes that are written
 
     def allowed(self) -> TokenSet | None:
         return None if self.unaided else self.language.following(self.state, self.left)
 
     def take(self, token: int) -> list[int]:
-        state = -1 if self.aside else self.lattice.walk(self.state, [token])
+        state = -1 if self.unwritten else self.lattice.walk(self.state, [token])
         if state < 0 or self.lattice.left[state] >= self.left:
-            self.aside.append(token)
-            return self._heard()
+            self.unwritten.append(token)
+            return self._rest_of_document()
         self.state, self.left = state, self.left - 1
         self.text += self.lattice.vocabulary.spelt[token]
         return [token]
 
-    def _heard(self) -> list[int]:
-        """The rest of the text, by what is said aside; empty as long as that may go on, or where it is of no use."""
-        vocabulary, token = self.lattice.vocabulary, self.aside[-1]
-        text = (self.text + b"".join(vocabulary.spelt[each] for each in self.aside)).decode("utf-8", "ignore")
-        value = said(text) if {*b"]}"} & {*vocabulary.spelt[token]} else None
-        over = token in self.lattice.stops or len(self.aside) >= self.left
+    def _rest_of_document(self) -> list[int]:
+        """The rest of the text, by the JSON in `unwritten`; empty where that is not whole yet, or is of no use."""
+        vocabulary, token = self.lattice.vocabulary, self.unwritten[-1]
+        text = (self.text + b"".join(vocabulary.spelt[each] for each in self.unwritten)).decode("utf-8", "ignore")
+        value = first_json(text) if {*b"]}"} & {*vocabulary.spelt[token]} else None
+        over = token in self.lattice.stops or len(self.unwritten) >= self.left
         if value is None and not over and text.lstrip()[:1] in ("", "{", "[", "`"):
             return []
-        self.unaided, self.aside = False, []
+        self.unaided, self.unwritten = False, []
         document, written = projected(self.lattice.automaton, value), self.text.decode("utf-8", "replace")
         if document is None or not document.startswith(written):
             return []
@@ -176,9 +176,9 @@ class Document(Open):
         return super().after(draft)
 
     def revise(self, prediction: Prediction, block: Block) -> Prediction:
-        """What the model says unaided, or the most probable text of the language, as the draft. A position that it
-        overrules is not sure; what is behind its end does not matter, so it is filler, and sure."""
-        if path := self._said(prediction.argmax):
+        """The draft is what the model writes unaided or, where that is no document, the most probable text of the
+        language. A position where it overrules the model is not sure; behind its end is filler, which is sure."""
+        if path := self._unaided_document(prediction.argmax):
             self.path, self.overruled = path, np.zeros(len(path.tokens), bool)
             return replace(prediction, argmax=path.tokens)
         self.unaided = max(self.unaided - 1, 0)
@@ -192,10 +192,10 @@ class Document(Open):
         sample = np.where(over, self.path.tokens, prediction.sample)
         return replace(prediction, argmax=self.path.tokens, sample=sample, entropy=entropy)
 
-    def _said(self, draft: np.ndarray) -> Path | None:
-        """The document that the model says unaided, None where it is held or says none."""
+    def _unaided_document(self, draft: np.ndarray) -> Path | None:
+        """The document in what the model writes unaided; None where it is held, or writes none."""
         content = self.content(draft)[:-1].tolist() if self.unaided else []
-        document = projected(self.lattice.automaton, said(self.language.decode(content)))
+        document = projected(self.lattice.automaton, first_json(self.language.decode(content)))
         return document and self.lattice.spelt(document, len(draft), self.tokens_left)
 
     def _candidates(self, prediction: Prediction, block: Block, i: int) -> tuple[np.ndarray, np.ndarray, float]:

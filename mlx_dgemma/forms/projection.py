@@ -1,5 +1,5 @@
-"""What a model says of itself -> the document of a schema that says the same: members that the schema does not know are
-left out, the others come in its order. The schema's automaton alone decides what fits.
+"""JSON that a model wrote unaided -> the document of a schema with the same content: members that the schema does not
+know are left out, the others come in its order. The schema's automaton alone decides what fits.
 """
 
 import json
@@ -14,7 +14,7 @@ class _Unfit(Exception):
     """A value that does not fit, or takes too much work."""
 
 
-def said(text: str) -> dict | list | None:
+def first_json(text: str) -> dict | list | None:
     """The first object or list in `text`; None where it cannot be read, or is not whole."""
     start = min((at for at in map(text.find, "{[") if at >= 0), default=0)
     try:
@@ -24,7 +24,7 @@ def said(text: str) -> dict | list | None:
 
 
 def projected(automaton: Automaton, value: dict | list | None) -> str | None:
-    """The document that says what `value` says; None where it does not fit, or is None: nothing was said."""
+    """The document with the content of `value`; None where it does not fit, or is None."""
     if value is None:
         return None
     try:

@@ -14,14 +14,14 @@ from .writing import Step
 class Constraint(Protocol):
     """The texts that are allowed, token by token. It keeps the state of one text."""
 
-    aside: list[int]
-    """What the model says beside the text: heard, and not written."""
+    unwritten: list[int]
+    """Tokens behind the text that depart from it: the model goes on from them, but they are not written."""
 
     def allowed(self) -> TokenSet | None:
         """The tokens that may come next; None for any."""
 
     def take(self, token: int) -> list[int]:
-        """Go on behind `token` -> what is written by it: itself, nothing, or all that is left to write."""
+        """Go on behind `token` -> the tokens that it writes: itself, none, or all that is left to write."""
 
     def ending(self) -> np.ndarray:
         """int32: the shortest way to end the text from here, the stop token included."""
@@ -46,7 +46,7 @@ class LeftToRight:
 
     count: int = field(default=0, init=False)  # tokens written
     passes: int = field(default=0, init=False)
-    apart: Cache | None = field(default=None, init=False)  # holds, behind what is written, what is said aside
+    scratch: Cache | None = field(default=None, init=False)  # holds the text and what is `unwritten`
     done: bool = field(default=False, init=False)
     late: bool = field(default=False, init=False)  # the deadline leaves no time for another pass
     uniforms: np.ndarray = field(init=False)  # [limit] float32
@@ -63,14 +63,14 @@ class LeftToRight:
         pending, self.pending = self.pending, Text()
         if self.form is None:
             return Continuation(self.cache, pending, self.uniforms[self.count :])
-        at = self.count + len(self.form.aside)
-        return Continuation(self.apart or self.cache, pending, self.uniforms[at : at + 1], self.form.allowed())
+        at = self.count + len(self.form.unwritten)
+        return Continuation(self.scratch or self.cache, pending, self.uniforms[at : at + 1], self.form.allowed())
 
     def take(self, token: int) -> Step:
         """The step that `token` makes."""
         facts = self.model.facts
         block, step = divmod(self.passes, facts.canvas_length)
-        tokens = [token] if self.form is None else self._within(self.form, token)
+        tokens = [token] if self.form is None else self._constrained(self.form, token)
         self.passes, self.count = self.passes + 1, self.count + len(tokens)
         reason = "stop" if {*tokens} & {*facts.stop_ids} else "length" if self.count == self.limit else None
         self.late = self.clock.over()
@@ -78,7 +78,7 @@ class LeftToRight:
             reason = "deadline"
             tokens = tokens if self.form is None else [*tokens, *self.form.ending().tolist()]
         self.done = reason is not None
-        draft = np.array(tokens or [*self.form.aside, token][: facts.canvas_length], np.int32)
+        draft = np.array(tokens or [*self.form.unwritten, token][: facts.canvas_length], np.int32)
         return Step(
             request=self.request,
             block=block,
@@ -91,12 +91,12 @@ class LeftToRight:
             reason=reason,
         )
 
-    def _within(self, form: Constraint, token: int) -> list[int]:
-        """What `form` writes by `token`. The cache holds the text and nothing that was said aside."""
+    def _constrained(self, form: Constraint, token: int) -> list[int]:
+        """What `form` writes for `token`. The cache holds the text and nothing that is unwritten."""
         tokens = form.take(token)
-        if not tokens and self.apart is None:
-            self.apart = self.cache.copy() if form.aside else None
+        if not tokens and self.scratch is None:
+            self.scratch = self.cache.copy() if form.unwritten else None
             self.cache.trim(1)
-        elif not form.aside:
-            self.apart = None
+        elif not form.unwritten:
+            self.scratch = None
         return tokens
