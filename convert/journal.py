@@ -1,4 +1,4 @@
-"""How far a conversion has come, on disk: the same command goes on where a killed run ended.
+"""The progress of a conversion, on disk: the same command goes on where a killed run ended.
 
 `journal.jsonl` in the unfinished folder has one JSON object a line: first the plan's fingerprint, then how many rows of
 which tensor are written, with what checksum. A line is written once what it describes is on the disk.
@@ -20,7 +20,7 @@ Errors = dict[int, tuple[float, float]]  # job -> sums of squares over sampled r
 
 @dataclass
 class Progress:
-    """How far a job has come."""
+    """The progress of a job."""
 
     rows: int = 0  # written
     sums: tuple[int, ...] = (0, 0, 0)  # CRC-32 of what is written of each output

@@ -1,4 +1,4 @@
-"""Which weights go into a Mac's memory, and with how long a text: by arithmetic."""
+"""The weights that fit into a Mac's memory, and how long a text fits beside them: by arithmetic."""
 
 from ..checkpoint.memory import beside, gigabytes, longest, of_metal
 from ..terminal.table import print_table

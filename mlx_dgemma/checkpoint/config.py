@@ -46,6 +46,11 @@ class Quantization:
     group_size: int
     mode: str = "affine"
 
+    def check(self, width: int) -> None:
+        """ValueError if the groups do not divide rows of `width` numbers."""
+        if width % self.group_size or width * self.bits % 32:
+            raise ValueError(f"groups of {self.group_size} with {self.bits} bits do not divide rows of {width}")
+
 
 Recipe = Callable[[str], Quantization | None]  # path of a layer -> how it is to be stored; None: not quantized
 

@@ -1,4 +1,4 @@
-"""What is made of a checkpoint is made of regular files that lie in its folder, wherever links in it lead."""
+"""The files of a checkpoint that others are made of: regular ones, in its folder, wherever links in it lead."""
 
 from pathlib import Path
 

@@ -5,6 +5,8 @@ experts are layers with a `.weight`, so that scales can stand beside it.
 """
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 
 # For image input. Converted folders keep these tensors; the text model leaves them out and never reads them.
 VISION = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
@@ -50,3 +52,11 @@ def weight_class(path: str) -> str:
     if "norm." in path:
         return "norms and scalars"
     return next((name for name, part in _CLASSES.items() if part in path), "norms and scalars")
+
+
+def by_class(numbers: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Sum up numbers of parameters, each with the parameter's path -> class of weights -> sum."""
+    sums: dict[str, int] = defaultdict(int)
+    for path, number in numbers:
+        sums[weight_class(path)] += number
+    return dict(sums)

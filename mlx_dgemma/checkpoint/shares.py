@@ -14,13 +14,13 @@ MERGED = 10  # numbers a position: tops and their places, sums, entropies, what 
 
 @dataclass(frozen=True)
 class Share:
-    """That of `rank` among `ranks`."""
+    """The share of `rank` among `ranks`."""
 
     rank: int = 0
     ranks: int = 1
 
     def divides(self, layer: LayerConfig) -> bool:
-        """Whether a layer's key-value heads can be shared out; if not, every rank has all of its attention."""
+        """Return whether a layer's key-value heads can be divided; if not, every rank has all of its attention."""
         return layer.num_key_value_heads % self.ranks == 0
 
     def heads(self, layer: LayerConfig) -> LayerConfig:

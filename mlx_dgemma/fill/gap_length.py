@@ -102,7 +102,7 @@ class Trial:
         self.writing = gap.writing(model, text, rng)
 
     def text(self, step: Step) -> Text:
-        """All that is not encoded: known text, the gap, what follows it."""
+        """The text behind the cache: known text, the gap, what follows it."""
         return Text(np.append(step.draft[: self.front + self.length], self.gap.follows))
 
 

@@ -129,7 +129,7 @@ def check_fill(model: DiffusionModel, tokenizer: Tokenizer, request: Infill) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class InGaps(Step):
-    """What a step is of the gaps alone."""
+    """A step, cut to the gaps."""
 
     gaps: np.ndarray  # int32: the number of the gap that each position is in
 

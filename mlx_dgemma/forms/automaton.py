@@ -92,7 +92,7 @@ class Automaton:
 
 
 def joined(arcs: Iterable[tuple[int, int, int]]) -> Row:
-    """The same moves with neighbouring ranges as one where they lead to the same state."""
+    """Join neighbouring ranges that lead to the same state."""
     row: Row = []
     for low, high, target in arcs:
         if row and row[-1][1] == low - 1 and row[-1][2] == target:
@@ -103,7 +103,7 @@ def joined(arcs: Iterable[tuple[int, int, int]]) -> Row:
 
 
 def trimmed(rows: list[Row], accepting: list[bool]) -> Automaton:
-    """The automaton without those states from which no text leads to an accepting one; state 0 stays."""
+    """Drop the states from which no text leads to an accepting one; state 0 stays."""
     automaton = Automaton(rows, np.array(accepting))
     alive = sorted({0, *automaton.nearest[0]})
     if len(alive) == len(rows):

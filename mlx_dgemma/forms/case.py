@@ -16,7 +16,7 @@ ANY_TYPE = frozenset(TYPES) - {"integer"}
 
 @dataclass(frozen=True)
 class Range:
-    """How many: at least, at most (None: any number)."""
+    """Counts from `least` to `most` (None: any number)."""
 
     least: int = 0
     most: int | None = None

@@ -30,7 +30,7 @@ REFUSED = {
 
 
 class Refusal(Mistake):
-    """What cannot be held, at its path."""
+    """A keyword, at its path, that cannot be held."""
 
     def __init__(self, path: tuple, why: str):
         super().__init__(f"{pointer(path)} cannot be held: {why}")
@@ -38,7 +38,7 @@ class Refusal(Mistake):
 
 
 class Unfit(Refusal):
-    """What nothing fits: of several options, one may be."""
+    """A schema that no value fits: as one of several options it may stand."""
 
 
 def pointer(path: Iterable) -> str:
@@ -221,7 +221,7 @@ class Cases:
         return result
 
     def opposite(self, schema: Schema) -> Schema:
-        """The same one each time."""
+        """{"not": schema}, the same object each time."""
         return not schema if isinstance(schema, bool) else self.opposites.setdefault(id(schema), {"not": schema})
 
     def _opposites(self, case: Case) -> Iterator[Case]:
@@ -287,7 +287,7 @@ def kind(value: Any) -> str:
 
 
 def _own(schema: dict[str, Any], place: tuple) -> Case:
-    """What the keywords say that need no other case."""
+    """Read the keywords that a single case holds."""
     given = schema.get("type", sorted(ANY_TYPE))
     types = frozenset([given] if isinstance(given, str) else given)
     if schema.get("nullable") is True and "type" in schema:

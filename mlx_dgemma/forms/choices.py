@@ -1,4 +1,4 @@
-"""Which of some texts is the answer, and how probable each is: two passes over a small canvas.
+"""Choose one of some texts as the answer, and say how probable each is: two passes over a small canvas.
 
 The texts' tokens are the paths of a tree. Where a path branches, a row of the batch has the tokens up to there fixed,
 and hears only of the branches; a text's probability is the product of its branches', so they sum to 1, however many
@@ -94,7 +94,7 @@ def choosing(
 
 
 def _tokens_at(model: DiffusionModel, texts: Sequence[tuple[int, ...]], place: Branching, position: int) -> list[int]:
-    """What may stand there in the choices that come by `place`: a stop token for the end, filler behind it."""
+    """The tokens that choices through `place` have at `position`: a stop token for the end, filler behind it."""
     facts, numbers = model.facts, sorted(n for numbers in place.after.values() for n in numbers)
     ids = {texts[n][position] if position < len(texts[n]) else facts.pad_id for n in numbers}
     if ids & {facts.stop_ids[0], facts.pad_id}:

@@ -89,7 +89,7 @@ class Sizes(dict[Expression, int]):
 
 
 def _copies(repeat: Repeat, reach: int | None) -> tuple[int, bool]:
-    """How many copies of its content a repetition takes, and whether the last of them may come any number of times."""
+    """Return how many copies of its content a repetition takes, and whether the last may come any number of times."""
     if repeat.most is None or (reach is not None and repeat.most >= reach):
         return max(repeat.least, 1), True
     return repeat.most, False
@@ -111,7 +111,7 @@ def _minimal(expression: Expression, budget: Budget) -> Automaton:
 
 @lru_cache(maxsize=256)
 def _characters(ranges: Ranges) -> Automaton:
-    """One character of `ranges`."""
+    """Build the automaton of one character of `ranges`."""
     return _minimal(Either(tuple(Bytes(way) for low, high in ranges for way in utf8(low, high))), Budget())
 
 

@@ -1,5 +1,5 @@
-"""Is a JSON value one of a case (`case.py`)? In linear time: Python's `re` can take exponential time over a pattern,
-and reads another dialect."""
+"""Tests whether a JSON value is one of a case (`case.py`), in linear time: Python's `re` can take exponential time over
+a pattern, and reads another dialect."""
 
 from fractions import Fraction
 from typing import Any
@@ -60,7 +60,7 @@ class Fit:
         )
 
     def member(self, case: Case, name: str) -> Together:
-        """All that is said of a member of that name."""
+        """The schemas that apply to a member of that name."""
         schemas: list[Schema] = [*case.properties.get(name, ())]
         plain = name.isascii() and name.isprintable()  # or another dialect might find the pattern
         schemas += [s for p, s in case.matching if self.named(p, name) or (not plain and dialects_differ(p))]

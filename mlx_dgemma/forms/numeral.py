@@ -131,7 +131,7 @@ def multiples(low: Bound | None, high: Bound | None, of: tuple[float, ...], *, w
 
 
 def _divisible(numbers: Expression, divisor: int) -> Expression:
-    """Those of the whole `numbers` that `divisor` divides."""
+    """The whole `numbers` that `divisor` divides."""
     sign, zero, rest = 1, 2, 3  # states behind 0, the start; `rest` on, one of each remainder
 
     def digits(first: int, before: int) -> list[tuple[int, int, int]]:

@@ -39,7 +39,7 @@ class Strings:
         return self._made(text, False)
 
     def content(self, text: str) -> Automaton:
-        """The same as they are written between quotes."""
+        """The texts of `plain`, as they are written between quotes."""
         return self._made(text, True)
 
     def _made(self, text: str, inside: bool) -> Automaton:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..checkpoint import memory
-from ..checkpoint.config import Quantization
-from ..checkpoint.names import weight_class
+from ..checkpoint.config import Recipe
+from ..checkpoint.names import by_class
 from ..errors import Mistake
 
 try:
@@ -23,8 +22,6 @@ try:
     from mlx_lm.sample_utils import make_sampler
 except ModuleNotFoundError as error:
     raise Mistake(f"--ar-model needs {error.name}, which is not installed: pip install mlx-lm") from error
-
-Recipe = Callable[[str], Quantization | None]  # a layer's path -> how it is stored; None: not quantized
 
 _OURS = (  # mlx-lm's path of a Gemma 4 layer -> the path that a recipe knows
     (re.compile(r"^(language_model\.)?model\."), "model.decoder."),
@@ -82,14 +79,15 @@ class Baseline:
 
     def _bits(self) -> dict[str, float]:
         """Count bits a weight, scales and biases among them, by class of weights."""
-        nbytes: dict[str, int] = defaultdict(int)
-        numbers: dict[str, int] = defaultdict(int)
-        modules = dict(self.model.named_modules())
-        for path, array in tree_flatten(self.model.parameters()):
-            name, module = weight_class(our_path(path)), modules[path.rpartition(".")[0]]
-            nbytes[name] += array.nbytes
-            if not path.endswith((".scales", ".biases")):
-                numbers[name] += array.size * 32 // module.bits if array.dtype == mx.uint32 else array.size
+        modules, arrays = dict(self.model.named_modules()), tree_flatten(self.model.parameters())
+
+        def weights(path: str, array: mx.array) -> int:
+            if path.endswith((".scales", ".biases")):
+                return 0
+            return array.size * 32 // modules[path.rpartition(".")[0]].bits if array.dtype == mx.uint32 else array.size
+
+        nbytes = by_class((our_path(path), array.nbytes) for path, array in arrays)
+        numbers = by_class((our_path(path), weights(path, array)) for path, array in arrays)
         return {name: 8 * nbytes[name] / numbers[name] for name in nbytes}
 
     def write(self, tokens: Sequence[int], max_tokens: int, seed: int) -> Iterator[int]:

@@ -114,7 +114,7 @@ class MLXCache:
 
     @property
     def arrays(self) -> list[mx.array]:
-        """All that a pass over this cache has to compute."""
+        """The arrays that a pass over this cache computes."""
         buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values)]
         return [array for array in (*buffers, self.hidden) if array is not None]
 

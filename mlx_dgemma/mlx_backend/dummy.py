@@ -3,12 +3,10 @@
 Nothing is loaded, and no array is larger than one layer's experts in 16 bits.
 """
 
-from collections.abc import Callable
-
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..checkpoint.config import ModelConfig, Quantization
+from ..checkpoint.config import ModelConfig, Quantization, Recipe
 from . import guard
 from .layers import Linear
 from .model import MLXModel
@@ -25,9 +23,7 @@ def _quantized(module: Linear, stored: Quantization, key: mx.array) -> dict[str,
     return {"weight": halves.view(mx.uint32), **{name: array.astype(mx.bfloat16) for name, array in made.items()}}
 
 
-def dummy_mlx(
-    config: ModelConfig, dtype: str, recipe: Callable[[str], Quantization | None], seed: int = 0, peaked: float = 1.0
-) -> MLXModel:
+def dummy_mlx(config: ModelConfig, dtype: str, recipe: Recipe, seed: int = 0, peaked: float = 1.0) -> MLXModel:
     """Make a model of the shape of `config`. Activations, and weights that are not quantized, are of `dtype`.
 
     `recipe` maps a layer's path to how it is stored, in affine mode, or to None. `peaked` is a factor on the logits:

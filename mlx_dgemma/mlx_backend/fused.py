@@ -11,14 +11,14 @@ from .network import Experts, Layer, Network, Segment
 
 
 def fits(network: Network, dtype: mx.Dtype) -> bool:
-    """Whether the kernels are right and faster here, and can do with as many experts a token. One of them adds up the
+    """Return whether the kernels are right and faster here, and take as many experts a token. One of them adds up the
     experts' results and norms the sum, which several ranks make together."""
     shaped = network.model.decoder.layers[0].router.top_k <= 32
     return shaped and parallel.mine.ranks == 1 and all(kernels.used(name, dtype) for name in kernels.GLUE)
 
 
 def forward(network: Network, x: mx.array, segments: list[Segment], ahead: int = 0) -> mx.array:
-    """As `Network.__call__`."""
+    """Compute what `Network.__call__` does."""
     decoder = network.model.decoder
     positions = mx.array(np.concatenate([np.arange(s.stop - s.start) + s.offset for s in segments]).astype(np.int32))
     normed = decoder.layers[0].input_layernorm(x)

@@ -1,4 +1,4 @@
-"""Which of our kernels are used: those that this GPU compiles, runs right, and runs faster than MLX's operations.
+"""Decides which of our kernels are used: those that this GPU compiles, runs right, and faster than MLX's operations.
 
 Each is compared with these when a model is first loaded, in float32 and in bfloat16. What came of it is kept in a file
 for the chip, the version of MLX and the kernels' text; MLX_DGEMMA_KERNELS=0 turns all kernels off.
@@ -35,7 +35,7 @@ Compute = Callable[[], list[mx.array]]
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a canvas asks for, but of a model with fewer and smaller experts."""
+    """Sizes as a canvas has them, but with fewer and smaller experts."""
 
     tokens: int = 256
     hidden: int = 1408

@@ -81,7 +81,7 @@ def launch(
 
 
 def used(name: str, dtype: mx.Dtype) -> bool:
-    """Whether the kernel is right and faster than MLX's operations on this machine."""
+    """Return whether the kernel is right and faster than MLX's operations on this machine."""
     return verdicts.get(f"{name} {dtype}", {}).get("used", False)
 
 
@@ -137,7 +137,7 @@ def route(scores: mx.array, scale: mx.array, top_k: int, factor: float) -> Routi
 
 
 def multiplies(layer: ExpertLinear, dtype: mx.Dtype) -> bool:
-    """Whether `multiply` is right for weights that are stored so, and faster."""
+    """Return whether `multiply` is right and faster for weights that are stored so."""
     stored = layer.quantization
     if type(layer) is not ExpertLinear or layer.width % 32 or "weight_scale_2" in layer:
         return False
@@ -170,7 +170,7 @@ def multiply(layer: ExpertLinear, x: mx.array, routing: Routing, *, gated: bool)
 
 @dataclass(frozen=True)
 class Given:
-    """What is the same for all slices of a sweep."""
+    """The inputs that all slices of a sweep share."""
 
     temperature: mx.array  # [T, 1] float32
     slots: mx.array  # [T] int32: each position's row of `Slice.narrow`, -1 for none

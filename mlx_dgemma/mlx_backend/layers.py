@@ -40,13 +40,11 @@ class Linear(nn.Module):
 
     def quantize(self, quantization: Quantization) -> None:
         """Expect the arrays of `mx.quantize`. ValueError if the groups do not divide the rows."""
-        outer, bits, group = self.weight.shape[:-1], quantization.bits, quantization.group_size
-        if self.width % group or self.width * bits % 32:
-            raise ValueError(f"groups of {group} with {bits} bits do not divide rows of {self.width}")
-        self.quantization = quantization
-        self.weight = mx.zeros((*outer, self.width * bits // 32), dtype=mx.uint32)
-        affine = quantization.mode == "affine"
-        self.scales = mx.zeros((*outer, self.width // group), dtype=mx.float32 if affine else mx.uint8)
+        quantization.check(self.width)
+        self.quantization, affine, outer = quantization, quantization.mode == "affine", self.weight.shape[:-1]
+        groups, words = self.width // quantization.group_size, self.width * quantization.bits // 32
+        self.weight = mx.zeros((*outer, words), dtype=mx.uint32)
+        self.scales = mx.zeros((*outer, groups), dtype=mx.float32 if affine else mx.uint8)
         if affine:
             self.biases = mx.zeros(self.scales.shape)
 
@@ -136,7 +134,7 @@ class Embedding(Linear):
         return parallel.sum_up(self.share(ids))
 
     def share(self, ids: mx.array) -> mx.array:
-        """What this rank adds to `__call__`: zeros for ids that are another's."""
+        """This rank's summand of `__call__`: zeros for ids of other ranks."""
         rows, here = self.rows_here(ids, self.dtype)
         rows = rows * self.width**0.5
         return rows if parallel.mine.ranks == 1 else mx.where(here[:, None], rows, 0)

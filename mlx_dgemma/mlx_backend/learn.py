@@ -26,7 +26,7 @@ WIDTH = 4096  # tokens of the vocabulary whose logits are made at a time
 
 
 class Whole:
-    """One layer's keys and values of a text, all of which are there: what a `Segment` needs of a cache."""
+    """One layer's keys and values of a whole text, with the methods of a cache that a `Segment` needs."""
 
     def __init__(self):
         self.pair: tuple[mx.array, mx.array] | None = None
@@ -40,7 +40,7 @@ class Whole:
 
 
 class Before(Whole):
-    """What a canvas sees of a text: what stands strictly before it, and on sliding layers the end of that."""
+    """The keys and values that a canvas sees: all text before it, on sliding layers the end of that, and its own."""
 
     def __init__(self, text: Whole, start: int, seen: int | None):
         super().__init__()
@@ -57,7 +57,7 @@ class PassCache:
 
     @classmethod
     def pair(cls, kinds: tuple[LayerConfig, ...], window: int, start: int) -> tuple[PassCache, PassCache]:
-        """Of a text, and of a canvas at `start` in it."""
+        """Make those of a text, and of a canvas at `start` in it."""
         text = [Whole() for _ in kinds]
         seen = [window - 1 if kind.sliding else None for kind in kinds]
         return cls(text), cls([Before(whole, start, n) for whole, n in zip(text, seen, strict=True)])

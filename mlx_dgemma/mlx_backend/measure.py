@@ -3,7 +3,7 @@
 import io
 import platform
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 from mlx.utils import tree_flatten
 
-from ..checkpoint.names import weight_class
+from ..checkpoint.names import by_class
 from ..seam.model import Row
 from ..seam.timing import median_seconds, product_rate
 from .attention import attend
@@ -66,10 +66,7 @@ def ceilings(dtype: str) -> dict[str, float]:
 
 def weight_bytes(model: MLXModel) -> dict[str, int]:
     """Class of weights -> bytes as they are held, scales and biases among them."""
-    nbytes: dict[str, int] = defaultdict(int)
-    for path, array in tree_flatten(model.network.parameters()):
-        nbytes[weight_class(path)] += array.nbytes
-    return dict(nbytes)
+    return by_class((path, array.nbytes) for path, array in tree_flatten(model.network.parameters()))
 
 
 def step_primitives(model: MLXModel, rows: Sequence[Row]) -> dict[str, int]:

@@ -60,7 +60,7 @@ class SweepInputs:
 
     @property
     def listed(self) -> bool:
-        """Whether lists are kept: where all positions need the table, or the device makes nothing of them, not."""
+        """True if lists are kept: of 16-bit activations, on devices that gain by them."""
         return self.hidden.dtype in LISTED and family.current().lists
 
 
@@ -90,7 +90,7 @@ class Lists(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """What a slice of S tokens in blocks of B adds. Weights are exp(logit - top)."""
+    """The results of a slice of S tokens in blocks of B. Weights are exp(logit - top)."""
 
     top: mx.array  # [T, 1]: the highest logit of this slice and those before
     fade: mx.array  # [T, 1]: what sums of the weights of those before are to be multiplied by

@@ -26,7 +26,7 @@ class Canvases:
     tokens: np.ndarray  # [B, L] int32, as they stand
 
     def conditioning(self, which: np.ndarray) -> Canvases:
-        """Those that `which` [B] bool selects, each text cut where its canvas begins."""
+        """Select by `which` [B] bool; each text is cut where its canvas begins."""
         texts = [text[:start] for text, start, chosen in zip(self.texts, self.starts, which, strict=True) if chosen]
         return Canvases(texts, self.starts[which], self.tokens[which])
 
@@ -35,7 +35,7 @@ class Passes(Protocol):
     """The passes of a model, as a loss sees them. Gradients flow through all but `soft`'s predictions."""
 
     def array(self, values: np.ndarray) -> Array:
-        """The same on the device."""
+        """Copy to the device."""
 
     def hidden(self, canvases: Canvases, soft: Array | None, which: np.ndarray) -> tuple[Array, Array]:
         """Both passes at once -> last hidden states of all texts one after another [sum n, D], and of all canvases
@@ -59,7 +59,7 @@ Loss = Callable[[Passes], tuple[Array, Array, Array]]  # -> all of it, the canva
 
 
 def losses_of(losses: Sequence[Loss], rank: int, ranks: int) -> Sequence[Loss]:
-    """Those that the process `rank` of a run takes. Mistake where the processes do not divide them."""
+    """Return the losses of process `rank`. Mistake where the processes of a run do not divide them."""
     got = f"{len(losses)}, which {ranks} processes divide among them"
     need(len(losses) % ranks == 0, f"--grad-accumulation-steps to be a multiple of {ranks}", got)
     return losses[rank::ranks]

@@ -29,8 +29,8 @@ def check_caches(texts: Sequence[Text], caches: Sequence[Cache]) -> None:
 
 
 def pending_texts(rows: Sequence[Row], vocab_size: int) -> list[tuple[Text, Cache]]:
-    """What is to be encoded before `rows` are denoised, once for each cache. ValueError where rows that share a cache
-    differ in it."""
+    """The texts to encode before `rows` are denoised, once for each cache. ValueError where rows of one cache have
+    different texts."""
     texts: dict[int, tuple[Text, Cache]] = {}
     for row in rows:
         text = checked(row.pending, vocab_size)

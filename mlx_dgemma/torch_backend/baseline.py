@@ -2,13 +2,12 @@
 
 import queue
 import threading
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from ..checkpoint.names import weight_class
+from ..checkpoint.names import by_class
 from ..errors import Mistake
 from .device import peak
 
@@ -49,11 +48,8 @@ class Baseline:
 
     def _bits(self) -> dict[str, float]:
         """Class of weights -> bits a weight."""
-        nbytes: dict[str, int] = defaultdict(int)
-        numbers: dict[str, int] = defaultdict(int)
-        for name, tensor in self.model.named_parameters():
-            nbytes[weight_class(name)] += tensor.nbytes
-            numbers[weight_class(name)] += tensor.numel()
+        nbytes = by_class((path, tensor.nbytes) for path, tensor in self.model.named_parameters())
+        numbers = by_class((path, tensor.numel()) for path, tensor in self.model.named_parameters())
         return {name: 8 * nbytes[name] / numbers[name] for name in nbytes}
 
     def write(self, tokens: Sequence[int], max_tokens: int, seed: int) -> Iterator[int]:

@@ -52,13 +52,6 @@ class Packed:
         return dequantize(self.weight[index], self.scales[index], biases, self.quantization).to(dtype)
 
 
-def check(quantization: Quantization, width: int) -> None:
-    """ValueError if the groups do not divide rows of `width` numbers."""
-    bits, group = quantization.bits, quantization.group_size
-    if width % group or width * bits % 32:
-        raise ValueError(f"groups of {group} with {bits} bits do not divide rows of {width}")
-
-
 def unpack(packed: Tensor, bits: int) -> Tensor:
     """[..., words] int32 -> [..., words * 32 / bits] uint8."""
     octets = packed.contiguous().view(torch.uint8)

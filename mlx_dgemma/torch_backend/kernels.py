@@ -81,7 +81,7 @@ def _scale(word, group, MODE: tl.constexpr, KIND: tl.constexpr):
 
 @triton.jit
 def _stored(weight, row, start, N: tl.constexpr, K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr):
-    """What rows `row` of a weight [N, K] have in the BLOCK columns from `start` on, as it is stored."""
+    """Load rows `row` of a weight [N, K], BLOCK columns from `start` on, as they are stored."""
     if MODE >= 4:
         at = start + tl.arange(0, 64)
         stored = tl.load(weight + row[:, None] * K + at[None, :], mask=(at < K)[None, :] if K % 64 else None)

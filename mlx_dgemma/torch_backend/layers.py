@@ -55,7 +55,7 @@ class Linear(nn.Module):
     def quantize(self, quantization: Quantization) -> None:
         """Expect the arrays of `mx.quantize`. ValueError if the groups do not divide the rows."""
         *outer, width = self.weight.shape
-        formats.check(quantization, width)
+        quantization.check(width)
         affine, groups = quantization.mode == "affine", width // quantization.group_size
         weight = torch.empty((*outer, width * quantization.bits // 32), dtype=torch.int32)
         scales = torch.empty((*outer, groups), dtype=torch.float32 if affine else torch.uint8)

@@ -60,7 +60,7 @@ class Adapted(nn.Module):
     def forward(
         self, x: Activation, ends: Tensor | None = None, tokens: Tensor | None = None, *, gate: bool = False
     ) -> Activation:
-        """As the base does; of experts, `ends` and `tokens` are those of `ExpertLinear.forward`."""
+        """Compute what the base does, and the adapters; `ends` and `tokens` as in `ExpertLinear.forward`."""
         parts = list((self.base(x) if ends is None else self.base(x, ends, tokens)).split(self.sizes, dim=-1))
         x, experts = x.exact() if isinstance(x, Rounded) else x, None
         if ends is not None:

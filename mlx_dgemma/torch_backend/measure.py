@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from ..checkpoint.names import weight_class
+from ..checkpoint.names import by_class
 from ..seam.model import Row
 from ..seam.timing import median_seconds, product_rate
 from .attention import Attend
@@ -72,10 +72,7 @@ def ceilings(dtype: str) -> dict[str, float]:
 
 def weight_bytes(model: TorchModel) -> dict[str, int]:
     """Class of weights -> bytes as they are held, scales and biases among them."""
-    nbytes: dict[str, int] = defaultdict(int)
-    for path, array in model.network.named_buffers():
-        nbytes[weight_class(path)] += array.nbytes
-    return dict(nbytes)
+    return by_class((path, array.nbytes) for path, array in model.network.named_buffers())
 
 
 PARTS = {Linear: "linears", Experts: "experts", Attend: "attention", SelfConditioning: "self-conditioning"}

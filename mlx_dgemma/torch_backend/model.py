@@ -178,7 +178,7 @@ class TorchModel:
         return readout.predictions(result, logprobs)
 
     def _score(self, text: Text, hidden: Tensor, before: Tensor | None) -> tuple[np.ndarray, ...]:
-        """What `NextToken` has of `text`: each token by the hidden state before it."""
+        """Score each token of `text` by the hidden state before it -> the fields of `NextToken`."""
         previous = torch.zeros_like(hidden[:1]) if before is None else before[-1:]
         tokens = torch.from_numpy(text.tokens).to(self.device).long()
         argmax, logprob, top = [], [], []

@@ -1,4 +1,4 @@
-"""Which experts a token goes to by its router's logits, and all pairs of token and expert sorted by expert."""
+"""Routing: the experts of each token, by its router's logits, and all pairs of token and expert sorted by expert."""
 
 from __future__ import annotations
 

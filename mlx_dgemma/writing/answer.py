@@ -48,7 +48,7 @@ class Answer:
 
     @property
     def found_stop(self) -> bool:
-        """Whether one of `stops` ended it, and not a token."""
+        """True if one of `stops` ended it, and not a token."""
         return self._stops.found
 
     @property
@@ -68,7 +68,7 @@ class Answer:
 
     @property
     def tokens_per_forward(self) -> float:
-        """As transformers counts: tokens of whole canvases up to the stop token, pads left out, over decoder passes."""
+        """Tokens over decoder passes, as transformers counts: of whole canvases, up to the stop token, without pads."""
         return self._filled / self.steps if self.steps else 0.0
 
     def _rates(self, prompt_length: int) -> dict[str, float | None]:

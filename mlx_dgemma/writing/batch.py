@@ -136,7 +136,7 @@ class Batch:
         return dict(zip(rows, predictions, strict=True))
 
     def _autoregress(self, texts: list[InProgress]) -> dict[InProgress, Step]:
-        """One token of each. Texts go on in the same stream as long as they are the same ones."""
+        """Write one token of each. The same texts go on in the same stream."""
         steps: dict[InProgress, Step] = {}
         for draw in {text.draw: None for text in texts} | dict.fromkeys(self._streams):
             together = [text for text in texts if text.draw == draw]

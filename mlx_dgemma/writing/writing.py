@@ -150,8 +150,8 @@ class Writing:
         self.accepted, self.self_conditioning, self.pending = accepted, prediction.self_conditioning, Text()
 
     def _after(self, prediction: Prediction) -> tuple[Block | str | None, np.ndarray]:
-        """What follows this pass: a block, the reason why the text ends, or None, another pass over the same canvas;
-        and the draft, which a deadline may finish."""
+        """Decide what follows this pass: a block, the reason why the text ends, or None, another pass over the same
+        canvas. Return it with the draft, which a deadline may finish."""
         draft = prediction.argmax
         settled = self._settled(draft, prediction.entropy, self.current.free)
         settled = settled or self._passes == self._sampling.max_denoising_steps
