@@ -107,8 +107,8 @@ def route_case(sizes: Sizes, dtype: mx.Dtype) -> tuple[Compute, Compute]:
         return mx.put_along_axis(mx.zeros(scores.shape), experts.reshape(weights.shape), weights, axis=-1)
 
     def ours() -> list[mx.array]:
-        found = kernels.route(scores, scale, sizes.top_k, 0.1)
-        return [weighed(found.experts, found.weights), found.experts[found.order], found.ends]
+        routing = kernels.route(scores, scale, sizes.top_k, 0.1)
+        return [weighed(routing.experts, routing.weights), routing.experts[routing.order], routing.ends]
 
     def theirs() -> list[mx.array]:
         experts = mx.argpartition(scores, -sizes.top_k, axis=-1)[:, -sizes.top_k :]
@@ -173,9 +173,9 @@ def vocabulary_case(sizes: Sizes, dtype: mx.Dtype) -> tuple[Compute, Compute]:
     def sweep(by_kernel: bool) -> list[mx.array]:
         run = Sweep(Slices(table), inputs, 30.0)
         run.given = run.for_kernel() if by_kernel else None
-        found = run.run()
-        listed = mx.put_along_axis(mx.zeros((sizes.tokens, sizes.vocabulary)), found.tokens, found.shares, axis=-1)
-        return [found.argmax, found.entropy, found.confidence, found.top, found.normaliser, found.soft, listed]
+        result = run.run()
+        listed = mx.put_along_axis(mx.zeros((sizes.tokens, sizes.vocabulary)), result.tokens, result.shares, axis=-1)
+        return [result.argmax, result.entropy, result.confidence, result.top, result.normaliser, result.soft, listed]
 
     return lambda: sweep(True), lambda: sweep(False)
 
@@ -194,12 +194,12 @@ def cases(sizes: Sizes, dtype: mx.Dtype) -> Iterator[tuple[str, Callable[[], tup
 def difference(ours: list[mx.array], theirs: list[mx.array]) -> float:
     """The largest difference over the largest number; infinite where integers differ, or a number is not finite."""
     worst = 0.0
-    for mine, right in zip(ours, theirs, strict=True):
-        if not mx.issubdtype(right.dtype, mx.floating):
-            worst = max(worst, 0.0 if mx.array_equal(mine.astype(right.dtype), right).item() else float("inf"))
-            continue
-        mine, right = mine.astype(mx.float32), right.astype(mx.float32)
-        error = mx.abs(mine - right).max().item() / max(mx.abs(right).max().item(), 1e-30)
+    for actual, expected in zip(ours, theirs, strict=True):
+        if mx.issubdtype(expected.dtype, mx.floating):
+            actual, expected = actual.astype(mx.float32), expected.astype(mx.float32)
+            error = mx.abs(actual - expected).max().item() / max(mx.abs(expected).max().item(), 1e-30)
+        else:
+            error = 0.0 if mx.array_equal(actual.astype(expected.dtype), expected).item() else float("inf")
         worst = max(worst, error if error == error else float("inf"))
     return worst
 

@@ -50,8 +50,8 @@ def attach(network: Network, adapter: Adapter) -> None:
             [(path, mx.array(array).astype(stored[path].dtype)) for path, array in arrays], strict=False
         )
         return
-    found, modules = linears(network), dict(network.named_modules())
+    layers, modules = linears(network), dict(network.named_modules())
     for path, (a, b) in adapter.pairs(shapes(network)).items():
         parent, _, name = path.rpartition(".")
-        kind = LoRAExperts if isinstance(found[path], ExpertLinear) else LoRALinear
-        modules[parent][name] = kind(found[path], mx.array(a), mx.array(b), adapter.scale)
+        kind = LoRAExperts if isinstance(layers[path], ExpertLinear) else LoRALinear
+        modules[parent][name] = kind(layers[path], mx.array(a), mx.array(b), adapter.scale)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import need
+from ..errors import need_number, need_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +125,10 @@ class Draw:
     min_p: float = 0.0  # draw from those that are at least so likely, relative to the likeliest
 
     def __post_init__(self) -> None:
-        for name, least, most in (("temp", 0, float("inf")), ("min_p", 0, 1), ("top_p", 0, 1)):
-            value = getattr(self, name)
-            inside = isinstance(value, int | float) and least <= value <= most and (value > 0 or name != "top_p")
-            at_most = "" if most > 1 else f" and <= {most}"
-            need(inside, f"{name} {'>' if name == 'top_p' else '>='} {least}{at_most}", f"{value!r}")
-        whole = isinstance(self.top_k, int) and not isinstance(self.top_k, bool)
-        need(whole and self.top_k >= 0, "top_k >= 0", f"{self.top_k!r}")
+        need_number("temp", self.temp, 0)
+        need_number("min_p", self.min_p, 0, 1)
+        need_number("top_p", self.top_p, 0, 1, above=True)
+        need_whole("top_k", self.top_k, 0)
 
 
 @dataclass

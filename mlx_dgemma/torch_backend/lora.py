@@ -36,8 +36,8 @@ class LowRankExperts(LowRank):
         # One product with all experts' pairs, of which each row keeps its own: nothing has to be read from the device.
         count, rank, _ = self.lora_a.shape
         inner = (x.to(self.lora_a.dtype) @ self.lora_a.flatten(0, 1).T).unflatten(-1, (count, rank))
-        mine = torch.arange(count, device=x.device) == experts[:, None]
-        inner = torch.where(mine[..., None], inner, 0).flatten(1)
+        chosen = torch.arange(count, device=x.device) == experts[:, None]
+        inner = torch.where(chosen[..., None], inner, 0).flatten(1)
         return self.scale * inner @ self.lora_b.transpose(1, 2).flatten(0, 1)
 
 
@@ -90,16 +90,16 @@ class Place:
 
 
 def places(network: Network) -> dict[str, Place]:
-    found = {}
-    modules = dict(network.named_modules())
+    """Each linear of the network, by its published path."""
+    by_path, modules = {}, dict(network.named_modules())
     for path, module in modules.items():
         parent, _, name = path.rpartition(".")
         if isinstance(module, SideBySide):
             for number, (part, linear, rows) in enumerate(_parts(module, JOINED[name])):
-                found[f"{parent}.{part}"] = Place(modules[parent], name, number, linear, rows)
+                by_path[f"{parent}.{part}"] = Place(modules[parent], name, number, linear, rows)
         elif isinstance(module, Linear) and not isinstance(modules[parent], nn.ModuleList):
-            found[path] = Place(modules[parent], name, 0, module, slice(None))
-    return found
+            by_path[path] = Place(modules[parent], name, 0, module, slice(None))
+    return by_path
 
 
 def shapes(network: Network) -> dict[str, Shape]:
@@ -132,9 +132,9 @@ def attach(network: Network, adapter: Adapter) -> dict[str, Tensor]:
             tensor, rows = stored[name]
             tensor[rows] = torch.from_numpy(array).to(tensor)
         return {}
-    found, added = places(network), {}
+    by_path, added = places(network), {}
     for path, (a, b) in adapter.pairs(shapes(network)).items():
-        place, device = found[path], found[path].linear.weight.device
+        place, device = by_path[path], by_path[path].linear.weight.device
         holder = getattr(place.parent, place.name)
         if not isinstance(holder, Adapted):
             holder = Adapted(holder)

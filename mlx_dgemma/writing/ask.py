@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..errors import Mistake, need
+from ..errors import Mistake, need, need_number, need_whole
 from ..seam.model import Draw
 from .sampling import Sampling
 
@@ -22,9 +22,9 @@ class Ask:
     draw: Draw = field(default_factory=Draw)  # left to right: how a token is drawn
 
     def __post_init__(self) -> None:
-        need(self.max_tokens >= 1, "max_tokens >= 1", f"{self.max_tokens}")
+        need_whole("max_tokens", self.max_tokens, 1)
         need(self.mode in MODES, f"mode to be one of {', '.join(MODES)}", f"{self.mode!r}")
         if self.verify and self.mode != "diffusion":
             raise Mistake(f"verify checks what was denoised: leave it out, or mode {self.mode!r}")
-        late = self.deadline
-        need(late is None or (isinstance(late, int | float) and late > 0), "deadline > 0", f"{late!r}")
+        if self.deadline is not None:
+            need_number("deadline", self.deadline, 0, above=True)

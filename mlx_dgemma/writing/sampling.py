@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import Mistake, need
+from ..errors import Mistake, need, need_number, need_whole
 
 Array = np.ndarray
 
@@ -37,25 +37,17 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, known in (("sampler", SAMPLERS), ("stop", STOPS)):
             need(getattr(self, name) in known, f"{name} to be one of {', '.join(known)}", f"{getattr(self, name)!r}")
-        need(_whole(self.max_denoising_steps, 1), "max_denoising_steps >= 1", f"{self.max_denoising_steps!r}")
-        need(_whole(self.stability_threshold, 0), "stability_threshold >= 0", f"{self.stability_threshold!r}")
+        need_whole("max_denoising_steps", self.max_denoising_steps, 1)
+        need_whole("stability_threshold", self.stability_threshold, 0)
         for name in ("entropy_bound", "confidence_threshold", "entropy_threshold"):
-            value = getattr(self, name)
-            need(isinstance(value, int | float) and 0 < value < float("inf"), f"{name} > 0", f"{value!r}")
+            need_number(name, getattr(self, name), 0, above=True)
+        need_number("sampler_threshold", self.sampler_threshold, 0, 1)
         numbers = all(isinstance(t, int | float) for t in (self.t_min, self.t_max))
-        need(
-            numbers and 0 < self.t_min <= self.t_max < float("inf"),
-            "0 < t_min <= t_max",
-            f"{self.t_min!r} and {self.t_max!r}",
-        )
-        width, threshold = self.canvas_length, self.sampler_threshold
-        need(width in (None, "auto") or _whole(width, 1), 'canvas_length >= 1, or "auto"', f"{width!r}")
-        inside = isinstance(threshold, int | float) and 0 <= threshold <= 1
-        need(inside, "sampler_threshold >= 0 and <= 1", f"{threshold!r}")
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+        ordered = numbers and 0 < self.t_min <= self.t_max < float("inf")
+        need(ordered, "0 < t_min <= t_max", f"{self.t_min!r} and {self.t_max!r}")
+        width = self.canvas_length
+        whole = isinstance(width, int) and not isinstance(width, bool) and width >= 1
+        need(whole or width in (None, "auto"), 'canvas_length >= 1, or "auto"', f"{width!r}")
 
 
 def temperature(sampling: Sampling, step: int) -> float:
