@@ -10,14 +10,12 @@ from starlette.responses import Response
 from ..tokens.messages import prompt_tokens
 from ..tokens.tools import ToolCall, read_tools
 from .bodies import Body, Chat, Count, Stops, parse, read
-from .drafts import frame
 from .engine import Engine
 from .frames import Json, read_body, sse
-from .openai import usage
 from .refusal import Refusal
-from .reply import Delta, Draft
-from .tasks import Written
-from .wanted import Wanted, calls_of, chat_wanted
+from .reply import Delta, Result
+from .wanted import Wanted, chat_wanted
+from .wire import Wire
 
 REASONS = {"stop": "end_turn", "length": "max_tokens", "deadline": "max_tokens"}
 
@@ -60,64 +58,58 @@ def messages_wanted(engine: Engine, body: Messages) -> Wanted:
     return chat_wanted(engine, read(Chat, chat_fields(body)))
 
 
-class MessagesWire:
+class MessagesWire(Wire):
     """A reply: blocks of content one after another, of thoughts, of text, of calls."""
 
-    media_type = "text/event-stream"
     ping = sse({"type": "ping"}, "ping")
 
     def __init__(self, engine: Engine, wanted: Wanted):
-        self.engine, self.wanted = engine, wanted
+        super().__init__(engine, wanted)
         self.index, self.open = -1, None  # of the present block, and its kind
 
     def head(self) -> dict[str, Any]:
-        head = {"id": f"msg_{self.wanted.id}", "type": "message", "role": "assistant", "model": self.wanted.model}
+        head = {"id": f"msg_{self.wanted.id}", "type": "message", "role": "assistant", "model": self.model}
         return head | {"content": [], "stop_reason": None, "stop_sequence": None}
 
+    def send(self, kind: str, **fields: Any) -> bytes:
+        return sse({"type": kind, **fields}, kind)
+
     def begin(self) -> Iterator[bytes]:
-        counts = {"input_tokens": len(self.wanted.question.tokens), "output_tokens": 0}
-        yield sse({"type": "message_start", "message": self.head() | {"usage": counts}}, "message_start")
+        usage = {"input_tokens": self.wanted.prompt_tokens, "output_tokens": 0}
+        yield self.send("message_start", message=self.head() | {"usage": usage})
 
-    def event(self, event: Delta | Draft) -> Iterator[bytes]:
-        if isinstance(event, Draft):
-            tokens = self.wanted.body.drafts == "tokens"
-            shown = frame(self.engine.tokenizer, self.engine.model.facts, event, self.wanted.total, tokens=tokens)
-            yield sse(shown, "diffusion_frame")
-            return
-        if event.thinking:
-            yield from self.delta("thinking", "thinking_delta", event.thinking)
-        if event.text and self.wanted.tool is None:
-            yield from self.delta("text", "text_delta", event.text)
+    def delta(self, delta: Delta) -> Iterator[bytes]:
+        if delta.thinking:
+            yield from self.add("thinking", "thinking_delta", delta.thinking)
+        if delta.text:
+            yield from self.add("text", "text_delta", delta.text)
 
-    def delta(self, kind: str, name: str, text: str) -> Iterator[bytes]:
+    def add(self, kind: str, name: str, text: str) -> Iterator[bytes]:
+        """Text of a block, which begins if none of its kind is open."""
         if self.open != kind:
             yield from self.start({"type": kind, kind: ""})
-        delta = {"type": name, kind: text}
-        yield sse({"type": "content_block_delta", "index": self.index, "delta": delta}, "content_block_delta")
+        yield self.send("content_block_delta", index=self.index, delta={"type": name, kind: text})
 
     def start(self, block: dict[str, Any]) -> Iterator[bytes]:
         yield from self.stop()
         self.index, self.open = self.index + 1, block["type"]
-        opened = {"type": "content_block_start", "index": self.index, "content_block": block}
-        yield sse(opened, "content_block_start")
+        yield self.send("content_block_start", index=self.index, content_block=block)
 
     def stop(self) -> Iterator[bytes]:
         if self.open:
             self.open = None
-            yield sse({"type": "content_block_stop", "index": self.index}, "content_block_stop")
+            yield self.send("content_block_stop", index=self.index)
 
-    def end(self, written: list[Written]) -> Iterator[bytes]:
-        for number, call in enumerate(calls_of(self.wanted, written[0])):
-            block = self.call(number, call)
-            yield from self.start(block | {"input": {}})
-            partial = {"type": "input_json_delta", "partial_json": call_json(call)}
-            yield sse({"type": "content_block_delta", "index": self.index, "delta": partial}, "content_block_delta")
+    def end(self, result: Result) -> Iterator[bytes]:
+        for number, call in enumerate(result.output.calls):
+            yield from self.start(self.call(number, call) | {"input": {}})
+            partial = {"type": "input_json_delta", "partial_json": call.json()}
+            yield self.send("content_block_delta", index=self.index, delta=partial)
         yield from self.stop()
-        whole = self.whole(written)
+        whole = self.whole(result)
         delta = {name: whole[name] for name in ("stop_reason", "stop_sequence")}
-        warnings = {"warnings": whole["warnings"]} if "warnings" in whole else {}
-        yield sse({"type": "message_delta", "delta": delta, "usage": whole["usage"]} | warnings, "message_delta")
-        yield sse({"type": "message_stop"}, "message_stop")
+        yield self.send("message_delta", delta=delta, usage=whole["usage"], **result.more)
+        yield self.send("message_stop")
 
     def failed(self, error: Refusal) -> Iterator[bytes]:
         yield sse(error.body("/v1/messages"), "error")
@@ -126,29 +118,20 @@ class MessagesWire:
         identifier = f"toolu_{self.wanted.id[:20]}{number}"
         return {"type": "tool_use", "id": identifier, "name": call.name, "input": call.arguments}
 
-    def whole(self, written: list[Written] | dict[str, Any]) -> dict[str, Any]:
-        warnings = {"warnings": self.wanted.warnings} if self.wanted.warnings else {}
-        if isinstance(written, dict):  # of choices
-            content, reason = [{"type": "text", "text": written["text"]}], "end_turn"
-            counts = {"input_tokens": written["prompt_tokens"], "output_tokens": 0}
-            warnings |= {"probabilities": written["probabilities"]}
-        else:
-            [each] = written
-            calls, counted = calls_of(self.wanted, each), usage(written)
-            thinking = [{"type": "thinking", "thinking": each.answer.thinking, "signature": ""}]
-            content = thinking if each.answer.thinking else []
-            if self.wanted.tool is None and (each.text or not calls):
-                content = [*content, {"type": "text", "text": each.text}]
-            content = [*content, *(self.call(i, call) for i, call in enumerate(calls))]
-            reason = "tool_use" if calls else "stop_sequence" if each.answer.found_stop else REASONS[each.reason]
-            cached = counted["prompt_tokens_details"]["cached_tokens"]
-            counts = {"input_tokens": counted["prompt_tokens"] - cached, "output_tokens": counted["completion_tokens"]}
-            counts |= {"cache_read_input_tokens": cached, "diffusion": counted["diffusion"]}
-        return self.head() | {"content": content, "stop_reason": reason, "usage": counts} | warnings
+    def whole(self, result: Result) -> dict[str, Any]:
+        output, counted = result.output, result.usage
+        content = [{"type": "thinking", "thinking": output.thinking, "signature": ""}] if output.thinking else []
+        if output.text or not output.calls:
+            content.append({"type": "text", "text": output.text})
+        content += [self.call(number, call) for number, call in enumerate(output.calls)]
+        reason = "tool_use" if output.calls else "stop_sequence" if output.cut else REASONS[output.reason]
+        cached = counted.get("prompt_tokens_details", {}).get("cached_tokens", 0)
+        usage = {"input_tokens": counted["prompt_tokens"] - cached, "output_tokens": counted["completion_tokens"]}
+        usage |= {"cache_read_input_tokens": cached, "diffusion": counted.get("diffusion", {})}
+        return self.head() | {"content": content, "stop_reason": reason, "usage": usage} | result.more
 
 
-def call_json(call: ToolCall) -> str:
-    return call.to_openai("")["function"]["arguments"]
+ENDPOINTS = {"/v1/messages": (Messages, messages_wanted, MessagesWire)}
 
 
 async def count_tokens(request: Request) -> Response:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from prometheus_client import generate_latest
 from starlette.applications import Starlette
@@ -13,44 +13,17 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..errors import Mistake
-from . import page_files
-from .anthropic import Messages, MessagesWire, count_tokens, messages_wanted
-from .bodies import Body, Chat, Completion, InfillBody, parse, read
-from .edits import EditBody, EditWire, apply_wanted, edit_wanted
+from . import anthropic, completions, edits, fim, ollama, openai, page_files, responses
+from .bodies import Body, parse, read
 from .engine import Busy, Engine, Job, Stopping
-from .fim import CompletionWire, InfillWire, completion_wanted, fim_body_wanted, infill_wanted
 from .frames import Json, Left, Stream, read_body, unless_gone
 from .guard import Guard
-from .ollama import (
-    OllamaChat,
-    OllamaGenerate,
-    OllamaWire,
-    generate_wire,
-    ollama_chat_wanted,
-    ollama_generate_wanted,
-    running,
-    show,
-    tags,
-    version,
-)
-from .openai import ChatWire
 from .refusal import Refusal, log, refusal
-from .reply import Delta, Draft, Reply
-from .responses import Responses, ResponsesWire, responses_wanted
-from .wanted import Wanted, chat_wanted
+from .reply import Reply
+from .wanted import Wanted
+from .wire import Wire
 
-
-class Wire(Protocol):
-    """How a protocol writes a reply."""
-
-    media_type: str
-    ping: bytes | None
-
-    def begin(self): ...
-    def event(self, event: Delta | Draft): ...
-    def end(self, result: Any): ...
-    def failed(self, error: Refusal): ...
-    def whole(self, result: Any) -> dict[str, Any]: ...
+PROTOCOLS = (openai, completions, responses, anthropic, fim, edits, ollama)
 
 
 def endpoint(kind: type[Body], prepare: Callable[[Engine, Body], Wanted], wire: Callable[[Engine, Wanted], Wire]):
@@ -68,12 +41,8 @@ def endpoint(kind: type[Body], prepare: Callable[[Engine, Body], Wanted], wire: 
 
 async def answer(request: Request, engine: Engine, wanted: Wanted, wire: Wire) -> Response:
     reply = Reply(asyncio.get_running_loop())
-    job = Job(
-        begin=lambda waited: wanted.begin(engine, reply.put, waited),
-        reply=reply,
-        places=wanted.rows,
-        tokens=wanted.tokens,
-    )
+    tokens = wanted.prompt_tokens + wanted.ask.max_tokens
+    job = Job(lambda waited: wanted.task(engine, reply.put, waited), reply, places=wanted.rows, tokens=tokens)
     engine.submit(job)
     if wanted.body.stream or wanted.body.diffusing:  # not the body that was given: Ollama streams by default
         return Stream(frames(request, engine, job, wire), wire.media_type)
@@ -145,28 +114,19 @@ def application(engine: Engine, since: int, **guarded: Any) -> Guard:
         engine.stop()
         await asyncio.to_thread(engine.join, 10.0)
 
-    post = {"methods": ["POST"]}
+    answering = {path: handler for protocol in PROTOCOLS for path, handler in protocol.ENDPOINTS.items()}
+    posted = {path: endpoint(*handler) for path, handler in answering.items()}
+    posted |= {"/v1/messages/count_tokens": anthropic.count_tokens, "/api/show": ollama.show}
     routes = [
         *page_files.ROUTES,
         Route("/health", health),
         Route("/metrics", metrics),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", models),
-        Route("/v1/chat/completions", endpoint(Chat, chat_wanted, ChatWire), **post),
-        Route("/v1/completions", endpoint(Completion, completion_wanted, CompletionWire), **post),
-        Route("/v1/fim/completions", endpoint(Completion, fim_body_wanted, CompletionWire), **post),
-        Route("/v1/responses", endpoint(Responses, responses_wanted, ResponsesWire), **post),
-        Route("/v1/messages", endpoint(Messages, messages_wanted, MessagesWire), **post),
-        Route("/v1/messages/count_tokens", count_tokens, **post),
-        Route("/v1/edit/completions", endpoint(EditBody, edit_wanted, EditWire), **post),
-        Route("/v1/apply/completions", endpoint(EditBody, apply_wanted, EditWire), **post),
-        Route("/infill", endpoint(InfillBody, infill_wanted, InfillWire), **post),
-        Route("/api/chat", endpoint(OllamaChat, ollama_chat_wanted, OllamaWire), **post),
-        Route("/api/generate", endpoint(OllamaGenerate, ollama_generate_wanted, generate_wire), **post),
-        Route("/api/tags", tags),
-        Route("/api/ps", running),
-        Route("/api/version", version),
-        Route("/api/show", show, **post),
+        Route("/api/tags", ollama.tags),
+        Route("/api/ps", ollama.running),
+        Route("/api/version", ollama.version),
+        *(Route(path, handler, methods=["POST"]) for path, handler in posted.items()),
     ]
     errors = (HTTPException, Refusal, Mistake, Busy, Stopping, Exception)
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=dict.fromkeys(errors, refuse))

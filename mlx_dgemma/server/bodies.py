@@ -26,6 +26,7 @@ REFUSED: dict[str, tuple] = {
     "logit_bias": ({}, None), "frequency_penalty": (0, None), "presence_penalty": (0, None), "best_of": (1, None),
     "audio": (None,), "previous_response_id": (None, ""), "top_logprobs": (0, 1, None), "repetition_penalty": (1, None),
     "functions": ([], None), "background": (False, None), "conversation": (None,),
+    "n": (1, None),  # of protocols that have it not
 }  # fmt: skip
 
 

@@ -9,13 +9,14 @@ from pydantic import Field
 
 from ..errors import Mistake
 from ..fill.edit import Lines, change, cut, unified_diff
-from ..fill.infill import Filled, check_fill
+from ..fill.infill import Filled
 from ..tokens.messages import prompt_tokens, template_messages
-from .bodies import Body, Count, unknown
+from ..tokens.stops import Stops
+from .bodies import Body, Count
 from .engine import Engine
-from .fim import CompletionWire, fill_task
+from .fim import gaps_wanted
+from .openai import CompletionWire
 from .refusal import Refusal
-from .tasks import Question
 from .wanted import Wanted, ask_of
 
 FILE_MARK = "<file>"
@@ -72,34 +73,29 @@ def region_wanted(engine: Engine, body: EditBody, marks: re.Pattern) -> Wanted:
 
 
 def lines_wanted(engine: Engine, body: EditBody, lines: Lines, prompt: Sequence[int]) -> Wanted:
-    warnings = unknown(body)
-    ask = ask_of(engine, body, None, warnings)
+    ask, warnings = ask_of(engine, body, None)
     if body.max_tokens is not None:
         warnings.append("max_tokens has no effect: a region is written whole")
     request = change(engine.tokenizer, lines, prompt=prompt, ask=ask, length=body.gap, strength=body.strength)
     try:
-        check_fill(engine.model, engine.tokenizer, request)
+        return gaps_wanted(engine, body, request, warnings, show=partial(_shown, body, lines))
     except Mistake as mistake:
         raise Refusal(400, str(mistake), "messages" if body.messages else "text") from None
-    return Wanted(
-        body=body,
-        question=Question(tokens=prompt, ask=ask),
-        model=body.model or engine.name,
-        warnings=warnings,
-        rows=min(4, engine.places),
-        lines=lines,
-        task=partial(fill_task, request, 0, bool(body.drafts)),
-    )
+
+
+def _shown(body: EditBody, lines: Lines, filled: Filled) -> tuple[str, dict[str, Any]]:
+    """The new region; for our own fields the whole text and the difference, too."""
+    region = filled.gaps[0]
+    text = lines.with_new(region)
+    more = {} if body.messages is not None else {"new_text": text, "diff": unified_diff(body.text, text, "text")}
+    return Stops(body.stops).push(region, last=True), more
 
 
 class EditWire(CompletionWire):
-    """A reply with the new region; to our own fields, with the whole text and the diff, too."""
-
     kind, id_prefix = "chat.completion", "edit-"
 
-    def more(self, result: Filled) -> dict[str, Any]:
-        more = super().more(result)
-        if self.body.messages is not None:
-            return more
-        text = self.wanted.lines.with_new(result.gaps[0])
-        return more | {"new_text": text, "diff": unified_diff(self.body.text, text, "text")}
+
+ENDPOINTS = {
+    "/v1/edit/completions": (EditBody, edit_wanted, EditWire),
+    "/v1/apply/completions": (EditBody, apply_wanted, EditWire),
+}

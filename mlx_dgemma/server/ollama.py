@@ -1,7 +1,7 @@
 """Ollama's endpoints, as far as they are about asking a model: lines of JSON, and a stream unless it is refused."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -9,17 +9,17 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..fill.infill import Filled
+from ..tokens.tools import ToolCall
 from ..version import __version__
 from .bodies import Body, Chat, Completion, parse, read
-from .drafts import frame
+from .completions import completion_wanted
 from .engine import Engine
-from .fim import completion_wanted, filled_text, filled_warnings, warm_up_wanted
+from .fim import warm_up_wanted
 from .frames import Json, ndjson, read_body
 from .refusal import Refusal
-from .reply import Delta, Draft
-from .tasks import Written
-from .wanted import Wanted, calls_of, chat_wanted
+from .reply import Delta, Result
+from .wanted import Wanted, chat_wanted
+from .wire import Wire
 
 # Ollama's options -> our fields; those that are not here change nothing, and a warning says so.
 OPTIONS = {"num_predict": "max_tokens"} | {
@@ -68,7 +68,7 @@ def _fields(body: OllamaChat) -> dict[str, Any]:
 def ollama_chat_wanted(engine: Engine, body: OllamaChat) -> Wanted:
     given = _fields(body)
     if not body.messages:  # only to load the model, which is there
-        return warm_up_wanted(engine, read(Body, {"stream": given["stream"], "model": body.model}), [])
+        return warm_up_wanted(engine, read(Body, {"stream": given["stream"], "model": body.model}))
     thinking = {} if body.think is None else {"thinking": body.think not in (False, "none")}
     given |= thinking | {"messages": body.messages, "tools": body.tools or None}
     return chat_wanted(engine, read(Chat, given))
@@ -82,103 +82,91 @@ def ollama_generate_wanted(engine: Engine, body: OllamaGenerate) -> Wanted:
         given |= {"prompt": body.prompt, "suffix": body.suffix or None, "raw": body.raw}
         return completion_wanted(engine, read(Completion, given))
     if not body.prompt:
-        return warm_up_wanted(engine, read(Body, {"stream": given["stream"], "model": body.model}), [])
+        return warm_up_wanted(engine, read(Body, {"stream": given["stream"], "model": body.model}))
     system = [{"role": "system", "content": body.system}] if body.system else []
     thinking = {} if body.think is None else {"thinking": body.think not in (False, "none")}
     given |= thinking | {"messages": [*system, {"role": "user", "content": body.prompt}]}
     return chat_wanted(engine, read(Chat, given))
 
 
-class OllamaWire:
-    """A reply to /api/chat, or with `field` "response" to /api/generate."""
+class OllamaWire(Wire):
+    """A reply to /api/chat."""
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, engine: Engine, wanted: Wanted, field: str = "message"):
-        self.engine, self.wanted, self.field = engine, wanted, field
-
     @property
     def ping(self) -> bytes:
-        return ndjson(self.line(""))
+        return self.line("")
 
-    def line(self, text: str, thinking: str = "", calls: list | None = None, **more: Any) -> dict[str, Any]:
-        head = {"model": self.wanted.model, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
-        thought = {"thinking": thinking} if thinking else {}
-        if self.field == "response":
-            return head | {"response": text} | thought | {"done": False} | more
-        called = {"tool_calls": calls} if calls else {}
-        return head | {"message": {"role": "assistant", "content": text} | thought | called, "done": False} | more
+    def message(self, text: str, thinking: str = "", calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
+        shown = [{"function": {"name": call.name, "arguments": call.arguments}} for call in calls]
+        more = ({"thinking": thinking} if thinking else {}) | ({"tool_calls": shown} if shown else {})
+        return {"message": {"role": "assistant", "content": text} | more}
 
-    def begin(self) -> Iterator[bytes]:
-        return iter(())
+    def line(self, *content: Any, **more: Any) -> bytes:
+        return ndjson(self.reply(*content, **more))
 
-    def event(self, event: Delta | Draft) -> Iterator[bytes]:
-        if isinstance(event, Draft):
-            tokens = self.wanted.body.drafts == "tokens"
-            shown = frame(self.engine.tokenizer, self.engine.model.facts, event, self.wanted.total, tokens=tokens)
-            yield ndjson(self.line("") | shown)
-        elif (event.text or event.thinking) and self.wanted.tool is None:
-            yield ndjson(self.line(event.text, event.thinking))
+    def reply(self, *content: Any, **more: Any) -> dict[str, Any]:
+        head = {"model": self.model, "created_at": _when(datetime.now(UTC)), "done": False}
+        return head | self.message(*content) | more
 
-    def end(self, result: Any) -> Iterator[bytes]:
-        if isinstance(result, Filled):
-            yield ndjson(self.line(filled_text(self.wanted, result)))
-        calls = self.calls(result)
-        if calls:
-            yield ndjson(self.line("", calls=calls))
-        yield ndjson(self.line("", **self.last(result)))
+    def draft(self, index: int, shown: dict[str, Any]) -> Iterator[bytes]:
+        yield self.line("", **shown)
+
+    def delta(self, delta: Delta) -> Iterator[bytes]:
+        if delta.text or delta.thinking:
+            yield self.line(delta.text, delta.thinking)
+
+    def end(self, result: Result) -> Iterator[bytes]:
+        if result.output.calls:
+            yield self.line("", "", result.output.calls)
+        yield self.line("", **self.last(result))
 
     def failed(self, error: Refusal) -> Iterator[bytes]:
         yield ndjson(error.body("/api/"))
 
-    def calls(self, result: Any) -> list[dict[str, Any]]:
-        calls = calls_of(self.wanted, result[0]) if isinstance(result, list) else []
-        return [{"function": {"name": call.name, "arguments": call.arguments}} for call in calls]
-
-    def last(self, result: list[Written] | Filled | dict[str, Any]) -> dict[str, Any]:
-        """The numbers of the last line. Durations are nanoseconds."""
-        prompt, warnings = len(self.wanted.question.tokens), self.wanted.warnings
-        tokens, seconds, reason = 0, 0.0, "load" if result is None else "stop"
-        if isinstance(result, list):
-            answer = result[0].answer
-            tokens, seconds = len(answer.tokens), answer.seconds
-            reason = "stop" if result[0].reason == "stop" else "length"
-        elif isinstance(result, Filled):
-            tokens, warnings = sum(result.lengths), filled_warnings(self.wanted, result)
-            reason = "length" if result.finish_reason == "deadline" else "stop"
-        numbers = {
+    def last(self, result: Result) -> dict[str, Any]:
+        """What the last line has more. Durations are nanoseconds."""
+        reason, nanoseconds = result.output.reason, int(result.usage.get("diffusion", {}).get("seconds", 0) * 1e9)
+        return {
             "done": True,
-            "done_reason": reason,
-            "total_duration": int(seconds * 1e9),
+            "done_reason": "length" if reason == "deadline" else reason,
+            "total_duration": nanoseconds,
             "load_duration": 0,
-            "prompt_eval_count": prompt,
+            "prompt_eval_count": result.usage["prompt_tokens"],
             "prompt_eval_duration": 0,
-            "eval_count": tokens,
-            "eval_duration": int(seconds * 1e9),
+            "eval_count": result.usage["completion_tokens"],
+            "eval_duration": nanoseconds,
+            **result.more,
         }
-        return numbers | ({"warnings": warnings} if warnings else {})
 
-    def whole(self, result: list[Written] | Filled | dict[str, Any]) -> dict[str, Any]:
-        text, thinking, more = "", "", {}
-        if isinstance(result, Filled):
-            text = filled_text(self.wanted, result)
-        elif isinstance(result, dict):  # of choices
-            text, more = result["text"], {"probabilities": result["probabilities"]}
-        elif result is not None:
-            thinking, text = result[0].answer.thinking, result[0].text if self.wanted.tool is None else ""
-        return self.line(text, thinking, self.calls(result), **more, **self.last(result))
+    def whole(self, result: Result) -> dict[str, Any]:
+        output = result.output
+        return self.reply(output.text, output.thinking, output.calls, **self.last(result))
 
 
-def generate_wire(engine: Engine, wanted: Wanted) -> OllamaWire:
-    return OllamaWire(engine, wanted, "response")
+class OllamaGenerateWire(OllamaWire):
+    """A reply to /api/generate."""
+
+    def message(self, text: str, thinking: str = "", calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
+        return {"response": text} | ({"thinking": thinking} if thinking else {})
+
+
+ENDPOINTS = {
+    "/api/chat": (OllamaChat, ollama_chat_wanted, OllamaWire),
+    "/api/generate": (OllamaGenerate, ollama_generate_wanted, OllamaGenerateWire),
+}
+
+
+def _when(time: datetime) -> str:
+    return time.isoformat().replace("+00:00", "Z")
 
 
 def _entry(engine: Engine, since: int) -> dict[str, Any]:
     """The one model, as Ollama lists it."""
     name = f"{engine.name}:latest" if ":" not in engine.name else engine.name
-    when = datetime.fromtimestamp(since, UTC).isoformat().replace("+00:00", "Z")
-    digest = hashlib.sha256(engine.name.encode()).hexdigest()
-    return {"name": name, "model": name, "modified_at": when, "size": 0, "digest": digest, "details": DETAILS}
+    about = {"modified_at": _when(datetime.fromtimestamp(since, UTC)), "size": 0, "details": DETAILS}
+    return {"name": name, "model": name, "digest": hashlib.sha256(engine.name.encode()).hexdigest()} | about
 
 
 DETAILS = {"format": "safetensors", "family": "diffusion_gemma", "families": ["diffusion_gemma"], "parent_model": ""}

@@ -1,11 +1,11 @@
-"""What becomes of a request, from the thread of the model to the handler that answers.
+"""What becomes of a request, from the thread of the model to the handler that answers: events, then a result.
 
 Text that stays is queued and never dropped. Of drafts the latest is kept: a reader that is slow sees fewer.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,10 +36,51 @@ class Draft:
     thinking: bool = False  # the draft begins within a thinking channel
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A token, and what the causal pass predicted in its place; None of a text's first."""
+
+    token: int
+    logprob: float | None
+    likeliest: int | None = None
+    top: float | None = None  # its log-probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """One of the texts of a reply."""
+
+    index: int = 0
+    text: str
+    thinking: str = ""
+    calls: Sequence[ToolCall] = ()
+    reason: str = "stop"  # or "length", "deadline"
+    cut: bool = False  # it ends before one of the request's stops
+    slots: dict[str, str] | None = None  # of a template
+    scores: Sequence[Scored] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    outputs: Sequence[Output]  # none where a prompt was only read
+    usage: dict[str, Any]  # counts, under OpenAI's names
+    more: dict[str, Any] = field(default_factory=dict)  # our own fields, which every protocol's reply has
+
+    @property
+    def output(self) -> Output:
+        """The one of protocols that have no other; an empty text where a prompt was only read."""
+        return self.outputs[0] if self.outputs else Output(text="", reason="load")
+
+
+def counts(prompt: int, answer: int, **more: Any) -> dict[str, Any]:
+    """The `usage` of a reply: tokens of the prompt and of the answer."""
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer, **more}
+
+
 @dataclass(eq=False)
 class Reply:
     loop: asyncio.AbstractEventLoop
-    result: Any = None  # of the task, once the events are over
+    result: Result | None = None  # once the events are over
     _events: deque = field(default_factory=deque)
     _error: Exception | None = None
     _over: bool = False

@@ -6,15 +6,17 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from ..tokens.tools import ToolCall
 from .bodies import Body, Chat, Count, read
-from .drafts import frame
 from .engine import Engine
 from .frames import sse
-from .openai import usage
 from .refusal import Refusal
-from .reply import Delta, Draft
-from .tasks import Written
-from .wanted import Wanted, calls_of, chat_wanted
+from .reply import Delta, Result
+from .wanted import Wanted, chat_wanted
+from .wire import Wire
+
+USAGE = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens"}  # OpenAI's older names -> these
+USAGE |= {f"{name}_details": f"{new}_details" for name, new in USAGE.items()}
 
 
 class Responses(Body):
@@ -66,14 +68,13 @@ def responses_wanted(engine: Engine, body: Responses) -> Wanted:
     return wanted
 
 
-class ResponsesWire:
-    media_type = "text/event-stream"
-    ping = b": ping\n\n"
+class ResponsesWire(Wire):
+    """A reply: items of output, a message or calls."""
 
     def __init__(self, engine: Engine, wanted: Wanted):
-        self.engine, self.wanted = engine, wanted
-        self.numbers, self.items, self.said = count(), 0, ""
-        self.item: dict[str, Any] | None = None  # of the text
+        super().__init__(engine, wanted)
+        self.numbers, self.text = count(), ""
+        self.open = False  # the message has begun
 
     def send(self, kind: str, **fields: Any) -> bytes:
         return sse({"type": kind, "sequence_number": next(self.numbers), **fields}, kind)
@@ -81,7 +82,7 @@ class ResponsesWire:
     def head(self, status: str, output: list, **more: Any) -> dict[str, Any]:
         wanted = self.wanted
         head = {"id": f"resp_{wanted.id}", "object": "response", "created_at": wanted.created, "status": status}
-        head |= {"model": wanted.model, "output": output, "error": None, "incomplete_details": None}
+        head |= {"model": self.model, "output": output, "error": None, "incomplete_details": None}
         head |= {"instructions": None, "metadata": {}, "parallel_tool_calls": True, "tools": [], "tool_choice": "auto"}
         return head | {"temperature": None, "top_p": None, "usage": None} | more
 
@@ -89,20 +90,18 @@ class ResponsesWire:
         for kind in ("response.created", "response.in_progress"):
             yield self.send(kind, response=self.head("in_progress", []))
 
-    def event(self, event: Delta | Draft) -> Iterator[bytes]:
-        if isinstance(event, Draft):
-            tokens = self.wanted.body.drafts == "tokens"
-            shown = frame(self.engine.tokenizer, self.engine.model.facts, event, self.wanted.total, tokens=tokens)
-            yield sse(shown, "diffusion_frame")
-        elif event.text and self.wanted.tool is None:
-            yield from self.text(event.text)
+    def delta(self, delta: Delta) -> Iterator[bytes]:
+        if delta.text:
+            yield from self.add(delta.text)
 
-    def text(self, text: str) -> Iterator[bytes]:
-        if self.item is None:
-            self.item = self.message("", "in_progress") | {"content": []}
-            yield self.send("response.output_item.added", output_index=0, item=self.item)
+    def add(self, text: str) -> Iterator[bytes]:
+        """Text of the message, which begins with it."""
+        if not self.open:
+            self.open = True
+            item = self.message("", "in_progress") | {"content": []}
+            yield self.send("response.output_item.added", output_index=0, item=item)
             yield self.send("response.content_part.added", **self.place(), part=_part(""))
-        self.said += text
+        self.text += text
         yield self.send("response.output_text.delta", **self.place(), delta=text, logprobs=[])
 
     def place(self) -> dict[str, Any]:
@@ -112,14 +111,18 @@ class ResponsesWire:
         item = {"id": f"msg_{self.wanted.id}", "type": "message", "role": "assistant", "status": status}
         return item | {"content": [_part(text)]}
 
-    def end(self, written: list[Written]) -> Iterator[bytes]:
-        whole = self.whole(written)
-        if self.item is None and whole["output"][0]["type"] == "message":
-            yield from self.text("")
+    def call(self, number: int, call: ToolCall) -> dict[str, Any]:
+        item = {"id": f"fc_{self.wanted.id}{number}", "type": "function_call", "status": "completed"}
+        return item | {"call_id": f"call_{self.wanted.id[:20]}{number}", "name": call.name, "arguments": call.json()}
+
+    def end(self, result: Result) -> Iterator[bytes]:
+        whole = self.whole(result)
+        if not self.open and whole["output"][0]["type"] == "message":
+            yield from self.add("")
         for index, item in enumerate(whole["output"]):
             if item["type"] == "message":
-                yield self.send("response.output_text.done", **self.place(), text=self.said, logprobs=[])
-                yield self.send("response.content_part.done", **self.place(), part=_part(self.said))
+                yield self.send("response.output_text.done", **self.place(), text=self.text, logprobs=[])
+                yield self.send("response.content_part.done", **self.place(), part=_part(self.text))
             else:
                 place = {"item_id": item["id"], "output_index": index}
                 empty = item | {"arguments": "", "status": "in_progress"}
@@ -132,36 +135,23 @@ class ResponsesWire:
         yield self.send(kind, response=whole)
 
     def failed(self, error: Refusal) -> Iterator[bytes]:
-        told = error.body("/v1")["error"]
-        yield self.send("error", **{**told, "code": told["code"] or told["type"]})
+        content = error.body("/v1")["error"]
+        yield self.send("error", **{**content, "code": content["code"] or content["type"]})
         failure = {"code": error.code or "server_error", "message": error.message}
         yield self.send("response.failed", response=self.head("failed", [], error=failure))
 
-    def whole(self, written: list[Written] | dict[str, Any]) -> dict[str, Any]:
-        warnings = {"warnings": self.wanted.warnings} if self.wanted.warnings else {}
-        if isinstance(written, dict):  # of choices
-            more = {"probabilities": written["probabilities"]} | warnings
-            return self.head("completed", [self.message(written["text"], "completed")], **more)
-        [each] = written
-        calls = calls_of(self.wanted, each)
-        cut = each.reason in ("length", "deadline")
+    def whole(self, result: Result) -> dict[str, Any]:
+        output = result.output
+        cut = output.reason in ("length", "deadline")
         status = "incomplete" if cut else "completed"
-        output = [] if self.wanted.tool is not None or (calls and not each.text) else [self.message(each.text, status)]
-        for i, call in enumerate(calls):
-            identifier, called = f"call_{self.wanted.id[:20]}{i}", call.to_openai("")["function"]
-            item = {"id": f"fc_{self.wanted.id}{i}", "type": "function_call", "status": "completed"}
-            output.append(item | {"call_id": identifier, **called})
-        counted = usage(written)
-        counts = {
-            "input_tokens": counted["prompt_tokens"],
-            "input_tokens_details": counted["prompt_tokens_details"],
-            "output_tokens": counted["completion_tokens"],
-            "output_tokens_details": counted["completion_tokens_details"],
-            "total_tokens": counted["total_tokens"],
-            "diffusion": counted["diffusion"],
-        }
+        items = [self.message(output.text, status)] if output.text or not output.calls else []
+        items += [self.call(number, call) for number, call in enumerate(output.calls)]
+        usage = {USAGE.get(name, name): value for name, value in result.usage.items()}
         details = {"incomplete_details": {"reason": "max_output_tokens"}} if cut else {}
-        return self.head(status, output, usage=counts, **details, **warnings)
+        return self.head(status, items, usage=usage, **details, **result.more)
+
+
+ENDPOINTS = {"/v1/responses": (Responses, responses_wanted, ResponsesWire)}
 
 
 def _part(text: str) -> dict[str, Any]:

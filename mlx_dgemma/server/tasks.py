@@ -1,5 +1,6 @@
-"""The tasks that requests are: answers to a prompt, gaps and edits, choices, scores. They run in the model's thread."""
+"""The tasks that requests are: answers to prompts, gaps and edits, choices, scores. They run in the model's thread."""
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from ..forms.language import Language, begin_within
 from ..seam.model import Cache, Text
 from ..seam.shared import join_scores
 from ..tokens.stream import open_channel, split_thinking
+from ..tokens.tools import ToolCall
 from ..writing.answer import Answer
 from ..writing.ask import Ask
 from ..writing.batch import InProgress
@@ -19,7 +21,7 @@ from ..writing.diffuse import begin
 from ..writing.task import Task
 from ..writing.writing import Step
 from .engine import Engine
-from .reply import Delta, Draft
+from .reply import Delta, Draft, Scored, counts
 
 Put = Callable[[Delta | Draft], None]
 
@@ -38,16 +40,8 @@ class Question:
     drafts: bool = False
     scored: bool = False  # the log-probability of each token is wanted
     echo: str | None = None  # the prompt's text, to stand before the answer; its tokens are scored, too
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A token, and what the causal pass predicted in its place; None of a text's first."""
-
-    token: int
-    logprob: float | None
-    likeliest: int | None = None
-    top: float | None = None  # its log-probability
+    tool: str | None = None  # the tool whose arguments the text is; "" where the text names it, too
+    most_calls: int | None = None  # of tools; None: any number
 
 
 @dataclass(eq=False, kw_only=True)
@@ -55,11 +49,11 @@ class Written:
     """One of the answers to a request, as it grows."""
 
     index: int
+    question: Question
     row: InProgress
     answer: Answer
     cached_tokens: int
     encoded: list[int] = field(default_factory=list)  # tokens of finished blocks
-    echo: str = ""  # that stands before the text
     scores: list[Scored] | None = None
 
     @property
@@ -67,13 +61,23 @@ class Written:
         return self.answer.finish_reason is not None
 
     @property
-    def reason(self) -> str | None:
-        return self.answer.finish_reason
+    def text(self) -> str:
+        """As it is sent: behind the prompt if that is echoed, cut before a stop, and no call of a tool."""
+        return "" if self.question.tool is not None else (self.question.echo or "") + self.answer.text
 
     @property
-    def text(self) -> str:
-        """As it is sent, cut before a stop."""
-        return self.answer.text
+    def calls(self) -> list[ToolCall]:
+        """The tools that it calls. One that had to be called is read from the text, once that is whole."""
+        tool = self.question.tool
+        if tool is None:
+            return self.answer.calls[: self.question.most_calls]
+        try:
+            call = json.loads(self.answer.text) if self.done else None
+        except ValueError:  # cut by a stop
+            call = None
+        if call is None:
+            return []
+        return [ToolCall(tool, call) if tool else ToolCall(call["name"], call["arguments"])]
 
     @property
     def thinking_tokens(self) -> int:
@@ -82,18 +86,22 @@ class Written:
 
     def add(self, step: Step) -> Delta | None:
         """What is new of it, once a block is final."""
-        calls = len(self.answer.calls)
+        calls = len(self.calls)
         thinking, text = self.answer.add(step)
         if not step.final:
             return None
         self.encoded += step.draft.tolist()
-        new = tuple(self.answer.calls[calls:])
+        text = "" if self.question.tool is not None else text
+        new = tuple(self.calls[calls:])
         return Delta(index=self.index, thinking=thinking, text=text, calls=new, tokens=len(self.answer.tokens))
 
 
 def answer(engine: Engine, question: Question, put: Put) -> Task[list[Written]]:
     """Write the answers to `question`. Deltas are put as blocks finish, drafts after the passes between."""
     prompt, start = list(question.tokens), time.monotonic()
+    if question.echo:
+        for index in range(question.first, question.first + question.count):
+            put(Delta(index=index, text=question.echo))
     cache, known = yield from engine.prefixes.read(engine.model, prompt, question.mark)
     engine.metrics.cached.inc(known)
     caches = [cache] + [cache.copy() for _ in range(question.count - 1)]
@@ -107,7 +115,7 @@ def answer(engine: Engine, question: Question, put: Put) -> Task[list[Written]]:
                 beginning = cache.copy()
                 beginning.trim(cache.length - len(prompt))
             for row, step in steps.items():
-                _take(running[row], step, question, put)
+                _take(running[row], step, put)
         if any(not each.row.done for each in written):
             yield []  # cut at a stop: they leave the batch now
         for each in written if question.scored else ():
@@ -127,16 +135,15 @@ def _begin(engine: Engine, question: Question, index: int, cache: Cache, known: 
     else:
         row = begin(engine.model, text, ask, cache=cache)
     grows = Answer(engine.model.facts, engine.tokenizer, ask.max_tokens, question.tokens, question.stops)
-    place = {"index": question.first + index, "echo": question.echo or ""}
-    return Written(row=row, answer=grows, cached_tokens=known, **place)
+    return Written(index=question.first + index, question=question, row=row, answer=grows, cached_tokens=known)
 
 
-def _take(each: Written, step: Step, question: Question, put: Put) -> None:
+def _take(each: Written, step: Step, put: Put) -> None:
     if delta := each.add(step):
         put(delta)
-    elif question.drafts:
+    elif each.question.drafts:
         opened = bool(open_channel(each.answer.tokenizer, [*each.answer.prompt, *each.answer.tokens]))
-        put(Draft(index=each.index, step=step, start=len(each.text), thinking=opened))
+        put(Draft(index=each.index, step=step, start=len(each.answer.text), thinking=opened))
 
 
 def _keep(engine: Engine, prompt: list[int], written: Sequence[Written], beginning: Cache | None) -> None:
@@ -149,7 +156,9 @@ def _keep(engine: Engine, prompt: list[int], written: Sequence[Written], beginni
 
 
 def answers(engine: Engine, questions: Sequence[Question], put: Put) -> Task[list[Written]]:
-    """The answers to several prompts, of as many at once as there are places for."""
+    """The answers to one prompt or several, of as many at once as there are places for."""
+    if len(questions) == 1:
+        return (yield from answer(engine, questions[0], put))
     waiting = deque(answer(engine, question, put) for question in questions)
     most, running, written = max(1, engine.places // questions[0].count), {}, []
     try:
@@ -171,6 +180,27 @@ def answers(engine: Engine, questions: Sequence[Question], put: Put) -> Task[lis
         for task in running:
             task.close()
     return sorted(written, key=lambda each: each.index)
+
+
+def usage(written: Sequence[Written]) -> dict[str, Any]:
+    """Counts tokens and passes, of all answers together."""
+    answers = [each.answer for each in written]
+    prompts = {id(each.answer.prompt): each for each in written}.values()  # answers to one share it
+    steps = sum(answer.steps for answer in answers)
+    first = [answer.seconds_to_first_block for answer in answers if answer.seconds_to_first_block is not None]
+    return counts(
+        sum(len(each.answer.prompt) for each in prompts),
+        sum(len(answer.tokens) for answer in answers),
+        prompt_tokens_details={"cached_tokens": sum(each.cached_tokens for each in prompts)},
+        completion_tokens_details={"reasoning_tokens": sum(each.thinking_tokens for each in written)},
+        diffusion={
+            "blocks": sum(len(answer.steps_per_block) for answer in answers),
+            "steps": steps,
+            "tokens_per_forward": round(sum(a.tokens_per_forward * a.steps for a in answers) / max(steps, 1), 3),
+            "seconds": round(max(answer.seconds for answer in answers), 4),
+            "seconds_to_first_block": round(min(first, default=0.0), 4),
+        },
+    )
 
 
 def score(engine: Engine, question: Question, tokens: Sequence[int], beginning: Cache) -> Task[list[Scored]]:

@@ -1,20 +1,19 @@
 """A body -> what is asked of the engine, and what the client is to be told about it."""
 
 import argparse
-import json
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import Any
 
 from ..errors import Mistake
-from ..fill.edit import Lines
+from ..forms import template
 from ..forms.language import Language
 from ..terminal.options import preset
 from ..tokens.messages import prompt_tokens
 from ..tokens.tokenizer import Tokenizer
-from ..tokens.tools import ToolCall, read_tools
+from ..tokens.tools import read_tools
 from ..writing.ask import Ask
 from ..writing.batch import PIECE
 from ..writing.diffuse import check_answer
@@ -25,6 +24,7 @@ from .bodies import Body, Chat, unknown
 from .engine import Engine
 from .prefixes import common
 from .refusal import Refusal, refusal
+from .reply import Output, Result, counts
 from .tasks import Put, Question, Written
 
 DENOISING = {each.name for each in fields(Sampling)}
@@ -32,68 +32,64 @@ DRAWN = ("temperature", "top_p", "top_k", "min_p")  # fields of a body
 OFF = {"none", "minimal", "instant", "off"}  # levels of thinking that are none
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True)
 class Wanted:
+    """What the engine is to do for a body, and what the wire must know of it."""
+
     body: Body
-    question: Question
-    model: str  # as the client named it
+    ask: Ask
+    prompt_tokens: int  # of several prompts, those of the longest
     warnings: list[str]
-    choices: Sequence[str] = ()
-    tool: str | None = None  # the tool whose arguments the text is; "" where the text names it, too
-    template: str | None = None
-    lines: Lines | None = None  # that are to be changed
-    task: Callable[[Engine, Put, Ask], Task] | None = None  # None: it is answered, or chosen
+    _: KW_ONLY
+    rows: int = 1  # that run at once
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
     since: float = field(default_factory=time.monotonic)
 
-    rows: int = 1  # that run at once
-    more: Sequence[Question] = ()  # behind `question`: there are several prompts
-
-    @property
-    def tokens(self) -> int:
-        """Of each row's cache."""
-        return max(len(each.tokens) for each in (self.question, *self.more)) + self.question.ask.max_tokens
-
-    @property
-    def most_calls(self) -> int | None:
-        """Of tools, in one answer; None: any number."""
-        return 1 if (self.body.model_extra or {}).get("parallel_tool_calls") is False else None
-
-    @property
-    def total(self) -> int:
-        """Passes of a block at most."""
-        return self.question.ask.sampling.max_denoising_steps
-
-    def begin(self, engine: Engine, put: Put, waited: float) -> Task:
+    def task(self, engine: Engine, put: Put, waited: float) -> Task[Result]:
         """The task, after so many seconds in the queue, which count against a deadline."""
-        ask = self.question.ask
+        ask = self.ask
         if ask.deadline is not None:
             ask = replace(ask, deadline=max(ask.deadline - waited, 1e-3))
-        if self.task:
-            return self.task(engine, put, ask)
-        question = replace(self.question, ask=ask)
-        if self.choices:
-            return tasks.choose(engine, question, self.choices)
-        if self.more:
-            return tasks.answers(engine, [question, *(replace(each, ask=ask) for each in self.more)], put)
-        return tasks.answer(engine, question, put)
+        result = yield from self.run(engine, put, ask)
+        return replace(result, more=result.more | {"warnings": self.warnings}) if self.warnings else result
+
+    def run(self, engine: Engine, put: Put, ask: Ask) -> Task[Result]:
+        raise NotImplementedError
 
 
-def calls_of(wanted: Wanted, each: Written) -> list[ToolCall]:
-    """The tools that an answer calls. One that had to be called is read from the text, which is of its form."""
-    if wanted.tool is None:
-        return each.answer.calls[: wanted.most_calls]
-    try:
-        call = json.loads(each.text)
-    except ValueError:  # cut by a stop
-        return []
-    return [ToolCall(wanted.tool, call) if wanted.tool else ToolCall(call["name"], call["arguments"])]
+@dataclass(frozen=True, kw_only=True)
+class Answers(Wanted):
+    """Answers to one prompt or several; or a choice between texts."""
+
+    questions: Sequence[Question]
+
+    def run(self, engine: Engine, put: Put, ask: Ask) -> Task[Result]:
+        questions = [replace(question, ask=ask) for question in self.questions]
+        if self.body.choices:
+            chosen = yield from tasks.choose(engine, questions[0], self.body.choices)
+            more = {"probabilities": chosen["probabilities"]}
+            return Result(outputs=[Output(text=chosen["text"])], usage=counts(chosen["prompt_tokens"], 0), more=more)
+        written = yield from tasks.answers(engine, questions, put)
+        return Result(outputs=[self.output(each) for each in written], usage=tasks.usage(written))
+
+    def output(self, each: Written) -> Output:
+        return Output(
+            index=each.index,
+            text=each.text,
+            thinking=each.answer.thinking,
+            calls=each.calls,
+            reason=each.answer.finish_reason,
+            cut=each.answer.found_stop,
+            slots=None if self.body.template is None else template.filled(self.body.template, each.answer.text),
+            scores=each.scores,
+        )
 
 
-def ask_of(engine: Engine, body: Body, max_tokens: int | None, warnings: list[str]) -> Ask:
-    """How to write what `body` asks for, over what the server's flags say. Refusal where its fields contradict."""
-    default, mode = engine.ask, body.mode or engine.ask.mode
+def ask_of(engine: Engine, body: Body, max_tokens: int | None) -> tuple[Ask, list[str]]:
+    """How to write what `body` asks for, over what the server's flags say; and warnings about what has no effect.
+    Refusal where fields contradict each other."""
+    default, mode, warnings = engine.ask, body.mode or engine.ask.mode, unknown(body)
     try:
         options = preset(body.preset) if body.preset else {}
         verify = options.pop("verify", None) if body.verify is None else body.verify
@@ -117,7 +113,7 @@ def ask_of(engine: Engine, body: Body, max_tokens: int | None, warnings: list[st
     changes["verify"] = default.verify and mode == "diffusion" if verify is None else verify
     try:
         draw = replace(default.draw, **drawing)
-        return replace(default, sampling=replace(default.sampling, **denoising), draw=draw, **changes)
+        return replace(default, sampling=replace(default.sampling, **denoising), draw=draw, **changes), warnings
     except Mistake as mistake:
         text = str(mistake)
         raise Refusal(400, text, min(filter(text.count, body.model_fields_set), key=text.find, default=None)) from None
@@ -143,8 +139,8 @@ def thinks(body: Chat) -> bool:
 
 def chat_wanted(engine: Engine, body: Chat) -> Wanted:
     """An answer to messages. Refusal, or Mistake, where it cannot be given."""
-    warnings, tools = unknown(body), read_tools(body.tools) if body.tools and body.tool_choice != "none" else []
-    ask = ask_of(engine, body, body.max_completion_tokens or body.max_tokens, warnings)
+    tools = read_tools(body.tools) if body.tools and body.tool_choice != "none" else []
+    ask, warnings = ask_of(engine, body, body.max_completion_tokens or body.max_tokens)
     tool, schema = forced_tool(tools, body.tool_choice)
     language = form_of(engine, body, ask, schema)
     thinking = thinks(body)
@@ -169,17 +165,10 @@ def chat_wanted(engine: Engine, body: Chat) -> Wanted:
         mark=mark_of(engine.tokenizer, body.messages, tokens, flags),
         drafts=bool(body.drafts or body.diffusing),
         scored=bool(body.logprobs) and not body.stream,
-    )
-    return Wanted(
-        body=body,
-        question=question,
-        model=body.model or engine.name,
-        warnings=warnings,
-        choices=body.choices or (),
-        rows=body.n or 1,
         tool=tool,
-        template=body.template,
+        most_calls=1 if (body.model_extra or {}).get("parallel_tool_calls") is False else None,
     )
+    return Answers(body, ask, len(tokens), warnings, rows=body.n or 1, questions=[question])
 
 
 def mark_of(tokenizer: Tokenizer, messages: Sequence[Any], tokens: Sequence[int], flags: dict) -> int:

@@ -31,12 +31,14 @@ class ToolCall:
     arguments: dict[str, Any]
 
     def __str__(self) -> str:
-        return self.name + json.dumps(self.arguments, ensure_ascii=False)
+        return self.name + self.json()
+
+    def json(self) -> str:
+        return json.dumps(self.arguments, ensure_ascii=False)
 
     def to_openai(self, identifier: str) -> dict[str, Any]:
         """Returns the call as an entry of OpenAI's `tool_calls`, whose arguments are a string."""
-        function = {"name": self.name, "arguments": json.dumps(self.arguments, ensure_ascii=False)}
-        return {"id": identifier, "type": "function", "function": function}
+        return {"id": identifier, "type": "function", "function": {"name": self.name, "arguments": self.json()}}
 
 
 def read_tools(given: Any) -> list[dict]:

@@ -272,7 +272,8 @@ def test_responses(server):
     assert all(name == value["type"] for name, value in events)
     assert "".join(v["delta"] for name, v in events if name == "response.output_text.delta") == ANSWER
     assert events[-1][1]["response"]["output"][0]["content"][0]["text"] == ANSWER
-    assert server.post("/v1/responses", {"input": "x", "previous_response_id": "a"})[0] == 400
+    for field in ({"previous_response_id": "a"}, {"n": 3}):
+        assert server.post("/v1/responses", {"input": "x", **field})[0] == 400
 
 
 def test_responses_call_tools(server):
