@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import Mistake, NoRoom, NotFound
+from ..fill.line_ends import BOM
 from ..seam.model import Facts
 from ..terminal.command import read
+from ..tokens.messages import template_messages
 from ..tokens.tokenizer import Tokenizer
-from ..tokens.tools import RESPONSE_OPEN
+from ..tokens.tools import RESPONSE_OPEN, read_tools
 from .loss import Example
 
 SPLITS = ("train", "valid", "test")
@@ -92,20 +94,22 @@ class Encoder:
         return made
 
     def example(self, record: dict) -> Example:
+        tools = record.get("tools")
         if "messages" in record:
-            messages, tools = record["messages"], record.get("tools")
-            if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            messages = record["messages"]
+            if not isinstance(messages, list):
                 raise Mistake(f"messages must be a list of turns, got {messages!r:.80}")
         elif {"prompt", "completion"} <= record.keys():
             messages = [{"role": "user", "content": record["prompt"]}]
-            messages, tools = [*messages, {"role": "assistant", "content": record["completion"]}], None
+            messages += [{"role": "assistant", "content": record["completion"]}]
         elif "text" in record:
             return self._text(record["text"])
         else:
             raise Mistake(
                 f"need messages, prompt and completion, or text; got {', '.join(record) or 'an empty object'}"
             )
-        if len(messages) < 2 or messages[-1].get("role") != "assistant":
+        messages, tools = template_messages(messages), read_tools(tools) if tools else None  # as what is asked later
+        if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise Mistake("the last turn must be the assistant's, behind a prompt: it is the answer that is learnt")
         prompt = self.tokenizer.chat(messages[:-1], tools=tools)
         return Example(np.array(prompt, np.int32), np.array(self._answer(messages, tools), np.int32))
@@ -122,8 +126,8 @@ class Encoder:
     def _answer(self, messages: list[dict], tools: list[dict] | None) -> list[int]:
         if messages[-1].get("tool_calls"):
             return self._called(messages, tools)
-        content = messages[-1].get("content")
-        if not isinstance(content, str) or not content.strip():
+        content = messages[-1]["content"]
+        if not content.strip():
             raise Mistake(f"the answer is empty: nothing can be learnt from {content!r:.80}")
         return [*self.tokenizer.encode(content), self.end]
 
@@ -154,7 +158,7 @@ def read_split(data: str, split: str) -> list[Record] | None:
 
 def read_lines(file: Path) -> list[Record]:
     records = []
-    for number, line in enumerate(read(str(file)).split("\n"), start=1):
+    for number, line in enumerate(read(str(file)).removeprefix(BOM).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{file}, line {number}"

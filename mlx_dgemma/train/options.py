@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import reprlib
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -18,6 +19,8 @@ from .loss import VARIANTS, Recipe
 NAME = "mlx_dgemma.train"
 REPORTERS = ("trackio", "wandb", "tensorboard")
 ADAM = ("adamw", "adafactor")
+LEAST = {"batch_size": 1, "iters": 1, "grad_accumulation_steps": 1, "max_seq_length": 1, "steps_per_eval": 1}
+LEAST |= {"steps_per_report": 1, "save_every": 1, "eval_prompts": 0, "seed": 0}
 
 
 def _option(default: Any, help: str | None = None, **more: Any) -> Any:
@@ -68,15 +71,11 @@ class Options:
     optimizer_config: dict = _option({})  # adamw: {betas, weight_decay}
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch_size",
-            "iters",
-            "grad_accumulation_steps",
-            "max_seq_length",
-            "steps_per_eval",
-            "save_every",
-        ):
-            need(vars(self)[name] >= 1, f"--{_flag(name)} >= 1", f"{vars(self)[name]}")
+        """What is wrong is known before anything is loaded."""
+        for name, least in LEAST.items():
+            need(vars(self)[name] >= least, f"--{_flag(name)} >= {least}", f"{vars(self)[name]}")
+        for name in ("val_batches", "test_batches"):
+            need(vars(self)[name] >= 1 or vars(self)[name] == -1, f"--{_flag(name)} >= 1, or -1", f"{vars(self)[name]}")
         need(self.learning_rate > 0, "--learning-rate > 0", f"{self.learning_rate}")
         need(self.objective in VARIANTS, f"objective to be one of {', '.join(VARIANTS)}", f"{self.objective!r}")
         need(self.optimizer in ADAM, f"optimizer to be one of {', '.join(ADAM)}", f"{self.optimizer!r}")
@@ -84,7 +83,11 @@ class Options:
         _known("lr_schedule", self.lr_schedule, {"name", "arguments", "warmup", "warmup_init"})
         if self.lora_parameters.get("dropout"):
             raise Mistake(f"lora_parameters: dropout {self.lora_parameters['dropout']} is not supported: leave it out")
-        self.share_of_replay  # noqa: B018, what is wrong is known before anything is loaded
+        need(type(self.rank) is int and self.rank >= 1, "lora_parameters: rank >= 1", f"{self.rank!r}")
+        need(_is_number(self.scale), "lora_parameters: scale to be a number", f"{self.scale!r}")
+        names = isinstance(self.keys, list) and all(isinstance(key, str) for key in self.keys)
+        need(names, "lora_parameters: keys to be a list of names", f"{self.keys!r}")
+        self.recipe, self.adam, self.share_of_replay  # noqa: B018
 
     @property
     def recipe(self) -> Recipe:
@@ -92,23 +95,28 @@ class Options:
 
     @property
     def keys(self) -> list[str]:
-        return list(self.lora_parameters.get("keys", ATTENTION_AND_MLP))
+        return self.lora_parameters.get("keys", list(ATTENTION_AND_MLP))
 
     @property
     def rank(self) -> int:
-        return int(self.lora_parameters.get("rank", 16))
+        return self.lora_parameters.get("rank", 16)
 
     @property
     def scale(self) -> float:
-        return float(self.lora_parameters.get("scale", 2.0))
+        return self.lora_parameters.get("scale", 2.0)
 
     @property
     def adam(self) -> Optimizer:
-        config = dict(self.optimizer_config.get(self.optimizer, {}))
+        config = self.optimizer_config.get(self.optimizer, {})
+        need(isinstance(config, dict), f"optimizer_config: {self.optimizer} to be keys and values", f"{config!r}")
         _known("optimizer_config", config, {"betas", "weight_decay"})
-        if "betas" in config:
-            config["betas"] = tuple(config["betas"])
-        return Optimizer(name=self.optimizer, **config)
+        given = Optimizer(name=self.optimizer, **config)
+        pair = isinstance(given.betas, list | tuple) and len(given.betas) == 2
+        fits = pair and all(_is_number(beta) and 0 <= beta < 1 for beta in given.betas)
+        need(fits, "optimizer_config: betas to be two numbers from 0 to below 1", f"{given.betas!r}")
+        decay = given.weight_decay
+        need(_is_number(decay) and decay >= 0, "optimizer_config: weight_decay >= 0", f"{decay!r}")
+        return given
 
     @property
     def share_of_replay(self) -> tuple[str, float] | None:
@@ -130,6 +138,10 @@ class Options:
 
 def _flag(name: str) -> str:
     return name.replace("_", "-")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _known(what: str, given: dict, names: set[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,12 @@ class Data:
         splits = {}
         for name in ("train", "valid", "test"):
             records = read_split(options.data, name)
-            splits[name] = records and encoder.examples(f"{name} of {options.data}", records)
+            splits[name] = None if records is None else encoder.examples(f"{name} of {options.data}", records)
         if not splits["train"]:
             left = splits["train"].report if splits["train"] is not None else "it has no train.jsonl"
             raise Mistake(f"--data {options.data}: nothing to learn from: {left}")
         if options.test and not splits["test"]:
-            raise Mistake(f"--test: {options.data} has no test.jsonl")
+            raise Mistake(f"--test: {options.data} has no test.jsonl, or no example in it")
         replay = known = None
         if options.share_of_replay:
             file = Path(options.share_of_replay[0])
@@ -108,7 +109,9 @@ class Run:
         """Mistake where --adapter-path holds something else than this run, or there is nothing to go on with."""
         path, options = self.folder / STATE, self.options
         if not options.resume:
-            if self.folder.exists() and any(self.folder.iterdir()):
+            with self._written():
+                self.folder.mkdir(parents=True, exist_ok=True)
+            if any(self.folder.iterdir()):
                 advice = "give --resume to go on with it, or another folder" if path.exists() else "give another folder"
                 raise Mistake(f"--adapter-path {self.folder} is not empty: {advice}")
             return
@@ -137,15 +140,23 @@ class Run:
     def save(self, learner: Learner, step: int) -> None:
         if not learner.lead:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        adapter_folder.write_config(self.folder, self.config())
-        numbered = self.folder / f"{step:07}_{adapter.FILE}"
-        learner.export(numbered)
-        shutil.copyfile(numbered, self.folder / f"{adapter.FILE}.part")
-        (self.folder / f"{adapter.FILE}.part").replace(self.folder / adapter.FILE)
-        learner.save(
-            self.folder / STATE, {"step": str(step), "data": self.data.fingerprint}
-        )  # last: it says all is there
+        numbered, part = self.folder / f"{step:07}_{adapter.FILE}", self.folder / f"{adapter.FILE}.part"
+        with self._written():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            adapter_folder.write_config(self.folder, self.config())
+            learner.export(numbered)
+            shutil.copyfile(numbered, part)
+            part.replace(self.folder / adapter.FILE)
+            about = {"step": str(step), "data": self.data.fingerprint}
+            learner.save(self.folder / STATE, about)  # last: it says all is there
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            what = getattr(error, "strerror", None) or error
+            raise Mistake(f"--adapter-path {self.folder} cannot be written: {what}") from None
 
     def steps(self, learner: Learner) -> Iterator[Progress]:
         """Learn, from where the run is. Mistake where a loss is not finite, which names the example."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from ..errors import Mistake
+from ..errors import Mistake, need
 
 WARMUP = 25  # steps, as NeMo's
 Rate = Callable[[int], float]  # of a step, from 0
@@ -26,8 +26,10 @@ KINDS: dict[str, Callable[..., Rate]] = {
 
 def schedule(given: dict, learning_rate: float, iters: int) -> Rate:
     """Without `given`: a cosine from the learning rate to a tenth of it, as Google's and NeMo's."""
-    warmup = int(given.get("warmup", 0 if given else min(WARMUP, iters // 4)))
-    start = float(given.get("warmup_init", 0.0))
+    warmup = given.get("warmup", 0 if given else min(WARMUP, iters // 4))
+    start = given.get("warmup_init", 0.0)
+    need(type(warmup) is int and warmup >= 0, "lr_schedule: warmup >= 0 steps", f"{warmup!r}")
+    need(isinstance(start, int | float), "lr_schedule: warmup_init to be a rate", f"{start!r}")
     name = given.get("name", "cosine_decay")
     arguments = given.get("arguments") or [learning_rate, max(1, iters - warmup), learning_rate / 10]
     try:

@@ -69,7 +69,7 @@ def test_a_tool_call_is_learnt_as_the_template_writes_it(tmp_path):
     tokenizer = Tokenizer(tmp_path)
     turns = [{"role": "user", "content": "Hi"}]
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
-    one = Encoder(tokenizer, CONFIG, 200).example({"messages": [*turns, call], "tools": [{"type": "function"}]})
+    one = Encoder(tokenizer, CONFIG, 200).example({"messages": [*turns, call], "tools": [{"name": "f"}]})
     assert one.prompt.tolist() == tokenizer.chat(turns)
     assert tokenizer.decode(one.answer, skip_special_tokens=False) == "call:f<turn|>"
 
@@ -98,6 +98,12 @@ def test_what_no_context_holds_is_left_out_as_well(tmp_path):
         ({"messages": [{"role": "assistant", "content": "a"}]}, "line 2: the last turn must be the assistant's"),
         ({"messages": [{"role": "user", "content": "a"}]}, "line 2: the last turn"),
         ({"messages": "a"}, "line 2: messages must be a list"),
+        ({"prompt": 5, "completion": "a"}, r"line 2: messages\[0\].content: need a text"),
+        ('{"prompt": NaN, "completion": "a"}', r"line 2: messages\[0\].content: need a text"),
+        ({"messages": [{"role": "wizard", "content": "a"}]}, r"line 2: messages\[0\].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "line 2: .* no pictures"),
+        ({"messages": [{"role": "assistant", "tool_calls": "a"}]}, "line 2: .* need a list of calls"),
+        ({"prompt": "a", "completion": "b", "tools": "c"}, "line 2: need a list of tools"),
         ({"text": ""}, "line 2: text must be"),
         ({"prompt": "a"}, "line 2: need messages, prompt and completion, or text; got prompt"),
         ("{", "line 2 is not JSON"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -162,7 +163,14 @@ def test_the_recipe_of_the_embedded_model_is_a_config():
 
 
 @pytest.mark.parametrize(
-    "text", ["itres: 3", "iters: many", "lora_parameters: {ranks: 4}", "lora_parameters: {dropout: 0.1}", "- 1", "{"]
+    "text",
+    [
+        *("itres: 3", "iters: many", "- 1", "{"),
+        *("lora_parameters: {ranks: 4}", "lora_parameters: {dropout: 0.1}", "lora_parameters: {rank: four}"),
+        *("lora_parameters: {keys: mlp.up_proj}", "lora_parameters: {keys: [5]}", "lora_parameters: {scale: .nan}"),
+        *("lr_schedule: {warmup: many}", "lr_schedule: {warmup: -5}", "lr_schedule: {arguments: 3}"),
+        *("optimizer_config: {adamw: 5}", "optimizer_config: {adamw: {betas: [2, 3]}}"),
+    ],
 )
 def test_a_config_that_is_wrong_is_named(train, tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
@@ -182,8 +190,13 @@ def test_a_config_that_is_wrong_is_named(train, tmp_path, text):
         (["--resume"], "no run to go on with"),
         (["--report-to", "trackio"], "pip install trackio"),
         (["--t-one", "2"], "t_one from 0 to 1"),
+        (["--seed", "-1"], "--seed >= 0"),
+        (["--steps-per-report", "0"], "--steps-per-report >= 1"),
+        (["--val-batches", "0"], "--val-batches >= 1, or -1"),
         (["--fine-tune-type", "dora"], "--fine-tune-type"),
         (["--num-layers", "0"], "no layer is named"),
+        (["--adapter-path", __file__], "cannot be written: "),
+        (["--adapter-path", "/proc/adapter"], "cannot be written: "),
     ],
 )
 def test_a_mistake_is_one_line(train, flags, words):
@@ -194,6 +207,14 @@ def test_a_mistake_is_one_line(train, flags, words):
     assert code == 2
     if said is not None:
         assert words in said and said.splitlines()[-1].startswith("mlx_dgemma.train: "), said
+
+
+def test_files_without_lines_are_told(train, tmp_path, data):
+    shutil.copytree(data, tmp_path / "data")
+    for name, flags, words in (("test", ["--test"], "no example in it"), ("train", [], "0 examples")):
+        (tmp_path / "data" / f"{name}.jsonl").write_text("\n")
+        code, said = train(*flags, data=tmp_path / "data")
+        assert code == 2 and said.count("\n") == 1 and words in said
 
 
 def test_a_loss_that_is_not_finite_names_step_and_example(train):
