@@ -43,6 +43,7 @@ class Case:
     high: Bound | None = None
     multiples: tuple[float, ...] = ()
     patterns: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()  # texts that it is not
     length: Range = Range()
     items: Range = Range()
     members: Range = Range()
@@ -62,6 +63,8 @@ class Case:
         if self.values is not None and other.values is not None:
             known = set(map(canonical, other.values))
             values = tuple(value for value in self.values if canonical(value) in known)
+        if values and (excluded := self.excluded + other.excluded):
+            values = tuple(value for value in values if value not in excluded)
         properties = dict(self.properties)
         for name, schemas in other.properties.items():
             properties[name] = (*properties.get(name, ()), *schemas)
@@ -83,7 +86,7 @@ class Case:
         return both if both.types and both.values != () else None
 
 
-JOINED = ("multiples", "patterns", "lists", "contains", "matching", "others", "names")
+JOINED = ("multiples", "patterns", "excluded", "lists", "contains", "matching", "others", "names")
 
 
 def common(left: frozenset[str], right: frozenset[str]) -> frozenset[str]:

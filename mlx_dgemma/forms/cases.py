@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 from ..errors import Mistake
@@ -18,6 +18,7 @@ from .numeral import Bound
 from .strings import FORMATS
 
 MOST_CASES = 200  # of one schema
+DEEPEST_LOOK = 3  # members within each other, when no value may be left
 FARTHEST = 1e300  # of a bound: what is beyond may be no double
 ANNOTATIONS = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
 OBJECT = frozenset({"object"})
@@ -59,6 +60,7 @@ class Cases:
         self.known: dict[int, list[Case] | None] = {}  # None for those that are being read
         self.kept: list[Schema] = []  # so that no id is used again
         self.reading: list[Schema] = []
+        self.looking = 0
         self.inside: dict[int, set[int]] = {}  # by id: those of the schemas that it applies to the same value
 
     def place(self, schema: Schema) -> tuple:
@@ -110,7 +112,10 @@ class Cases:
     def _both(self, left: list[Case], right: list[Case], schema: Schema) -> list[Case]:
         if len(left) * len(right) > MOST_CASES:
             raise Refusal(self.place(schema), f"it has more than {MOST_CASES} cases: leave some out")
-        return [case for a, b in product(left, right) if (case := a & b)]
+        both = [case for a, b in product(left, right) if (case := a & b)]
+        if self.opposed is self or len(both) < 2:
+            return both
+        return [case for case in both if not self._never(case)]
 
     def _read(self, schema: dict[str, Any]) -> list[Case]:
         place = self.place(schema)
@@ -236,10 +241,7 @@ class Cases:
             for schema in (schema for schema in schemas if schema is not True and schema != {}):
                 yield Case(types=OBJECT, required=(name,), properties={name: (self.opposite(schema),)})
         if case.values is not None:
-            kinds = {kind(value).replace("integer", "number") for value in case.values}
-            yield Case(types=ANY_TYPE - kinds)
-            if rest := {True, False} - {value for value in case.values if isinstance(value, bool)}:
-                yield Case(types=frozenset({"boolean"}), values=tuple(rest))
+            yield from _other_values(case.values)
 
     def disjoint(self, left: Case, right: Case) -> bool:
         """True where surely no value is in both."""
@@ -260,9 +262,19 @@ class Cases:
         if barred or name not in case.properties:
             return barred
         try:
-            return all(self.disjoint(each, each) for each in self.opposed.together(case.properties[name]))
+            return all(self._never(each) for each in self.opposed.together(case.properties[name]))
         except Mistake:
             return False
+
+    def _never(self, case: Case) -> bool:
+        """True where surely no value is of it. What is deep inside is not looked at: it may refer to itself."""
+        if self.looking == DEEPEST_LOOK:
+            return False
+        self.looking += 1
+        try:
+            return self.disjoint(case, case)
+        finally:
+            self.looking -= 1
 
 
 def _outside(case: Case) -> Iterator[Case]:
@@ -276,6 +288,20 @@ def _outside(case: Case) -> Iterator[Case]:
             yield Case(types=frozenset(types), **{name: Range(0, counted.least - 1)})
         if counted.most is not None:
             yield Case(types=frozenset(types), **{name: Range(counted.most + 1)})
+
+
+def _other_values(values: tuple) -> Iterator[Case]:
+    """Values that are none of these; no lists and objects, where one of these is such."""
+    kinds = {kind(value).replace("integer", "number") for value in values}
+    yield Case(types=ANY_TYPE - kinds)
+    if "string" in kinds:
+        yield Case(types=frozenset({"string"}), excluded=tuple(value for value in values if isinstance(value, str)))
+    if rest := {True, False} - {value for value in values if isinstance(value, bool)}:
+        yield Case(types=frozenset({"boolean"}), values=tuple(rest))
+    numbers = sorted({Fraction(value) for value in values if kind(value) in ("integer", "number")})
+    ends = [None, *((number, True) for number in numbers), None]
+    if numbers:
+        yield from (Case(types=frozenset({"number"}), low=low, high=high) for low, high in pairwise(ends))
 
 
 def kind(value: Any) -> str:

@@ -324,6 +324,9 @@ class Documents:
                 content = made if content is None else build_automaton(Both(made, content), self.budget)
         except Mistake as mistake:
             raise _at((*path, "pattern"), mistake) from None
+        if case.excluded:
+            others = either(*(written(text)[1:-1] for text in case.excluded))
+            content = Both(content, complement(build_automaton(others, self.budget)))
         return quoted(content)
 
     def _number(self, kind: str, case: Case, path: tuple) -> Expression:

@@ -41,7 +41,8 @@ class Fit:
 
     def _string(self, value: str, case: Case) -> bool:
         text = value.encode("utf-8", "surrogatepass")
-        return len(value) in case.length and all(self.strings.plain(p).matches(text) for p in case.patterns)
+        held = len(value) in case.length and value not in case.excluded
+        return held and all(self.strings.plain(pattern).matches(text) for pattern in case.patterns)
 
     def _array(self, value: list, case: Case) -> bool:
         if len(value) not in case.items or (case.unique and len(set(map(canonical, value))) < len(value)):

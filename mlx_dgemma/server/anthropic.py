@@ -41,6 +41,8 @@ def chat_fields(body: Messages) -> dict[str, Any]:
         system = "\n".join(str(part.get("text", "")) for part in system)
     messages = [{"role": "system", "content": system}, *body.messages] if system else body.messages
     kind = (body.tool_choice or {}).get("type")
+    if not isinstance(kind, str | None):
+        raise Refusal(400, f"tool_choice: need a type that is a text, got {kind!r:.80}", "tool_choice")
     if (body.tool_choice or {}).get("disable_parallel_tool_use") is True:
         given["parallel_tool_calls"] = False
     choice: Any = {"any": "required", "auto": "auto", "none": "none", None: None}.get(kind, kind)

@@ -184,7 +184,8 @@ def forced_tool(tools: list[dict], choice: str | dict | None) -> tuple[str | Non
     """The tool that must be called, and the schema of what is to be written then. The name is "" where the text says
     it; None where the model may choose."""
     if isinstance(choice, dict):
-        name = (choice.get("function") or choice).get("name")
+        function = choice.get("function")
+        name = (function if isinstance(function, dict) else choice).get("name")
         found = [tool["function"] for tool in tools if tool["function"]["name"] == name]
         if not found:
             raise Refusal(400, f"tool_choice: there is no tool {name!r:.80}", "tool_choice")

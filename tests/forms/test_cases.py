@@ -79,6 +79,57 @@ CASES = {  # what is said -> documents, and texts that are none
         ['{"kind": "x", "n": 5}'],
         ['{"kind": "x", "n": 4}'],
     ),
+    "if and else": (
+        members(country={"enum": ["US", "NL"]}, zip=STRING)
+        | {
+            "if": {"properties": {"country": {"const": "US"}}},
+            "then": {"properties": {"zip": {"pattern": "^[0-9]{5}$"}}},
+            "else": {"properties": {"zip": {"pattern": "^[0-9]{4} [A-Z]{2}$"}}},
+        },
+        ['{"country": "US", "zip": "12345"}', '{"country": "NL", "zip": "1234 AB"}'],
+        ['{"country": "NL", "zip": "12345"}', '{"country": "US", "zip": "1234 AB"}'],
+    ),
+    "a chain of if": (
+        members(k={"enum": [*"abcdefgh"]})
+        | {
+            "allOf": [
+                {"if": {"properties": {"k": {"const": letter}}, "required": ["k"]}, "then": {"required": [letter]}}
+                for letter in "abcdefg"
+            ],
+            "properties": {"k": {"enum": [*"abcdefgh"]}, **{letter: WHOLE for letter in "abcdefg"}},
+        },
+        ['{"k": "a", "a": 1}', '{"k": "g", "g": 1}', '{"k": "h"}'],
+        ['{"k": "a"}', '{"k": "g", "a": 1}', '{"k": "i"}'],
+    ),
+    "if, of free texts": (
+        {
+            "type": "object",
+            "properties": {"k": STRING, "v": WHOLE},
+            "required": ["k"],
+            "if": {"properties": {"k": {"enum": ["x", 'é"']}}},
+            "then": {"required": ["v"]},
+            "else": {"properties": {"v": False}},
+        },
+        ['{"k": "x", "v": 1}', '{"k": "xx"}', '{"k": ""}', '{"k": "é\\"", "v": 1}'],
+        ['{"k": "x"}', '{"k": "xx", "v": 1}', '{"k": "é\\""}'],
+    ),
+    "not one of these": (
+        {"not": {"enum": [1, 2.5, "a", None, True]}},
+        ['"b"', "2", "false", "{}", "[]"],
+        ["1", "1.0", "2.5", '"a"', "null", "true"],
+    ),
+    "tags behind what refers to itself": (
+        {
+            "$ref": "#/$defs/Node",
+            "$defs": {
+                "A": members(next={"$ref": "#/$defs/Node"}, kind={"const": "a"}),
+                "B": members(next={"$ref": "#/$defs/Node"}, kind={"const": "b"}),
+                "Node": {"oneOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}, {"type": "null"}]},
+            },
+        },
+        ['{"next": null, "kind": "b"}', '{"next": {"next": null, "kind": "a"}, "kind": "b"}', "null"],
+        ['{"next": null, "kind": "c"}'],
+    ),
     "dependentRequired": (
         {"type": "object", "properties": {"a": WHOLE, "b": WHOLE}, "dependentRequired": {"a": ["b"]}},
         ["{}", '{"b": 1}', '{"a": 1, "b": 1}'],

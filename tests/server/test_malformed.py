@@ -125,6 +125,15 @@ def test_a_form_of_the_wrong_type(server, path, value):
     check(server, path, json.dumps(BODIES.get(path, {"prompt": "a"}) | {"response_format": value}).encode())
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/chat"])
+@pytest.mark.parametrize("field", ["tool_choice", "thinking", "reasoning", "text", "response_format", "output_config"])
+def test_a_field_within_a_field_of_the_wrong_type(server, path, field):
+    body = {"tools": [TOOL], "max_tokens": 4} | BODIES[path] | QUICKLY
+    for inner in ("type", "function", "name", "format"):
+        for value in ([1], {"a": [1]}, "x", 5):
+            check(server, path, encoded(body | {field: {inner: value}}))
+
+
 @pytest.mark.slow
 def test_many_that_are_nearly_right(server):
     settings(max_examples=FUZZ or 600, **ABOUT)(given(bodies())(lambda pair: check(server, *pair)))()
