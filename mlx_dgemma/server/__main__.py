@@ -21,18 +21,11 @@ def parser() -> Parser:
     add("--port", type=at_least(0), default=8080, metavar="N", help="0 takes one that is free")
     add("--api-key", metavar="TOKEN", help=f"what clients must give (default: ${TOKEN})")
     add("--allowed-host", action="append", default=[], metavar="NAME", help="a host name that clients may use")
-    add(
-        "--allowed-origin",
-        action="append",
-        default=[],
-        metavar="URL",
-        help="a page that may ask, such as http://a:3000",
-    )
+    page = "a page that may ask, such as http://a:3000"
+    add("--allowed-origin", action="append", default=[], metavar="URL", help=page)
     add = parser.add_argument_group("how much at once").add_argument
     add("--size", type=at_least(1), default=16, metavar="N", help="write N texts at once")
-    add(
-        "--queue", type=at_least(0), default=64, metavar="N", help="requests that may wait; more are told to come again"
-    )
+    add("--queue", type=at_least(0), default=64, metavar="N", help="requests that may wait; more must come again")
     add("--cache-memory", type=float, metavar="GB", help="of all caches (default: half of what is free)")
     add("--timeout", type=float, default=600.0, metavar="SECONDS", help="a text that takes longer ends as it stands")
     add_max_tokens(add)
@@ -43,22 +36,22 @@ def parser() -> Parser:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that waits for clients. Mistake where it cannot be had."""
+    """Returns a socket that waits for clients. Mistake where there can be none."""
     need(port <= 65535, "--port <= 65535", f"{port}")  # some systems take the rest of a division
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family, kind, protocol)
+        bound = socket.socket(family, kind, protocol)
         with socket.socket(family, kind, protocol) as probe:  # not every system refuses to share a port
             if port and probe.connect_ex(address) == 0:
                 raise OSError(0, "another program listens there")
         if os.name == "posix":
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(128)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(128)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise Mistake(f"{host}:{port} cannot be listened at: {reason}; give another --port or --host") from None
-    return made
+    return bound
 
 
 def serve(options: argparse.Namespace) -> int:

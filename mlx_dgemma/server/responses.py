@@ -29,29 +29,6 @@ class Responses(Body):
     text: dict | None = None  # the form of the text
 
 
-def messages_of(body: Responses) -> list[Any]:
-    """The turns of `input`: messages, calls and their results."""
-    turns: list[Any] = [{"role": "system", "content": body.instructions}] if body.instructions else []
-    if isinstance(body.input, str):
-        return [*turns, {"role": "user", "content": body.input}]
-    for i, item in enumerate(body.input):
-        kind = item.get("type", "message") if isinstance(item, dict) else None
-        if kind == "message":
-            turns.append({"role": item.get("role"), "content": item.get("content")})
-        elif kind == "function_call":
-            function = {"name": item.get("name"), "arguments": item.get("arguments")}
-            call = {"id": item.get("call_id"), "type": "function", "function": function}
-            if turns and turns[-1].get("tool_calls"):
-                turns[-1]["tool_calls"].append(call)
-            else:
-                turns.append({"role": "assistant", "content": None, "tool_calls": [call]})
-        elif kind == "function_call_output":
-            turns.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")})
-        elif kind != "reasoning":
-            raise Refusal(400, f"input[{i}]: need a message, a call or its output, got {item!r:.80}", f"input[{i}]")
-    return turns
-
-
 def responses_wanted(engine: Engine, body: Responses) -> Wanted:
     names = {"input", "instructions", "max_output_tokens", "tools", "tool_choice", "text"}
     given = body.model_dump(exclude_none=True, exclude=names)
@@ -59,7 +36,9 @@ def responses_wanted(engine: Engine, body: Responses) -> Wanted:
     form = (body.text or {}).get("format")
     if isinstance(form, dict) and "schema" in form:
         form = {"type": "json_schema", "json_schema": form}
-    fields = {"messages": messages_of(body), "max_tokens": body.max_output_tokens, "tools": functions or None}
+    turns = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    system = [{"role": "system", "content": body.instructions}] if body.instructions else []
+    fields = {"messages": [*system, *turns], "max_tokens": body.max_output_tokens, "tools": functions or None}
     fields |= {"response_format": form, "tool_choice": body.tool_choice if functions else None}
     given |= {name: value for name, value in fields.items() if value is not None}
     wanted = chat_wanted(engine, read(Chat, given))

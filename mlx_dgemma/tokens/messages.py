@@ -103,13 +103,21 @@ def template_messages(given: Sequence[dict]) -> list[dict]:
             thoughts = next(filter(None, map(message.get, ("reasoning_content", "reasoning", "thinking"))), None)
             turn |= {"reasoning_content": thoughts} if isinstance(thoughts, str) else {}
             if calls := _calls(message, where, len(names)):
-                turn["tool_calls"] = calls
                 names |= {call["id"]: call["function"]["name"] for call in calls}
-                waiting = [call["id"] for call in calls]
+                turn = _with_calls(turn, calls, messages)
+                waiting = [call["id"] for call in turn["tool_calls"]]
         elif role == "tool":
             turn |= _answered_call(message, where, names, waiting)
         messages.append(turn)
     return messages
+
+
+def _with_calls(turn: dict, calls: list[dict], messages: list[dict]) -> dict:
+    """Returns the turn with its calls. Calls behind calls, as Responses list them, join that turn, which leaves
+    `messages`."""
+    if messages and messages[-1].get("tool_calls") and turn == {"role": "assistant", "content": ""}:
+        turn = messages.pop()
+    return turn | {"tool_calls": [*turn.get("tool_calls", ()), *calls]}
 
 
 def _usual(message: Any) -> Any:

@@ -117,6 +117,18 @@ def test_a_call_and_its_result_as_others_record_it(strict, program):
     assert text(strict, OF_OTHERS[program]) == text(strict, ASKED)
 
 
+def test_calls_that_follow_each_other_are_one_turn():
+    """As Responses list those that the model made together; one behind a result is another turn."""
+    call = {"type": "function_call", "name": "weather", "arguments": ARGUMENTS}
+    result = {"type": "function_call_output", "output": "3 C"}
+    ids = ("a", "b", "c")
+    first, second, third = ([call | {"call_id": each}, result | {"call_id": each}] for each in ids)
+    given = [user("How warm?"), first[0], second[0], first[1], second[1], *third]
+    turns = template_messages(given)
+    assert [turn["role"] for turn in turns] == ["user", "assistant", "tool", "tool", "assistant", "tool"]
+    assert [[call["id"] for call in turn.get("tool_calls", [])] for turn in (turns[1], turns[4])] == [["a", "b"], ["c"]]
+
+
 @pytest.mark.parametrize(("call_key", "result_key"), [("functionCall", "functionResponse"), ("function_call",) * 2])
 def test_geminis_parts(call_key, result_key):
     result_key = result_key.replace("function_call", "function_response")
