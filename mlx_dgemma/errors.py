@@ -19,6 +19,11 @@ class NoRoom(Mistake):
     """A prompt that is longer than the context."""
 
 
+def reason(error: Exception) -> str:
+    """Why a call of the system failed, in its words: without number and path."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def need(holds: bool, what: str, given: str) -> None:
     """Mistake unless it holds."""
     if not holds:

@@ -26,8 +26,8 @@ from .checkpoint.memory import within
 from .checkpoint.shares import WHOLE, Share
 from .errors import Mistake, need
 from .ranks.follower import follow
+from .ranks.group import Group
 from .ranks.leader import LeadingModel
-from .ranks.party import Party
 from .ranks.place import SECRET, place, start_here
 from .writing.sampling import Sampling, parse_sampling
 
@@ -67,7 +67,7 @@ def load(
     """
     from .tokens.tokenizer import Tokenizer
 
-    party = meet() if divided else None
+    group = join_ranks() if divided else None
     folder = find(path)
     stored, generation = read_configs(folder)
     config, sampling = parse_config(stored, generation), parse_sampling(generation)
@@ -76,26 +76,26 @@ def load(
         known = f"the model knows {config.vocab_size} tokens, its tokenizer.json has ids up to {tokenizer.last_id}"
         raise Mistake(f"{folder}: {known}: one of the two is another model's")
     adapter = None if adapter_path is None else read_adapter(adapter_path)
-    backend = backend or (place(os.environ).backend if party else choose_backend())
+    backend = backend or (place(os.environ).backend if group else choose_backend())
     checkpoint, dtype = Checkpoint(folder, config), dtype or config.dtype
-    if party is None:
+    if group is None:
         facts = config if max_memory is None else _keep_to(max_memory, checkpoint, backend, dtype)
         model = load_model(checkpoint, backend, dtype, adapter)
         model.facts = facts
         return model, tokenizer, sampling
     need(max_memory is None, "one rank for --max-memory", "several")
     need(adapter is None, "one rank for an adapter (python -m mlx_dgemma.fuse makes it part of the model)", "several")
-    return lead(party, checkpoint, path, backend, dtype), tokenizer, sampling
+    return lead(group, checkpoint, path, backend, dtype), tokenizer, sampling
 
 
-def meet(ranks: int | None = None, backend: str | None = None) -> Party | None:
+def join_ranks(ranks: int | None = None, backend: str | None = None) -> Group | None:
     """Gather the ranks that an engine started, or start so many on this machine; None: there is one. In a rank that is
     not the first this does not return: it follows."""
     here, started = place(os.environ), []
     if ranks is not None and here is not None:
         need(here.ranks == ranks, f"as many ranks as were started ({here.ranks})", f"--tensor-parallel {ranks}")
-    if _parties:
-        return _parties[0]
+    if _groups:
+        return _groups[0]
     if here is None and ranks is not None and ranks > 1:
         started = start_here(ranks, backend or choose_backend())
         here = place(os.environ)
@@ -103,36 +103,32 @@ def meet(ranks: int | None = None, backend: str | None = None) -> Party | None:
         return None
     if here.rank:
         sys.exit(follow(here, _follow))
-    _parties.append(Party(here, os.environ.get(SECRET, ""), started))
+    _groups.append(Group(here, os.environ.get(SECRET, ""), started))
     atexit.register(leave)
-    return _parties[0]
+    return _groups[0]
 
 
-_parties: list[Party] = []  # at most one a process
+_groups: list[Group] = []  # at most one a process
 
 
 def leave() -> None:
     """Let the other ranks end, where there are any."""
     with suppress(KeyboardInterrupt):
-        if _parties:
-            _parties.pop().end(0)
+        if _groups:
+            _groups.pop().end(0)
 
 
-def lead(party: Party, checkpoint: Checkpoint, path: str | Path | None, backend: str, dtype: str) -> LeadingModel:
+def lead(group: Group, checkpoint: Checkpoint, path: str | Path | None, backend: str, dtype: str) -> LeadingModel:
     """Load the model that is divided over all ranks, which must have the same checkpoint."""
     need(backend == (engine := place(os.environ).backend), f"--backend {engine}: its engine started the ranks", backend)
-    call = {"path": None if path is None else str(path), "backend": backend, "dtype": dtype}
-    call |= {"answer": True, "forget": []}
-    identity, answers = checkpoint.identity(), party.heard(party.tell(call | {"do": "find"}))
-    for rank, answer in answers.items():
-        same = answer["value"] == identity
-        need(
-            same, f"the checkpoint of rank 0 on every rank: copy {checkpoint.folder}", f"another on {party.name(rank)}"
-        )
-    loading = party.tell(call | {"do": "load"})
-    model = load_model(checkpoint, backend, dtype, share=Share(0, party.ranks))
-    free = min(answer["value"] for answer in party.heard(loading).values())
-    return LeadingModel(model, party, free)
+    call = {"path": None if path is None else str(path), "backend": backend, "dtype": dtype, "answer": True}
+    identity, everywhere = checkpoint.identity(), f"the checkpoint of rank 0 on every rank: copy {checkpoint.folder}"
+    for rank, answer in group.answers_to(group.send(call | {"do": "find"})).items():
+        need(answer["value"] == identity, everywhere, f"another on {group.name(rank)}")
+    loading = group.send(call | {"do": "load"})
+    model = load_model(checkpoint, backend, dtype, share=Share(0, group.ranks))
+    free = min(answer["value"] for answer in group.answers_to(loading).values())
+    return LeadingModel(model, group, free)
 
 
 def _follow(message: dict) -> tuple[DiffusionModel | None, str | int]:

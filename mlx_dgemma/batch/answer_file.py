@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import Mistake
+from ..errors import Mistake, reason
 from ..terminal.command import read
 from ..terminal.requests import Request
 
@@ -81,7 +81,7 @@ class AnswerFile(AbstractContextManager):
         os.close(self._file)
 
     def _unwritable(self, error: OSError | ValueError) -> Mistake:
-        return Mistake(f"--out {self.path} cannot be written: {getattr(error, 'strerror', None) or error}")
+        return Mistake(f"--out {self.path} cannot be written: {reason(error)}")
 
     def _lock(self) -> None:
         try:
@@ -108,15 +108,11 @@ class AnswerFile(AbstractContextManager):
         that this run, by the name of its model, would not write."""
         for i, (line, run) in enumerate(zip(self.lines, runs, strict=False)):
             if any(line[key] != value for key, value in run.items()):
-                raise Mistake(
-                    f"--out {self.path} belongs to another run: {_difference(line, run, model)} (line {i + 1}); "
-                    "give a new file"
-                )
-        done = len(self.lines)
-        if done > len(runs):
-            raise Mistake(
-                f"--out {self.path} holds {done} answers, and there are {len(runs)} requests: give a new file"
-            )
+                why = f"{_difference(line, run, model)} (line {i + 1})"
+                raise Mistake(f"--out {self.path} belongs to another run: {why}; give a new file")
+        if (done := len(self.lines)) > len(runs):
+            counts = f"{done} answers, and there are {len(runs)} requests"
+            raise Mistake(f"--out {self.path} holds {counts}: give a new file")
         head = json.dumps(runs[done])[:-1].encode() if done < len(runs) else b""
         rest = self._rest
         if rest and not (head and rest.startswith(head[: len(rest) if done else None])):

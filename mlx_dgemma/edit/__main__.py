@@ -38,9 +38,8 @@ def parser() -> Parser:
     add = parser.add_argument_group("what to change").add_argument
     add("file", metavar="FILE", help="a text in UTF-8")
     add("--lines", type=line_range, required=True, metavar="FIRST:LAST", help="lines that may change, counted from 1")
-    add(
-        "-p", "--prompt", required=True, help=f"what to do; {FILE_MARK} in it is the whole file; - reads standard input"
-    )
+    prompt = f"what to do; {FILE_MARK} in it is the whole file; - reads standard input"
+    add("-p", "--prompt", required=True, help=prompt)
     add("--system", "--system-prompt", help="a system turn before it")
     add("--strength", type=share, default=0.75, metavar="F", help="share of the old lines that is noise at first")
     add("--gap", type=at_least(1), metavar="N", help="tokens that the lines become (default: searched)")
@@ -51,9 +50,9 @@ def parser() -> Parser:
 
 def edit(options: argparse.Namespace) -> None:
     check_ask(options)
-    if options.file == "-":
-        raise Mistake("FILE is -, and standard input cannot be changed: give a file")
     path = options.file
+    if path == "-":
+        raise Mistake("FILE is -, and standard input cannot be changed: give a file")
     target.check(Path(path), to_write=options.write)
     text = read(path)
     lines = cut(text, *options.lines, path)

@@ -7,9 +7,9 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import Mistake, NotFound
+from ..errors import Mistake, NotFound, reason
 
-PART = ".mlx_dgemma-"  # begins the name of a new file, until it takes the old one's place
+PREFIX = ".mlx_dgemma-"  # of a new file's name, until it takes the old one's place
 
 
 def check(path: Path, *, to_write: bool) -> None:
@@ -26,7 +26,7 @@ def check(path: Path, *, to_write: bool) -> None:
         raise NotFound(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         verb = "changed" if to_write else "read"
-        raise Mistake(f"{path} cannot be {verb}: {_reason(error)}") from None
+        raise Mistake(f"{path} cannot be {verb}: {reason(error)}") from None
 
 
 def write(path: Path, old: str, new: str) -> None:
@@ -36,20 +36,20 @@ def write(path: Path, old: str, new: str) -> None:
     try:
         info, part = path.stat(), _part(path, new.encode())
         try:
-            if info.st_nlink == 1 and _dressed(part, path, info):
+            if info.st_nlink == 1 and _copy_metadata(part, path, info):
                 os.replace(part, path)
             else:
                 _overwrite(path, old.encode(), new.encode())
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise Mistake(f"{path} cannot be changed, and is as it was: {_reason(error)}") from None
+        raise Mistake(f"{path} cannot be changed, and is as it was: {reason(error)}") from None
 
 
 def _part(path: Path, data: bytes) -> Path:
     """Returns a new file that holds `data`, beside `path` or, where its folder is protected, among temporary files."""
     folder = path.parent if os.access(path.parent, os.W_OK) else None
-    descriptor, name = tempfile.mkstemp(dir=folder, prefix=PART)
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=PREFIX)
     try:
         with open(descriptor, "wb") as file:
             file.write(data)
@@ -61,8 +61,8 @@ def _part(path: Path, data: bytes) -> Path:
     return Path(name)
 
 
-def _dressed(part: Path, path: Path, info: os.stat_result) -> bool:
-    """Gives `part` all that `path` has but its text and time; False where that, or taking its place, is not allowed."""
+def _copy_metadata(part: Path, path: Path, info: os.stat_result) -> bool:
+    """Gives `part` the owner, mode and attributes of `path`. False where that, or taking its place, is not allowed."""
     if part.parent != path.parent:
         return False
     try:
@@ -77,20 +77,16 @@ def _dressed(part: Path, path: Path, info: os.stat_result) -> bool:
 def _overwrite(path: Path, old: bytes, new: bytes) -> None:
     with path.open("r+b", buffering=0) as file:
         try:
-            _fill(file.fileno(), new)
+            _write_all(file.fileno(), new)
         except OSError:
             with suppress(OSError):
-                _fill(file.fileno(), old)
+                _write_all(file.fileno(), old)
             raise
 
 
-def _fill(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(descriptor, data[done:], done)
     os.ftruncate(descriptor, len(data))
     os.fsync(descriptor)
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return getattr(error, "strerror", None) or str(error)

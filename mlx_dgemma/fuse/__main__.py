@@ -20,23 +20,22 @@ def parser() -> Parser:
     add("--model", metavar="FOLDER_OR_HUB_ID", help="the checkpoint that was tuned; without it, the tiny one")
     add("--adapter-path", default="adapters", metavar="FOLDER", help="what was learnt, as train or PEFT left it")
     add("--save-path", default="fused_model", metavar="FOLDER", help="the new folder")
-    add(
-        "--peft", action="store_true", help="write the adapter alone there, in PEFT's format, for transformers and vLLM"
-    )
+    alone = "write the adapter alone there, in PEFT's format, for transformers and vLLM"
+    add("--peft", action="store_true", help=alone)
     return parser
 
 
 def fuse(options: argparse.Namespace) -> None:
-    learnt, destination = adapter_folder.read(options.adapter_path), Path(options.save_path).expanduser().absolute()
+    adapter, destination = adapter_folder.read(options.adapter_path), Path(options.save_path).expanduser().absolute()
     if destination.exists():
         raise Mistake(f"--save-path {destination} exists: give a new folder")
     if options.peft:
-        peft.write(learnt, destination, options.model or "tiny")
+        peft.write(adapter, destination, options.model or "tiny")
     else:
         from .fuse import Fusion
 
         with waiting("fusing"):
-            for name in Fusion(find(options.model), learnt).write(destination):
+            for name in Fusion(find(options.model), adapter).write(destination):
                 note(f"{destination / name}")
     note(f"{destination}: {'for PEFT' if options.peft else '--model takes it'}")
 

@@ -48,9 +48,7 @@ class Fusion:
         return (*tensor.shape[:-1], tensor.shape[-1] * 32 // stored.bits) if stored else tensor.shape
 
     def write(self, destination: Path) -> Iterator[str]:
-        """Write the new folder, a file at a time; yields their names. Mistake: it exists, or the disk is too small."""
-        if destination.exists():
-            raise Mistake(f"--save-path {destination} exists: give a new folder")
+        """Write the new folder, a file at a time; yields their names. Mistake: the disk is too small."""
         check_disk(destination.parent, sum(tensor.nbytes for tensor in self.tensors.values()), str(destination))
         part = destination.with_name(f"{destination.name}.part")
         shutil.rmtree(part, ignore_errors=True)
@@ -64,9 +62,9 @@ class Fusion:
         self._add(arrays)
         for file in files:
             stored, metadata = sources.pop(file)
-            own = {name: arrays.pop(name) for name in list(stored)}
+            tensors = {name: arrays.pop(name) for name in list(stored)}
             stored.clear()  # what is written can go
-            mx.save_safetensors(str(part / file.name), own, metadata)
+            mx.save_safetensors(str(part / file.name), tensors, metadata)
             yield file.name
         part.rename(destination)
 

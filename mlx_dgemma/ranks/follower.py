@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import Mistake
+from ..errors import Mistake, reason
 from ..seam.model import Continuation, DiffusionModel, Draw, Row, Text
 from ..version import __version__
 from . import ending
-from .party import AGREE, PATIENCE
+from .group import AGREE, PATIENCE
 from .place import SECRET, Place
 from .wire import Lost, Wire, beat
 
@@ -41,8 +41,7 @@ def connect(place: Place) -> Wire:
             raise Mistake(f"rank {place.rank} cannot find rank 0 at {where}: {error.strerror}") from None
         except OSError as error:
             if time.monotonic() > until:
-                reason = error.strerror or error
-                raise Mistake(f"rank {place.rank} does not reach rank 0 at {where}: {reason}") from None
+                raise Mistake(f"rank {place.rank} does not reach rank 0 at {where}: {reason(error)}") from None
         time.sleep(0.1)
 
 
@@ -60,28 +59,28 @@ def follow(place: Place, load: Loader) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Rank 0 speaks for all.
     sys.stdout, sys.stderr = open(os.devnull, "w"), open(os.devnull, "w")  # noqa: SIM115
-    told: queue.SimpleQueue[dict] = queue.SimpleQueue()
+    messages: queue.SimpleQueue[dict] = queue.SimpleQueue()
     beat(wire)
-    threading.Thread(target=_listen, args=(wire, told), name="rank 0", daemon=True).start()
+    threading.Thread(target=_listen, args=(wire, messages), name="rank 0", daemon=True).start()
     follower = Follower(load)
-    while "end" not in (message := told.get()):
+    while "end" not in (message := messages.get()):
         try:
             value = follower.do(message)
         except Exception as error:  # noqa: BLE001, rank 0 judges it
             mistake = isinstance(error, Mistake)
-            said = str(error) if mistake else " ".join(traceback.format_exc().split())
-            wire.send({"call": message["call"], "error": said, "mistake": mistake})
+            text = str(error) if mistake else " ".join(traceback.format_exc().split())
+            wire.send({"call": message["call"], "error": text, "mistake": mistake})
         else:
             if message.get("answer"):
                 wire.send({"call": message["call"], "value": value})
     return message["end"]
 
 
-def _listen(wire: Wire, told: queue.SimpleQueue) -> None:
+def _listen(wire: Wire, messages: queue.SimpleQueue) -> None:
     try:
         while True:
             message = wire.receive()
-            told.put(message)
+            messages.put(message)
             if "end" in message:
                 time.sleep(AGREE)  # whoever does not come to it hangs in a pass
                 ending.end(None, message["end"])
@@ -165,8 +164,8 @@ class Follower:
     def _kept(self, number: int | None) -> Any:
         return None if number is None else self.kept[number]
 
-    def _row(self, told: dict) -> Row:
-        sets = dict(told.pop("sets"))
-        told["token_sets"] = [self._kept(sets.get(i)) for i in range(told.pop("of_sets"))]
-        told["self_conditioning"] = self._kept(told.pop("kept"))
-        return Row(**told | {"cache": self.kept[told["cache"]], "pending": Text(told["pending"])})
+    def _row(self, fields: dict) -> Row:
+        sets = dict(fields.pop("sets"))
+        fields["token_sets"] = [self._kept(sets.get(i)) for i in range(fields.pop("of_sets"))]
+        fields["self_conditioning"] = self._kept(fields.pop("kept"))
+        return Row(**fields | {"cache": self.kept[fields["cache"]], "pending": Text(fields["pending"])})

@@ -29,14 +29,14 @@ def place(environment: Mapping[str, str]) -> Place | None:
     """Return where this process stands; None: it is alone. Mistake where the engine says too little."""
     engines = {"WORLD_SIZE": _torchrun, "MLX_HOSTFILE": _ring, "MLX_IBV_DEVICES": _jaccl, "NCCL_HOST_IP": _nccl}
     engines["OMPI_COMM_WORLD_SIZE"] = _mpi
-    known = next((engines[name] for name in engines if environment.get(name)), None)
+    engine = next((engines[name] for name in engines if environment.get(name)), None)
     try:
-        rank, ranks, backend, address = known(environment) if known else (0, 1, "", None)
+        rank, ranks, backend, address = engine(environment) if engine else (0, 1, "", None)
         if ranks == 1:
             return None
         need(0 <= rank < ranks, f"a rank below {ranks}", f"{rank}")
-        if given := environment.get(LEADER):
-            host, _, port = given.rpartition(":")
+        if leader := environment.get(LEADER):
+            host, _, port = leader.rpartition(":")
             return Place(rank, ranks, backend, (host, int(port)))
         if address is None:
             raise Mistake(f"{ranks} ranks need {LEADER}=HOST:PORT in the environment of each, where rank 0 is met")
@@ -104,11 +104,11 @@ def start_here(ranks: int, backend: str) -> list[subprocess.Popen]:
     names = ("RANK", "LOCAL_RANK") if backend == "torch" else ("MLX_RANK",)
     started = []
     for rank in reversed(range(ranks)):
-        mine = common | dict.fromkeys(names, str(rank))
+        variables = common | dict.fromkeys(names, str(rank))
         if rank == 0:
-            os.environ |= mine
+            os.environ |= variables
         else:  # any command follows where the environment names another rank than 0
             command = [sys.executable, "-m", "mlx_dgemma.generate"]
             null = subprocess.DEVNULL
-            started.append(subprocess.Popen(command, env=os.environ | mine, stdin=null, stdout=null))
+            started.append(subprocess.Popen(command, env=os.environ | variables, stdin=null, stdout=null))
     return started

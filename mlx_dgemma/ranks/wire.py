@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -85,17 +86,9 @@ class Wire:
             raise Lost("does not answer")
         try:
             for part in parts:
-                view, silent = memoryview(part), 0
+                view = memoryview(part)
                 while len(view):
-                    try:
-                        view = view[self.connection.send(view) :]
-                        silent = 0
-                    except TimeoutError:
-                        silent += 1
-                        if silent > SILENCE:
-                            raise Lost("does not answer") from None
-        except (OSError, ValueError) as error:
-            raise error if isinstance(error, Lost) else Lost("stopped") from None
+                    view = view[self._patiently(self.connection.send, view) :]
         finally:
             self._lock.release()
 
@@ -112,22 +105,25 @@ class Wire:
                     raise Lost("sends what is no message of ours") from None
 
     def _read(self, count: int) -> bytearray:
-        data, place, silent = bytearray(count), 0, 0
+        data = bytearray(count)
         view = memoryview(data)
-        while place < count:
-            try:
-                got = self.connection.recv_into(view[place:])
-            except TimeoutError:
-                silent += 1
-                if silent > SILENCE:
-                    raise Lost("does not answer") from None
-                continue
-            except OSError:
-                got = 0
-            if not got:
+        while len(view):
+            moved = self._patiently(self.connection.recv_into, view)
+            if not moved:
                 raise Lost("stopped")
-            place, silent = place + got, 0
+            view = view[moved:]
         return data
+
+    def _patiently(self, operation: Callable[[memoryview], int], view: memoryview) -> int:
+        """The bytes that an operation of the socket moved. Lost where it fails, or moves none for SILENCE seconds."""
+        for _ in range(SILENCE + 1):
+            try:
+                return operation(view)
+            except TimeoutError:
+                continue
+            except (OSError, ValueError):
+                raise Lost("stopped") from None
+        raise Lost("does not answer")
 
     def close(self) -> None:
         self.connection.close()

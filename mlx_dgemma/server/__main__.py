@@ -6,7 +6,7 @@ import socket
 import sys
 from importlib.util import find_spec
 
-from ..errors import Mistake, need
+from ..errors import Mistake, need, reason
 from ..terminal.command import Parser, at_least, run
 from ..terminal.options import add_ask, add_max_tokens, add_model, check_ask
 
@@ -49,8 +49,8 @@ def listen(host: str, port: int) -> socket.socket:
         bound.bind(address)
         bound.listen(128)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise Mistake(f"{host}:{port} cannot be listened at: {reason}; give another --port or --host") from None
+        why = f"{host}:{port} cannot be listened at: {reason(error)}"
+        raise Mistake(f"{why}; give another --port or --host") from None
     return bound
 
 

@@ -66,24 +66,25 @@ async def frames(request: Request, engine: Engine, job: Job, wire: Wire) -> Asyn
         for piece in wire.end(job.reply.result):
             yield piece
     except Exception as error:  # noqa: BLE001, the client is told
-        for piece in wire.failed(told(request, error)):
+        for piece in wire.failed(logged(request, error)):
             yield piece
     finally:
         engine.cancel(job)
 
 
-def told(request: Request, error: Exception) -> Refusal:
-    made = refusal(error, str(request.app.state.engine.tokenizer.folder))
-    if made.status == 500:
+def logged(request: Request, error: Exception) -> Refusal:
+    """What the client is told; the log has what is our fault."""
+    refused = refusal(error, str(request.app.state.engine.tokenizer.folder))
+    if refused.status == 500:
         log.error("%s %s", request.method, request.url.path, exc_info=error)
-    return made
+    return refused
 
 
 async def refuse(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         error = Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
-    made = told(request, error)
-    return Json(made.body(request.url.path), made.status, headers=made.headers)
+    refused = logged(request, error)
+    return Json(refused.body(request.url.path), refused.status, headers=refused.headers)
 
 
 async def models(request: Request) -> Response:
@@ -131,9 +132,9 @@ def application(engine: Engine, since: int, **guarded: Any) -> Guard:
     errors = (HTTPException, Refusal, Mistake, Busy, Stopping, Exception)
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=dict.fromkeys(errors, refuse))
     app.state.engine, app.state.since = engine, since
-    known = {route.path for route in routes}
+    paths = {route.path for route in routes}
 
-    def seen(path: str, status: int) -> None:
-        engine.metrics.requests.labels(path if path in known else "other", status).inc()
+    def count(path: str, status: int) -> None:
+        engine.metrics.requests.labels(path if path in paths else "other", status).inc()
 
-    return Guard(app, seen=seen, **guarded)
+    return Guard(app, count=count, **guarded)

@@ -131,13 +131,13 @@ def _finite(text: str) -> float:
     return value
 
 
-def read(kind: type[AnyBody], given: dict[str, Any]) -> AnyBody:
+def read(kind: type[AnyBody], fields: dict[str, Any]) -> AnyBody:
     """Checks the fields of a body. Refusal names the first that is wrong."""
     try:
-        body = kind.model_validate(given)
+        body = kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        param = _place(first["loc"], given)
+        param = _place(first["loc"], fields)
         raise Refusal(400, f"{param}: {first['msg']}, got {first['input']!r:.80}", param) from None
     for name, neutral in REFUSED.items():
         if (value := (body.model_extra or {}).get(name)) not in neutral:
@@ -145,18 +145,18 @@ def read(kind: type[AnyBody], given: dict[str, Any]) -> AnyBody:
     return body
 
 
-def _place(location: tuple, given: Any) -> str:
-    """The place of a mistake as a path, "messages[1].role"; pydantic's own marks left out."""
+def _place(location: tuple, value: Any) -> str:
+    """Returns the place of a mistake as a path, "messages[1].role", without the marks that pydantic adds."""
     path = ""
     for part in location:
-        if isinstance(given, list) and isinstance(part, int):
-            path, given = f"{path}[{part}]", given[part]
-        elif isinstance(given, dict):
-            path, given = f"{path}.{part}" if path else str(part), given.get(part)
+        if isinstance(value, list) and isinstance(part, int):
+            path, value = f"{path}[{part}]", value[part]
+        elif isinstance(value, dict):
+            path, value = f"{path}.{part}" if path else str(part), value.get(part)
     return path
 
 
 def unknown(body: Body) -> list[str]:
-    """Warnings about fields that have no effect."""
+    """Returns warnings about fields that have no effect."""
     extra = (body.model_extra or {}).keys() - QUIET - REFUSED.keys()
     return [f"{name} is not known here and has no effect" for name in sorted(extra)]

@@ -34,11 +34,11 @@ class Guard:
         hosts: Iterable[str] = (),
         origins: Iterable[str] = (),
         token: str | None = None,
-        seen: Callable[[str, int], None] = lambda path, status: None,
+        count: Callable[[str, int], None] = lambda path, status: None,
     ):
         """`hosts`: names beside loopback's that a request may be for, "*" for any address; `origins`: of pages that may
-        ask; `token`: that must be given, None: none; `seen`: called with the path and the status of each request."""
-        self.seen = seen
+        ask; `token`: what every request must give, None: nothing; `count`: called with path and status of each."""
+        self.count = count
         self.app, self.hosts, self.origins, self.token = app, {*LOOPBACK, *hosts}, set(origins), token
 
     async def __call__(self, scope, receive, send) -> None:
@@ -60,9 +60,9 @@ class Guard:
             if (refused := self.refuse(scope, headers, allowed)) is not None:
                 await Json(refused.body(scope["path"]), refused.status)(scope, receive, answer)
             elif scope["method"] == "OPTIONS":
-                asked = headers.get("access-control-request-headers", "").encode("latin-1")
-                more = [*CORS, (b"access-control-allow-headers", asked)]
-                await answer({"type": "http.response.start", "status": 204, "headers": more})
+                names = headers.get("access-control-request-headers", "").encode("latin-1")
+                shared = [*CORS, (b"access-control-allow-headers", names)]
+                await answer({"type": "http.response.start", "status": 204, "headers": shared})
                 await answer({"type": "http.response.body", "body": b""})
             else:
                 await self.app(scope, receive, answer)
@@ -70,10 +70,10 @@ class Guard:
             seconds = round(time.monotonic() - start, 3)
             line = {"method": scope["method"], "path": scope["path"], "status": status[0], "seconds": seconds}
             log.info(json.dumps(line))
-            self.seen(scope["path"], status[0])
+            self.count(scope["path"], status[0])
 
     def refuse(self, scope, headers: dict[str, str], allowed: bool) -> Refusal | None:
-        """Why this request is not answered."""
+        """Returns why this request is not answered; None where it is."""
         if not self.host_allowed(headers.get("host", "")):
             return Refusal(403, "this host name is not served: start the server with --allowed-host NAME")
         if "origin" in headers and not allowed:
@@ -87,25 +87,25 @@ class Guard:
         return name in self.hosts or name.endswith(".localhost") or ("*" in self.hosts and _is_address(name))
 
     def origin_allowed(self, origin: str, host: str) -> bool:
-        """Pages that this server gave, those of loopback, editors, and those that were named."""
+        """True of pages of this server, of loopback and of editors, and of those that `--allowed-origin` names."""
         parts = urlsplit(origin) if re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#]*/?", origin, re.IGNORECASE) else None
         if parts is None:
             return False
-        own = parts.netloc == host and self.host_allowed(host)
-        return own or origin in self.origins or parts.scheme in EDITORS or _name(parts.netloc) in LOOPBACK
+        served_here = parts.netloc == host and self.host_allowed(host)
+        return served_here or origin in self.origins or parts.scheme in EDITORS or _name(parts.netloc) in LOOPBACK
 
     def token_right(self, headers: dict[str, str]) -> bool:
         if self.token is None:
             return True
         kind, _, bearer = headers.get("authorization", "").partition(" ")
-        given = bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
-        return hmac.compare_digest(given.encode("latin-1"), self.token.encode())
+        token = bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+        return hmac.compare_digest(token.encode("latin-1"), self.token.encode())
 
 
 def _name(host: str) -> str:
-    """The host of "name:port", in lower case, an IPv6 address without its brackets."""
-    found = re.fullmatch(r"\[([0-9a-f:.]+)\](?::\d+)?|([^:\[\]@/\s]+)\.?(?::\d+)?", host.lower())
-    return (found[1] or found[2].rstrip(".")) if found else ""
+    """Returns the host of "name:port", in lower case, an IPv6 address without its brackets."""
+    match = re.fullmatch(r"\[([0-9a-f:.]+)\](?::\d+)?|([^:\[\]@/\s]+)\.?(?::\d+)?", host.lower())
+    return (match[1] or match[2].rstrip(".")) if match else ""
 
 
 def _is_address(name: str) -> bool:

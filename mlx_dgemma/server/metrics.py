@@ -22,17 +22,17 @@ class Metrics:
     def __init__(self, values: dict[str, Callable[[], float]]):
         """`values`: of GAUGES, asked for when the figures are."""
         self.registry = CollectorRegistry()
-        made = {"namespace": "mlx_dgemma", "registry": self.registry}
+        common = {"namespace": "mlx_dgemma", "registry": self.registry}
         for name, about in GAUGES.items():
-            Gauge(name, about, **made).set_function(values[name])
-        self.requests = Counter("requests", "requests that were answered", ["endpoint", "status"], **made)
-        self.cancelled = Counter("cancelled", "requests whose client left, or that were stopped", **made)
-        self.tokens = Counter("tokens", "tokens of prompts and of answers", ["kind"], **made)
-        self.cached = Counter("prefix_tokens_hit", "tokens of prompts that had been encoded before", **made)
-        self.pass_seconds = Histogram("pass_seconds", "seconds of a pass", buckets=SECONDS, **made)
-        self.block_steps = Histogram("block_steps", "passes of a block", buckets=(1, 2, 4, 8, 16, 32, 64), **made)
-        self.first_draft = Histogram("first_draft_seconds", "seconds to the first pass", buckets=SECONDS, **made)
-        self.first_block = Histogram("first_block_seconds", "seconds to the first text", buckets=SECONDS, **made)
+            Gauge(name, about, **common).set_function(values[name])
+        self.requests = Counter("requests", "requests that were answered", ["endpoint", "status"], **common)
+        self.cancelled = Counter("cancelled", "requests whose client left, or that were stopped", **common)
+        self.tokens = Counter("tokens", "tokens of prompts and of answers", ["kind"], **common)
+        self.cached = Counter("prefix_tokens_hit", "tokens of prompts that had been encoded before", **common)
+        self.pass_seconds = Histogram("pass_seconds", "seconds of a pass", buckets=SECONDS, **common)
+        self.block_steps = Histogram("block_steps", "passes of a block", buckets=(1, 2, 4, 8, 16, 32, 64), **common)
+        self.first_draft = Histogram("first_draft_seconds", "seconds to the first pass", buckets=SECONDS, **common)
+        self.first_block = Histogram("first_block_seconds", "seconds to the first text", buckets=SECONDS, **common)
 
     def passed(self, seconds: float, steps: Iterable[Step]) -> None:
         self.pass_seconds.observe(seconds)

@@ -26,7 +26,7 @@ OPTIONS = {"num_predict": "max_tokens"} | {
     name: name for name in ("seed", "temperature", "top_p", "top_k", "min_p", "stop")
 }
 QUIET = {"num_ctx", "num_keep", "num_gpu", "num_thread", "use_mmap", "main_gpu", "num_batch", "low_vram", "numa"}
-OWN = set(Body.model_fields) - {"model", "stream", "stop", "stream_options"}  # our fields, taken here as elsewhere
+OURS = set(Body.model_fields) - {"model", "stream", "stop", "stream_options"}  # our fields, taken here as elsewhere
 
 
 class OllamaChat(Body):
@@ -47,46 +47,49 @@ class OllamaGenerate(OllamaChat):
 
 
 def _fields(body: OllamaChat) -> dict[str, Any]:
-    """The fields of ours that a body stands for."""
-    options = {name: value for name, value in (body.options or {}).items() if value is not None}
-    fields: dict[str, Any] = {OPTIONS[name]: value for name, value in options.items() if name in OPTIONS}
-    for name, none in (("max_tokens", lambda n: n < 1), ("seed", lambda n: n < 0)):  # -1 is "not given"
-        if isinstance(fields.get(name), int) and none(fields[name]):
+    """Returns the fields of ours that a body stands for."""
+    options = {name: value for name, value in (body.options or {}).items() if value is not None and name not in QUIET}
+    fields: dict[str, Any] = {OPTIONS.get(name, name): value for name, value in options.items()}
+    for name, least in (("max_tokens", 1), ("seed", 0)):  # -1 is "not given"
+        if isinstance(fields.get(name), int) and fields[name] < least:
             del fields[name]
-    fields |= {name: value for name in OWN if (value := getattr(body, name)) is not None}
-    fields |= {name: options[name] for name in options if name not in OPTIONS and name not in QUIET}
+    fields |= {name: value for name in OURS if (value := getattr(body, name)) is not None}
     fields |= body.model_extra or {}
-    if body.format:
-        known = {"type": "json_object"} if body.format == "json" else body.format
-        if isinstance(known, str):
-            raise Refusal(400, f'format: need "json" or a schema, got {known!r:.80}', "format")
-        wrapped = {"type": "json_schema", "json_schema": {"schema": known}}
-        fields["response_format"] = known if known.get("type") == "json_object" else wrapped
+    if isinstance(body.format, dict) and body.format.get("type") != "json_object":
+        fields["response_format"] = {"type": "json_schema", "json_schema": {"schema": body.format}}
+    elif body.format:
+        if body.format != "json" and not isinstance(body.format, dict):
+            raise Refusal(400, f'format: need "json" or a schema, got {body.format!r:.80}', "format")
+        fields["response_format"] = {"type": "json_object"}
     return fields | {"model": body.model, "stream": body.stream is not False}
 
 
-def ollama_chat_wanted(engine: Engine, body: OllamaChat) -> Wanted:
-    given = _fields(body)
-    if not body.messages:  # only to load the model, which is there
-        return warm_up_wanted(engine, read(Body, {"stream": given["stream"], "model": body.model}))
+def _load(engine: Engine, body: OllamaChat) -> Wanted:
+    """An empty request only loads the model, which is there."""
+    return warm_up_wanted(engine, read(Body, {"stream": body.stream is not False, "model": body.model}))
+
+
+def _chat(engine: Engine, body: OllamaChat, messages: list[Any]) -> Wanted:
     thinking = {} if body.think is None else {"thinking": body.think not in (False, "none")}
-    given |= thinking | {"messages": body.messages, "tools": body.tools or None}
-    return chat_wanted(engine, read(Chat, given))
+    return chat_wanted(
+        engine, read(Chat, _fields(body) | thinking | {"messages": messages, "tools": body.tools or None})
+    )
+
+
+def ollama_chat_wanted(engine: Engine, body: OllamaChat) -> Wanted:
+    return _chat(engine, body, body.messages) if body.messages else _load(engine, body)
 
 
 def ollama_generate_wanted(engine: Engine, body: OllamaGenerate) -> Wanted:
     if body.images:
         raise Refusal(400, "images: this reads text only, no pictures", "images")
-    given = _fields(body)
     if body.suffix or body.raw:
-        given |= {"prompt": body.prompt, "suffix": body.suffix or None, "raw": body.raw}
-        return completion_wanted(engine, read(Completion, given))
+        prompt = {"prompt": body.prompt, "suffix": body.suffix or None, "raw": body.raw}
+        return completion_wanted(engine, read(Completion, _fields(body) | prompt))
     if not body.prompt:
-        return warm_up_wanted(engine, read(Body, {"stream": given["stream"], "model": body.model}))
+        return _load(engine, body)
     system = [{"role": "system", "content": body.system}] if body.system else []
-    thinking = {} if body.think is None else {"thinking": body.think not in (False, "none")}
-    given |= thinking | {"messages": [*system, {"role": "user", "content": body.prompt}]}
-    return chat_wanted(engine, read(Chat, given))
+    return _chat(engine, body, [*system, {"role": "user", "content": body.prompt}])
 
 
 class OllamaWire(Wire):

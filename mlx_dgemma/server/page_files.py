@@ -48,8 +48,8 @@ def _files() -> dict[str, tuple[bytes, str, str]]:
             files["/" if file.name == "index.html" else name] = (file.read_bytes(), TYPES[file.suffix], PAGE)
     script = "\n".join((HERE / name).read_text() for name in ("vendor/morphdom.js", "frame.js"))
     document = DOCUMENT.format(style=(HERE / "frame.css").read_text(), script=script).encode()
-    known = "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    files["/page/preview"] = (document, "text/html", PREVIEW.format(script=known))
+    digest = "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    files["/page/preview"] = (document, "text/html", PREVIEW.format(script=digest))
     return files
 
 

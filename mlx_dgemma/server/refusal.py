@@ -13,10 +13,18 @@ KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_e
 
 
 class Refusal(Exception):
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+    """A request that is not answered. `param`: the field that is wrong."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-        self.headers: dict[str, str] = {}
+        self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
 
     @property
     def kind(self) -> str:
@@ -25,7 +33,7 @@ class Refusal(Exception):
         return "invalid_request_error" if self.status < 500 else "server_error"
 
     def body(self, path: str) -> dict[str, Any]:
-        """As Ollama, Anthropic or OpenAI say it, whichever `path` is of."""
+        """The body of the reply, as Ollama, Anthropic or OpenAI write it, whichever `path` is of."""
         if path.startswith("/api/"):
             return {"error": self.message}
         if path.startswith("/v1/messages"):
@@ -36,7 +44,7 @@ class Refusal(Exception):
 
 
 def refusal(error: Exception, folder: str | None = None) -> Refusal:
-    """What a client is told of `error`. No path is told: `folder`, that of the model, is left out of messages."""
+    """Makes of any error what a client may see. `folder`, that of the model, is left out of its message."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, Mistake):
@@ -45,11 +53,8 @@ def refusal(error: Exception, folder: str | None = None) -> Refusal:
         code = TOO_LONG if isinstance(error, NoRoom) else None
         return Refusal(400, text, error.where if isinstance(error, MessageMistake) else None, code)
     if isinstance(error, Busy):
-        made = Refusal(429, str(error))
-        made.headers = {"retry-after": str(error.seconds)}
-        return made
+        return Refusal(429, str(error), headers={"retry-after": str(error.seconds)})
     if isinstance(error, Stopping):
         return Refusal(503, "the server is being stopped")
-    made = Refusal(500, "an error of the server: its log has the details")
-    made.headers = {"x-should-retry": "false"}  # clients would ask twice more
-    return made
+    once = {"x-should-retry": "false"}  # clients would ask twice more
+    return Refusal(500, "an error of the server: its log has the details", headers=once)

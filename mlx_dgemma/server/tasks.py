@@ -102,10 +102,10 @@ def answer(engine: Engine, question: Question, put: Put) -> Task[list[Written]]:
     if question.echo:
         for index in range(question.first, question.first + question.count):
             put(Delta(index=index, text=question.echo))
-    cache, known = yield from engine.prefixes.read(engine.model, prompt, question.mark)
-    engine.metrics.cached.inc(known)
+    cache, cached = yield from engine.prefixes.read(engine.model, prompt, question.mark)
+    engine.metrics.cached.inc(cached)
     caches = [cache] + [cache.copy() for _ in range(question.count - 1)]
-    written = [_begin(engine, question, index, own, known) for index, own in enumerate(caches)]
+    written = [_begin(engine, question, index, caches[index], cached) for index in range(question.count)]
     beginning = None  # the cache of the prompt alone
     try:
         while running := {each.row: each for each in written if not each.done}:
@@ -128,14 +128,14 @@ def answer(engine: Engine, question: Question, put: Put) -> Task[list[Written]]:
     return written
 
 
-def _begin(engine: Engine, question: Question, index: int, cache: Cache, known: int) -> Written:
+def _begin(engine: Engine, question: Question, index: int, cache: Cache, cached: int) -> Written:
     ask, text = replace(question.ask, seed=question.ask.seed + index), Text(question.tokens[cache.length :])
     if question.language:
         row = begin_within(engine.model, text, ask, question.language, cache=cache)
     else:
         row = begin(engine.model, text, ask, cache=cache)
     grows = Answer(engine.model.facts, engine.tokenizer, ask.max_tokens, question.tokens, question.stops)
-    return Written(index=question.first + index, question=question, row=row, answer=grows, cached_tokens=known)
+    return Written(index=question.first + index, question=question, row=row, answer=grows, cached_tokens=cached)
 
 
 def _take(each: Written, step: Step, put: Put) -> None:
@@ -217,8 +217,8 @@ def score(engine: Engine, question: Question, tokens: Sequence[int], beginning: 
         [scored] = engine.model.encode([Text(text[start:end])], [cache], score=True)
         parts.append((scored.argmax, scored.logprob, scored.top))
         start = end
-    found = join_scores(parts)
-    behind = zip(text[1:], found.logprob[1:].tolist(), found.argmax.tolist(), found.top.tolist(), strict=False)
+    scores = join_scores(parts)
+    behind = zip(text[1:], scores.logprob[1:].tolist(), scores.argmax.tolist(), scores.top.tolist(), strict=False)
     first = [] if question.echo is None else [Scored(text[0], None)]
     return [*first, *(Scored(*each) for each in behind)]
 
@@ -226,8 +226,8 @@ def score(engine: Engine, question: Question, tokens: Sequence[int], beginning: 
 def fill_gaps(engine: Engine, request: Infill, put: Put, *, mark: int = 0, drafts: bool = False) -> Task[Filled]:
     """Fill the gaps of `request`, as `infill` does."""
     prompt = list(request.prompt)
-    cache, known = yield from engine.prefixes.read(engine.model, prompt, mark, rest=0)
-    engine.metrics.cached.inc(known)
+    cache, cached = yield from engine.prefixes.read(engine.model, prompt, mark, rest=0)
+    engine.metrics.cached.inc(cached)
     engine.prefixes.keep(prompt, cache.copy())
 
     def show(step: Step) -> None:

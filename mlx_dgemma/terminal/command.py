@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.spinner import Spinner
 
 from ..checkpoint.hub import is_hub_id
-from ..errors import Mistake, NotFound
-from ..load import meet
+from ..errors import Mistake, NotFound, reason
+from ..load import join_ranks
 from ..version import __version__
 from .live import Bar, Live
 from .process import is_terminal, mute, prepared
@@ -85,7 +85,7 @@ def read(path: str) -> str:
     except FileNotFoundError:
         raise NotFound(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise Mistake(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise Mistake(f"{name} cannot be read: {reason(error)}") from None
     if len(data) > MOST:
         raise Mistake(f"{name} is larger than {MOST // 2**20} MB: give a smaller one")
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -111,7 +111,7 @@ def check_target(flag: str, path: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         if isinstance(error, Mistake):
             raise
-        raise Mistake(f"{flag} {path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        raise Mistake(f"{flag} {path} cannot be written: {reason(error)}") from None
 
 
 def to_stdout(text: str) -> None:
@@ -183,7 +183,7 @@ def run(name: str, command: Callable[[], int | None], *, divided: bool = True) -
     try:
         with prepared():
             if divided:
-                meet()
+                join_ranks()
             code = command() or 0
             to_stdout("")  # what is still in its buffer
             return code

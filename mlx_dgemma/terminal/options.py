@@ -9,7 +9,7 @@ from typing import Any
 from ..checkpoint.folder import adapter_files
 from ..checkpoint.hub import find
 from ..errors import Mistake
-from ..load import load, meet, why_no_gpu
+from ..load import join_ranks, load, why_no_gpu
 from ..seam.model import DiffusionModel, Draw
 from ..tokens.messages import prompt_tokens
 from ..tokens.tokenizer import Tokenizer
@@ -78,9 +78,7 @@ def memory_size(text: str) -> int:
 def add_model(parser: argparse.ArgumentParser, *, listed: bool = True) -> None:
     """`listed`: whether --help names what few need; `generate`, which has enough flags, takes it too."""
     add = parser.add_argument_group("the model").add_argument
-    model = (
-        "a checkpoint, ID@REVISION (or --revision) for one commit; without it, or as tiny, a tiny one that comes along"
-    )
+    model = "a checkpoint, ID@REVISION (or --revision) for one commit; without it, or as tiny, one that comes along"
     add("-m", "--model", metavar="FOLDER_OR_HUB_ID", help=model)
     add("--revision", help=argparse.SUPPRESS)
     add("--adapter-path", metavar="FOLDER", help="what python -m mlx_dgemma.train learnt, on top of it")
@@ -155,10 +153,8 @@ def check_ask(options: argparse.Namespace) -> None:
     denoising, drawing = _options_of(Sampling, options.preset), _options_of(Draw, options.preset)
     if drawing and mode == "diffusion":
         modes = " (--mode ar or auto)" if options.mode else ""
-        raise Mistake(
-            f"{next(iter(drawing))} is of writing left to right{modes}: while a canvas is denoised the temperature "
-            "falls from t_max to t_min"
-        )
+        option = f"{next(iter(drawing))} is of writing left to right{modes}"
+        raise Mistake(f"{option}: while a canvas is denoised the temperature falls from t_max to t_min")
     if drawing and not drawing.get("temp"):
         raise Mistake(f"--preset {next(iter(drawing))} is of tokens that are drawn: give temp=T, too")
     if mode == "ar" and (denoising or options.max_denoising_steps):
@@ -199,19 +195,16 @@ def with_option(ask: Ask, name: str, value: str) -> Ask:
     drawing = _options_of(Draw, given)
     if drawing and ask.mode == "diffusion":
         raise Mistake(f"{name} is of writing left to right: choose --mode ar or auto first")
-    return replace(
-        ask, sampling=replace(ask.sampling, **_options_of(Sampling, given)), draw=replace(ask.draw, **drawing)
-    )
+    sampling = replace(ask.sampling, **_options_of(Sampling, given))
+    return replace(ask, sampling=sampling, draw=replace(ask.draw, **drawing))
 
 
 def open_model(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, Tokenizer, Ask]:
     """Loads the model of the command `name`, and returns it with what the flags ask of it."""
     if options.model is None and not options.quiet:
-        note(
-            f"{name}: no --model given, so the tiny one that comes along answers: it knows the few tasks that README "
-            f"lists. The real one: --model {REAL_MODEL}"
-        )
-    meet(options.tensor_parallel, options.backend)
+        tiny = "no --model given, so the tiny one that comes along answers: it knows the few tasks that README lists"
+        note(f"{name}: {tiny}. The real one: --model {REAL_MODEL}")
+    join_ranks(options.tensor_parallel, options.backend)
     folder = find(options.model)  # a download has a progress bar of its own
     if not options.adapter_path and (adapters := adapter_files(folder)):
         note(f"{name}: {', '.join(adapters)} beside the weights is an adapter, and not used: see --adapter-path")

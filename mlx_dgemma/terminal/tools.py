@@ -10,11 +10,8 @@ from .command import note, read
 
 
 def add_tools(add, more: str = "") -> None:
-    add(
-        "--tools",
-        metavar="FILE.json",
-        help=f"functions that the model may call, as OpenAI, Anthropic or MCP list them{more}",
-    )
+    functions = f"functions that the model may call, as OpenAI, Anthropic or MCP list them{more}"
+    add("--tools", metavar="FILE.json", help=functions)
 
 
 def read_tool_file(path: str | None) -> list[dict] | None:

@@ -52,30 +52,27 @@ def read_tools(given: Any) -> list[dict]:
         given = inner
     if not isinstance(given, list):
         raise Mistake(f'need a list of tools, {{"type": "function", "function": {{"name": …}}}}, got {_shown(given)}')
-    tools = [{"type": "function", "function": _read_function(entry, i)} for i, entry in enumerate(given)]
+    tools = [{"type": "function", "function": _read_function(entry, f"tools[{i}]")} for i, entry in enumerate(given)]
     names = [tool["function"]["name"] for tool in tools]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise Mistake(f"tools: {twice} is there twice: give each a name of its own")
     return tools
 
 
-def _read_function(entry: Any, index: int) -> dict[str, Any]:
+def _read_function(entry: Any, place: str) -> dict[str, Any]:
     function = entry.get("function", entry) if isinstance(entry, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
-        raise Mistake(f'tools[{index}]: need {{"type": "function", "function": {{"name": …}}}}, got {_shown(entry)}')
+        raise Mistake(f'{place}: need {{"type": "function", "function": {{"name": …}}}}, got {_shown(entry)}')
     kind = entry.get("type") or "function"
     schema = next((function[name] for name in _SCHEMAS if function.get(name) is not None), None)
     if kind != "function" and not (kind == "custom" and schema):
-        raise Mistake(
-            f"tools[{index}]: a tool of type {kind!r} runs elsewhere; only functions can be called: remove it"
-        )
+        raise Mistake(f"{place}: a tool of type {kind!r} runs elsewhere; only functions can be called: remove it")
     if not isinstance(schema, dict | None):
-        raise Mistake(
-            f"tools[{index}]: need a JSON schema of the arguments of {function['name']}, got {_shown(schema)}"
-        )
+        need = f"need a JSON schema of the arguments of {function['name']}"
+        raise Mistake(f"{place}: {need}, got {_shown(schema)}")
     description = function.get("description") or function.get("title") or ""
     if not isinstance(description, str):
-        raise Mistake(f"tools[{index}]: need a description that is text, got {_shown(description)}")
+        raise Mistake(f"{place}: need a description that is text, got {_shown(description)}")
     read = {"name": function["name"], "description": description, "parameters": schema or {"type": "object"}}
     return read | ({"response": function["response"]} if function.get("response") else {})  # Gemma declares it, too
 

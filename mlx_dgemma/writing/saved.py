@@ -15,7 +15,7 @@ from typing import Any
 
 from ..checkpoint.folder import read_json
 from ..checkpoint.whole_file import whole_file
-from ..errors import Mistake, NotFound
+from ..errors import Mistake, NotFound, reason
 from ..seam.model import Cache
 from ..tokens.messages import from_json, to_json
 from ..tokens.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ def save(folder: Path, turns: Turns, cache: Cache) -> None:
     except (OSError, ValueError) as error:
         if isinstance(error, Mistake):
             raise
-        raise Mistake(f"the chat cannot be saved in {folder}: {_reason(error)}; give another folder") from None
+        raise Mistake(f"the chat cannot be saved in {folder}: {reason(error)}; give another folder") from None
 
 
 def _forget(folder: Path, name: str) -> None:
@@ -98,7 +98,7 @@ def read(path: Path, tokenizer: Tokenizer | None = None) -> Turns:
             raise ValueError(f"its cache is {turns.cache!r}")
         messages = from_json(tokenizer, turns.messages) if tokenizer else turns.messages
     except OSError as error:
-        raise NotFound(f"{path.parent} holds no saved chat ({_reason(error)}): need one that /save wrote") from None
+        raise NotFound(f"{path.parent} holds no saved chat ({reason(error)}): need one that /save wrote") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Mistake(f"{path} is damaged ({error}): need one that /save wrote") from None
     if [message["content"] for message in messages] != [record["content"] for record in turns.messages]:
@@ -108,7 +108,3 @@ def read(path: Path, tokenizer: Tokenizer | None = None) -> Turns:
 
 def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return getattr(error, "strerror", None) or str(error)

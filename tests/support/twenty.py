@@ -92,9 +92,9 @@ def main(backend: str, out: str, count: str = "20") -> None:
     if seed := os.environ.get("DELAY"):
         late(int(seed), backend)
     from mlx_dgemma.load import leave, load
-    from mlx_dgemma.ranks import follower, party
+    from mlx_dgemma.ranks import follower, group
 
-    party.PATIENCE = follower.PATIENCE = float(os.environ.get("PATIENCE", party.PATIENCE))
+    group.PATIENCE = follower.PATIENCE = float(os.environ.get("PATIENCE", group.PATIENCE))
     loaded = load(backend=backend, dtype="float32")
     with open(out, "w") as file:
         for answer in itertools.islice(answers(*loaded), int(count)):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ..errors import Mistake
+from ..errors import Mistake, reason
 from ..version import __version__
 from . import ending
 from .place import Place
@@ -26,7 +26,7 @@ AGREE = 5.0  # seconds for all to fail alike
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Party:
+class Group:
     """The other ranks, as rank 0 sees them."""
 
     def __init__(self, place: Place, secret: str = "", started: Sequence[subprocess.Popen] = ()):
@@ -42,7 +42,7 @@ class Party:
             self._listening = socket.create_server(place.leader)
         except OSError as error:
             host, port = place.leader
-            raise Mistake(f"rank 0 cannot be met at {host}:{port}: {error.strerror or error}") from None
+            raise Mistake(f"rank 0 cannot be met at {host}:{port}: {reason(error)}") from None
         threading.Thread(target=self._gather, name="gather", daemon=True).start()
 
     def name(self, rank: int) -> str:
@@ -93,16 +93,17 @@ class Party:
         """Take a rank in; whatever else connects is let go."""
         try:
             hello = wire.receive()
-            rank, known = hello["rank"], secrets.compare_digest(hello["secret"], self.secret)
+            rank, ours = hello["rank"], secrets.compare_digest(hello["secret"], self.secret)
         except (Lost, KeyError, TypeError):
             return wire.close()
-        if not known or rank in self.wires or not 0 < rank < self.ranks:
+        if not ours or rank in self.wires or not 0 < rank < self.ranks:
             return wire.close()
         self.hosts[rank] = str(hello.get("host"))[:100]
-        if (given := hello.get("version"), hello.get("ranks")) != (__version__, self.ranks):
-            mine = f"rank 0 {__version__} of {self.ranks} ranks"
+        version, ranks = hello.get("version"), hello.get("ranks")
+        if (version, ranks) != (__version__, self.ranks):
             wire.send({"end": 2})
-            self.end(2, f"{self.name(rank)} runs mlx_dgemma {given} of {hello.get('ranks')} ranks, {mine}")
+            here = f"rank 0 {__version__} of {self.ranks} ranks"
+            self.end(2, f"{self.name(rank)} runs mlx_dgemma {version} of {ranks} ranks, {here}")
         beat(wire)
         threading.Thread(target=self._watch, args=(rank, wire), name=f"rank {rank}", daemon=True).start()
         with self._changed:
@@ -128,7 +129,7 @@ class Party:
             if not self.over:
                 self.end(1, f"{self.name(rank)} {lost}")
 
-    def tell(self, message: dict[str, Any] | Callable[[int], dict[str, Any]]) -> int:
+    def send(self, message: dict[str, Any] | Callable[[int], dict[str, Any]]) -> int:
         """Send one more call to every rank -> its number. `message`: of all, or of each."""
         with self._changed:
             self._changed.wait_for(lambda: len(self.wires) == self.ranks - 1)
@@ -141,8 +142,8 @@ class Party:
                 self.end(1, f"{self.name(rank)} {lost}")
         return self.number
 
-    def heard(self, call: int) -> dict[int, dict]:
-        """What every rank answers to a call that asks for it, by rank. Mistake where it failed in one."""
+    def answers_to(self, call: int) -> dict[int, dict]:
+        """The answers of all ranks to a call that asks for one, by rank. Mistake where it failed in one."""
         with self._changed:
             self._changed.wait_for(lambda: len(self.answers.get(call, {})) == self.ranks - 1)
             answers = self.answers.pop(call)
@@ -156,9 +157,9 @@ class Party:
 
     @contextmanager
     def together(self, message: dict[str, Any]) -> Iterator[None]:
-        """Tell the others to do what is done inside. What fails here has to fail there."""
+        """A context in which the others do what this rank does. What fails here has to fail there."""
         with undisturbed():
-            call = self.tell(message)
+            call = self.send(message)
             try:
                 yield
             except Exception as error:
