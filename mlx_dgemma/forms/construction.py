@@ -141,7 +141,8 @@ class _Graph:
             case Chars() | Both() | Automaton():
                 return self._embed(_minimal(expression, self.budget), start)
             case Text(text):
-                return self._add_bytes(((byte, byte) for byte in text.encode()), start)
+                written = text.encode() if isinstance(text, str) else text
+                return self._add_bytes(((byte, byte) for byte in written), start)
             case Bytes(ranges):
                 return self._add_bytes(ranges, start)
             case Series(parts):

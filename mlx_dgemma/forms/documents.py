@@ -1,7 +1,7 @@
-"""The cases of a schema (`cases.py`) -> the expression of its documents, as `json.dumps` writes them.
+"""The cases of a schema (`cases.py`) -> the expression of its documents, in a notation (`notation.py`).
 
-Members come in the order of `properties`, others behind them, and only where a schema says what they are. What may
-refer to itself is written to a depth, and so is a value of which nothing is said.
+Members come in the order of `properties`, or in the notation's own, others behind them, and only where a schema says
+what they are. What may refer to itself is written to a depth, and so is a value of which nothing is said.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from .expression import Both, Chars, Either, Expression, Joined, Repeat, Text, e
 from .fit import Fit
 from .numeral import multiples, number
 from .pattern import PLAIN, dialects_differ
-from .strings import character, escaped, quoted, written
 
 NOTHING = Either(())
 FEW = 8  # members of which any one may be the one that is needed
@@ -41,6 +40,8 @@ class Documents:
 
     def __init__(self, fit: Fit, budget: Budget, depth: Depth):
         self.cases, self.fit, self.budget, self.depth = fit.cases, fit, budget, depth
+        self.notation = fit.strings.notation
+        self.comma = Text(self.notation.comma)
         self.circular = fit.cases.references.circular()
         self.open: Counter[tuple] = Counter()  # how often each schema stands around what is being written
         self.around = Depth(0, 0)  # how many of them refer to themselves, and say nothing
@@ -108,30 +109,29 @@ class Documents:
             elif kind in ("number", "integer"):
                 options.append(self._number(kind, case, path))
             else:
-                options.append(either("true", "false") if kind == "boolean" else Text("null"))
+                options.append(either("true", "false") if kind == "boolean" else either(*self.notation.ways(None)))
         return options
 
     def _enumerated(self, case: Case, path: tuple) -> Expression:
         bare = case == Case(values=case.values)
         try:
-            texts = [written(value) for value in case.values if bare or self.fit.case(value, case)]
+            values = [value for value in case.values if bare or self.fit.case(value, case)]
+            texts = [text for value in values for text in self.notation.ways(value)]
         except Refusal:
             raise
         except Mistake as mistake:
             raise Refusal((*path, "enum"), str(mistake)) from None
         if (length := sum(map(len, texts))) > MOST_NODES:
-            raise Refusal(
-                (*path, "enum"), f"its values have {length} characters, more than {MOST_NODES}: leave some out"
-            )
+            raise Refusal((*path, "enum"), f"its values have {length} bytes, more than {MOST_NODES}: leave some out")
         return either(*texts) if texts else NOTHING
 
     def _object(self, case: Case, path: tuple) -> Expression:
         members: dict[str, Expression] = {}
-        for name in dict.fromkeys((*case.properties, *case.required)):
+        for name in self.notation.order(dict.fromkeys((*case.properties, *case.required))):
             allowed = not case.names or self.fit.schemas(name, case.names)
             inner = self.value(self.fit.member(case, name), (*path, "properties", name)) if allowed else NOTHING
             if inner is not NOTHING:
-                members[name] = series(f"{written(name)}: ", inner)
+                members[name] = series(self.notation.key(name), self.notation.colon, inner)
             elif name in case.required:
                 return NOTHING
         entry = self._entry(case, path)
@@ -149,9 +149,9 @@ class Documents:
                 raise Refusal((*path, "minProperties"), "names could repeat; say in properties which there are")
             parts = [*members.values()]
             if room != 0:
-                parts.append(Repeat(entry, 1, room, Text(", ")))
+                parts.append(Repeat(entry, 1, room, self.comma))
                 needed.append(missing > 0)
-            return series("{", Joined(tuple(parts), tuple(needed), Text(", ")), "}")
+            return series("{", Joined(tuple(parts), tuple(needed), self.comma), "}")
         if missing > len(members) - sum(needed):
             return NOTHING
         return self._with_some([*members.values()], needed, missing)
@@ -167,8 +167,7 @@ class Documents:
                 spare -= not must
         return kept
 
-    @staticmethod
-    def _with_some(parts: list[Expression], needed: list[bool], missing: int) -> Expression:
+    def _with_some(self, parts: list[Expression], needed: list[bool], missing: int) -> Expression:
         """An object of these members, with `missing` more than are needed: any one, or the first."""
         free = [i for i, must in enumerate(needed) if not must]
         ways = [(parts, needed)]
@@ -179,7 +178,7 @@ class Documents:
                 ways.append(([parts[i] for i in kept], [needed[i] or i == first for i in kept]))
         elif missing > 0:
             ways = [(parts, [must or i in free[:missing] for i, must in enumerate(needed)])]
-        return either(*(series("{", Joined(tuple(p), tuple(n), Text(", ")), "}") for p, n in ways))
+        return either(*(series("{", Joined(tuple(p), tuple(n), self.comma), "}") for p, n in ways))
 
     def _entry(self, case: Case, path: tuple) -> Expression | None:
         """A member that `properties` does not name, None where none is added."""
@@ -187,39 +186,41 @@ class Documents:
         said = said or any(self.cases.together([schema]) != [Case()] for _, _, schema in case.others)
         if not said:
             return None
-        names = either(*map(written, case.properties)) if case.properties else None
+        names = either(*map(self.notation.written, case.properties)) if case.properties else None
         patterns = dict.fromkeys(pattern for pattern, _ in case.matching)
         keys: list[tuple[Expression | None, list, tuple[Schema, ...]]] = []
         for pattern in patterns:
             schemas = [schema for other, schema in case.matching if other == pattern]
             schemas += [schema for _, covered, schema in case.others if pattern not in covered]
-            keys.append(
-                (quoted(self.fit.strings.content(pattern)), [p for p in patterns if p != pattern], tuple(schemas))
-            )
+            keys.append((self._found(pattern), [p for p in patterns if p != pattern], tuple(schemas)))
         rest = tuple(schema for _, _, schema in case.others)
         keys.append((None, list(patterns), rest))
         entries = []
         for key, excluded, schemas in keys:
             inner = self.value(schemas, (*path, "additionalProperties" if key is None else "patternProperties"))
             if inner is not NOTHING and (name := self._name(key, excluded, names, case, path)) is not None:
-                entries.append(series(name, ": ", inner))
+                entries.append(series(name, self.notation.colon, inner))
         return either(*entries) if entries else None
 
     def _name(self, key: Expression | None, excluded: list[str], names: Expression | None, case: Case, path: tuple):
         """Names of members as they are written, without those that are `excluded`; None for none."""
         made = self.value((*case.names, STRING), path)
         without = [names] if names else []
-        without += [quoted(self.fit.strings.content(pattern)) for pattern in excluded]
+        without += [self._found(pattern) for pattern in excluded]
         if any(map(dialects_differ, excluded)):
-            plain = quoted(escaped(Repeat(Chars(PLAIN))))
+            plain = self.notation.string(self.notation.escaped(Repeat(Chars(PLAIN))))
             key = plain if key is None else build_automaton(Both(key, plain), self.budget)
         try:
             made = build_automaton(made if key is None else Both(key, made), self.budget)
             for out in without:
                 made = build_automaton(Both(made, complement(build_automaton(out, self.budget))), self.budget)
+            return self.notation.keys(made, self.budget)
         except Empty:
             return None
-        return made
+
+    def _found(self, pattern: str) -> Expression:
+        """The strings in which `pattern` is found."""
+        return self.notation.string(self.fit.strings.content(pattern))
 
     def _array(self, case: Case, path: tuple) -> Expression:
         if case.items.empty:
@@ -256,8 +257,7 @@ class Documents:
             rest = item(max(first, len(spots), positions))
         return self._listed(parts, rest, least, case.items.most)
 
-    @staticmethod
-    def _listed(parts: list[Expression], rest: Expression, least: int, most: int | None) -> Expression:
+    def _listed(self, parts: list[Expression], rest: Expression, least: int, most: int | None) -> Expression:
         """A list that begins with `parts` and goes on with any number of `rest`."""
         if rest is NOTHING or most == len(parts):
             if least > len(parts):
@@ -267,10 +267,10 @@ class Documents:
             more = None if most is None else most - len(parts)
             fewest = max(least - len(parts), 0)
             if not parts:
-                return series("[", Repeat(rest, fewest, more, Text(", ")), "]")
-            behind = Repeat(series(", ", rest), fewest, more)
+                return series("[", Repeat(rest, fewest, more, self.comma), "]")
+            behind = Repeat(series(self.comma, rest), fewest, more)
         for i in reversed(range(len(parts))):
-            here = series(", " if i else "", parts[i], behind)
+            here = series(self.comma if i else "", parts[i], behind)
             behind = here if i < least else optional(here)
         return series("[", behind, "]")
 
@@ -289,11 +289,11 @@ class Documents:
                 if _product(kinds[:first]) <= MOST_SETS
                 else []
             )
-            fit = [written(list(way)) for way in ways if self.fit.case(list(way), case)]
+            fit = [self.notation.written(list(way)) for way in ways if self.fit.case(list(way), case)]
             return either(*fit) if fit else NOTHING
-        parts = tuple(Text(written(value)) for value in kinds[0])
-        counted = Repeat(Either(parts), case.items.least, case.items.most, Text(", "))
-        values = Joined(parts, (False,) * len(parts), Text(", "))
+        parts = tuple(Text(self.notation.written(value)) for value in kinds[0])
+        counted = Repeat(Either(parts), case.items.least, case.items.most, self.comma)
+        values = Joined(parts, (False,) * len(parts), self.comma)
         return series("[", Both(values, counted) if case.items != Range() else values, "]")
 
     def _finite(self, schemas: Together) -> list | None:
@@ -317,7 +317,7 @@ class Documents:
             raise Empty(str(Refusal((*path, "maxLength"), why)))
         content: Expression | None = None
         if not case.patterns or case.length != Range():
-            content = Repeat(character(), case.length.least, case.length.most)
+            content = Repeat(self.notation.character, case.length.least, case.length.most)
         try:
             for pattern in case.patterns:
                 made = self.fit.strings.content(pattern)
@@ -325,9 +325,9 @@ class Documents:
         except Mistake as mistake:
             raise _at((*path, "pattern"), mistake) from None
         if case.excluded:
-            others = either(*(written(text)[1:-1] for text in case.excluded))
+            others = either(*(self.notation.written(text)[1:-1] for text in case.excluded))  # without its quotes
             content = Both(content, complement(build_automaton(others, self.budget)))
-        return quoted(content)
+        return self.notation.string(content)
 
     def _number(self, kind: str, case: Case, path: tuple) -> Expression:
         key = (kind, case.low, case.high, case.multiples)

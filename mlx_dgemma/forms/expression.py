@@ -25,9 +25,9 @@ class Chars:
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """These characters."""
+    """These characters, or bytes."""
 
-    text: str
+    text: str | bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +89,16 @@ def children(expression: Expression) -> tuple[Expression, ...]:
     return ()
 
 
-def series(*parts: Expression | str) -> Expression:
-    return Series(tuple(Text(part) if isinstance(part, str) else part for part in parts))
+def series(*parts: Expression | str | bytes) -> Expression:
+    return Series(tuple(map(_expression, parts)))
 
 
-def either(*options: Expression | str) -> Expression:
-    return Either(tuple(Text(option) if isinstance(option, str) else option for option in options))
+def either(*options: Expression | str | bytes) -> Expression:
+    return Either(tuple(map(_expression, options)))
+
+
+def _expression(part: Expression | str | bytes) -> Expression:
+    return Text(part) if isinstance(part, str | bytes) else part
 
 
 def optional(part: Expression | str) -> Expression:

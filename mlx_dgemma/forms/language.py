@@ -31,7 +31,8 @@ from ..writing.diffuse import begin
 from ..writing.writing import check_room
 from .automaton import Automaton
 from .lattice import IMPROBABLE, Lattice, Path, Vocabulary
-from .projection import first_json, projected
+from .notation import JSON, Notation
+from .projection import projected
 
 UNAIDED = 2  # passes without a document in it after which a model is held to the form
 OVERRULED = 1.0  # nats of a position whose argmax cannot stand there: too many to be accepted, or to settle
@@ -40,10 +41,9 @@ OVERRULED = 1.0  # nats of a position whose argmax cannot stand there: too many 
 class Language:
     """The texts that a model may write, in its tokens. Made once, for any number of texts."""
 
-    def __init__(self, model: DiffusionModel, vocabulary: Vocabulary, automaton: Automaton):
+    def __init__(self, model: DiffusionModel, vocabulary: Vocabulary, automaton: Automaton, notation: Notation = JSON):
         """`vocabulary` is the same for every language of a tokenizer, and a second of work."""
-        self.model = model
-        self.decode = vocabulary.decode
+        self.model, self.notation = model, notation
         self.lattice = Lattice(automaton, vocabulary, model.facts)
         self.sets: list[TokenSet] = []  # what `Block.allowed` points to
         self._slots: dict[int, int] = {}  # by state
@@ -124,18 +124,19 @@ class TokenByToken:
         return [token]
 
     def _rest_of_document(self) -> list[int]:
-        """The rest of the text, by the JSON in `unwritten`; empty where that is not whole yet, or is of no use."""
-        vocabulary, token = self.lattice.vocabulary, self.unwritten[-1]
-        text = (self.text + b"".join(vocabulary.spelt[each] for each in self.unwritten)).decode("utf-8", "ignore")
-        value = first_json(text) if {*b"]}"} & {*vocabulary.spelt[token]} else None
-        over = token in self.lattice.stops or len(self.unwritten) >= self.left
-        if value is None and not over and text.lstrip()[:1] in ("", "{", "[", "`"):
+        """The rest of the text, by the document in `unwritten`; empty where that is not whole yet, or is of no use."""
+        notation, vocabulary = self.language.notation, self.lattice.vocabulary
+        text, last = self.text + vocabulary.text(self.unwritten), self.unwritten[-1]
+        over = last in self.lattice.stops or len(self.unwritten) >= self.left
+        whole = over or not {*notation.closing}.isdisjoint(vocabulary.spelt[last])
+        pieces = notation.pieces(text) if whole else None
+        if pieces is None and not over and notation.begins(text):
             return []
         self.unaided, self.unwritten = False, []
-        document, written = projected(self.lattice.automaton, value), self.text.decode("utf-8", "replace")
-        if document is None or not document.startswith(written):
+        document = projected(self.lattice.automaton, pieces, notation)
+        if document is None or not document.startswith(self.text):
             return []
-        path = self.lattice.spelt(document[len(written) :], self.left, self.left, self.state)
+        path = self.lattice.spelt(document[len(self.text) :], self.left, self.left, self.state)
         return [] if path is None else path.tokens[: np.argmax(path.states == self.lattice.end)].tolist()
 
     def ending(self) -> np.ndarray:
@@ -195,7 +196,8 @@ class Document(Open):
     def _unaided_document(self, draft: np.ndarray) -> Path | None:
         """The document in what the model writes unaided; None where it is held, or writes none."""
         content = self.content(draft)[:-1].tolist() if self.unaided else []
-        document = projected(self.lattice.automaton, first_json(self.language.decode(content)))
+        pieces = self.language.notation.pieces(self.lattice.vocabulary.text(content))
+        document = projected(self.lattice.automaton, pieces, self.language.notation)
         return document and self.lattice.spelt(document, len(draft), self.tokens_left)
 
     def _candidates(self, prediction: Prediction, block: Block, i: int) -> tuple[np.ndarray, np.ndarray, float]:

@@ -8,6 +8,7 @@ Nothing is computed for all pairs of a state and a token: where lengths are coun
 a vocabulary has a quarter of a million tokens.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -15,30 +16,51 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import Mistake
 from ..seam.model import Facts
 from ..tokens.tokenizer import Tokenizer
 from .automaton import Automaton
+from .notation import CONTROL, CONTROLS
 
 IMPROBABLE = -150.0  # nats: for a token that was not allowed where it is needed; no other is as improbable
 AHEAD = 64  # bytes of a text that the tokenizer is shown for its next token
 FAR = np.iinfo(np.int32).max
+LONGEST = 256  # bytes of a token, at most
+_CONTROL = re.compile(rb"([%b-\xff])" % bytes([CONTROL]))
 
 
 class Vocabulary:
-    """The bytes that each token writes; b"" for special tokens, and for all but one of those that write the same."""
+    """The bytes that each token writes; b"" for special tokens, and for all but one of those that write the same. A
+    control token of a notation writes the byte that stands for it, which no text has."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int):
-        self.encode, self.decode = tokenizer.encode, tokenizer.decode
-        self.spelt = tokenizer.spelling(vocab_size)
+        """Mistake where a token is longer than `LONGEST`."""
+        self._encode = tokenizer.encode_parts
+        self.spelt = [b"" if _CONTROL.search(text) else text for text in tokenizer.spelling(vocab_size)]
+        controls = map(tokenizer.token_id, CONTROLS)
+        self.has_calls = None not in (tokens := [*controls])
+        for i, token in enumerate(tokens):
+            if token is not None:
+                self.spelt[token] = bytes([CONTROL + i])
         self.token = {text: token for token, text in enumerate(self.spelt) if text}
         self.lengths = np.array([len(text) for text in self.spelt])
         self.longest = int(self.lengths.max())
+        if self.longest > LONGEST:
+            raise Mistake(f"this tokenizer has a token of {self.longest} bytes; a form takes {LONGEST} at most")
         joined = b"".join(text.ljust(self.longest, b"\0") for text in self.spelt)
         self.bytes = np.frombuffer(joined, np.uint8).reshape(vocab_size, self.longest)
         # The tokens that write something, the long ones first: those of more than n bytes are the first longer[n].
         self.order = np.argsort(-self.lengths, kind="stable")[: np.count_nonzero(self.lengths)]
         self.longer = np.searchsorted(-self.lengths[self.order], -np.arange(self.longest))
         self.columns = np.ascontiguousarray(self.bytes[self.order].T)  # [longest, tokens in that order]
+
+    def encode(self, text: bytes) -> list[int]:
+        """The tokens in which the tokenizer writes a text; half a character at its end is left out."""
+        pieces = enumerate(_CONTROL.split(text))  # text and control tokens in turn
+        return self._encode([self.token[piece] if i % 2 else piece.decode("utf-8", "ignore") for i, piece in pieces])
+
+    def text(self, tokens: Iterable[int]) -> bytes:
+        return b"".join(self.spelt[token] for token in tokens)
 
     def starts(self, text: bytes) -> list[tuple[int, int]]:
         """The tokens with which `text` can begin: (number of bytes, token) each."""
@@ -105,7 +127,7 @@ class Lattice:
         known = text if whole else text.rstrip(b" ")
         if known and 0x80 <= known[0] < 0xC0:  # inside a character, which is being written byte by byte
             return self.vocabulary.token.get(known[:1], -1)
-        tokens = self.vocabulary.encode(known.decode("utf-8", "ignore"))
+        tokens = self.vocabulary.encode(known)
         spelt = self.vocabulary.spelt[tokens[0]] if tokens else b""
         return tokens[0] if spelt and known.startswith(spelt) else -1
 
@@ -231,13 +253,13 @@ class Lattice:
             states.append(target)
         return Path(np.array(tokens, np.int32), np.array(states))
 
-    def spelt(self, document: str, length: int, room: int, start: int = 0) -> Path | None:
+    def spelt(self, rest: bytes, length: int, room: int, start: int = 0) -> Path | None:
         """The rest of a text of the language, from `start` on, as a canvas of `length` tokens; None where it takes
         more, or more than `room`, the stop token included."""
-        tokens, states, rest, whole = [], [start], document.encode(), []
+        tokens, states, whole = [], [start], []
         while rest and states[-1] >= 0 and len(tokens) < min(length, room):
             forced = int(self.written[states[-1]])
-            whole = whole or self.vocabulary.encode(rest.decode("utf-8", "ignore"))
+            whole = whole or self.vocabulary.encode(rest)
             whole = whole if forced in (-1, *whole[:1]) else [forced]
             tokens.append(whole.pop(0))
             states.append(self.walk(states[-1], tokens[-1:]))

@@ -1,9 +1,9 @@
 """A JSON schema -> the automaton of its documents.
 
 What a schema allows is decided in three files: `tokens/references.py` finds what it refers to, `cases.py` reads its
-keywords into cases (`case.py`), and `documents.py` writes those, as `json.dumps` would, as an expression
-(`expression.py`; texts: `strings.py`, their patterns: `pattern.py`, numbers: `numeral.py`). Whatever is written is
-valid; what cannot be held is a mistake, named with its path. Words that restrict nothing are annotations.
+keywords into cases (`case.py`), and `documents.py` writes those, as JSON or for a call (`notation.py`), as expressions
+(`expression.py`; patterns of texts: `strings.py`, `pattern.py`, numbers: `numeral.py`). Whatever is written is valid;
+what cannot be held is a mistake, named with its path. Words that restrict nothing are annotations.
 
 `construction.py` makes the expression an automaton (`automaton.py`), `lattice.py` reads it in tokens, and
 `language.py` holds a text to it while it is written.
@@ -26,6 +26,7 @@ from .documents import NOTHING, Depth, Documents
 from .expression import Expression
 from .fit import Fit
 from .keywords import well_formed
+from .notation import JSON, Notation
 from .strings import Strings
 
 DEPTHS = [Depth(4, 2), Depth(3, 2), Depth(2, 1), Depth(2, 0), Depth(1, 0)]  # the first that is small enough is taken
@@ -62,8 +63,8 @@ def _finite(text: str) -> float:
     return number
 
 
-def automaton(schema: Schema | bool, *, reach: int | None = None) -> Automaton:
-    """Builds the automaton of a schema's documents; of those of at most `reach` bytes, where it is given.
+def automaton(schema: Schema | bool, budget: Budget | None = None, notation: Notation = JSON) -> Automaton:
+    """Builds the automaton of a schema's documents.
 
     Mistake where it is no JSON schema, or cannot be held: names the keyword and its path.
     """
@@ -77,16 +78,15 @@ def automaton(schema: Schema | bool, *, reach: int | None = None) -> Automaton:
     try:
         if validator is not validators.Draft202012Validator or not well_formed(schema):
             validator.check_schema(schema, format_checker=None)  # or Python's `re` would have to read each pattern
-        return _built(schema, reach, validator in LEGACY)
+        return _built(schema, budget or Budget(), notation, validator in LEGACY)
     except SchemaError as error:
         raise Mistake(f"no JSON schema: {error.message}, at {pointer(error.absolute_path)}") from None
     except RecursionError:
         raise Mistake("the schema cannot be held: it is nested too deep") from None
 
 
-def _built(schema: Schema | bool, reach: int | None, legacy: bool) -> Automaton:
-    budget = Budget(reach=reach)
-    fit = Fit(References(schema), Strings(budget), legacy)
+def _built(schema: Schema | bool, budget: Budget, notation: Notation, legacy: bool) -> Automaton:
+    fit = Fit(References(schema), Strings(budget, notation), legacy)
     fit.cases.of(schema)
     for depth in DEPTHS:
         documents, expression = _written(fit, budget, schema, depth)

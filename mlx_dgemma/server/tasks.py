@@ -40,7 +40,7 @@ class Question:
     drafts: bool = False
     scored: bool = False  # the log-probability of each token is wanted
     echo: str | None = None  # the prompt's text, to stand before the answer; its tokens are scored, too
-    tool: str | None = None  # the tool whose arguments the text is; "" where the text names it, too
+    tool: str | None = None  # the tool whose arguments the text is, as JSON; "" where the text names it, too
     most_calls: int | None = None  # of tools; None: any number
 
 
@@ -67,7 +67,7 @@ class Written:
 
     @property
     def calls(self) -> list[ToolCall]:
-        """The tools that it calls. One that had to be called is read from the text, once that is whole."""
+        """The tools that it calls. One that had to be called as JSON is read from the text, once that is whole."""
         tool = self.question.tool
         if tool is None:
             return self.answer.calls[: self.question.most_calls]

@@ -3,13 +3,15 @@
 import argparse
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 from ..errors import Mistake
 from ..forms import template
 from ..forms.language import Language
+from ..forms.notation import JSON
 from ..terminal.options import preset
 from ..tokens.messages import prompt_tokens
 from ..tokens.tokenizer import Tokenizer
@@ -141,10 +143,13 @@ def chat_wanted(engine: Engine, body: Chat) -> Wanted:
     """An answer to messages. Refusal, or Mistake, where it cannot be given."""
     tools = read_tools(body.tools) if body.tools and body.tool_choice != "none" else []
     ask, warnings = ask_of(engine, body, body.max_completion_tokens or body.max_tokens)
-    tool, schema = forced_tool(tools, body.tool_choice)
-    language = form_of(engine, body, ask, schema)
-    thinking = thinks(body)
-    if thinking and (language or body.choices):
+    forced, thinking = forced_tools(tools, body.tool_choice), thinks(body)
+    most_calls = 1 if (body.model_extra or {}).get("parallel_tool_calls") is False else None
+    several = body.tool_choice == "required" and most_calls is None
+    calls = partial(engine.languages.of_calls, forced, ask.max_tokens, several=several, thinking=thinking)
+    language = form_of(engine, body, ask, calls if forced else None)
+    as_json = language is not None and language.notation is JSON
+    if thinking and (as_json or body.choices):
         warnings.append("thinking has no effect: the text has a form from its first token on")
         thinking = False
     if tools and not engine.hears_tools:
@@ -165,8 +170,8 @@ def chat_wanted(engine: Engine, body: Chat) -> Wanted:
         mark=mark_of(engine.tokenizer, body.messages, tokens, flags),
         drafts=bool(body.drafts or body.diffusing),
         scored=bool(body.logprobs) and not body.stream,
-        tool=tool,
-        most_calls=1 if (body.model_extra or {}).get("parallel_tool_calls") is False else None,
+        tool=_named(forced) if as_json and forced else None,
+        most_calls=most_calls,
     )
     return Answers(body, ask, len(tokens), warnings, rows=body.n or 1, questions=[question])
 
@@ -180,46 +185,40 @@ def mark_of(tokenizer: Tokenizer, messages: Sequence[Any], tokens: Sequence[int]
     return common(tokens, prompt_tokens(tokenizer, [*other, {"role": "user", "content": "\u2060"}], **flags))
 
 
-def forced_tool(tools: list[dict], choice: str | dict | None) -> tuple[str | None, dict | None]:
-    """The tool that must be called, and the schema of what is to be written then. The name is "" where the text says
-    it; None where the model may choose."""
+def forced_tools(tools: list[dict], choice: str | dict | None) -> list[dict]:
+    """The tools of which one must be called; none where the model may choose."""
     if isinstance(choice, dict):
         function = choice.get("function")
         name = (function if isinstance(function, dict) else choice).get("name")
-        found = [tool["function"] for tool in tools if tool["function"]["name"] == name]
+        found = [tool for tool in tools if tool["function"]["name"] == name]
         if not found:
             raise Refusal(400, f"tool_choice: there is no tool {name!r:.80}", "tool_choice")
-        return name, found[0]["parameters"]
+        return found
     if choice not in (None, "auto", "none", "required"):
         raise Refusal(400, f"tool_choice: need auto, none, required or a tool, got {choice!r:.80}", "tool_choice")
-    if choice != "required":
-        return None, None
-    if not tools:
+    if choice == "required" and not tools:
         raise Refusal(400, "tool_choice: there are no tools to choose from", "tool_choice")
-    if len(tools) == 1:
-        return forced_tool(tools, tools[0])
-    calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": tool["function"]["name"]}, "arguments": tool["function"]["parameters"]},
-            "required": ["name", "arguments"],
-        }
-        for tool in tools
-    ]
-    return "", {"anyOf": calls}
+    return tools if choice == "required" else []
 
 
-def form_of(engine: Engine, body: Body, ask: Ask, tool: dict | None = None) -> Language | None:
-    """The language that a text must be of. Refusal where several forms are asked for."""
+def _named(tools: list[dict]) -> str:
+    """The name of the only tool; "" where there are several."""
+    return tools[0]["function"]["name"] if len(tools) == 1 else ""
+
+
+def form_of(engine: Engine, body: Body, ask: Ask, calls: Callable[[], Language] | None = None) -> Language | None:
+    """The language that a text must be of; `calls` makes that of forced tools. Refusal where several forms are asked
+    for."""
     schema, asked = _schema_of(body)
-    forms = {"template": body.template, "choices": body.choices, asked: schema, "tool_choice": tool}
+    forms = {"template": body.template, "choices": body.choices, asked: schema, "tool_choice": calls}
     given = [name for name, value in forms.items() if value is not None]
     if len(given) > 1:
         raise Refusal(400, f"{given[0]} and {given[1]} do not go together: choose one", given[1])
     if given and (ask.mode == "auto" or (given == ["choices"] and (ask.mode == "ar" or ask.verify))):
         raise Refusal(400, f"mode or verify does not go with {given[0]}: leave it out", "mode")
-    schema = tool if tool is not None else schema
     try:
+        if calls:
+            return calls()
         if body.template is not None:
             return engine.languages.of_template(body.template)
         return None if schema is None else engine.languages.of_schema(schema, ask.max_tokens)

@@ -5,16 +5,15 @@ from dataclasses import dataclass
 
 from ..errors import Mistake
 from ..forms import choices, template
-from ..forms.automaton import Automaton
+from ..forms.automaton import Automaton, Budget
 from ..forms.construction import build_automaton
 from ..forms.language import Language
-from ..forms.lattice import Vocabulary
+from ..forms.lattice import LONGEST, Vocabulary
 from ..seam.model import DiffusionModel
 from ..tokens.tokenizer import Tokenizer
 from ..writing.ask import Ask
 
 INCOMPLETE = 3  # exit code: no text of the form asked for
-LONGEST = 256  # bytes of a token, at most
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,7 @@ class Form:
     choices: tuple[str, ...] = ()
 
     def language(self, model: DiffusionModel, tokenizer: Tokenizer) -> Language:
-        vocabulary = Vocabulary(tokenizer, model.facts.vocab_size)
-        if vocabulary.longest > LONGEST:
-            raise Mistake(f"this tokenizer has a token of {vocabulary.longest} bytes; a form takes {LONGEST} at most")
-        return Language(model, vocabulary, self.automaton)
+        return Language(model, Vocabulary(tokenizer, model.facts.vocab_size), self.automaton)
 
     def slots(self, text: str) -> dict[str, dict[str, str]]:
         """Returns a template's slots, for --json."""
@@ -85,6 +81,6 @@ def _schema(path: str, reach: int | None) -> Automaton:
 
     document = schema.read(path)
     try:
-        return schema.automaton(document, reach=reach)
+        return schema.automaton(document, Budget(reach=reach))
     except Mistake as mistake:
         raise Mistake(f"{path}: {mistake}") from None

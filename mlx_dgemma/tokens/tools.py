@@ -119,10 +119,15 @@ def read_call(tokenizer: Tokenizer, ids: list[int]) -> ToolCall | None:
     mark = QUOTE if quote is None else marked([quote])  # which no text can hold
     parts = tokenizer.decode_parts(ids)
     text = "".join(part if isinstance(part, str) else mark if part == quote else "" for part in parts)
+    return parsed_call(text, mark)
+
+
+def parsed_call(text: str, quote: str) -> ToolCall | None:
+    """Reads a call from its text, in which strings stand between two `quote`s; None where it is no call."""
     if not (call := _CALL.fullmatch(text)):
         return None
     try:
-        return ToolCall(call[1].strip(), _Notation(call[2], mark).read())
+        return ToolCall(call[1].strip(), _Notation(call[2], quote).read())
     except (ValueError, RecursionError):
         return None
 
@@ -206,23 +211,24 @@ def response_tokens(tokenizer: Tokenizer, name: str, result: Any) -> list[int]:
     """
     body = result if isinstance(result, dict) else {"value": result}
     open_, quote, close = map(tokenizer.split, (RESPONSE_OPEN, QUOTE, RESPONSE_CLOSE))
-    return tokenizer.encode_parts([*open_, f"response:{name}", *_written(body, quote), *close])
+    return tokenizer.encode_parts([*open_, f"response:{name}", *written(body, quote), *close])
 
 
-def _written(value: Any, quote: Parts) -> Iterator[str | int]:
+def written(value: Any, quote: Parts, key: Callable[[str], Parts] = lambda name: [name]) -> Iterator[str | int]:
+    """Writes a value as the chat template does (format_argument), and names of members as `key` does."""
     if isinstance(value, str):
         yield from [*quote, value, *quote]
     elif isinstance(value, bool):
         yield str(value).lower()
     elif isinstance(value, dict | list):
         opening, closing = "{}" if isinstance(value, dict) else "[]"
-        pairs = [("", item) for item in value]
+        pairs: list[tuple[Parts, Any]] = [([], item) for item in value]
         if isinstance(value, dict):
-            pairs = [(f"{key}:", value[key]) for key in sorted(value, key=str.lower)]  # jinja2: dictsort
+            pairs = [([*key(name), ":"], value[name]) for name in sorted(value, key=str.lower)]  # jinja2: dictsort
         yield opening
         for i, (name, item) in enumerate(pairs):
-            yield f"{',' if i else ''}{name}"
-            yield from _written(item, quote)
+            yield from [*[","] * bool(i), *name]
+            yield from written(item, quote, key)
         yield closing
     else:
         yield str(value)

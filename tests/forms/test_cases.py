@@ -10,6 +10,7 @@ from schema_coverage import wrong
 
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.forms import schema
+from mlx_dgemma.forms.automaton import Budget
 
 STRING, WHOLE = {"type": "string"}, {"type": "integer"}
 
@@ -305,5 +306,5 @@ def test_a_deployment_takes_two_seconds():
     middle = {f"middle{i}": {"type": "object", "properties": leaf} for i in range(12)}
     made = {"type": "object", "properties": {f"top{i}": {"type": "object", "properties": middle} for i in range(8)}}
     start = time.process_time()
-    assert schema.automaton(made, reach=10**6).size > 20_000
+    assert schema.automaton(made, Budget(reach=10**6)).size > 20_000
     assert time.process_time() - start < 2

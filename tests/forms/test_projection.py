@@ -11,15 +11,16 @@ import schema_rates
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.forms import schema
 from mlx_dgemma.forms.construction import build_automaton
-from mlx_dgemma.forms.projection import first_json
-from mlx_dgemma.forms.projection import projected as projected_value
+from mlx_dgemma.forms.notation import JSON
+from mlx_dgemma.forms.projection import projected as projected_pieces
 from mlx_dgemma.forms.template import template
 
 SAID = {"name": "Ivan", "age": 43, "job": "clerk", "city": "Kyiv"}
 
 
 def projected(automaton, text: str) -> str | None:
-    return projected_value(automaton, first_json(text))
+    found = projected_pieces(automaton, JSON.pieces(text.encode()), JSON)
+    return found and found.decode()
 
 
 def form(names: str, optional: str = "") -> dict:

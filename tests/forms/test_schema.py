@@ -14,7 +14,7 @@ import schema_rates
 
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.forms import schema
-from mlx_dgemma.forms.automaton import Automaton, Budget
+from mlx_dgemma.forms.automaton import Budget
 from mlx_dgemma.forms.construction import build_automaton
 from mlx_dgemma.forms.language import Language, begin_within
 from mlx_dgemma.forms.lattice import Vocabulary
@@ -55,23 +55,6 @@ def test_holds_what_is_valid(document):
     assert automaton.matches(json.dumps(document).encode()) == valid
 
 
-def sampled(automaton: Automaton, draw: random.Random) -> bytes:
-    """A text of the automaton: random bytes for a while, then the nearest way to the end."""
-    text, state, length = bytearray(), 0, draw.randint(0, 120)
-    nearest = automaton.nearest[1]
-    while len(text) < length or not automaton.accepting[state]:
-        if len(text) >= length and nearest[state] >= 0:
-            byte = nearest[state]
-        elif automaton.rows[state]:
-            low, high, _ = draw.choice(automaton.rows[state])
-            byte = draw.randint(low, high)
-        else:
-            break
-        text.append(byte)
-        state = int(automaton.table[state, byte])
-    return bytes(text)
-
-
 @pytest.mark.parametrize("seeds", [range(12), pytest.param(range(12, 60), marks=pytest.mark.slow)], ids=str)
 def test_whatever_the_automaton_accepts_is_valid(seeds):
     """Random schemas, and random texts of theirs."""
@@ -81,7 +64,7 @@ def test_whatever_the_automaton_accepts_is_valid(seeds):
         made = schema_rates.random_schema(draw)
         automaton, validator = schema.automaton(made), jsonschema.Draft202012Validator(made)
         for _ in range(20):
-            text = sampled(automaton, draw)
+            text = schema_rates.sampled(automaton, draw)
             assert automaton.matches(text) and validator.is_valid(json.loads(text)), (made, text)
             count += len(text) > 20
     assert count > 5 * len(seeds)
@@ -216,7 +199,7 @@ def test_what_is_too_large_is_refused_by_name(heavy, words):
 
 def test_a_limit_beyond_reach_costs_nothing():
     made = {"type": "array", "maxItems": 5000, "items": {"type": "string", "maxLength": 10**6}}
-    assert schema.automaton(made, reach=4000).size < 50
+    assert schema.automaton(made, Budget(reach=4000)).size < 50
 
 
 def test_values_are_checked_by_our_patterns():

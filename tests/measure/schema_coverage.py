@@ -27,7 +27,7 @@ from pydantic_schemas import pydantic
 
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.forms import schema
-from mlx_dgemma.forms.automaton import Automaton
+from mlx_dgemma.forms.automaton import Automaton, Budget
 from mlx_dgemma.forms.strings import FORMATS
 
 CHECKER = jsonschema.FormatChecker(FORMATS.keys() & jsonschema.FormatChecker.checkers)
@@ -71,7 +71,7 @@ def measured(schemas: Iterator[tuple[str, Any]]) -> dict[str, Any]:
     for name, made in schemas:
         start = time.perf_counter()
         try:
-            automaton = schema.automaton(made, reach=REACH)
+            automaton = schema.automaton(made, Budget(reach=REACH))
         except Mistake as mistake:
             refused += 1
             print(f"refused  {name}: {str(mistake)[:200]}", flush=True)

@@ -24,6 +24,7 @@ import jsonschema
 
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.forms import schema
+from mlx_dgemma.forms.automaton import Automaton
 from mlx_dgemma.forms.language import Language, begin_within
 from mlx_dgemma.forms.lattice import Vocabulary
 from mlx_dgemma.load import load
@@ -100,6 +101,23 @@ def random_schema(draw: random.Random, depth: int = DEPTH) -> dict:
     if kind == "e":
         return {"enum": [random_value(draw, 2) for _ in range(draw.randint(1, 5))]}
     return {"const": random_value(draw, 2)}
+
+
+def sampled(automaton: Automaton, draw: random.Random) -> bytes:
+    """A text of the automaton: random bytes for a while, then the nearest way to the end."""
+    text, state, length = bytearray(), 0, draw.randint(0, 120)
+    nearest = automaton.nearest[1]
+    while len(text) < length or not automaton.accepting[state]:
+        if len(text) >= length and nearest[state] >= 0:
+            byte = nearest[state]
+        elif automaton.rows[state]:
+            low, high, _ = draw.choice(automaton.rows[state])
+            byte = draw.randint(low, high)
+        else:
+            break
+        text.append(byte)
+        state = int(automaton.table[state, byte])
+    return bytes(text)
 
 
 def random_model(folder: Path, tokenizer_folder: Path):

@@ -112,3 +112,56 @@ def test_one_call_where_several_are_not_wanted(serve):
         choice = {"type": "auto", "disable_parallel_tool_use": True}
         body = {"messages": USER, "max_tokens": 99, "tools": anthropic, "tool_choice": choice}
         assert len(server.post("/v1/messages", body)[1]["content"]) == 1
+
+
+BOTH = THOUGHT.split("Four")[0] + CALL
+CHOICE = {"type": "function", "function": {"name": "weather"}}
+
+
+def test_a_forced_call_is_written_in_the_template_s_words_behind_thoughts(serve):
+    wanted = {"city": "Oslo", "days": 2}
+    other = {"type": "function", "function": {"name": "time", "description": "", "parameters": {"type": "object"}}}
+    chat = {"messages": USER, "tools": [*TOOLS, other], "thinking": True}
+    with serve(*[BOTH] * 6) as server:
+        for choice in ("required", CHOICE):
+            reply = server.post("/v1/chat/completions", chat | {"tool_choice": choice})[1]
+            message = reply["choices"][0]["message"]
+            [call] = message["tool_calls"]
+            assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("weather", wanted)
+            assert (message["content"], message["reasoning"]) == (None, "It is cold.")
+            assert "thinking" not in str(reply["warnings"])
+            assert reply["choices"][0]["finish_reason"] == "tool_calls"
+        chunks = server.stream("/v1/chat/completions", chat | {"tool_choice": "required", "stream": True})
+        shown = [each for chunk in chunks[:-1] for each in chunk["choices"][0]["delta"].get("tool_calls", [])]
+        assert json.loads(shown[0]["function"]["arguments"]) == wanted and len(shown) == 1
+        assert (joined(chunks, "content"), joined(chunks, "reasoning")) == ("", "It is cold.")
+        flat = {"input": "Oslo?", "tools": [TOOLS[0]["function"] | {"type": "function"}], "tool_choice": "required"}
+        [item] = server.post("/v1/responses", flat | {"reasoning": {"effort": "low"}})[1]["output"]
+        assert item["type"] == "function_call" and json.loads(item["arguments"]) == wanted
+        anthropic = {"messages": USER, "max_tokens": 256, "tools": [{"name": "weather", "input_schema": PARAMETERS}]}
+        for choice in ({"type": "any"}, {"type": "tool", "name": "weather"}):
+            reply = server.post("/v1/messages", anthropic | {"tool_choice": choice, "thinking": {"type": "enabled"}})[1]
+            assert [block["type"] for block in reply["content"]] == ["thinking", "tool_use"]
+            assert reply["content"][1]["input"] == wanted and reply["stop_reason"] == "tool_use"
+
+
+@pytest.mark.parametrize("fields", [{"tool_choice": CHOICE}, {"tool_choice": "required", "parallel_tool_calls": False}])
+def test_one_forced_call_where_several_are_not_wanted(serve, fields):
+    two = CALL.replace("<|tool_response>", "") + CALL.replace("Oslo", "Bergen")
+    chat = {"messages": USER, "tools": TOOLS}
+    with serve(two, two) as server:
+        for choice, count in (({"tool_choice": "required"}, 2), (fields, 1)):
+            reply = server.post("/v1/chat/completions", chat | choice)[1]["choices"][0]
+            cities = [json.loads(call["function"]["arguments"])["city"] for call in reply["message"]["tool_calls"]]
+            assert cities == ["Oslo", "Bergen"][:count] and reply["message"]["content"] is None
+
+
+def test_a_forced_tool_is_called_whatever_is_said(serve):
+    chat = {"messages": USER, "tools": TOOLS, "tool_choice": "required"}
+    with serve(*["It is cold.<turn|>"] * 9) as server:
+        reply = server.post("/v1/chat/completions", chat | {"max_tokens": 64})[1]["choices"][0]
+        assert reply["message"]["tool_calls"] and reply["message"]["content"] is None
+        wrong = TOOLS[0] | {"function": {"name": "odd", "parameters": {"properties": {"x": {"type": "y"}}}}}
+        status, reply = server.post("/v1/chat/completions", chat | {"tools": [wrong]})
+        assert status == 400 and reply["error"]["param"] == "tool_choice"
+        assert reply["error"]["message"].startswith("odd: no JSON schema: 'y' is not valid")
