@@ -42,21 +42,22 @@ def skill(model: DiffusionModel, encoder: Encoder, examples: Sequence[Example], 
     """The prompts of `examples`, answered. Example i is written with seed i."""
     longest = max(len(example.answer) for example in examples)
     ask = Ask(sampling=sampling, max_tokens=longest + model.facts.canvas_length)
-    denoised = _write(model, encoder, examples, ask)
-    ordered = _write(model, encoder, examples, replace(ask, mode="ar"))
-    steps = [count for answer in denoised for count in answer.steps_per_block]
-    most = sampling.max_denoising_steps
+    written = _write(model, encoder, examples, ask)
+    steps = [count for answer in written for count in answer.steps_per_block]
+    pairs = zip(written, examples, strict=True)
     return Skill(
-        _right(denoised, examples),
+        float(np.mean([answer.tokens == example.answer.tolist() for answer, example in pairs])),
         float(np.mean(steps)),
-        float(np.mean([count >= most for count in steps])),
-        _right(ordered, examples),
+        float(np.mean([count >= sampling.max_denoising_steps for count in steps])),
+        float(np.mean([_in_order(model, example) for example in examples])),
     )
 
 
-def _right(answers: Sequence[Answer], examples: Sequence[Example]) -> float:
-    pairs = zip(answers, examples, strict=True)
-    return float(np.mean([answer.tokens == example.answer.tolist() for answer, example in pairs]))
+def _in_order(model: DiffusionModel, example: Example) -> bool:
+    """Whether the answer is what the causal pass would write: each of its tokens is the likeliest. One pass tells."""
+    text = Text(np.concatenate([example.prompt, example.answer]))
+    [next_token] = model.encode([text], [model.new_cache(len(text))], score=True)
+    return bool((next_token.argmax[len(example.prompt) - 1 : -1] == example.answer).all())
 
 
 def _write(model: DiffusionModel, encoder: Encoder, examples: Sequence[Example], ask: Ask) -> list[Answer]:
