@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from .terminal.command import Parser
+from .terminal.command import Parser, run, to_stdout
 
 COMMANDS = {
     "generate": "a prompt in, an answer out",
@@ -28,8 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.usage = "python -m mlx_dgemma.COMMAND …, each with --help"
     parser.epilog = "; ".join(f"{name}: {what}" for name, what in COMMANDS.items())
     parser.parse_args(arguments)
-    print(parser.usage, *(f"  {name:10} {what}" for name, what in COMMANDS.items()), sep="\n")
-    return 0
+    lines = [parser.usage, *(f"  {name:10} {what}" for name, what in COMMANDS.items())]
+    return run("mlx_dgemma", lambda: to_stdout("\n".join(lines) + "\n"), divided=False)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,9 @@ class Session:
                 self._kept.keep(self.conversation)
         except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
             self._keeps = False
-            note(f"this chat is not kept as it goes: {error}; /save FOLDER saves it")
+            note(
+                f"this chat is not kept as it goes: {getattr(error, 'strerror', None) or error}; /save FOLDER saves it"
+            )
 
     def answer(self) -> None:
         """Shows the model's turn, or what follows in it."""

@@ -130,7 +130,8 @@ class MessagesWire(Wire):
         cached = counted.get("prompt_tokens_details", {}).get("cached_tokens", 0)
         usage = {"input_tokens": counted["prompt_tokens"] - cached, "output_tokens": counted["completion_tokens"]}
         usage |= {"cache_read_input_tokens": cached, "diffusion": counted.get("diffusion", {})}
-        return self.head() | {"content": content, "stop_reason": reason, "usage": usage} | result.more
+        why = {"stop_reason": reason, "stop_sequence": output.cut if reason == "stop_sequence" else None}
+        return self.head() | {"content": content} | why | {"usage": usage} | result.more
 
 
 ENDPOINTS = {"/v1/messages": (Messages, messages_wanted, MessagesWire)}

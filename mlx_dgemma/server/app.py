@@ -82,7 +82,9 @@ def logged(request: Request, error: Exception) -> Refusal:
 
 async def refuse(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
-        error = Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        path = request.url.path
+        there = f"; there is /v1{path}" if any(route.path == f"/v1{path}" for route in request.app.routes) else ""
+        error = Refusal(error.status_code, f"{request.method} {path}: {error.detail}{there}")
     refused = logged(request, error)
     return Json(refused.body(request.url.path), refused.status, headers=refused.headers)
 

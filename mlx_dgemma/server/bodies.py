@@ -3,11 +3,12 @@
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ..writing.ask import MODES
 from .refusal import Refusal
 
+Unless = BeforeValidator(lambda value: None if value == -1 else value)  # llama.cpp's clients say so: not given
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Stops = str | Annotated[list[str], Field(max_length=4)]
@@ -38,8 +39,8 @@ class Body(BaseModel):
     model: str | None = None
     stream: bool | None = None
     stream_options: dict | None = None
-    max_tokens: Count | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    max_tokens: Annotated[Count | None, Unless] = None
+    seed: Annotated[Annotated[int, Field(ge=0, lt=2**63)] | None, Unless] = None
     stop: Stops | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Share | None = None
@@ -61,7 +62,7 @@ class Body(BaseModel):
 
     @property
     def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else [stop for stop in self.stop or [] if stop]
+        return [stop for stop in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if stop]
 
 
 class Chat(Body):
@@ -136,7 +137,8 @@ def read(kind: type[AnyBody], fields: dict[str, Any]) -> AnyBody:
     try:
         body = kind.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
+        errors = error.errors(include_url=False, include_context=False)
+        first = max(errors[:2], key=lambda each: len(each["loc"]))  # of a list, the item rather than "no text"
         param = _place(first["loc"], fields)
         raise Refusal(400, f"{param}: {first['msg']}, got {first['input']!r:.80}", param) from None
     for name, neutral in REFUSED.items():

@@ -41,6 +41,8 @@ class Json(Response):
 
 async def read_body(request: Request) -> bytes:
     """The body, of whatever content type. Refusal where it is too large or too slow."""
+    if (coding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise Refusal(415, f"content-encoding {coding:.40} is not read: send the body as it is")
     data = bytearray()
     try:
         async with asyncio.timeout(ARRIVAL):

@@ -55,6 +55,8 @@ def _fields(body: OllamaChat) -> dict[str, Any]:
             del fields[name]
     fields |= {name: value for name in OURS if (value := getattr(body, name)) is not None}
     fields |= body.model_extra or {}
+    if body.template is not None and ("{{" in body.template or not body.template):  # not ours, but the prompt's
+        fields |= {"template": None} | ({"template of the prompt": body.template} if body.template else {})
     if isinstance(body.format, dict) and body.format.get("type") != "json_object":
         fields["response_format"] = {"type": "json_schema", "json_schema": {"schema": body.format}}
     elif body.format:

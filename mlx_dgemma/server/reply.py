@@ -55,7 +55,7 @@ class Output:
     thinking: str = ""
     calls: Sequence[ToolCall] = ()
     reason: str = "stop"  # or "length", "deadline"
-    cut: bool = False  # it ends before one of the request's stops
+    cut: str = ""  # the one of the request's stops before which it ends
     slots: dict[str, str] | None = None  # of a template
     scores: Sequence[Scored] | None = None
 

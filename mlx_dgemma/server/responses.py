@@ -20,7 +20,7 @@ USAGE |= {f"{name}_details": f"{new}_details" for name, new in USAGE.items()}
 
 
 class Responses(Body):
-    input: str | Annotated[list[Any], Field(max_length=1000)]
+    input: str | Annotated[list[Any], Field(min_length=1, max_length=1000)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     tools: list[Any] | None = None

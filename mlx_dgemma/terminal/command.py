@@ -2,12 +2,13 @@
 
 import argparse
 import codecs
+import errno
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -23,6 +24,7 @@ from .live import Bar, Live
 from .process import is_terminal, mute, prepared
 
 LONGEST = 1000  # characters of a mistake
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, or a quota of it
 MOST = 2**28  # bytes that are read of a file
 # A finish reason, as a line of numbers tells it.
 CUT = {"length": " (cut at the length asked for)", "deadline": " (as it stood at the deadline)"}
@@ -153,12 +155,12 @@ def waiting(message: str) -> Iterator[Spinner]:
 @contextmanager
 def phase(name: str) -> Iterator[None]:
     """Says on stderr what is being measured, and then how long it took."""
-    print(f"{name} …", end="", file=sys.stderr, flush=True)
+    to_stderr(f"{name} …")
     start = time.perf_counter()
     try:
         yield
     finally:
-        print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+        to_stderr(f" {time.perf_counter() - start:.1f} s\n")
 
 
 @contextmanager
@@ -195,3 +197,10 @@ def run(name: str, command: Callable[[], int | None], *, divided: bool = True) -
     except BrokenPipeError:
         mute(sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        note(f"{name}: {error.filename or 'what was to be written'} cannot be written: {error.strerror}")
+        with suppress(OSError):
+            mute(sys.stdout.fileno())  # or Python would complain once more when it flushes at exit
+        return 2

@@ -12,7 +12,7 @@ from ..tokens.tokenizer import Tokenizer
 from ..writing.writing import Step
 from .command import CUT, note, to_stdout, waiting
 from .options import add_ask, add_model, add_shown, to_json
-from .process import is_terminal
+from .process import are_one, is_terminal
 from .watch import Watch
 
 
@@ -46,8 +46,9 @@ def report(options: argparse.Namespace, filled: Filled, numbers: dict[str, Any],
     if options.json:
         to_stdout(to_json(options, asdict(filled) | numbers) + "\n")
         return
-    # To the byte, but for a terminal, whose next line should not begin behind it.
-    to_stdout(text + "\n" * (is_terminal(sys.stdout) and text[-1:] not in ("", "\n")))
+    # To the byte, but where another line comes behind it: on a terminal, or of numbers in the same file.
+    followed = is_terminal(sys.stdout) or (not options.quiet and are_one(sys.stdout, sys.stderr))
+    to_stdout(text + "\n" * (followed and text[-1:] not in ("", "\n")))
     if options.quiet:
         return
     tried = f" (of {sum(map(len, filled.tried))} lengths tried)" if filled.tried else ""

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import TextIO
 
 from ..errors import Mistake
 from ..ranks import ending
@@ -88,6 +89,13 @@ def mute(stream: int) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream)
     os.close(null)
+
+
+def are_one(left: TextIO, right: TextIO) -> bool:
+    """True if both go to the same file, pipe or terminal."""
+    with suppress(OSError, ValueError):  # they may be no files at all
+        return os.path.samestat(os.fstat(left.fileno()), os.fstat(right.fileno()))
+    return False
 
 
 def is_terminal(*streams: io.TextIOBase | None) -> bool:

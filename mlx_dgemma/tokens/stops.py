@@ -7,17 +7,17 @@ class Stops:
     """Cuts a text that comes in pieces before the first of some texts. What may become one is held back."""
 
     def __init__(self, texts: Sequence[str]):
-        self.texts, self._held, self.found = texts, "", False
+        self.texts, self._held, self.found = texts, "", ""  # found: the one
 
     def push(self, piece: str, *, last: bool = False) -> str:
         """Returns what of the text is certain with `piece`; all of it where that is the `last`."""
         text, self._held = self._held + piece, ""
         if self.found:
             return ""
-        places = [place for stop in self.texts if (place := text.find(stop)) >= 0]
+        places = [(place, stop) for stop in self.texts if (place := text.find(stop)) >= 0]
         if places:
-            self.found = True
-            return text[: min(places)]
+            place, self.found = min(places)
+            return text[:place]
         kept = 0 if last else max((_begun(text, stop) for stop in self.texts), default=0)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]

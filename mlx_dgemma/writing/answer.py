@@ -47,8 +47,8 @@ class Answer:
         return sum(self.steps_per_block)
 
     @property
-    def found_stop(self) -> bool:
-        """True if one of `stops` ended it, and not a token."""
+    def found_stop(self) -> str:
+        """The one of `stops` that ended it; "" where a token did."""
         return self._stops.found
 
     @property

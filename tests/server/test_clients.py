@@ -195,6 +195,13 @@ def test_ollama_streams_unless_it_is_told_not_to(server):
     assert short["message"]["content"] == ANSWER[:5] and short["done_reason"] == "length"
     assert short["warnings"] == ["mirostat is not known here and has no effect"]
     assert server.post("/api/generate", {"model": "m"})[1]["done_reason"] == "load"
+    for template, warnings in (
+        ("", []),
+        ("{{ .Prompt }}", ["template of the prompt is not known here and has no effect"]),
+    ):
+        body = {"prompt": QUESTION, "template": template, "stream": False, "options": {"num_predict": 5}}
+        _, reply = server.post("/api/generate", body)
+        assert (reply["response"], reply.get("warnings", [])) == (ANSWER[:5], warnings)
     drafts = [line for line in lines_of(server, "/api/chat", {"messages": USER, "drafts": True}) if "type" in line]
     assert drafts and all(line["message"]["content"] == "" and not line["done"] for line in drafts)
 
@@ -232,7 +239,8 @@ def test_messages(server):
     assert counted["input_tokens"] == counts["input_tokens"] + counts["cache_read_input_tokens"]
     assert server.post("/v1/messages", body)[1]["usage"]["input_tokens"] < counted["input_tokens"]  # the rest is cached
     _, cut = server.post("/v1/messages", body | {"stop_sequences": ['"job"']})
-    assert cut["stop_reason"] == "stop_sequence" and cut["content"][0]["text"] == ANSWER.split('"job"')[0]
+    assert (cut["stop_reason"], cut["stop_sequence"]) == ("stop_sequence", '"job"')
+    assert cut["content"][0]["text"] == ANSWER.split('"job"')[0]
     status, wrong = server.post("/v1/messages", {"messages": USER})
     assert status == 400 and wrong["type"] == "error" and "max_tokens" in wrong["error"]["message"]
 

@@ -230,7 +230,8 @@ MISTAKES = [
     ({"messages": [{"role": "user", "content": [PICTURE]}]}, "messages[0].content[0]"),
     ({"n": 99}, "n"),
     ({"stop": ["a"] * 5}, "stop"),
-    ({"seed": -1}, "seed"),
+    ({"max_tokens": -2}, "max_tokens"),
+    ({"seed": -2}, "seed"),
     ({"mode": "fast"}, "mode"),
     ({"preset": "nothing"}, "preset"),
     ({"preset": "temp=1"}, "preset"),
@@ -260,6 +261,27 @@ def test_a_mistake_names_its_field(server, fields, param):
     error = reply["error"]
     assert (status, error["param"], error["type"]) == (400, param, "invalid_request_error")
     assert error["message"]
+
+
+def test_what_clients_write_for_nothing(server):
+    """llama.cpp's and LM Studio's write -1, others an empty stop."""
+    _, reply = server.ask(QUESTION, max_tokens=-1, seed=-1, stop="")
+    assert text_of(reply) == ANSWER
+
+
+def test_an_item_of_a_list_that_is_wrong_is_named(server):
+    _, reply = server.ask(QUESTION, stop=["a", None])
+    assert reply["error"]["message"].startswith("stop[1]: ")
+
+
+def test_a_path_without_its_version_is_told(server):
+    status, reply = server.post("/chat/completions", {"messages": []})
+    assert status == 404 and reply["error"]["message"].endswith("there is /v1/chat/completions")
+
+
+def test_a_packed_body_is_told(server):
+    status, reply = server.post("/v1/chat/completions", b"\x1f\x8b", **{"content-encoding": "gzip"})
+    assert status == 415 and "gzip" in reply["error"]["message"]
 
 
 def test_a_prompt_that_is_too_long_is_refused_before_it_is_read(server):

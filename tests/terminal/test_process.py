@@ -56,6 +56,20 @@ def test_a_full_disk_behind_standard_output(more):
     assert code == 2 and "standard output cannot be written: No space left on device" in err[-1]
 
 
+@pytest.mark.parametrize("command", ["mlx_dgemma", "mlx_dgemma.benchmark predict --device m4-max"])
+def test_a_full_disk_behind_a_table(command):
+    code, _, err = shell(f"{sys.executable} -m {command} >/dev/full")
+    assert code == 2 and len(err) == 1 and "cannot be written: No space left on device" in err[0]
+
+
+@pytest.mark.parametrize(("where", "between"), [("2>&1 | cat", "\n"), ("-q 2>&1 | cat", "")])
+def test_a_line_of_numbers_begins_behind_the_text_in_the_same_file(where, between):
+    fill = f"{sys.executable} -m mlx_dgemma.fill --model tiny 'a<fill>b' --gap 1 --max-denoising-steps 2"
+    code, out, _ = shell(f"{fill} {where}")
+    _, text, numbers = out.partition(shell(f"{fill} -q")[1])
+    assert code == 0 and text and numbers[:1] == between and ("tokens in" in numbers) == bool(between)
+
+
 def test_a_full_disk_behind_standard_error():
     assert shell(f"G --prompt '{SUDOKU}' 2>/dev/full")[:2] == (0, SOLVED + "\n")
 

@@ -95,7 +95,7 @@ def test_tokens_before_a_stop_are_those_of_what_is_shown(tokenizer, stop, kept):
         answer.add(step)
         if answer.finish_reason:
             break
-    assert (answer.finish_reason, answer.found_stop) == ("stop", True)
+    assert (answer.finish_reason, answer.found_stop) == ("stop", stop)
     thinking, text = split_thinking(tokenizer, answer.tokens_before_stop)
     assert (tokenizer.decode(thinking), tokenizer.decode(text)) == ("b", kept.partition("<channel|>")[2])
 
