@@ -82,6 +82,14 @@ class Automaton:
                     order.append(source)
         return order, byte
 
+    @cached_property
+    def shortest(self) -> int:
+        """Bytes of the shortest text."""
+        state, length, byte = 0, 0, self.nearest[1]
+        while byte[state] >= 0:
+            state, length = int(self.table[state, byte[state]]), length + 1
+        return length
+
     def matches(self, text: bytes) -> bool:
         state = 0
         for byte in text:

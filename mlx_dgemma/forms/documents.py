@@ -12,7 +12,7 @@ from math import ceil, floor
 from typing import Any, NamedTuple
 
 from ..errors import Mistake
-from .automaton import Budget, complement
+from .automaton import Automaton, Budget, complement
 from .case import TYPES, Case, Range, Schema, Together, canonical
 from .cases import Refusal
 from .construction import MOST_NODES, Empty, Sizes, build_automaton
@@ -25,14 +25,16 @@ NOTHING = Either(())
 FEW = 8  # members of which any one may be the one that is needed
 SCALARS = frozenset(TYPES[2:]) - {"integer"}
 MOST_WHOLE = 100  # different numbers in a list
+MOST_COPIED, FEWEST_COUNTED = 6000, 64  # states of a pattern beside a length, and characters all the same
 MOST_SETS = 1000  # lists of different values that are looked at
 
 
 class Depth(NamedTuple):
-    """How often a schema may stand inside itself."""
+    """How often a schema may stand inside itself, and how far the length of a text is counted."""
 
     itself: int
     anything: int  # a value of which nothing is said
+    text: int = 10**9  # characters
 
 
 class Documents:
@@ -315,19 +317,36 @@ class Documents:
         if case.length.empty:
             why = f"no text has at least {case.length.least} and at most {case.length.most} characters"
             raise Empty(str(Refusal((*path, "maxLength"), why)))
-        content: Expression | None = None
-        if not case.patterns or case.length != Range():
-            content = Repeat(self.notation.character, case.length.least, case.length.most)
         try:
-            for pattern in case.patterns:
-                made = self.fit.strings.content(pattern)
-                content = made if content is None else build_automaton(Both(made, content), self.budget)
+            content = self._content(case.patterns, case.length)
         except Mistake as mistake:
             raise _at((*path, "pattern"), mistake) from None
         if case.excluded:
             others = either(*(self.notation.written(text)[1:-1] for text in case.excluded))  # without its quotes
             content = Both(content, complement(build_automaton(others, self.budget)))
         return self.notation.string(content)
+
+    def _content(self, patterns: tuple[str, ...], length: Range) -> Expression:
+        """The texts of this length in which all `patterns` are found; each made once."""
+        found = [self.fit.strings.content(pattern) for pattern in patterns]
+        counted, known = Range(length.least, self._counted(length, found)), self.fit.strings.counted
+        if (patterns, counted) not in known:
+            content: Expression | None = None
+            if not found or counted != Range():
+                content = Repeat(self.notation.character, counted.least, counted.most)
+            for made in found:
+                content = made if content is None else build_automaton(Both(made, content), self.budget)
+            known[patterns, counted] = content
+        return known[patterns, counted]
+
+    def _counted(self, length: Range, patterns: list[Automaton]) -> int | None:
+        """How many characters a text may have: fewer than are allowed, where to count them would take too many states.
+        Each takes a copy of the automaton of each pattern."""
+        most, reach = length.most, self.budget.reach
+        if most is None or (reach is not None and most >= reach):
+            return most
+        far = [max(MOST_COPIED // made.size, FEWEST_COUNTED, 2 * made.shortest) for made in patterns]
+        return max(length.least, min(most, self.depth.text, *far))
 
     def _number(self, kind: str, case: Case, path: tuple) -> Expression:
         key = (kind, case.low, case.high, case.multiples)

@@ -30,7 +30,8 @@ from .notation import JSON, Notation
 from .strings import Strings
 
 DEPTHS = [Depth(4, 2), Depth(3, 2), Depth(2, 1), Depth(2, 0), Depth(1, 0)]  # the first that is small enough is taken
-SMALL = 12_000  # nodes
+SMALL, LARGE = 12_000, 40_000  # nodes
+TEXTS = (2000, 1000, 500, 250, 120, 60)  # characters that are counted of a text, where all would make it large
 DEEP = 16  # times that what refers to itself stands inside itself, where four times are that much smaller
 MOST = 2**24  # characters of a schema
 LEGACY = (validators.Draft4Validator, validators.Draft6Validator, validators.Draft7Validator)
@@ -93,8 +94,12 @@ def _built(schema: Schema | bool, budget: Budget, notation: Notation, legacy: bo
         if not documents.cut or documents.sizes[expression] <= SMALL:
             break
     if documents.cut and documents.sizes[expression] * DEEP // depth.itself <= SMALL:
-        deeper = _written(fit, budget, schema, Depth(DEEP, depth.anything))
+        deeper = _written(fit, budget, schema, depth._replace(itself=DEEP))
         documents, expression = deeper if deeper[0].sizes[deeper[1]] <= SMALL else (documents, expression)
+    for text in TEXTS:
+        if documents.sizes[expression] <= LARGE:
+            break
+        documents, expression = _written(fit, budget, schema, documents.depth._replace(text=text))
     if expression is NOTHING:
         why = "it refers to itself, so no document of it ends" if documents.cut else "nothing fits it"
         raise Refusal((), why)

@@ -2,6 +2,7 @@
 
 from .automaton import Automaton, Budget
 from .construction import build_automaton
+from .expression import Expression
 from .notation import Notation
 from .pattern import pattern
 
@@ -27,6 +28,7 @@ class Strings:
     def __init__(self, budget: Budget, notation: Notation):
         self.budget, self.notation = budget, notation
         self.made: dict[tuple[str, bool], Automaton] = {}
+        self.counted: dict[tuple, Expression] = {}  # by patterns and length
 
     def plain(self, text: str) -> Automaton:
         """The texts in which the pattern `text` is found."""

@@ -167,7 +167,7 @@ HEAVY = [
     (people(200), "# cannot be held: it takes more than 50000 states"),
     ({"enum": [f"value number {i}" for i in range(100_000)]}, "#/enum cannot be held: its values have"),
     ({"type": "string", "enum": [f"value {i}" for i in range(100_000)]}, "#/enum"),
-    ({"type": "string", "maxLength": 10**6}, "# cannot be held"),
+    ({"type": "string", "minLength": 10**4, "maxLength": 10**6}, "# cannot be held"),
     ({"type": "object", "properties": {"x": {"type": "string", "minLength": 10**9}}}, "#/properties/x cannot be held"),
     ({"type": "array", "maxItems": 9999, "items": PERSON}, "# cannot be held"),
     (
@@ -181,7 +181,7 @@ HEAVY = [
         marks=pytest.mark.slow,
     ),
     pytest.param(
-        {"properties": {str(i): {"pattern": "(x+x+)+y", "maxLength": 300} for i in range(99)}},
+        {"properties": {str(i): {"pattern": "(x+x+)+y", "maxLength": 300 + i} for i in range(99)}},
         "/pattern",
         marks=pytest.mark.slow,
     ),
@@ -195,6 +195,33 @@ def test_what_is_too_large_is_refused_by_name(heavy, words):
     with pytest.raises(Mistake) as caught:
         schema.automaton(heavy)
     assert words in str(caught.value)
+
+
+def texts(**fields: dict) -> dict:
+    return {"type": "object", "properties": fields, "required": list(fields)}
+
+
+MAIL = {"type": "string", "format": "email", "maxLength": 254}
+LONG = {  # texts with limits that would take too many states -> characters that are held all the same
+    "one": ({"type": "string", "maxLength": 4096}, 2000),
+    "one that is long": ({"type": "string", "minLength": 1500, "maxLength": 65_536}, 2000),
+    "forty": (texts(**{f"f{i}": {"type": ["string", "null"], "maxLength": 255} for i in range(40)}), 60),
+    "in a list": ({"type": "array", "items": {"type": "string", "maxLength": 4000}}, 1000),
+    "a pattern": ({"type": "string", "pattern": "^x+$", "maxLength": 4096}, 2000),
+    "addresses": (texts(**dict.fromkeys("abcde", MAIL)), 0),
+    "a pattern that is long": ({"type": "string", "pattern": "^x{128}$", "maxLength": 128}, 128),
+}
+
+
+@pytest.mark.parametrize(("limited", "length"), LONG.values(), ids=LONG)
+def test_a_length_is_counted_as_far_as_states_allow(limited, length):
+    automaton = build_automaton(schema.automaton(limited, Budget(reach=2**18)))
+    text = "x" * length
+    written = {"object": dict.fromkeys(limited.get("properties", ()), text), "array": [text], "string": text}
+    document = json.dumps(written[limited["type"]])
+    assert automaton.matches(document.encode()) or not length
+    if limited["type"] == "string":  # never more than are allowed
+        assert not automaton.matches(json.dumps("x" * (limited["maxLength"] + 1)).encode())
 
 
 def test_a_limit_beyond_reach_costs_nothing():
