@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+gc.disable()  # until all tests are known: see below
 os.environ["MLX_ENABLE_TF32"] = "0"  # before mlx is imported
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # the models are small: a second thread mostly waits
     os.environ.setdefault(name, "1")
@@ -49,6 +50,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     gc.freeze()  # thousands of tests, torch and transformers: no later collection walks them
+    gc.enable()
 
 
 MISSING = "No module named 'mlx"

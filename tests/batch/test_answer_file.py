@@ -45,6 +45,7 @@ def texts(lines: bytes) -> list[str]:
     return [json.loads(line)["text"] for line in lines.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_short_is_gone_on_with(run, files, answers):
     path, out = files
     arguments = [str(path), "--out", str(out), *FEW]

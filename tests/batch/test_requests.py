@@ -147,7 +147,9 @@ def test_mistakes_before_anything_is_loaded(tmp_path, monkeypatch, capfd, argume
 @pytest.mark.parametrize("mode", ["diffusion", "ar"])
 def test_answers_end_before_a_stop(files, capsys, mode):
     path, _ = files
-    arguments = [str(path), "--mode", mode, "--size", "2", "--max-tokens", "24"]
+    path.write_text("\n".join(map(json.dumps, PROMPTS[:2])))
+    few = [] if mode == "ar" else ["--max-denoising-steps", "4"]
+    arguments = [str(path), "--mode", mode, *few, "--max-tokens", "12"]
     assert main(arguments) == 0
     whole = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     stop = whole[1]["text"][4:7]
@@ -237,6 +239,7 @@ def test_the_slots_of_a_template(tmp_path, run, capfd):
     assert (result["text"], result["slots"]) == (alone["text"], alone["slots"])
 
 
+@pytest.mark.slow
 def test_many_by_the_way_that_costs_less(tmp_path, capsys):
     """Which way is chosen goes by the clock, so only the form of the results is looked at."""
     lines = [{"prompt": "Reverse: Ivan, Zoe"}, {"prompt": "Sort: Lima, Kyiv", "max_tokens": 9}]

@@ -15,8 +15,10 @@ from mlx_dgemma.benchmark.runs import spread, summary
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.terminal import machine
 
-QUICK = ["--context", "64", "--repeat", "3", "--seeds", "2", "--each", "1", "--max-denoising-steps", "3"]
-QUICK += ["--max-tokens", "8"]
+QUICK = ["--context", "64", "--repeat", "3", "--seeds", "2", "--each", "1", "--max-denoising-steps", "2"]
+QUICK += ["--max-tokens", "5"]
+CEILINGS = "mlx_dgemma.mlx_backend.measure.ceilings"  # which take seconds; one slow test measures them
+RATES = {"copy_bytes_per_second": 1e10, "product_flops_per_second": 1e11}
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
 
 
@@ -24,15 +26,15 @@ pytest.importorskip("matplotlib", reason="plots need matplotlib")
 def made(tmp_path_factory) -> tuple[Path, dict]:
     """The folder of a whole run, and its report."""
     folder = tmp_path_factory.mktemp("benchmark")
-    assert main([*QUICK, "--out", str(folder / "report.json"), "--plot", str(folder / "report.png")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CEILINGS, lambda dtype: RATES)
+        assert main([*QUICK, "--out", str(folder / "report.json"), "--plot", str(folder / "report.png")]) == 0
     return folder, json.loads((folder / "report.json").read_text())
 
 
 @pytest.fixture
 def quick_ceilings(monkeypatch):
-    """They take a second; the whole run of `made` measures them."""
-    rates = {"copy_bytes_per_second": 1e10, "product_flops_per_second": 1e11}
-    monkeypatch.setattr("mlx_dgemma.mlx_backend.measure.ceilings", lambda dtype: rates)
+    monkeypatch.setattr(CEILINGS, lambda dtype: RATES)
 
 
 def is_picture(path: Path) -> bool:
@@ -63,7 +65,7 @@ def test_every_figure_is_there(made):
 def test_enough_to_repeat_it(made):
     _, report = made
     assert report[KEY] == VERSION and report["command"][1:3] == QUICK[:2]
-    assert report["settings"]["seeds"] == 2 and report["settings"]["sampling"]["max_denoising_steps"] == 3
+    assert report["settings"]["seeds"] == 2 and report["settings"]["sampling"]["max_denoising_steps"] == 2
     assert {"mlx_dgemma", "python", "mlx"} <= set(report["versions"])
     assert report["config"]["model_type"] == "diffusion_gemma" and report["bits"]["experts"] == 32
     cold = report["modes"]["diffusion"]["cold"]
@@ -123,7 +125,7 @@ def test_one_line_a_figure(made, capsys):
 
 
 @pytest.mark.slow
-def test_random_weights_assume_their_steps(capsys, tmp_path, quick_ceilings):
+def test_random_weights_assume_their_steps(capsys, tmp_path):
     plot = tmp_path / "dummy.png"
     given = ["--dummy", "tiny", "--precision", "float32", "--steps-per-block", "7", "--batch", "1,2", "--json"]
     assert main([*QUICK, *given, "--plot", str(plot)]) == 0
@@ -132,6 +134,7 @@ def test_random_weights_assume_their_steps(capsys, tmp_path, quick_ceilings):
     assert "ceilings of the device …" in err
     assert [(one["context"], one["rows"]) for one in report["passes"]] == [(64, 1), (64, 2)]
     assert all(one["assumed"]["steps"] == 7 for one in report["passes"])
+    assert min(report["ceilings"].values()) > 1e6
     assert report["modes"] == {} and "assumed, not measured" in report["missing"]["answers"]
     assert is_picture(plot)
 
@@ -238,7 +241,12 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+IMPORTS_MLX_LM = "a wrong AR model"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == IMPORTS_MLX_LM)) for name in MISTAKES]
+)
 def test_a_mistake_is_one_line(name, capsys):
     given, said = MISTAKES[name]
     assert main(given) == 2

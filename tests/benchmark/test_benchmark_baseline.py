@@ -47,6 +47,7 @@ def test_the_same_tokens_as_ours(backend, library, folder, expected):
     some.close()  # whoever has enough stops
 
 
+@pytest.mark.slow
 def test_our_recipe_builds_it(folder, tmp_path, capsys):
     pytest.importorskip("mlx_lm", reason="needs mlx-lm")
     assert main(["baseline", "--hf-path", str(folder), "--mlx-path", str(tmp_path / "twin-4bit")]) == 0
@@ -70,6 +71,7 @@ def test_it_is_measured_beside_ours(folder, capsys, monkeypatch):
     assert other["summary"]["tokens_per_second"]["median"] > 0
 
 
+@pytest.mark.slow
 def test_a_baseline_that_cannot_be_made_is_one_line(folder, tmp_path, capsys):
     pytest.importorskip("mlx_lm", reason="needs mlx-lm")
     assert main(["baseline", "--hf-path", str(folder), "--mlx-path", str(folder)]) == 2

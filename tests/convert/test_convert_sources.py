@@ -78,6 +78,7 @@ def test_back_and_into_transformers(tmp_path, capsys):
     assert np.abs(session.logits(canvas) - logits(loaded(small))).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_transformers_finds_every_tensor_and_none_too_many(tmp_path, capsys):
     reference = pytest.importorskip("reference", reason="needs torch and transformers")
     converted(capsys, checkpoints.TINY, tmp_path / "small", "-q")

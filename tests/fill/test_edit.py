@@ -78,6 +78,7 @@ def test_a_wrong_line_is_put_right_and_nothing_else_is_touched():
     assert all(4 in filled.tried[0] for filled in results)
 
 
+@pytest.mark.slow
 def test_files_of_every_kind_keep_what_is_around():
     model, tokenizer, _ = load()
     draw = random.Random(1)

@@ -22,7 +22,7 @@ def run(capfd):
     return caller(main, capfd)
 
 
-@pytest.mark.parametrize("how", ["text", "file", "stdin", "marks"])
+@pytest.mark.parametrize("how", ["text", "file", "stdin", pytest.param("marks", marks=pytest.mark.slow)])
 def test_the_command(run, monkeypatch, tmp_path, how):
     """Only the gap of `marks` is searched."""
     arguments = ["--prefix", BEFORE, "--suffix", BEHIND, "--gap", "4"]

@@ -109,7 +109,7 @@ def test_what_comes_before_a_block_is_encoded_with_the_block_before_that():
     ]
 
 
-@pytest.mark.parametrize("heal", [False, True])
+@pytest.mark.parametrize("heal", [pytest.param(False, marks=SLOW), True])
 def test_known_text_is_byte_identical(loaded, heal):
     model, tokenizer, _ = loaded
     draw, requests = random.Random(5), []
@@ -186,7 +186,7 @@ def test_several_gaps_are_searched_and_filled_together(tiny):
 @pytest.mark.slow
 def test_alone_and_in_company(loaded):
     model, tokenizer, _ = loaded
-    ask = Ask(sampling=Sampling(max_denoising_steps=6), seed=1)
+    ask = Ask(sampling=Sampling(max_denoising_steps=3), seed=1)
     prompt = [2, *tokenizer.encode("Sort: Lima, Tokyo")]
     requests = [
         Infill(prompt=prompt, texts=["Lima", "Tokyo"], ask=ask),
@@ -235,7 +235,7 @@ def test_a_gap_that_is_verified(tiny):
     assert checked.finish_reason == "stop" and checked.passes > plain.passes == 1
 
 
-@pytest.mark.parametrize("deadline", [0.5, pytest.param(3, marks=SLOW), 12, pytest.param(30, marks=SLOW)])
+@pytest.mark.parametrize("deadline", [0.5, *(pytest.param(n, marks=SLOW) for n in (3, 12, 30))])
 def test_a_deadline_in_the_search(tiny, deadline):
     """Passes take a second. Whatever is known of the gaps by then is written, and nothing around them changes."""
     model, tokenizer, _ = tiny
@@ -247,7 +247,7 @@ def test_a_deadline_in_the_search(tiny, deadline):
     assert (deadline == 0.5) <= (filled.finish_reason == "deadline")
 
 
-@pytest.mark.parametrize("deadline", [2, pytest.param(3, marks=SLOW), 4, 6, pytest.param(7, marks=SLOW), 100])
+@pytest.mark.parametrize("deadline", [4, *(pytest.param(n, marks=SLOW) for n in (2, 3, 6, 7, 100))])
 def test_a_deadline_between_blocks(tiny, deadline):
     """Three gaps in three canvases, three passes each: those that nothing was drafted for are empty."""
     model, tokenizer, _ = tiny
@@ -291,6 +291,7 @@ def test_mistakes_in_python(tiny):
         infill(model, tokenizer, [Infill(prompt=[2], texts=["a", ""], ask=wide)])
 
 
+@pytest.mark.slow
 def test_known_text_is_encoded_once(tiny):
     """The text before the gap is longer than a canvas; so is one of the lengths that are tried."""
     model, tokenizer, _ = tiny

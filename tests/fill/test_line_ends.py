@@ -35,6 +35,7 @@ def test_what_most_lines_end_with(text, end):
 
 @pytest.mark.parametrize("end", ENDS, ids=repr)
 @pytest.mark.parametrize("mark", ["", BOM], ids=["plain", "marked"])
+@pytest.mark.sample(3)
 def test_a_gap_of_many_lines(capfd, tmp_path, end, mark):
     """Two of the grid's lines are missing, with the line end between them."""
     path = tmp_path / "grid.txt"
@@ -46,6 +47,7 @@ def test_a_gap_of_many_lines(capfd, tmp_path, end, mark):
 
 @pytest.mark.parametrize("end", ENDS, ids=repr)
 @pytest.mark.parametrize("mark", ["", BOM], ids=["plain", "marked"])
+@pytest.mark.sample(3)
 def test_lines_of_a_file(capfd, tmp_path, monkeypatch, end, mark):
     """Its first line, too, behind the mark."""
     monkeypatch.chdir(tmp_path)
@@ -61,6 +63,7 @@ def test_lines_of_a_file(capfd, tmp_path, monkeypatch, end, mark):
         assert (tmp_path / "grid").read_bytes() == right.encode()
 
 
+@pytest.mark.slow
 def test_the_model_sees_the_same_of_every_kind():
     """All results of a search are equal, its scores too."""
     model, tokenizer, sampling = load()

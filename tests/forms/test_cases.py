@@ -288,6 +288,7 @@ def test_patterns_that_no_automaton_holds_are_refused_as_such(pattern):
         schema.automaton({"type": "string", "pattern": pattern})
 
 
+@pytest.mark.slow
 def test_a_tree_is_as_deep_as_it_is_small_enough():
     def deep(levels: int) -> bytes:
         return b'{"value": "", "kids": [' * levels + b'{"value": "", "kids": []}' + b"]}" * levels
@@ -300,6 +301,7 @@ def test_a_tree_is_as_deep_as_it_is_small_enough():
     assert schema.automaton(wide).matches(b'{"m3": {}}')
 
 
+@pytest.mark.slow
 def test_a_deployment_takes_two_seconds():
     """As large as Kubernetes' own: 40,000 states."""
     leaf = {f"leaf{i}": {"anyOf": [STRING, {"type": "null"}]} for i in range(12)}

@@ -170,6 +170,7 @@ def test_a_long_document_spans_blocks(loaded):
     assert schema_rates.valid(LINES, answer_of(loaded, steps).text)
 
 
+@pytest.mark.slow
 def test_a_narrow_canvas(loaded, language):
     few = replace(loaded[2], canvas_length=16, max_denoising_steps=4)
     text = written(loaded, language, sampling=few, max_tokens=128).text
@@ -189,7 +190,7 @@ def test_token_sets_go_with_their_language(loaded):
     assert len(sets) > 5 and all(one() is None for one in sets)
 
 
-@pytest.mark.parametrize("mode", ["diffusion", "ar"])
+@pytest.mark.parametrize("mode", ["diffusion", pytest.param("ar", marks=pytest.mark.slow)])
 def test_what_does_not_fit_is_refused(loaded, language, mode):
     few = replace(loaded[2], max_denoising_steps=6)
     with pytest.raises(Mistake, match=r"takes 46 tokens, and there is room for 45: raise max_tokens"):
@@ -222,7 +223,11 @@ def test_left_to_right_it_is_the_document(loaded, language):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "text"), [(PROMPT, '{"city": "Kyiv", "name": "Ivan"}'), ("Sort: Lima, Kyiv, Oslo", None)]
+    ("prompt", "text"),
+    [
+        pytest.param(PROMPT, '{"city": "Kyiv", "name": "Ivan"}', marks=pytest.mark.slow),
+        ("Sort: Lima, Kyiv, Oslo", None),
+    ],
 )
 def test_left_to_right_it_is_heard_out_where_it_departs(loaded, prompt, text):
     """The cache holds nothing of what is said aside."""
@@ -266,6 +271,7 @@ def test_left_to_right_every_text_is_a_document(models, name, numbers):
             assert schema_rates.valid(made, answer.text) and answer.finish_reason == "stop", (number, most)
 
 
+@pytest.mark.slow
 def test_left_to_right_in_company_as_alone(loaded):
     """Beside others held to a form and free, of other draws, and denoised."""
     model, tokenizer, sampling = loaded
@@ -297,10 +303,9 @@ def test_left_to_right_in_company_as_alone(loaded):
     ("name", "form", "seeds"),
     [
         ("embedded", PERSON, 2),
-        ("bpe, random", LISTS, 2),
-        pytest.param("embedded", LISTS, 20, marks=pytest.mark.slow),
-        pytest.param("bpe, random", PERSON, 20, marks=pytest.mark.slow),
-        pytest.param("bytes, random", LISTS, 20, marks=pytest.mark.slow),
+        pytest.param("embedded", LISTS, 8, marks=pytest.mark.slow),
+        pytest.param("bpe, random", PERSON, 8, marks=pytest.mark.slow),
+        pytest.param("bytes, random", LISTS, 8, marks=pytest.mark.slow),
     ],
 )
 def test_by_a_deadline_the_document_is_finished(models, name, form, seeds):
@@ -331,7 +336,7 @@ def test_by_a_deadline_a_template_is_finished(loaded):
 
 
 @pytest.mark.parametrize("form", [PERSON, pytest.param(LISTS, marks=pytest.mark.slow)], ids=["person", "lists"])
-@pytest.mark.parametrize("mode", ["diffusion", "ar"])
+@pytest.mark.parametrize("mode", ["diffusion", pytest.param("ar", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("spare", [0, pytest.param(20, marks=pytest.mark.slow)])
 def test_cut_by_max_tokens_it_is_a_document(loaded, form, mode, spare):
     """Whatever the model would go on to write: it ends in time."""
@@ -347,16 +352,16 @@ def test_cut_by_max_tokens_it_is_a_document(loaded, form, mode, spare):
 @pytest.mark.parametrize(
     ("name", "seeds"),
     [
-        ("bpe, random", 1),
-        pytest.param("bpe, random", 3, marks=pytest.mark.slow),
-        pytest.param("bytes, random", 3, marks=pytest.mark.slow),
-        pytest.param("embedded", 3, marks=pytest.mark.slow),
+        ("bpe, random", 3),
+        ("bytes, random", 3),
+        ("embedded", 3),
     ],
 )
+@pytest.mark.slow
 def test_a_document_is_verified(models, name, seeds):
     model, _, sampling = loaded = models[name]
     held, repairs = language_of(loaded, automaton(LISTS)), 0
-    few = replace(sampling, max_denoising_steps=2 if seeds == 1 else 4)
+    few = replace(sampling, max_denoising_steps=4)
     for seed in range(seeds):
         writing = begun(loaded, held, "Make some JSON", sampling=few, seed=seed, max_tokens=250, verify=True)
         steps = list(run(model, [writing]))
@@ -377,7 +382,7 @@ def test_what_verify_repairs_is_right(loaded):
     assert checked.notes and all("written again from token" in note for note in checked.notes)
 
 
-@pytest.mark.parametrize("deadline", [1, 4, pytest.param(9, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("deadline", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 9))])
 def test_verified_by_a_deadline(loaded, deadline):
     held = language_of(loaded, automaton(LISTS))
     options = {"verify": True, "deadline": deadline, "max_tokens": 250}

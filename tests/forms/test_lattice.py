@@ -180,6 +180,7 @@ FORMS = {
 
 @pytest.mark.parametrize("folder", FOLDERS)
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.sample(3)
 def test_random_tokens_that_may_follow_end_in_time_in_a_text_of_the_form(folder, form):
     tokenizer = Tokenizer(FOLDERS[folder])
     vocabulary = Vocabulary(tokenizer, tokenizer.vocab_size)

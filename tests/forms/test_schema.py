@@ -55,7 +55,7 @@ def test_holds_what_is_valid(document):
     assert automaton.matches(json.dumps(document).encode()) == valid
 
 
-@pytest.mark.parametrize("seeds", [range(12), pytest.param(range(12, 60), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("seeds", [range(12), pytest.param(range(12, 40), marks=pytest.mark.slow)], ids=str)
 def test_whatever_the_automaton_accepts_is_valid(seeds):
     """Random schemas, and random texts of theirs."""
     count = 0
@@ -81,12 +81,12 @@ def test_strings_are_any_text_and_escaped():
 @pytest.mark.parametrize("whole", [True, False])
 def test_numbers_between_bounds(whole):
     draw = random.Random(0)
-    for _ in range(25):
+    for _ in range(12):
         low = draw.choice([None, (Fraction(draw.randint(-900, 90)), True), (Fraction(draw.uniform(-9, 9)), False)])
         above = (low[0] if low else 0) + Fraction(draw.uniform(1.5, 900))
         high = draw.choice([None, (above, draw.random() < 0.5)])
         automaton, inside = build_automaton(number(low, high, whole=whole)), 0
-        for _ in range(400):
+        for _ in range(200):
             text = draw.choice([str(draw.randint(-999, 999)), f"{draw.uniform(-15, 15):.{draw.randint(1, 6)}f}"])
             value = Fraction(json.loads(text))
             fits = low is None or (value > low[0] if low[1] else Fraction(text) >= low[0])
@@ -148,11 +148,12 @@ LIGHT = {
 
 
 @pytest.mark.parametrize("name", LIGHT)
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 def test_large_schemas_that_are_held(name):
     assert schema.automaton(LIGHT[name]).size <= 50_000
 
 
+@pytest.mark.slow
 def test_work_grows_with_the_document(monkeypatch):
     budgets = []
     monkeypatch.setattr(schema, "Budget", lambda **given: budgets.append(Budget(**given)) or budgets[-1])
@@ -174,7 +175,11 @@ HEAVY = [
         {"properties": {"a": NAMES, "x": {"anyOf": [NAMES, nested(1) | {"maxItems": 10**7}]}}},
         "/anyOf/1",
     ),
-    ({"type": "array", "items": {"type": "string", "pattern": "a.{30}b"}}, "#/items/pattern cannot be held"),
+    pytest.param(
+        {"type": "array", "items": {"type": "string", "pattern": "a.{30}b"}},
+        "#/items/pattern cannot be held",
+        marks=pytest.mark.slow,
+    ),
     pytest.param(
         {"type": "string", "pattern": "((((a{9}){9}){9}){9})"},
         "#/pattern cannot be held: it takes too much work",
@@ -274,9 +279,10 @@ OVERLAP = {
         ({"$dynamicRef": "#x"}, "#/$dynamicRef"),
         ({"type": "object", "unevaluatedProperties": False}, "#/unevaluatedProperties"),
         ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, "#/uniqueItems cannot be held: only va"),
-        (
+        pytest.param(
             {"properties": {"a": {"patternProperties": {f"^(a|b)*a(a|b){{{n}}}$": {} for n in (9, 10, 11)}}}},
             "#/properties/a cannot be held: it takes too much work",
+            marks=pytest.mark.slow,
         ),
         ({"$schema": "http://json-schema.org/draft-03/schema#"}, "#/$schema cannot be held: draft 3"),
         ({"type": "object", "additionalProperties": {"type": "null"}, "minProperties": 2}, "#/minProperties"),
@@ -359,6 +365,7 @@ def test_values_are_checked_in_linear_time():
     assert not schema.automaton(many).matches(b"[1, 1.0]")
 
 
+@pytest.mark.slow
 def test_members_that_all_refer_to_the_whole_take_two_seconds():
     """As ajv's schema of secure schemas: 41 cases, and 40 members of which each is the whole again."""
     names = [f"m{i}" for i in range(40)]

@@ -29,7 +29,7 @@ def test_slots_are_read_again():
 def test_slots_are_read_as_re_reads_them():
     """By the expression that backtracks: each slot takes as little as it can, the first ones first."""
     draw, read_again = random.Random(0), 0
-    for _ in range(4000):
+    for _ in range(1500):
         texts = [draw.choice(["a", "ab", "b", "", ","]) for _ in range(draw.randint(2, 5))]
         kinds = [draw.choice(["", ":text", ":a|ab|b", ":ab||a"]) for _ in texts[1:]]
         made = texts[0] + "".join(
@@ -42,14 +42,14 @@ def test_slots_are_read_as_re_reads_them():
         expected = {f"s{i}": value for i, value in enumerate(match.groups())} if match else {}
         assert filled(made, output) == expected, (made, output)
         read_again += bool(match)
-    assert read_again > 80
+    assert read_again > 30
 
 
 def test_slots_of_a_long_text_are_read_in_linear_time():
-    """`re` would take years: there are (100,000 / 4)^40 ways to place 40 spaces."""
+    """`re` would take years: there are (20,000 / 4)^40 ways to place 40 spaces."""
     made = " ".join(f"{{s{i}}}" for i in range(40))
-    assert filled(made + "!", "a b " * 25_000) == {}
-    assert filled(made + "!", "a b " * 25_000 + "!")["s39"].startswith("b a b")
+    assert filled(made + "!", "a b " * 5000) == {}
+    assert filled(made + "!", "a b " * 5000 + "!")["s39"].startswith("b a b")
 
 
 @pytest.mark.parametrize("wrong", ["no slots", "{", "{}", "{a} {a}", "{a:colour}", "{a!r}", "{0}", '{"a": "{b}"}'])

@@ -158,6 +158,7 @@ def test_ctrl_c_keeps_what_is_finished(run, monkeypatch, endless, json_too):
         assert out.strip() and "1 block" in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_process_of_its_own(endless):
     arguments = ["--prompt", SUDOKU, "--model", str(endless)]
     # A shell's background jobs are started deaf to Ctrl-C, and hand that on to what they start.
@@ -175,6 +176,7 @@ def test_ctrl_c_in_a_process_of_its_own(endless):
     assert b"Traceback" not in err and b"tokens in" in err and out
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_quiet(endless):
     line = " ".join([*COMMAND, "--prompt", "x", "--model", str(endless), "--max-denoising-steps", "2"])
     found = subprocess.run(
@@ -267,8 +269,9 @@ PERSON |= {"required": ["name", "age"]}
 
 
 @pytest.mark.parametrize(
-    "options", [["--mode", "ar"], ["--verify", "--max-denoising-steps", "4"], ["--deadline", "0.001"]]
+    "options", [["--deadline", "0.001"], ["--mode", "ar"], ["--verify", "--max-denoising-steps", "4"]]
 )
+@pytest.mark.sample(1)
 def test_a_schema_goes_with_every_way_to_write(run, tmp_path, options):
     (tmp_path / "person.json").write_text(json.dumps(PERSON))
     asked = ["--prompt", "Extract JSON: Tess is 40.", "--json-schema", str(tmp_path / "person.json")]

@@ -25,6 +25,7 @@ def counted(*options: str) -> Any:
 
 @pytest.mark.parametrize(("family", "state"), [("gpu", "peaked"), ("gpu", "flat"), ("matrix", "flat")])
 @pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.sample(1)
 def test_kernels_of_a_step(family, state, ours):
     found = counted("--family", family, "--state", state, *["--kernels"] * ours)
     names = found["by_name"]
@@ -36,6 +37,7 @@ def test_kernels_of_a_step(family, state, ours):
         assert found["kernels"] <= 1700 and names["GatherQMM"] == 61
 
 
+@pytest.mark.slow
 def test_the_benchmark_has_these_counts():
     stored = json.loads((Path(count_step.__file__).parents[2] / "mlx_dgemma/benchmark/metal_step.json").read_text())
     for name, options in {
@@ -62,6 +64,7 @@ def test_what_is_counted():
 
 
 @pytest.mark.parametrize("family", ["gpu", "matrix"])
+@pytest.mark.sample(1)
 def test_nothing_is_compiled_again(family):
     """However many positions become light or heavy."""
     first, *later = counted("--traces", "--family", family)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from functools import cache
 
 import checkpoints
 import numpy as np
@@ -89,7 +90,7 @@ def test_logits_of_three_blocks(pair, length):
 @pytest.mark.parametrize("piece", [pytest.param(1, marks=SLOW), 7, 24])
 def test_prompt_in_pieces(pair, piece, monkeypatch):
     model, theirs = pair
-    tokens = np.random.default_rng(5).integers(model.facts.vocab_size, size=60)
+    tokens = np.random.default_rng(5).integers(model.facts.vocab_size, size=50)
     canvas = np.arange(model.facts.canvas_length)
     session = reference.Session(theirs)
     session.encode(tokens)
@@ -115,20 +116,36 @@ def test_the_causal_pass_scores_as_the_encoder_and_the_head_do(pair):
     assert np.abs(found.logprob[1:] - logprobs[np.arange(39), tokens[1:]]).max() <= BOUND
 
 
+def loaded(folder, backend: str):
+    config, generation = read_configs(folder)
+    checkpoint = Checkpoint(folder, parse_config(config, generation))
+    return load_model(checkpoint, backend, "float32"), parse_sampling(generation)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """(seed, peaked) -> a folder whose stop token comes up in the fourth block, and the reference's run with it. Which
+    token that is our own run tells, for it is many times faster."""
+
+    @cache
+    def run(seed: int, peaked: float):
+        case, made = {"seed": seed, "peaked": peaked, "layout": "hub"}, tmp_path_factory.mktemp("stopped")
+        prompt = np.random.default_rng(seed).integers(96, size=20).tolist()
+        model, sampling = loaded(runs.random_case(made / "all", case, [95]), "mlx")
+        tokens = runs.whole_run(model, prompt, sampling, seed=seed, max_tokens=80)["tokens"]
+        folder = runs.random_case(made / "stopped", case, runs.late_stop(tokens, 16, 3) or [95])
+        return folder, prompt, reference.generate(reference.load(folder), prompt, seed=seed, max_tokens=80)
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("peaked", [1.0, 10.0])
-def test_whole_runs_over_blocks(tmp_path, backend, seed, peaked):
-    case = {"seed": seed, "peaked": peaked, "layout": "hub"}
-    prompt = np.random.default_rng(seed).integers(96, size=20).tolist()
-    folder = runs.random_case(tmp_path / "all", case, [95])
-    unstopped = reference.generate(reference.load(folder), prompt, seed=seed, max_tokens=80)
-    eos = runs.late_stop(unstopped["tokens"], 16, 3) or [95]
-    folder = runs.random_case(tmp_path / "stopped", case, eos)
-    expected = reference.generate(reference.load(folder), prompt, seed=seed, max_tokens=80)
-    config, generation = read_configs(folder)
-    model = load_model(Checkpoint(folder, parse_config(config, generation)), backend, "float32")
-    runs.same(runs.whole_run(model, prompt, parse_sampling(generation), seed=seed, max_tokens=80), expected)
+def test_whole_runs_over_blocks(stopped, backend, seed, peaked):
+    folder, prompt, expected = stopped(seed, peaked)
+    model, sampling = loaded(folder, backend)
+    runs.same(runs.whole_run(model, prompt, sampling, seed=seed, max_tokens=80), expected)
 
 
 @pytest.mark.slow
@@ -145,15 +162,22 @@ def test_a_narrow_canvas_is_that_of_a_model_which_has_no_other(tmp_path, backend
     runs.same(runs.whole_run(model, prompt, sampling, seed=0, max_tokens=20), expected)
 
 
+@cache
+def embedded(tokens: tuple[int, ...], eos: int | None) -> dict:
+    """The reference's run of the embedded model."""
+    theirs = reference.load(checkpoints.TINY)
+    if eos:
+        theirs.generation_config.eos_token_id = [eos]
+    return reference.generate(theirs, tokens, seed=1, max_tokens=192)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("prompt", runs.PROMPTS)
 @pytest.mark.parametrize("eos", [None, 5, 50], ids=["its own stops", "only <turn|>", "a letter"])
 def test_the_embedded_model_token_for_token(backend, prompt, eos):
     model, tokenizer, sampling = load(backend=backend)
-    theirs = reference.load(checkpoints.TINY)
     if eos:
         model.facts = dataclasses.replace(model.facts, stop_ids=(eos,))
-        theirs.generation_config.eos_token_id = [eos]
     tokens = tokenizer.chat([{"role": "user", "content": prompt}])
-    expected = reference.generate(theirs, tokens, seed=1, max_tokens=192)
-    runs.same(runs.whole_run(model, tokens, sampling, seed=1, max_tokens=192), expected)
+    found = runs.whole_run(model, tokens, sampling, seed=1, max_tokens=192)
+    runs.same(found, embedded(tuple(tokens), eos))

@@ -113,7 +113,7 @@ def test_help_imports_no_framework():
         ("peaked", layers.Linear, "product", lambda y: y * 1.001),
     ],
 )
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 def test_a_wrong_part_differs(monkeypatch, run, part, where, name, wrong):
     monkeypatch.setattr(where, name, broken(getattr(where, name), wrong))
     code, out, _ = run("--json", parts={part: PARTS[part], "fused": PARTS["fused"]})
@@ -149,6 +149,7 @@ def test_a_rounding_of_the_uniform_is_no_difference(monkeypatch):
     assert PARTS["flat"]("flat", SMALL).verdict == "ok"
 
 
+@pytest.mark.slow
 def test_a_wrong_generation_says_where(monkeypatch, loaded):
     part = partial(selfcheck.generation, "generation", SMALL, loaded=loaded)
     assert part().verdict == "ok"

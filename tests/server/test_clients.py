@@ -134,7 +134,7 @@ def test_a_plain_completion(server):
         assert server.post("/v1/completions", {"prompt": "a", "suffix": "b", **field})[0] == 400
 
 
-SHORT = {"max_tokens": 6, "max_denoising_steps": 2}
+SHORT = {"max_tokens": 6, "max_denoising_steps": 1}
 
 
 def test_several_prompts_in_one_request(server):
@@ -300,6 +300,7 @@ def test_responses_call_tools(server):
 FILE = "def scale(a, w):\n    return [w * 43 for w in a]\n"
 
 
+@pytest.mark.slow
 def test_an_edit_is_the_command_s(server, tmp_path, capsys):
     (tmp_path / "f.py").write_text(FILE)
     assert edit([str(tmp_path / "f.py"), "--lines", "2", "--prompt", CODE, "--json"]) == 0

@@ -323,7 +323,7 @@ def load_tiny():
     return model, tokenizer, Ask(sampling=sampling)
 
 
-SYSTEM = "You answer in the way that you were taught. " * 20
+SYSTEM = "You answer in the way that you were taught. " * 12
 
 
 def asked(one: Engine, question: str, **options) -> tuple[list[int], Question]:

@@ -160,6 +160,7 @@ def test_without_its_packages_it_says_what_to_install(capsys, monkeypatch):
     assert capsys.readouterr().err == "mlx_dgemma.server: uvicorn is not installed: pip install 'mlx_dgemma[server]'\n"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_streams_with_an_error_and_the_server_soon():
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "mlx_dgemma.server", "--port", "0"]

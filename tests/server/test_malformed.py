@@ -115,7 +115,7 @@ ABOUT = {"deadline": None, "suppress_health_check": list(HealthCheck), "database
 
 
 def test_what_is_nearly_right(server):
-    settings(max_examples=25, **ABOUT)(given(bodies())(lambda pair: check(server, *pair)))()
+    settings(max_examples=5, **ABOUT)(given(bodies())(lambda pair: check(server, *pair)))()
     nothing_is_left(server)
 
 
@@ -136,7 +136,7 @@ def test_a_field_within_a_field_of_the_wrong_type(server, path, field):
 
 @pytest.mark.slow
 def test_many_that_are_nearly_right(server):
-    settings(max_examples=FUZZ or 600, **ABOUT)(given(bodies())(lambda pair: check(server, *pair)))()
+    settings(max_examples=FUZZ or 150, **ABOUT)(given(bodies())(lambda pair: check(server, *pair)))()
     nothing_is_left(server)
 
 
@@ -183,7 +183,7 @@ def test_nobody_reads_another_s_text(server):
     few = {"max_denoising_steps": 4}
     alone = text_of(server.ask("Sort: Lima, Kyiv", **few)[1])
     connections = []
-    for number in range(8):
+    for number in range(4):
         connections.append(http.client.HTTPConnection("127.0.0.1", server.port))
         question = secret if number % 2 else "Sort: Lima, Kyiv"
         body = {"messages": [{"role": "user", "content": question}], **few}

@@ -145,6 +145,7 @@ def test_mercury_s_frames_hold_the_whole_text(server):
     assert chunks[-1] == "[DONE]" and chunks[-2]["choices"][0]["delta"] == {}
 
 
+@pytest.mark.slow
 def test_several_answers_have_one_seed_after_the_other(server):
     drawn = {"mode": "ar", "temperature": 2, "max_tokens": 16}
     _, reply = server.ask(CODE, n=3, seed=4, **drawn)

@@ -148,6 +148,7 @@ def ask(tab, base: str, question: str) -> None:
     tab.keyboard.press("Enter")
 
 
+@pytest.mark.slow
 def test_a_draft_is_seen_and_the_answer_is_the_apis(server, tab):
     tab.goto(server.base)
     tab.evaluate(
@@ -164,6 +165,7 @@ def test_a_draft_is_seen_and_the_answer_is_the_apis(server, tab):
     assert tab.get_by_test_id("answer").is_hidden() and tab.get_by_test_id("draft").text_content()
 
 
+@pytest.mark.slow
 def test_stop_frees_the_row(server, tab):
     tab.route("**/v1/chat/completions", lambda route: route.continue_(post_data=endless(route.request.post_data)))
     ask(tab, server.base, "Who?")
@@ -207,6 +209,7 @@ def test_fill_edit_and_race(server, tab):
     assert [lane.text_content() for lane in tab.locator(".lane .text").all()] == [ANSWER, ANSWER]
 
 
+@pytest.mark.slow
 def test_the_preview_is_drawn_while_the_draft_settles(tab):
     with served(scripted) as server:
         server.engine.model.text, server.engine.model.seconds = (
@@ -219,6 +222,7 @@ def test_the_preview_is_drawn_while_the_draft_settles(tab):
         tab.keyboard.press("Escape")
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_is_said(server, tab):
     tab.goto(f"{server.base}/#edit")
     tab.get_by_label("Lines").fill("7:9")
@@ -226,6 +230,7 @@ def test_what_goes_wrong_is_said(server, tab):
     assert "7" in tab.get_by_role("alert").text_content()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_is_said_and_the_question_is_kept(tab):
     with served(tiny) as server:
         tab.goto(server.base)
@@ -238,6 +243,7 @@ def test_a_server_that_is_gone_is_said_and_the_question_is_kept(tab):
         assert tab.get_by_role("textbox").first.input_value() == "Who?"
 
 
+@pytest.mark.slow
 def test_a_reload_frees_the_row(server, tab):
     tab.route("**/v1/chat/completions", lambda route: route.continue_(post_data=endless(route.request.post_data)))
     ask(tab, server.base, "Who?")
@@ -247,6 +253,7 @@ def test_a_reload_frees_the_row(server, tab):
     assert tab.get_by_role("button", name="Send").is_visible()
 
 
+@pytest.mark.slow
 def test_a_narrow_screen_shows_every_view(server, tab):
     tab.set_viewport_size({"width": 390, "height": 800})
     ask(tab, server.base, QUESTION)
@@ -321,6 +328,7 @@ SCRIPT = """for (const f of [() => parent.document.body.remove(), () => localSto
 () => {{ for (let i = 0; i < 1000; i++) parent.postMessage('ready', '*') }}]) try {{ f() }} catch {{}}"""
 
 
+@pytest.mark.slow
 def test_hostile_html_reaches_nothing(tab):
     with Trap() as trap, served(scripted) as server:
         script = SCRIPT.format(trap.url).replace("\n", " ").replace('"', "'")
@@ -337,6 +345,7 @@ def test_hostile_html_reaches_nothing(tab):
         assert tab.evaluate("localStorage.x") is None and tab.context.cookies() == [] and len(tab.context.pages) == 1
 
 
+@pytest.mark.slow
 def test_the_frame_holds_what_gets_past_the_cleaning(chromium):
     """The same, put into the frame as it is. A navigation ends at the policy; browsers may open a bare connection."""
     with Trap() as trap, served(scripted) as server:

@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 
-KILLS, SEED = int(os.environ.get("KILLS", 25)), int(os.environ.get("SEED", 0))
+KILLS, SEED = int(os.environ.get("KILLS", 8)), int(os.environ.get("SEED", 0))
 
 
 def seconds(start: Callable[[], subprocess.Popen]) -> float:

@@ -2,6 +2,7 @@
 // it waits for others. A matrix of a simdgroup is held whole by each of its threads.
 #pragma once
 #include <cmath>
+#include <csetjmp>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -43,8 +44,9 @@ struct Simdgroup {
   double slots[2][32];
 };
 struct Fiber {
-  ucontext_t context;
-  bool done = false;
+  ucontext_t context;  // to begin in
+  jmp_buf place;       // to go on from: a switch of contexts would call the system
+  bool begun = false, done = false;
   uint3 grid, local, group;
   uint lane, simdgroup;
   int turn = 0;
@@ -52,17 +54,27 @@ struct Fiber {
 };
 constexpr int STACK = 1 << 16;
 inline std::vector<std::unique_ptr<char[]>> stacks;  // of one threadgroup's threads
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline Fiber* me;
 inline Barrier everyone;
 inline uint3 grid_size;
 inline const std::function<void()>* body;
 
+inline void resume(Fiber* fiber) {
+  me = fiber;
+  if (_setjmp(scheduler)) return;
+  if (fiber->begun) _longjmp(fiber->place, 1);
+  fiber->begun = true;
+  setcontext(&fiber->context);
+}
+inline void give_way() {
+  if (!_setjmp(me->place)) _longjmp(scheduler, 1);
+}
 inline void Barrier::wait() {
   int seen = generation;
   arrived++;
   release();
-  while (generation == seen) swapcontext(&me->context, &scheduler);
+  while (generation == seen) give_way();
 }
 inline void start() {
   Fiber* mine = me;
@@ -70,6 +82,7 @@ inline void start() {
   mine->done = true;
   mine->mates->barrier.leave();
   everyone.leave();
+  _longjmp(scheduler, 1);
 }
 // All lanes' values, once all have come.
 inline double* together(double value) {
@@ -100,7 +113,6 @@ inline void run(uint3 grid, uint3 block, const std::function<void()>& function) 
           getcontext(&fiber->context);
           fiber->context.uc_stack.ss_sp = stacks[i].get();
           fiber->context.uc_stack.ss_size = STACK;
-          fiber->context.uc_link = &scheduler;
           makecontext(&fiber->context, start, 0);
           fibers.push_back(std::move(fiber));
         }
@@ -108,8 +120,8 @@ inline void run(uint3 grid, uint3 block, const std::function<void()>& function) 
           left = false;
           for (auto& fiber : fibers)
             if (!fiber->done) {
-              left = true, me = fiber.get();
-              swapcontext(&scheduler, &fiber->context);
+              left = true;
+              resume(fiber.get());
             }
         }
       }

@@ -57,12 +57,14 @@ def test_a_full_disk_behind_standard_output(more):
 
 
 @pytest.mark.parametrize("command", ["mlx_dgemma", "mlx_dgemma.benchmark predict --device m4-max"])
+@pytest.mark.sample(1)
 def test_a_full_disk_behind_a_table(command):
     code, _, err = shell(f"{sys.executable} -m {command} >/dev/full")
     assert code == 2 and len(err) == 1 and "cannot be written: No space left on device" in err[0]
 
 
 @pytest.mark.parametrize(("where", "between"), [("2>&1 | cat", "\n"), ("-q 2>&1 | cat", "")])
+@pytest.mark.sample(1)
 def test_a_line_of_numbers_begins_behind_the_text_in_the_same_file(where, between):
     fill = f"{sys.executable} -m mlx_dgemma.fill --model tiny 'a<fill>b' --gap 1 --max-denoising-steps 2"
     code, out, _ = shell(f"{fill} {where}")
@@ -70,6 +72,7 @@ def test_a_line_of_numbers_begins_behind_the_text_in_the_same_file(where, betwee
     assert code == 0 and text and numbers[:1] == between and ("tokens in" in numbers) == bool(between)
 
 
+@pytest.mark.slow
 def test_a_full_disk_behind_standard_error():
     assert shell(f"G --prompt '{SUDOKU}' 2>/dev/full")[:2] == (0, SOLVED + "\n")
 
@@ -84,6 +87,7 @@ def test_a_terminal_of_few_characters(tmp_path):
         assert code == 0 and json.loads(json.loads(out)["text"]) == "é😀"
 
 
+@pytest.mark.slow
 def test_a_file_whose_name_is_no_text(tmp_path):
     name = os.fsencode(tmp_path) + b"/caf\xe9"
     with open(name, "w") as file:
@@ -137,7 +141,7 @@ def interrupted(moment: float) -> subprocess.CompletedProcess:
 
 
 # Sooner, Python itself is not up yet, and its own imports are broken off.
-@pytest.mark.parametrize("moment", [0.15, 0.3, 0.45, pytest.param(0.7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moment", [0.3, *(pytest.param(x, marks=pytest.mark.slow) for x in (0.15, 0.45, 0.7))])
 def test_ctrl_c_while_it_starts(moment):
     found = interrupted(moment)
     if "Fatal Python error" in found.stderr:

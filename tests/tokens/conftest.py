@@ -1,5 +1,7 @@
 """Both tokenizers, and transformers' of the same folder."""
 
+from functools import cache
+
 import pytest
 from tokenizer_folders import FOLDERS
 
@@ -13,10 +15,21 @@ def folder(request):
 
 @pytest.fixture
 def tokenizer(folder):
-    return Tokenizer(folder)
+    return tokenizer_of(folder)
 
 
 @pytest.fixture
 def reference():
-    transformers = pytest.importorskip("transformers", reason="transformers is what ids are compared with")
-    return transformers.AutoTokenizer.from_pretrained
+    """A folder -> transformers' tokenizer of it."""
+    pytest.importorskip("transformers", reason="transformers is what ids are compared with")
+    return reference_of
+
+
+tokenizer_of = cache(Tokenizer)  # nothing changes one
+
+
+@cache
+def reference_of(folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)

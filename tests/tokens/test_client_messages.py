@@ -38,9 +38,9 @@ ALTERNATING = """{{ bos_token }}{% for m in messages %}
 {% endfor %}"""
 
 
-@pytest.fixture
-def strict(tmp_path) -> Tokenizer:
-    return Tokenizer(copy(BPE, tmp_path / "strict", template=STRICT))
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory) -> Tokenizer:
+    return Tokenizer(copy(BPE, tmp_path_factory.mktemp("strict"), template=STRICT))
 
 
 def user(content) -> dict:

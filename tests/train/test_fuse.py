@@ -96,6 +96,7 @@ def test_peft_s_files_are_written_and_read(sharded, tmp_path):
     assert all((theirs.tensors[name] == array).all() for name, array in ours.tensors.items())
 
 
+@pytest.mark.slow
 def test_peft_and_transformers_add_the_same(sharded, tmp_path):
     pytest.importorskip("peft")
     pytest.importorskip("torch")

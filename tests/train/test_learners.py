@@ -57,7 +57,7 @@ def test_mlx_and_torch_learn_the_same(folder, keys):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("keys", [None, ATTENTION_AND_MLP], ids=["full", "lora"])
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 def test_layers_made_again_give_the_same_bits(folder, tmp_path, backend, keys):
     made = []
     for checkpoint in (False, True):

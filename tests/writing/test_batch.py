@@ -66,6 +66,7 @@ def same(step, other) -> None:
     assert np.array_equal(step.entropy, other.entropy)
 
 
+@pytest.mark.slow
 def test_eight_rows_write_what_each_writes_alone(model):
     prompts = [tokens_of(n, n) for n in (1, 5, 16, 23, 24, 40, 60, 90)]
     asks = [Ask(max_tokens=16 * (1 + n % 3), sampling=Sampling(max_denoising_steps=5), seed=n) for n in range(8)]
@@ -159,7 +160,8 @@ def test_every_kind_of_text_is_the_same_in_company(model, alone):
     assert {1} in widths and {16} in widths and any({1, 16} <= one for one in widths)
 
 
-@pytest.mark.parametrize("size", [3, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [3, 8])
 def test_every_kind_of_text_is_the_same_whenever_it_joins_and_however_it_is_read(model, monkeypatch, size):
     """Prompts are read in pieces of 8 tokens, alone, too, and a text joins after every second pass."""
     monkeypatch.setattr(batch, "PIECE", 8)
@@ -176,9 +178,7 @@ def test_every_kind_of_text_is_the_same_whenever_it_joins_and_however_it_is_read
             same(*pair)
 
 
-@pytest.mark.parametrize(
-    "gone", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow), 6]
-)
+@pytest.mark.parametrize("gone", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 3, 6))])
 def test_one_that_is_cancelled_leaves_the_others_as_they_were(model, alone, gone):
     several, texts, together = Batch(model, 8), mixed(model), []
     for text in texts:
@@ -272,6 +272,7 @@ def test_no_stream_stays_open_where_a_pass_fails():
 
 
 @pytest.mark.parametrize("where", ["row", "take", "continuation"])
+@pytest.mark.sample(1)
 def test_an_error_of_one_text_leaves_the_others_as_they_were(model, alone, monkeypatch, where):
     several, texts = Batch(model, 8), mixed(model)
     broken = texts[2] if where == "continuation" else texts[7]

@@ -199,6 +199,7 @@ def fresh(conversation: Conversation, model, question: str) -> list:
     return list(diffuse(model, prompt, conversation.how))
 
 
+@pytest.mark.slow
 def test_another_mode_goes_on_from_the_same_cache(bpe):
     """Its answer is longer than what the sliding layers remember; one turn of it is left early."""
     model, tokenizer, sampling = bpe
@@ -219,6 +220,7 @@ def test_another_mode_goes_on_from_the_same_cache(bpe):
     same_steps(turn(conversation, QUESTIONS[1]), expected)
 
 
+@pytest.mark.slow
 def test_left_early_what_is_finished_counts(parties):
     model, tokenizer, sampling = parties["endless bytes"]
     conversation = Conversation(model, tokenizer, Ask(sampling=sampling))
@@ -281,7 +283,7 @@ def test_a_question_that_cannot_be_asked_changes_nothing(parties, question):
     assert (conversation.messages, conversation.cache.length) == before
 
 
-@pytest.mark.parametrize("name", ["endless bytes", "bpe"])
+@pytest.mark.parametrize("name", ["endless bytes", pytest.param("bpe", marks=pytest.mark.slow)])
 def test_a_saved_chat_goes_on_as_it_would_have(parties, name, tmp_path):
     model, tokenizer, sampling = parties[name]
     how = Ask(sampling=sampling, max_tokens=40)
@@ -301,6 +303,7 @@ def test_a_saved_chat_goes_on_as_it_would_have(parties, name, tmp_path):
     assert one.messages == other.messages and one.cache.length == other.cache.length
 
 
+@pytest.mark.slow
 def test_the_last_question_is_taken_back(parties):
     model, tokenizer, sampling = parties["bytes"]
     conversation = Conversation(model, tokenizer, Ask(sampling=sampling, max_tokens=40))
@@ -324,6 +327,7 @@ def test_all_turns_are_forgotten(parties):
     same_steps(turn(conversation, QUESTIONS[0]), expected)
 
 
+@pytest.mark.slow
 def test_pieces_that_nobody_asks_for_any_more(parties):
     """A question is asked, or all is forgotten, while the answer before is still held by somebody."""
     model, tokenizer, sampling = parties["endless bytes"]

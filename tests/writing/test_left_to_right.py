@@ -40,13 +40,13 @@ def test_a_list_is_reversed(tiny):
     assert [len(piece.step.draft) for piece in pieces] == [1] * 17 and pieces[-1].finish_reason == "stop"
 
 
-@pytest.mark.parametrize(
-    "draw", [pytest.param(Draw(), marks=pytest.mark.slow), Draw(temp=1.5, top_k=20, top_p=0.98, min_p=0.01)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("draw", [Draw(), Draw(temp=1.5, top_k=20, top_p=0.98, min_p=0.01)])
 def test_in_company_as_alone(tiny, draw):
     assert texts(tiny, 3, draw) == texts(tiny, 1, draw)
 
 
+@pytest.mark.slow
 def test_a_seed_is_the_same_draws(tiny):
     drawn = [texts(tiny, 4, Draw(temp=3.0)) for _ in range(2)]
     assert drawn[0] == drawn[1] != texts(tiny, 4)

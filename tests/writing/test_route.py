@@ -103,7 +103,7 @@ def test_the_settled_prefix_is_kept_and_the_rest_follows_from_it(tiny):
     assert answer.statistics(1)["steps"] == len(steps)
 
 
-@pytest.mark.parametrize("max_tokens", [3, 70, *(pytest.param(n, marks=SLOW) for n in (30, 64, 100, 150))])
+@pytest.mark.parametrize("max_tokens", [3, *(pytest.param(n, marks=SLOW) for n in (30, 64, 70, 100, 150))])
 def test_it_ends_where_it_is_to(tiny, monkeypatch, max_tokens):
     model, tokenizer, sampling = tiny
     monkeypatch.setattr(model, "facts", replace(model.facts, stop_ids=()))
@@ -129,6 +129,7 @@ def test_an_outlook():
     assert Outlook(passes=4, prefix=10, settled=20, length=40, limit=48, stalled=3).denoising == 8
 
 
+@pytest.mark.slow
 def test_it_measures_the_machine_by_the_clock_of_the_model(tiny):
     """A token of a tenth of a second where a pass takes a second, shared by two canvases."""
     model, tokenizer, sampling = tiny

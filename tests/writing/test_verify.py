@@ -68,6 +68,7 @@ def test_what_was_likely_stays_and_a_note_tells_what_is_written_again(tiny):
     assert steps[-1].final and steps[-1].reason == "stop"
 
 
+@pytest.mark.slow
 def test_the_cache_holds_each_block_once(tiny, fast, monkeypatch):
     model = tiny[0]
     monkeypatch.setattr(model, "facts", replace(model.facts, stop_ids=()))
@@ -101,6 +102,7 @@ def test_in_company_as_alone(tiny, fast):
     assert together == alone
 
 
+@pytest.mark.slow
 def test_an_empty_answer_is_tried_again_on_half_the_canvas(tiny):
     model, tokenizer, _ = tiny
     writing = verified(tiny, "Reverse: Oslo, Rome")
