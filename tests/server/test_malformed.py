@@ -127,6 +127,7 @@ def test_a_form_of_the_wrong_type(server, path, value):
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/chat"])
 @pytest.mark.parametrize("field", ["tool_choice", "thinking", "reasoning", "text", "response_format", "output_config"])
+@pytest.mark.sample(4)
 def test_a_field_within_a_field_of_the_wrong_type(server, path, field):
     body = {"tools": [TOOL], "max_tokens": 4} | BODIES[path] | QUICKLY
     for inner in ("type", "function", "name", "format"):
