@@ -132,7 +132,7 @@ def lead(group: Group, checkpoint: Checkpoint, path: str | Path | None, backend:
 
 
 def _follow(message: dict) -> tuple[DiffusionModel | None, str | int]:
-    """What another rank answers: the identity of its checkpoint; or its share of the model, and its free memory."""
+    """Answer rank 0: with the identity of its checkpoint; or its share of the model, and its free memory."""
     folder, here = find(message["path"]), place(os.environ)
     checkpoint = Checkpoint(folder, parse_config(*read_configs(folder)))
     if message["do"] == "find":

@@ -10,18 +10,17 @@ from typing import Any
 
 from rich.spinner import Spinner
 
-from ..errors import Mistake, NoRoom, need
+from ..errors import Mistake, NoRoom, need, reason
 from ..terminal.command import CUT, on_terminal, to_stdout, waiting
 from ..terminal.keyboard import Interrupt
 from ..terminal.options import with_option
 from ..terminal.watch import Watch
 from ..tokens.parts import GeneratedText
 from ..tokens.stream import split_thinking
-from ..tokens.tokenizer import Tokenizer
 from ..writing.answer import Answer, Piece
 from ..writing.ask import MODES
 from ..writing.conversation import Conversation
-from .kept import Kept, last
+from .chat_file import ChatFile, last
 from .show import note, show
 
 KEYS = '''
@@ -33,7 +32,7 @@ A question that begins with / needs a space before it.
 Where the model calls a tool, type or paste what came of it, JSON or text;
 Ctrl-C goes on without.
 A chat is kept as it goes: --continue takes up the last one.'''
-NEARLY = 0.9  # of the context: from there on, its end is told
+NEARLY = 0.9  # of the context: from there on, the user is warned
 SWITCH = {"on": True, "true": True, "off": False, "false": False}
 
 
@@ -43,7 +42,7 @@ class Session:
     def __init__(self, conversation: Conversation, *, watched: bool, interactive: bool, quiet: bool = False):
         self.conversation, self.interactive, self.quiet = conversation, interactive, quiet
         self.drawn = watched and on_terminal()
-        self._kept, self._keeps = Kept(), True
+        self._file, self._writable = ChatFile(), True
 
     @property
     def prompt(self) -> str:
@@ -51,7 +50,7 @@ class Session:
         return f"what came of {calls[0].name}: " if calls else "> "
 
     def take(self, line: str) -> None:
-        """Mistake: the line cannot be done, and nothing has changed. EOFError: it asks to leave."""
+        """Does what a line says. Mistake: it cannot be done, and nothing has changed. EOFError: it asks to leave."""
         name, _, argument = line.strip().partition(" ")
         if not name:
             return
@@ -76,13 +75,11 @@ class Session:
     def keep(self) -> None:
         """Writes the chat to its file. Where that cannot be, it is told once."""
         try:
-            if self._keeps:
-                self._kept.keep(self.conversation)
+            if self._writable:
+                self._file.write(self.conversation)
         except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-            self._keeps = False
-            note(
-                f"this chat is not kept as it goes: {getattr(error, 'strerror', None) or error}; /save FOLDER saves it"
-            )
+            self._writable = False
+            note(f"this chat is not kept as it goes: {reason(error)}; /save FOLDER saves it")
 
     def answer(self) -> None:
         """Shows the model's turn, or what follows in it."""
@@ -97,17 +94,14 @@ class Session:
         if answer := conversation.answer:
             for call in answer.calls:
                 to_stdout(f"tool call: {call}\n")
-            for line in answer.notes:
-                self.tell(line)
-        forgotten = ", and the question is forgotten" if len(conversation.messages) < turns else ""
-        self.tell(f"{outcome(answer, conversation.how.max_tokens)}{forgotten}; read {unread} of {length} tokens")
+        if not self.quiet:
+            forgotten = ", and the question is forgotten" if len(conversation.messages) < turns else ""
+            for line in answer.notes if answer else ():
+                note(line)
+            note(f"{outcome(answer, conversation.how.max_tokens)}{forgotten}; read {unread} of {length} tokens")
         self.warn_of_the_end(length + len(answer.tokens if answer else ()))
         if interrupt.asked and not self.interactive:
             raise KeyboardInterrupt
-
-    def tell(self, line: str) -> None:
-        if not self.quiet:
-            note(line)
 
     def warn_of_the_end(self, used: int) -> None:
         """Says so where the next question may find no room behind the tokens that are `used`."""
@@ -136,7 +130,7 @@ class Session:
 
     def reset(self, _: str) -> None:
         self.conversation.reset()
-        self._kept.begin()
+        self._file.switch()
         note("all turns are forgotten")
 
     def undo(self, _: str) -> None:
@@ -190,20 +184,23 @@ class Session:
 
     def load(self, folder: str) -> None:
         self.conversation.load(folder_of(folder))
-        self._kept.begin()
+        self._file.switch()
         self.show_turns()
 
     def go_on(self) -> None:
         """Takes up the chat that was kept last. Mistake where there is none, or it is another model's."""
         path = last()
         self.conversation.load(path)
-        self._kept.begin(path, self.conversation.messages)
+        self._file.switch(path, self.conversation.messages)
         self.show_turns()
 
     def show_turns(self) -> None:
+        """Shows what was said before, without thoughts."""
+        tokenizer = self.conversation.tokenizer
         for message in self.conversation.messages:
-            text = without_thinking(self.conversation.tokenizer, message["content"])
-            note("> " * (message["role"] == "user") + text)
+            content = message["content"]
+            tokens = content.tokens if isinstance(content, GeneratedText) else tokenizer.encode(content)
+            note("> " * (message["role"] == "user") + tokenizer.decode(split_thinking(tokenizer, tokens)[1]))
 
     def leave(self, _: str) -> None:
         raise EOFError
@@ -240,11 +237,6 @@ def unquoted(text: str) -> str:
     if bare.startswith('"""'):
         return bare.removeprefix('"""').removesuffix('"""').strip("\n")
     return "" if bare == '""' else text
-
-
-def without_thinking(tokenizer: Tokenizer, content: str) -> str:
-    tokens = content.tokens if isinstance(content, GeneratedText) else tokenizer.encode(content)
-    return tokenizer.decode(split_thinking(tokenizer, tokens)[1])
 
 
 def result(line: str) -> Any:

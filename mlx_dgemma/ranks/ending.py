@@ -1,4 +1,4 @@
-"""The end of a process that may hang where no exception reaches it: in another rank's debt."""
+"""Ends a process that may hang where no exception reaches it: in a sum that another rank never adds to."""
 
 import os
 import sys

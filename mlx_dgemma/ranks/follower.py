@@ -146,7 +146,7 @@ class Follower:
         self.kept[cache].trim(tokens)
 
     def saved(self, cache: int) -> np.ndarray:
-        """The bytes that a cache is saved as."""
+        """Returns the bytes that a cache is saved as."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "cache.safetensors"
             self.kept[cache].save(path)

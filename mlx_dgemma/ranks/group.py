@@ -143,7 +143,7 @@ class Group:
         return self.number
 
     def answers_to(self, call: int) -> dict[int, dict]:
-        """The answers of all ranks to a call that asks for one, by rank. Mistake where it failed in one."""
+        """Returns the answers of all ranks to a call that asks for one, by rank. Mistake where it failed in one."""
         with self._changed:
             self._changed.wait_for(lambda: len(self.answers.get(call, {})) == self.ranks - 1)
             answers = self.answers.pop(call)
@@ -157,7 +157,7 @@ class Group:
 
     @contextmanager
     def together(self, message: dict[str, Any]) -> Iterator[None]:
-        """A context in which the others do what this rank does. What fails here has to fail there."""
+        """Has the others do what this rank does in the block. What fails here has to fail there."""
         with undisturbed():
             call = self.send(message)
             try:
@@ -174,7 +174,7 @@ class Group:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Hear signals when the block is over: between two sums of a pass the others would wait for this rank."""
+    """Holds signals back until the block is over: between two sums of a pass the others would wait for this rank."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -38,13 +38,13 @@ class LeadingModel:
         self._sets: weakref.WeakKeyDictionary[TokenSet, int] = weakref.WeakKeyDictionary()
 
     def numbered(self, kept: Any) -> int:
-        """A number for `kept`, which the others forget when it is gone here."""
+        """Returns a number for `kept`, which the others forget when it is gone here."""
         number = next(self._numbers)
         weakref.finalize(kept, self._gone.append, number)
         return number
 
     def together(self, name: str, **arguments: Any):
-        """A context in which this rank does what the others are told."""
+        """Returns a context in which the others do what this rank does."""
         gone = [self._gone.popleft() for _ in range(len(self._gone))]
         return self.group.together({"do": name, "with": arguments, "forget": gone})
 
@@ -112,7 +112,7 @@ class LeadingModel:
         return self.local.cache_bytes(tokens)
 
     def _set(self, tokens: TokenSet) -> int:
-        """The number of a set, which the others have from its first use on."""
+        """Returns the number of a set, which the others have from its first use on."""
         if tokens not in self._sets:
             self._sets[tokens] = number = self.numbered(tokens)
             with self.together("token_set", number=number, ids=tokens.ids):
@@ -120,7 +120,7 @@ class LeadingModel:
         return self._sets[tokens]
 
     def _fields(self, row: Row) -> dict[str, Any]:
-        """The fields of a row as another rank takes them."""
+        """Returns the fields of a row as another rank takes them."""
         fields = {"canvas": np.asarray(row.canvas, np.int32), "cache": row.cache.number, "temperature": row.temperature}
         fields |= {"uniforms": np.asarray(row.uniforms, np.float32), "pending": row.pending.tokens}
         fields["kept"] = row.self_conditioning and row.self_conditioning.number
@@ -162,7 +162,7 @@ class LeadingCache:
             self.local.trim(tokens)
 
     def save(self, path: str | Path) -> None:
-        """All shares are saved here, the others' beside rank 0's."""
+        """Saves all shares here, the others' beside rank 0's."""
         group = self.model.group
         call = group.send({"do": "saved", "with": {"cache": self.number}, "answer": True})
         for rank, answer in group.answers_to(call).items():
@@ -188,5 +188,5 @@ class LeadingCache:
 
 
 def beside(path: str | Path, rank: int) -> Path:
-    """Where a rank's share of a saved cache lies."""
+    """Returns where a rank's share of a saved cache lies."""
     return Path(path).with_name(f"{Path(path).name}.rank{rank}")

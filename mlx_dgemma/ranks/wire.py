@@ -44,7 +44,7 @@ def _join(value: Any, arrays: list[np.ndarray]) -> Any:
 
 
 def encode(message: dict[str, Any]) -> list[bytes | memoryview]:
-    """The parts of a frame."""
+    """Return the parts of a frame."""
     arrays: list[np.ndarray] = []
     content = _split(message, arrays)
     about = [(array.dtype.name, array.shape) for array in arrays]
@@ -54,7 +54,7 @@ def encode(message: dict[str, Any]) -> list[bytes | memoryview]:
 
 
 def decode(head: bytes, rest: bytearray) -> dict[str, Any]:
-    """ValueError where it is no frame of ours."""
+    """Read a frame. ValueError where it is none of ours."""
     content, about = json.loads(head)
     arrays, start = [], 0
     for kind, shape in about:
@@ -75,7 +75,7 @@ class Wire:
         connection.settimeout(1.0)
 
     def send(self, message: dict[str, Any], patience: float = -1) -> None:
-        """Lost where nobody takes it; `patience`: seconds to wait for another thread's message to be gone."""
+        """Send a message. `patience`: seconds to wait for another thread's to be gone. Lost where nobody takes it."""
         self._send(encode(message), patience)
 
     def beat(self) -> None:
@@ -93,7 +93,7 @@ class Wire:
             self._lock.release()
 
     def receive(self) -> dict[str, Any]:
-        """The next message. Lost where there comes none."""
+        """Wait for the next message. Lost where none comes."""
         while True:
             total, length = struct.unpack("<QI", self._read(12))
             if total > LARGEST or length > total:
@@ -115,7 +115,7 @@ class Wire:
         return data
 
     def _patiently(self, operation: Callable[[memoryview], int], view: memoryview) -> int:
-        """The bytes that an operation of the socket moved. Lost where it fails, or moves none for SILENCE seconds."""
+        """Return how many bytes `operation` moved. Lost where it fails, or moves none for SILENCE seconds."""
         for _ in range(SILENCE + 1):
             try:
                 return operation(view)

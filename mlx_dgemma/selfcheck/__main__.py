@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 import time
 from dataclasses import asdict
@@ -25,16 +24,12 @@ NAME = "mlx_dgemma.selfcheck"
 def machine() -> dict[str, Any]:
     """Describes versions and devices; nothing that names the machine or its user."""
     import mlx.core as mx
-    import psutil
 
-    from ..version import __version__
+    from ..terminal.machine import describe, versions
     from .parts import device
 
-    return {
-        "system": platform.platform(), "memory": psutil.virtual_memory().total, "python": platform.python_version(),
-        "mlx": mx.__version__, "mlx_dgemma": __version__, "device": device(),
-        "device_info": mx.device_info(getattr(mx, device())), "tf32": os.environ.get("MLX_ENABLE_TF32"),
-    }  # fmt: skip
+    device_info = {"device_info": mx.device_info(getattr(mx, device())), "tf32": os.environ.get("MLX_ENABLE_TF32")}
+    return describe(device()) | versions() | device_info
 
 
 def show(report: dict[str, Any]) -> None:

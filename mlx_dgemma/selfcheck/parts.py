@@ -283,25 +283,18 @@ def in_place(name: str, sizes: Sizes, *, ahead: bool) -> Part:
 
 
 def kernel(name: str, sizes: Sizes, *, key: str, dtype: mx.Dtype) -> Part:
-    """Tells what `guard` found of a kernel of ours. None is an error: what is not right and faster is not used."""
-    found = kernels.verdicts.get(f"{key} {dtype}")
-    if found is None:
-        return Part(
-            name=name, verdict="not available", note="our kernels are for Metal, and MLX_DGEMMA_KERNELS=0 is off"
-        )
-    if "note" in found:
-        return Part(name=name, verdict="not used", note=found["note"])
-    bound = guard.BOUNDS[dtype]
-    why = (
-        ""
-        if found["used"]
-        else "wrong"
-        if found["error"] > bound
-        else "slower than MLX's operations, alone or together"
-    )
+    """Tells how `guard` judged a kernel of ours. None is an error: what is not right and faster is not used."""
+    verdict = kernels.verdicts.get(f"{key} {dtype}")
+    if verdict is None:
+        off = "our kernels are for Metal, and MLX_DGEMMA_KERNELS=0 is off"
+        return Part(name=name, verdict="not available", note=off)
+    if "note" in verdict:
+        return Part(name=name, verdict="not used", note=verdict["note"])
+    bound, error = guard.BOUNDS[dtype], verdict["error"]
+    why = "wrong" if error > bound else "slower than MLX's operations, alone or together"
     return Part(
-        name=name, seconds=found["ms"] / 1e3, reference_seconds=found["ms_of_mlx"] / 1e3, exact_error=found["error"],
-        bound=bound, verdict="ok" if found["used"] else "not used", note=why,
+        name=name, seconds=verdict["ms"] / 1e3, reference_seconds=verdict["ms_of_mlx"] / 1e3, exact_error=error,
+        bound=bound, verdict="ok" if verdict["used"] else "not used", note="" if verdict["used"] else why,
     )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ class Messages(Body):
 
 
 def chat_fields(body: Messages) -> dict[str, Any]:
-    """The body of a chat completion that asks for the same."""
+    """Returns the fields of a chat completion that asks for the same."""
     names = {"system", "stop_sequences", "tool_choice", "thinking", "output_config", "output_format"}
     given = body.model_dump(exclude_none=True, exclude=names)
     system = body.system
@@ -87,7 +87,7 @@ class MessagesWire(Wire):
             yield from self.add("text", "text_delta", delta.text)
 
     def add(self, kind: str, name: str, text: str) -> Iterator[bytes]:
-        """Text of a block, which begins if none of its kind is open."""
+        """Sends text of a block, which begins if none of its kind is open."""
         if self.open != kind:
             yield from self.start({"type": kind, kind: ""})
         yield self.send("content_block_delta", index=self.index, delta={"type": name, kind: text})

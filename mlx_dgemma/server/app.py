@@ -27,7 +27,7 @@ PROTOCOLS = (openai, completions, responses, anthropic, fim, edits, ollama)
 
 
 def endpoint(kind: type[Body], prepare: Callable[[Engine, Body], Wanted], wire: Callable[[Engine, Wanted], Wire]):
-    """A handler: a body of `kind` is answered as `wire` writes it."""
+    """Returns a handler that answers a body of `kind` as `wire` writes it."""
 
     async def handle(request: Request) -> Response:
         engine: Engine = request.app.state.engine
@@ -55,7 +55,7 @@ async def answer(request: Request, engine: Engine, wanted: Wanted, wire: Wire) -
 
 
 async def frames(request: Request, engine: Engine, job: Job, wire: Wire) -> AsyncIterator[bytes]:
-    """The frames of a stream, to its end or an error."""
+    """Yields the frames of a stream, to its end or an error."""
     try:
         for piece in wire.begin():
             yield piece
@@ -73,7 +73,7 @@ async def frames(request: Request, engine: Engine, job: Job, wire: Wire) -> Asyn
 
 
 def logged(request: Request, error: Exception) -> Refusal:
-    """What the client is told; the log has what is our fault."""
+    """Returns what the client is told, and logs what is our fault."""
     refused = refusal(error, str(request.app.state.engine.tokenizer.folder))
     if refused.status == 500:
         log.error("%s %s", request.method, request.url.path, exc_info=error)
@@ -90,7 +90,7 @@ async def refuse(request: Request, error: Exception) -> Response:
 
 
 async def models(request: Request) -> Response:
-    """The one model, under whatever name it is asked for."""
+    """Lists the one model, under whatever name it is asked for."""
     engine: Engine = request.app.state.engine
     name = request.path_params.get("name", engine.name)
     room = engine.model.facts.max_position_embeddings

@@ -16,18 +16,18 @@ Texts = Annotated[list[str], Field(min_length=2, max_length=1000)]
 MOST_PROMPTS = 64  # of one request
 DEEPEST = 64  # lists and objects within each other
 
-# What clients send and what changes nothing here, so that no client need be told.
+# Fields that clients send and that change nothing here: no warning is needed.
 QUIET = {
     "user", "metadata", "store", "prompt_cache_key", "cache_prompt", "client_metadata", "nextEdit", "keep_alive",
     "include", "safety_identifier", "service_tier", "parallel_tool_calls", "verbosity", "prediction", "modalities",
     "truncation", "text", "reasoning", "context", "id_slot", "stop_sequences", "betas", "context_management",
 }  # fmt: skip
-# What would change the answer and cannot be done, and the values that ask for nothing.
+# Fields that would change the answer and cannot be done -> the values that ask for nothing.
 REFUSED: dict[str, tuple] = {
     "logit_bias": ({}, None), "frequency_penalty": (0, None), "presence_penalty": (0, None), "best_of": (1, None),
     "audio": (None,), "previous_response_id": (None, ""), "top_logprobs": (0, 1, None), "repetition_penalty": (1, None),
     "functions": ([], None), "background": (False, None), "conversation": (None,),
-    "n": (1, None),  # of protocols that have it not
+    "n": (1, None),  # where a protocol has no such field
 }  # fmt: skip
 
 

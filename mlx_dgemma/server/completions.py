@@ -16,7 +16,7 @@ from .wanted import Answers, Wanted, ask_of, form_of
 
 
 def completion_wanted(engine: Engine, body: Completion) -> Wanted:
-    """A text behind a prompt, or in its gap. Without `raw` the prompt is a question to the model, as in a chat."""
+    """Plans a text behind a prompt, or in its gap. Without `raw` the prompt is a question, as in a chat."""
     prompts = _prompts(body.prompt)
     scored = body.logprobs is not None and body.logprobs is not False
     marked = None
@@ -38,7 +38,7 @@ def completion_wanted(engine: Engine, body: Completion) -> Wanted:
 
 
 def answers_wanted(engine: Engine, body: Completion, prompts: Sequence[str | list], scored: bool) -> Answers:
-    """`scored`: with the log-probability of each token."""
+    """Plans answers to each of `prompts`; `scored`: with the log-probability of each token."""
     ask, warnings = ask_of(engine, body, body.max_tokens)
     language, count, questions = form_of(engine, body, ask), body.n or 1, []
     for number, prompt in enumerate(prompts):
@@ -65,7 +65,7 @@ def answers_wanted(engine: Engine, body: Completion, prompts: Sequence[str | lis
 
 
 def fill_wanted(engine: Engine, body: Completion, texts: Sequence[str]) -> Wanted:
-    """A text with gaps, filled as the command `fill` does."""
+    """Plans to fill a text with gaps, as the command `fill` does."""
     gap = [body.gap] if isinstance(body.gap, int) else body.gap
     request = Infill(
         prompt=_tokens(engine, body.prompt or fill_prompt(texts), bool(body.raw and body.prompt)),
@@ -79,14 +79,14 @@ def fill_wanted(engine: Engine, body: Completion, texts: Sequence[str]) -> Wante
 
 
 def fim_wanted(engine: Engine, body: Completion) -> Wanted:
-    """Mistral's /v1/fim/completions: a gap in any case."""
+    """Plans what Mistral's /v1/fim/completions asks for: a gap in any case."""
     if not isinstance(body.prompt, str):
         raise Refusal(400, "prompt: need a text", "prompt")
     return gap_wanted(engine, body, body.prompt, body.suffix or "", longest=body.max_tokens)
 
 
 def _prompts(given: str | list) -> list[str | list]:
-    """The prompts of a completion: one text, one list of token ids, or several of either."""
+    """Returns the prompts of a completion: one text, one list of token ids, or several of either."""
     several = isinstance(given, list) and given and all(isinstance(each, str | list) for each in given)
     if several and len(given) > MOST_PROMPTS:
         raise Refusal(400, f"prompt: {MOST_PROMPTS} are taken at once, got {len(given)}", "prompt")

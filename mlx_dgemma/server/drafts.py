@@ -11,7 +11,7 @@ from .reply import Draft
 
 
 def frame(tokenizer: Tokenizer, facts: Facts, draft: Draft, total: int, *, tokens: bool) -> dict[str, Any]:
-    """The keys of a diffusion frame. `settled` are the spans of `text` that the pass accepted. With `tokens` these come
+    """Returns a diffusion frame. `settled` are the spans of `text` that the pass accepted. With `tokens` these come
     one by one, up to the stop, with their entropies in nats, and the number of the gap that each is in."""
     step = draft.step
     content = until_stop(step.draft, facts.stop_ids)
@@ -36,7 +36,7 @@ def frame(tokenizer: Tokenizer, facts: Facts, draft: Draft, total: int, *, token
 
 
 def _pieces(tokenizer: Tokenizer, tokens: list[int], thinking: bool) -> tuple[list[str], list[str]]:
-    """The text that each token adds to the thinking, and to the answer."""
+    """Returns the text that each token adds to the thinking, and to the answer."""
     opening = tokenizer.token_id(CHANNEL_OPEN)
     stream = TextStream(tokenizer, [opening] if thinking and opening is not None else [])
     pairs = [stream.push([token]) for token in tokens]
@@ -47,7 +47,7 @@ def _pieces(tokenizer: Tokenizer, tokens: list[int], thinking: bool) -> tuple[li
 
 
 def _spans(pieces: list[str], accepted) -> list[list[int]]:
-    """[start, end] of the accepted stretches of the text, in characters."""
+    """Returns [start, end] of each accepted stretch of the text, in characters."""
     spans: list[list[int]] = []
     at = 0
     for piece, sure in zip(pieces, accepted, strict=True):

@@ -39,7 +39,7 @@ class EditBody(Body):
 
 
 def edit_wanted(engine: Engine, body: EditBody) -> Wanted:
-    """Lines of a text, changed as a prompt says."""
+    """Plans to change lines of a text, as a prompt says."""
     if body.messages is not None:
         return region_wanted(engine, body, REGION)
     if body.text is None or body.lines is None or body.prompt is None:
@@ -52,12 +52,12 @@ def edit_wanted(engine: Engine, body: EditBody) -> Wanted:
 
 
 def apply_wanted(engine: Engine, body: EditBody) -> Wanted:
-    """A snippet merged into a text: all of it may change."""
+    """Plans to merge a snippet into a text, all of which may change."""
     return region_wanted(engine, body, ORIGINAL)
 
 
 def region_wanted(engine: Engine, body: EditBody, marks: re.Pattern) -> Wanted:
-    """The region that the marks of a message show, within the file that is around it."""
+    """Plans to change the region between `marks` in the last message, within the file around it."""
     turns = template_messages(body.messages or [])
     asked = turns[-1]["content"] if turns else ""
     if not (found := marks.search(asked)):
@@ -84,7 +84,7 @@ def lines_wanted(engine: Engine, body: EditBody, lines: Lines, prompt: Sequence[
 
 
 def _shown(body: EditBody, lines: Lines, filled: Filled) -> tuple[str, dict[str, Any]]:
-    """The new region; for our own fields the whole text and the difference, too."""
+    """Returns the new region; for our own fields the whole text and the difference, too."""
     region = filled.gaps[0]
     text = lines.with_new(region)
     more = {} if body.messages is not None else {"new_text": text, "diff": unified_diff(body.text, text, "text")}

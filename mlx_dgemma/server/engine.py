@@ -87,15 +87,7 @@ class Engine:
         that a request may take, None: any number."""
         self.load, self.name, self.limit = load, name, limit
         self.places, self.most_waiting, self.memory = places, waiting, memory
-        self.metrics = Metrics(
-            {
-                "rows_running": lambda: self.rows,
-                "requests_running": lambda: len(self.running),
-                "requests_waiting": lambda: len(self.waiting),
-                "prefix_bytes": lambda: self.prefixes.nbytes,
-                "prefix_snapshots": lambda: len(self.prefixes.snapshots),
-            }
-        )
+        self.metrics = Metrics(self)
         self.running: list[Job] = []
         self.waiting: deque[Job] = deque()
         self._changed, self._seconds = threading.Condition(), 1.0
@@ -133,13 +125,13 @@ class Engine:
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Nobody waits for it any more. It is gone before the next pass."""
+        """Drop a job that nobody waits for any more, before the next pass."""
         with self._changed:
             job.cancelled = True
             self._changed.notify()
 
     def close(self) -> None:
-        """Take nothing in any more."""
+        """Take in nothing any more."""
         self._closed = True
 
     def stop(self) -> None:
@@ -166,7 +158,7 @@ class Engine:
         self.batch.close()
 
     def _next(self) -> bool:
-        """Wait for something to do, and take it in. False: the end."""
+        """Wait for something to do, and take it in -> False at the end."""
         with self._changed:
             while not (self._stopping or self.running or self.waiting):
                 self._changed.wait()
@@ -197,7 +189,7 @@ class Engine:
             self._advance(job)
 
     def _pass(self) -> None:
-        """One pass over all texts. One of the requests without texts, in turn, may encode a piece beside it."""
+        """Run a pass over all texts. One of the requests without texts, in turn, may encode a piece beside it."""
         self._keep_texts()
         start = self.model.now()
         steps, failed = self.batch.step(), self.batch.failed

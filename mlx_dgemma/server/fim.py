@@ -28,9 +28,9 @@ from .reply import Delta, Output, Result, counts
 from .tasks import Put
 from .wanted import Wanted, ask_of
 
-LONGEST, HURRIED = 48, 63  # tokens of a gap: where nothing is said; where there is a deadline
+LONGEST, HURRIED = 48, 63  # tokens of a gap at most: by default; where there is a deadline
 WIDTHS = (64, 128, 256)  # of the canvas
-EMPTY = ("", "<|endoftext|>")  # suffixes that say that there is none
+EMPTY = ("", "<|endoftext|>")  # suffixes that mean none
 # Sentinels that editors write themselves: before the prefix, before the suffix, at the gap.
 SENTINELS = [
     re.compile(rf"{first}(?P<prefix>.*?){second}(?P<suffix>.*?){third}", re.DOTALL)
@@ -46,7 +46,7 @@ Shown = Callable[[Filled], tuple[str, dict[str, Any]]]  # the text of the reply,
 
 
 def sentinels(prompt: str) -> tuple[str, str] | None:
-    """Prefix and suffix, if the prompt marks them. What stands before the first mark is part of the prefix."""
+    """Returns prefix and suffix, if the prompt marks them. What stands before the first mark is part of the prefix."""
     for pattern in SENTINELS:
         if found := pattern.search(prompt):
             return prompt[: found.start()] + found["prefix"], found["suffix"]
@@ -76,14 +76,14 @@ class Gaps(Wanted):
 def gaps_wanted(
     engine: Engine, body: Body, request: Infill, warnings: list[str], *, mark: int = 0, show: Shown | None = None
 ) -> Gaps:
-    """The gaps of `request`. Mistake where they cannot be filled."""
+    """Plans to fill the gaps of `request`. Mistake where they cannot be filled."""
     check_fill(engine.model, engine.tokenizer, request)
     rows, tokens = min(SURE, engine.places), len(request.prompt)
     return Gaps(body, request.ask, tokens, warnings, rows=rows, request=request, mark=mark, show=show)
 
 
 def quick_gaps_wanted(engine: Engine, body: Body, request: Infill, *, mark: int = 0, show: Shown | None = None) -> Gaps:
-    """The gaps of `request`, of few tokens and on a narrow canvas, unless `body` says otherwise."""
+    """Plans to fill the gaps of `request` with few tokens, on a narrow canvas, unless `body` says otherwise."""
     ask, warnings = ask_of(engine, body, request.longest)
     if ask.mode != "diffusion":
         raise Refusal(400, f"a gap is denoised: mode {ask.mode!r} is not for it", "mode")
@@ -95,7 +95,7 @@ def quick_gaps_wanted(engine: Engine, body: Body, request: Infill, *, mark: int 
 
 
 def gap_wanted(engine: Engine, body: Body, prefix: str, suffix: str, *, longest: int | None, context: str = "") -> Gaps:
-    """The gap between two texts, of at most `longest` tokens, behind a `context` of other files."""
+    """Plans to fill the gap between two texts by at most `longest` tokens, behind a `context` of other files."""
     texts = around(None, prefix, "" if suffix in EMPTY else suffix)
     tokens = prompt_tokens(engine.tokenizer, context + fill_prompt(texts))
     start = prompt_tokens(engine.tokenizer, context + fill_prompt([texts[0], "\u2060"])) if len(tokens) > PIECE else []
@@ -119,7 +119,7 @@ def warm_up_wanted(engine: Engine, body: Body, tokens: Sequence[int] = ()) -> Wa
 
 
 def infill_wanted(engine: Engine, body: InfillBody) -> Wanted:
-    """llama.cpp's /infill. With `n_predict` 0 it only reads what later requests will begin with."""
+    """Plans what llama.cpp's /infill asks for: with `n_predict` 0, only to read what later requests will begin with."""
     extras = [(str(extra.get("filename", "")), str(extra.get("text", ""))) for extra in body.input_extra or []]
     context = "".join(f"{name}:\n{text}\n\n" for name, text in extras)
     prefix = body.input_prefix + body.prompt

@@ -12,7 +12,7 @@ from .refusal import Refusal
 
 MOST_BYTES = 8 * 2**20  # of a body
 ARRIVAL = 30.0  # seconds in which it must be there
-STALLED = 60.0  # seconds after which a client that takes nothing is left
+STALLED = 60.0  # seconds after which a client that reads nothing is given up
 NO_BUFFERING = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ def dumps(value: Any) -> bytes:
 
 
 def sse(value: Any, event: str | None = None) -> bytes:
-    """A server-sent event; JSON has no line breaks."""
+    """Returns a server-sent event; JSON has no line breaks."""
     name = f"event: {event}\n".encode() if event else b""
     return name + b"data: " + (value.encode() if isinstance(value, str) else dumps(value)) + b"\n\n"
 
@@ -40,7 +40,7 @@ class Json(Response):
 
 
 async def read_body(request: Request) -> bytes:
-    """The body, of whatever content type. Refusal where it is too large or too slow."""
+    """Reads the body, of whatever content type. Refusal where it is too large or too slow."""
     if (coding := request.headers.get("content-encoding", "identity")) != "identity":
         raise Refusal(415, f"content-encoding {coding:.40} is not read: send the body as it is")
     data = bytearray()
@@ -66,7 +66,7 @@ class Left(Exception):
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """What `work` gives. Raises Left where the client leaves before."""
+    """Returns what `work` gives. Raises Left where the client leaves before."""
     tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone(request.receive))]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -87,7 +87,7 @@ class Guard:
         return name in self.hosts or name.endswith(".localhost") or ("*" in self.hosts and _is_address(name))
 
     def origin_allowed(self, origin: str, host: str) -> bool:
-        """True of pages of this server, of loopback and of editors, and of those that `--allowed-origin` names."""
+        """Allows pages of this server, of loopback and of editors, and those that `--allowed-origin` names."""
         parts = urlsplit(origin) if re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#]*/?", origin, re.IGNORECASE) else None
         if parts is None:
             return False
@@ -109,7 +109,7 @@ def _name(host: str) -> str:
 
 
 def _is_address(name: str) -> bool:
-    """True of addresses: no name can be rebound to them."""
+    """Returns whether `name` is an address: no name can be rebound to one."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -1,6 +1,8 @@
 """The figures of a running server, in Prometheus' text format."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
@@ -9,22 +11,22 @@ from ..writing.writing import Step
 
 disable_created_metrics()
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
-GAUGES = {
-    "rows_running": "texts that take part in the next pass",
-    "requests_running": "requests that are being answered",
-    "requests_waiting": "requests that wait for a place",
-    "prefix_bytes": "bytes of the snapshots of prompts",
-    "prefix_snapshots": "snapshots of prompts",
+GAUGES = {  # name -> what it is, and its value
+    "rows_running": ("texts that take part in the next pass", lambda engine: engine.rows),
+    "requests_running": ("requests that are being answered", lambda engine: len(engine.running)),
+    "requests_waiting": ("requests that wait for a place", lambda engine: len(engine.waiting)),
+    "prefix_bytes": ("bytes of the snapshots of prompts", lambda engine: engine.prefixes.nbytes),
+    "prefix_snapshots": ("snapshots of prompts", lambda engine: len(engine.prefixes.snapshots)),
 }
 
 
 class Metrics:
-    def __init__(self, values: dict[str, Callable[[], float]]):
-        """`values`: of GAUGES, asked for when the figures are."""
+    def __init__(self, engine: Any):
+        """`engine`: the Engine that the figures are of."""
         self.registry = CollectorRegistry()
         common = {"namespace": "mlx_dgemma", "registry": self.registry}
-        for name, about in GAUGES.items():
-            Gauge(name, about, **common).set_function(values[name])
+        for name, (about, value) in GAUGES.items():
+            Gauge(name, about, **common).set_function(partial(value, engine))
         self.requests = Counter("requests", "requests that were answered", ["endpoint", "status"], **common)
         self.cancelled = Counter("cancelled", "requests whose client left, or that were stopped", **common)
         self.tokens = Counter("tokens", "tokens of prompts and of answers", ["kind"], **common)
@@ -41,7 +43,7 @@ class Metrics:
                 self.block_steps.observe(step.step + 1)
 
     def answered(self, prompt: int, answers: Sequence[Answer]) -> None:
-        """Count in the answers to a prompt of so many tokens."""
+        """Counts the answers to a prompt of so many tokens."""
         self.tokens.labels("prompt").inc(prompt)
         for answer in answers:
             self.tokens.labels("answer").inc(len(answer.tokens))

@@ -35,7 +35,6 @@ class OllamaChat(Body):
     format: str | dict | None = None
     options: dict[str, Any] | None = None
     think: bool | str | None = None
-    keep_alive: float | str | None = None
 
 
 class OllamaGenerate(OllamaChat):
@@ -131,7 +130,7 @@ class OllamaWire(Wire):
         yield ndjson(error.body("/api/"))
 
     def last(self, result: Result) -> dict[str, Any]:
-        """What the last line has more. Durations are nanoseconds."""
+        """Returns what the last line has more. Durations are nanoseconds."""
         reason, nanoseconds = result.output.reason, int(result.usage.get("diffusion", {}).get("seconds", 0) * 1e9)
         return {
             "done": True,
@@ -168,7 +167,7 @@ def _when(time: datetime) -> str:
 
 
 def _entry(engine: Engine, since: int) -> dict[str, Any]:
-    """The one model, as Ollama lists it."""
+    """Returns the one model, as Ollama lists it."""
     name = f"{engine.name}:latest" if ":" not in engine.name else engine.name
     about = {"modified_at": _when(datetime.fromtimestamp(since, UTC)), "size": 0, "details": DETAILS}
     return {"name": name, "model": name, "digest": hashlib.sha256(engine.name.encode()).hexdigest()} | about
@@ -192,7 +191,7 @@ async def version(request: Request) -> Response:
 
 
 async def show(request: Request) -> Response:
-    """What clients decide by: Continue asks for gaps only where `template` speaks of a suffix."""
+    """Answers by what clients decide: Continue asks for gaps only where `template` speaks of a suffix."""
     engine: Engine = request.app.state.engine
     parse(await read_body(request))
     info = {

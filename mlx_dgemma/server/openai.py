@@ -61,7 +61,7 @@ class ChatWire(Wire):
         return [call.to_openai(f"call_{self.wanted.id[:16]}{index}{i}") for i, call in enumerate(calls, first)]
 
     def mercury(self, event: Delta | Draft) -> Iterator[bytes]:
-        """Inception's frames: each holds the whole text so far."""
+        """Sends a frame of Inception's, which holds the whole text so far."""
         text, progress = self.texts.get(event.index, ""), 1.0
         if isinstance(event, Delta):
             text = self.texts[event.index] = text + event.text
@@ -119,7 +119,7 @@ class ChatWire(Wire):
         return {"content": entries}
 
     def scored(self, output: Output) -> Iterator[tuple[str, float | None, tuple[str, float] | None]]:
-        """Each token's text and log-probability, and those of the likeliest in its place; None of a text's first."""
+        """Yields the text and log-probability of each token, and of the likeliest in its place; None of the first."""
         decode = self.engine.alphabet.decode
         for score in output.scores:
             top = None if score.likeliest is None else (decode([score.likeliest]), score.top)
@@ -145,7 +145,7 @@ class CompletionWire(ChatWire):
         return {"text": output.text} | super().choice(output)
 
     def logprobs(self, output: Output) -> dict[str, Any]:
-        """As completions have them: lists, with null where nothing was before."""
+        """Returns lists, as completions have them, with null where nothing was before."""
         tokens, logprobs, tops = zip(*self.scored(output), strict=True)
         offsets = [0, *accumulate(map(len, tokens))][:-1]
         shown = [top and {top[0]: top[1]} for top in tops] if self.body.logprobs else None

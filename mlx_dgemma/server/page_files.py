@@ -40,7 +40,7 @@ DOCUMENT += '<div id="root"></div><script>{script}</script></html>'
 
 
 def _files() -> dict[str, tuple[bytes, str, str]]:
-    """Path -> (content, media type, policy)."""
+    """Returns path -> (content, media type, policy)."""
     files = {}
     for file in sorted(HERE.rglob("*")):
         if file.suffix in TYPES:
@@ -57,7 +57,7 @@ FILES = _files()
 
 
 async def serve(request: Request) -> Response:
-    """A file; at "/" the page to browsers, and to Ollama's clients, which look whether it is there, Ollama's words."""
+    """Sends a file; at "/" the page to browsers, and Ollama's words to its clients, which look whether it is there."""
     content, kind, policy = FILES[request.url.path]
     headers = {**FOR_ALL, "content-security-policy": policy}
     if request.url.path == "/":

@@ -29,7 +29,7 @@ class Snapshot:
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two texts share from the beginning on."""
+    """Returns how many tokens two texts share from the beginning on."""
     length = min(len(first), len(second))
     differs = np.asarray(first[:length]) != np.asarray(second[:length])
     return int(differs.argmax()) if differs.any() else length
@@ -63,8 +63,8 @@ class Prefixes:
             self.snapshots.pop(0)
 
     def take(self, model: DiffusionModel, tokens: Sequence[int]) -> Cache:
-        """A cache of the longest beginning of `tokens` that is known, and of all but one of them at most: from
-        something the model must go on. A snapshot that `tokens` extend is moved, another is forked."""
+        """Returns a cache of the longest beginning of `tokens` that was kept, but never of all of them: the model must
+        go on from something. A snapshot that `tokens` extend is moved, another is forked."""
         shares = [(common(snapshot.tokens, tokens[:-1]), snapshot) for snapshot in reversed(self.snapshots)]
         for same, snapshot in sorted(shares, key=lambda pair: -pair[0]):
             if same < LEAST:
@@ -85,7 +85,7 @@ class Prefixes:
         self, model: DiffusionModel, tokens: Sequence[int], mark: int = 0, rest: int | None = None
     ) -> Task[tuple[Cache, int]]:
         """Encode `tokens`, apart from the last `rest` at most (None: a piece) -> their cache, which the caller owns,
-        and how many of them were known. A snapshot is kept at `mark` tokens, if the part up to there is long."""
+        and how many of them a snapshot held. A snapshot is kept at `mark` tokens, if the part up to there is long."""
         cache = self.take(model, tokens)
         known = cache.length
         mark = mark if mark >= PIECE else 0
@@ -99,7 +99,7 @@ class Prefixes:
         return cache, known
 
     def piece(self, model: DiffusionModel) -> int:
-        """Tokens to encode before the next pass. If that is of others, they wait no longer than it takes."""
+        """Returns how many tokens to encode before the next pass: what takes no longer than it, if others wait."""
         if self.pass_seconds is None:
             return PIECE
         if self._token_seconds is None:

@@ -68,12 +68,12 @@ class Result:
 
     @property
     def output(self) -> Output:
-        """The one of protocols that have no other; an empty text where a prompt was only read."""
+        """The one text of a protocol that has no others; empty where a prompt was only read."""
         return self.outputs[0] if self.outputs else Output(text="", reason="load")
 
 
 def counts(prompt: int, answer: int, **more: Any) -> dict[str, Any]:
-    """The `usage` of a reply: tokens of the prompt and of the answer."""
+    """Returns the `usage` of a reply, for so many tokens of the prompt and of the answer."""
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer, **more}
 
 
@@ -110,7 +110,7 @@ class Reply:
             self._ready.set()
 
     async def events(self) -> AsyncIterator[Delta | Draft | None]:
-        """Events until the result is there; None where none came for HEARTBEAT seconds. Raises what went wrong."""
+        """Yields events until the result is there, None after HEARTBEAT seconds without. Raises what went wrong."""
         while True:
             while self._events:
                 yield self._events.popleft()
@@ -126,7 +126,7 @@ class Reply:
                 yield None
 
     async def wait(self) -> Any:
-        """The result."""
+        """Waits for the result."""
         async for _ in self.events():
             pass
         return self.result

@@ -74,7 +74,7 @@ class ResponsesWire(Wire):
             yield from self.add(delta.text)
 
     def add(self, text: str) -> Iterator[bytes]:
-        """Text of the message, which begins with it."""
+        """Sends text of the message, which begins with it."""
         if not self.open:
             self.open = True
             item = self.message("", "in_progress") | {"content": []}

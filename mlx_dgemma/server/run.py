@@ -24,7 +24,7 @@ class Server(uvicorn.Server):
     ended_by: int | None = None  # signal
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal ends what is open in order, the second at once."""
+        """Ends what is open: in order by the first signal, at once by the second."""
         self.force_exit = self.should_exit
         self.should_exit, self.ended_by = True, sig
 

@@ -62,7 +62,7 @@ class Written:
 
     @property
     def text(self) -> str:
-        """As it is sent: behind the prompt if that is echoed, cut before a stop, and no call of a tool."""
+        """The text that is sent: behind the prompt if that is echoed, cut before a stop; no call of a tool."""
         return "" if self.question.tool is not None else (self.question.echo or "") + self.answer.text
 
     @property
@@ -85,7 +85,7 @@ class Written:
         return len(split_thinking(self.answer.tokenizer, [*opened, *self.answer.tokens])[0])
 
     def add(self, step: Step) -> Delta | None:
-        """What is new of it, once a block is final."""
+        """Takes a step -> what is new, once a block is final."""
         calls = len(self.calls)
         thinking, text = self.answer.add(step)
         if not step.final:
@@ -156,7 +156,7 @@ def _keep(engine: Engine, prompt: list[int], written: Sequence[Written], beginni
 
 
 def answers(engine: Engine, questions: Sequence[Question], put: Put) -> Task[list[Written]]:
-    """The answers to one prompt or several, of as many at once as there are places for."""
+    """Write the answers to one prompt or several, to as many at once as there are places for."""
     if len(questions) == 1:
         return (yield from answer(engine, questions[0], put))
     waiting = deque(answer(engine, question, put) for question in questions)
@@ -204,7 +204,7 @@ def usage(written: Sequence[Written]) -> dict[str, Any]:
 
 
 def score(engine: Engine, question: Question, tokens: Sequence[int], beginning: Cache) -> Task[list[Scored]]:
-    """Scores of the answer `tokens` behind the prompt, of which `beginning` is the cache; with `echo`, of both."""
+    """Score the answer `tokens` behind the prompt, of which `beginning` is the cache; with `echo`, score both."""
     parts, start = [], 0
     if question.echo is None:
         cache, text = beginning.copy(), [question.tokens[-1], *tokens]

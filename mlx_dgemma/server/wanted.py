@@ -49,7 +49,7 @@ class Wanted:
     since: float = field(default_factory=time.monotonic)
 
     def task(self, engine: Engine, put: Put, waited: float) -> Task[Result]:
-        """The task, after so many seconds in the queue, which count against a deadline."""
+        """Begins the work, after so many seconds in the queue, which count against a deadline."""
         ask = self.ask
         if ask.deadline is not None:
             ask = replace(ask, deadline=max(ask.deadline - waited, 1e-3))
@@ -89,8 +89,8 @@ class Answers(Wanted):
 
 
 def ask_of(engine: Engine, body: Body, max_tokens: int | None) -> tuple[Ask, list[str]]:
-    """How to write what `body` asks for, over what the server's flags say; and warnings about what has no effect.
-    Refusal where fields contradict each other."""
+    """Returns how to write what `body` asks for, over what the server's flags say, and warnings about what has no
+    effect. Refusal where fields contradict each other."""
     default, mode, warnings = engine.ask, body.mode or engine.ask.mode, unknown(body)
     try:
         options = preset(body.preset) if body.preset else {}
@@ -122,7 +122,7 @@ def ask_of(engine: Engine, body: Body, max_tokens: int | None) -> tuple[Ask, lis
 
 
 def _draw(drawn: dict[str, float], warnings: list[str]) -> dict[str, float]:
-    """The fields of a `Draw`. The likeliest token is taken unless a temperature is given."""
+    """Returns the fields of a `Draw`. The likeliest token is taken unless a temperature is given."""
     if not drawn.get("temperature"):
         warnings += [f"{name} has no effect without a temperature" for name in drawn if name != "temperature"]
         return {}
@@ -131,7 +131,7 @@ def _draw(drawn: dict[str, float], warnings: list[str]) -> dict[str, float]:
 
 
 def thinks(body: Chat) -> bool:
-    """Whether the model is to think first."""
+    """Returns whether the model is to think first."""
     given = (body.model_extra or {}).get("reasoning")
     levels = [body.reasoning_effort, given.get("effort") if isinstance(given, dict) else None]
     level = next((level for level in levels if isinstance(level, str)), None)
@@ -140,7 +140,7 @@ def thinks(body: Chat) -> bool:
 
 
 def chat_wanted(engine: Engine, body: Chat) -> Wanted:
-    """An answer to messages. Refusal, or Mistake, where it cannot be given."""
+    """Plans an answer to messages. Refusal, or Mistake, where it cannot be given."""
     tools = read_tools(body.tools) if body.tools and body.tool_choice != "none" else []
     ask, warnings = ask_of(engine, body, body.max_completion_tokens or body.max_tokens)
     forced, thinking = forced_tools(tools, body.tool_choice), thinks(body)
@@ -177,7 +177,7 @@ def chat_wanted(engine: Engine, body: Chat) -> Wanted:
 
 
 def mark_of(tokenizer: Tokenizer, messages: Sequence[Any], tokens: Sequence[int], flags: dict) -> int:
-    """How many tokens the turns before the first user's have, and the tools: other prompts begin so, too."""
+    """Returns how many tokens the system's turns and the tools have: other prompts begin so, too."""
     system = [i for i, message in enumerate(messages) if message.get("role") in ("system", "developer")]
     if len(tokens) < PIECE or not (system or flags["tools"]):
         return 0
@@ -227,7 +227,7 @@ def form_of(engine: Engine, body: Body, ask: Ask, calls: Callable[[], Language] 
 
 
 def _schema_of(body: Body) -> tuple[Any, str]:
-    """The schema that is asked for, and the field that asks. Refusal where it is none."""
+    """Returns the schema that is asked for, and the field that asks. Refusal where it is none."""
     shape = body.response_format
     if not shape or shape.get("type") == "text":
         return body.json_schema, "json_schema"

@@ -26,13 +26,13 @@ from .process import is_terminal, mute, prepared
 LONGEST = 1000  # characters of a mistake
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, or a quota of it
 MOST = 2**28  # bytes that are read of a file
-# A finish reason, as a line of numbers tells it.
+# A finish reason -> what a line of numbers says of it.
 CUT = {"length": " (cut at the length asked for)", "deadline": " (as it stood at the deadline)"}
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action):
-        """Only numbers and words are worth showing as a default."""
+        """Shows a default if it is a number or a word."""
         shown = isinstance(action.default, str | int | float) and not isinstance(action.default, bool)
         return super()._get_help_string(action) if shown else action.help
 
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"mlx_dgemma {__version__}")
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
-        """`--revision R`, of commands that have it, is written behind the hub id."""
+        """Parses, and writes `--revision R`, of commands that have it, behind the hub id."""
         for argument in sys.argv[1:] if args is None else args:
             if re.fullmatch(r"-\w--|--[\w-]+=--", argument):  # of which argparse makes an empty list
                 self.error(f"{argument} has no value")
@@ -102,7 +102,7 @@ def read(path: str) -> str:
 
 
 def check_target(flag: str, path: Path) -> None:
-    """Mistake where no file can be written there. Leaves nothing behind."""
+    """Checks that a file can be written there, and leaves nothing behind. Mistake where it cannot."""
     new = not os.path.lexists(path)
     try:
         if not new and not path.is_file():
@@ -117,7 +117,7 @@ def check_target(flag: str, path: Path) -> None:
 
 
 def to_stdout(text: str) -> None:
-    """Mistake where it cannot be written. BrokenPipeError: whoever read it has seen enough."""
+    """Prints text. Mistake where it cannot be written. BrokenPipeError: whoever read it has seen enough."""
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
@@ -145,7 +145,7 @@ def on_terminal() -> bool:
 
 @contextmanager
 def waiting(message: str) -> Iterator[Spinner]:
-    """Shows `message` on stderr, if that is a terminal. `update(text=…)` of what it gives changes that."""
+    """Shows `message` on stderr, if that is a terminal. Yields a spinner, whose `update(text=…)` changes it."""
     console = Console(stderr=True)
     spinner = Spinner("line" if console.options.ascii_only else "dots", message, style="status.spinner")
     with Live(spinner, console=console, refresh_per_second=12.5, transient=True):
@@ -165,8 +165,8 @@ def phase(name: str) -> Iterator[None]:
 
 @contextmanager
 def progress(total: int, done: int = 0, beside: TextIO | None = None) -> Iterator[Callable[[], None]]:
-    """Shows a bar on stderr, if that is a terminal, and text that goes `beside` it is not written on one. Gives a
-    function that moves it on by one."""
+    """Shows a bar on stderr, if that is a terminal and what is written `beside` it goes to none. Yields a function that
+    moves it on by one."""
     hidden = not sys.stderr.isatty() or (beside is not None and beside.isatty())
     with Bar(BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(), hidden=hidden, aside=False) as bar:
         task = bar.add_task("", total=total, completed=done)
@@ -174,7 +174,7 @@ def progress(total: int, done: int = 0, beside: TextIO | None = None) -> Iterato
 
 
 def in_a_line(message: str) -> str:
-    """Returns a message as one line, which steers no terminal and is no book."""
+    """Returns a message as one line of printable characters, cut in the middle if it is long."""
     line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(message.split()))
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 200]} … {line[-200:]}"
 

@@ -1,4 +1,4 @@
-"""An argument that is a file's name or a text. A name that no file has is told, before it is taken for a text."""
+"""An argument that is a file's name, or a text. What looks like a name that no file has is a mistake."""
 
 import difflib
 import mimetypes

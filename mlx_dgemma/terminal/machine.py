@@ -58,7 +58,7 @@ def missing(state: dict[str, Any]) -> dict[str, str]:
     return {name: reason for name, reason in REASONS.items() if state[name] is None}
 
 
-def describe(device: dict[str, Any]) -> dict[str, Any]:
+def describe(device: dict[str, Any] | str) -> dict[str, Any]:
     """Puts the backend's account of its `device` beside the machine's."""
     return {"system": platform.platform(), "cores": psutil.cpu_count(), "memory": psutil.virtual_memory().total,
             "device": device}  # fmt: skip

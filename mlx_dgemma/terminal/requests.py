@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import Mistake, need
+from ..errors import Mistake, need, need_whole
 from ..fill.infill import Infill, around, check_fill, fill_prompt, gap_lengths
 from ..fill.line_ends import BOM, shown
 from ..seam.model import DiffusionModel
@@ -51,7 +51,7 @@ class Request:
 
     @property
     def fill(self) -> Infill | None:
-        """The text to fill; None: it asks for an answer."""
+        """The text to fill; None where it asks for an answer."""
         if not self.texts:
             return None
         return Infill(prompt=self.tokens, texts=self.texts, lengths=self.lengths, heal=self.heal, ask=self.ask)
@@ -117,10 +117,10 @@ def _read_object(line: str) -> dict[str, Any]:
         kind, words = FIELDS[name]
         need(isinstance(value, kind), f'"{name}" to be {words}', repr(value))
     need(given.get("gap") != [], '"gap" to be tokens, or a list of such numbers', "[]")
-    for name, smallest in {"max_tokens": 1, "seed": 0, "gap": 1}.items():
-        value = smallest if given.get(name) is None else given[name]
+    for name, least in {"max_tokens": 1, "seed": 0, "gap": 1}.items():
+        value = least if given.get(name) is None else given[name]
         for number in value if isinstance(value, list) else [value]:
-            need(type(number) is int and number >= smallest, f"{name} >= {smallest}", repr(number))
+            need_whole(name, number, least)
     return given
 
 
@@ -142,17 +142,13 @@ def encode(requests: Sequence[Request], model: DiffusionModel, tokenizer: Tokeni
             flags = {"system": request.system, "thinking": request.thinking, "tools": request.tools}
             tokens = prompt_tokens(tokenizer, request.turns, **flags)
             encoded.append(replace(request, tokens=tokens, ask=asked))
-            _check_room(model, tokenizer, encoded[-1])
+            if fill := encoded[-1].fill:
+                check_fill(model, tokenizer, fill)
+            else:
+                check_answer(model, len(tokens), asked)
         except Mistake as mistake:
             raise Mistake(f"{request.where}: {mistake}") from None
     return encoded
-
-
-def _check_room(model: DiffusionModel, tokenizer: Tokenizer, request: Request) -> None:
-    if request.fill:
-        check_fill(model, tokenizer, request.fill)
-        return
-    check_answer(model, len(request.tokens), request.ask)
 
 
 def read_requests(path: Path, model: DiffusionModel, tokenizer: Tokenizer, ask: Ask) -> list[Request]:

@@ -47,8 +47,7 @@ def prompt_tokens(
     Raises:
         Mistake: nothing is asked, or the template refuses this. MessageMistake: a message cannot be used.
     """
-    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    messages = template_messages(given)
+    messages = template_messages([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
     begun = messages.pop() if messages and messages[-1]["role"] == "assistant" else {}
     if not messages or (messages[-1]["role"] != "tool" and not messages[-1]["content"].strip()):
         raise Mistake("the prompt is empty: say what you want")
@@ -72,23 +71,22 @@ def prompt_tokens(
 
 
 def hears_tools(tokenizer: Tokenizer, tools: list[dict]) -> bool:
-    """Whether the chat template tells the model of `tools`, which are as `read_tools` returns them."""
+    """Returns whether the chat template tells the model of `tools`, which are as `read_tools` returns them."""
     question = [{"role": "user", "content": "?"}]
     return tokenizer.chat(question, tools=tools) != tokenizer.chat(question)
 
 
 def template_messages(given: Sequence[dict]) -> list[dict]:
-    """Makes of messages as clients record them what chat templates want.
+    """Turns messages, as clients record them, into what chat templates want.
 
     They are OpenAI's, the items of its Responses among them, Anthropic's, Gemini's or LangChain's. `developer` is
-    `system`. `content` may be null, missing, or a list of parts of
-    text, which are joined; it becomes a text. A call's arguments may be a JSON string; they become an object. A tool's
-    result may name its call by id, by the tool's name or, where the results have the order of the calls, not at all; it
-    gets an id and a name. Thoughts (`reasoning_content`, `reasoning` or `thinking`) stay. MessageMistake names the
-    message that cannot be used, as one with a picture.
+    `system`. `content` may be null, missing, or a list of parts of text; it becomes a text. A call's arguments may be a
+    JSON string; they become an object. A tool's result may name its call by id, by the tool's name or, where the
+    results have the order of the calls, not at all; it gets both. Thoughts (`reasoning_content`, `reasoning` or
+    `thinking`) stay. MessageMistake names the message that cannot be used, as one with a picture.
     """
-    usual = [(f"messages[{i}]", _usual(message)) for i, message in enumerate(given)]
-    turns = [(where, turn) for where, message in usual for turn in _without_blocks(message)]
+    records = [(f"messages[{i}]", _with_role(record)) for i, record in enumerate(given)]
+    turns = [(where, turn) for where, record in records for turn in _without_blocks(record)]
     messages: list[dict] = []
     names: dict[str, str] = {}  # id of a call -> tool
     waiting: list[str] = []  # ids of calls that have no result yet
@@ -98,7 +96,7 @@ def template_messages(given: Sequence[dict]) -> list[dict]:
             raise MessageMistake(where, f"{need}, got {message!r:.80}")
         if (role := _ROLES.get(str(message.get("role")))) is None:
             raise MessageMistake(f"{where}.role", f"need one of {', '.join(_ROLES)}, got {message.get('role')!r:.80}")
-        turn = {"role": role, "content": _text(message, where)}
+        turn = {"role": role, "content": _message_text(message, where)}
         if role == "assistant":
             thoughts = next(filter(None, map(message.get, ("reasoning_content", "reasoning", "thinking"))), None)
             turn |= {"reasoning_content": thoughts} if isinstance(thoughts, str) else {}
@@ -120,7 +118,7 @@ def _with_calls(turn: dict, calls: list[dict], messages: list[dict]) -> dict:
     return turn | {"tool_calls": [*turn.get("tool_calls", ()), *calls]}
 
 
-def _usual(message: Any) -> Any:
+def _with_role(message: Any) -> Any:
     """Returns an item of OpenAI's Responses, or a message of Gemini's or LangChain's, as one with role and content."""
     if not isinstance(message, dict):
         return message
@@ -132,11 +130,11 @@ def _usual(message: Any) -> Any:
     if "role" not in message and isinstance(kind, str) and kind in _ROLES:
         message = {"role": kind, **(message["data"] if isinstance(message.get("data"), dict) else message)}
     if message.get("content") is None and isinstance(message.get("parts"), list):
-        message = {"role": "user", **message, "content": [_block(part) for part in message["parts"]]}
+        message = {"role": "user", **message, "content": [_anthropic_block(part) for part in message["parts"]]}
     return message
 
 
-def _block(part: Any) -> Any:
+def _anthropic_block(part: Any) -> Any:
     """Returns a part of Gemini's as a block of Anthropic's."""
     if not isinstance(part, dict) or "type" in part:
         return part
@@ -170,7 +168,7 @@ def _without_blocks(message: Any) -> list[Any]:
     return [*results, message | more if more else message]
 
 
-def _text(message: dict, where: str) -> str:
+def _message_text(message: dict, where: str) -> str:
     """Returns the text of a message."""
     content = message.get("content")
     if message.get("images"):  # Ollama's
@@ -181,10 +179,10 @@ def _text(message: dict, where: str) -> str:
         return content
     if not isinstance(content, list):
         raise MessageMistake(f"{where}.content", f"need a text or a list of parts, got {content!r:.80}")
-    return "".join(_part(part, f"{where}.content[{i}]") for i, part in enumerate(content))
+    return "".join(_part_text(part, f"{where}.content[{i}]") for i, part in enumerate(content))
 
 
-def _part(part: Any, where: str) -> str:
+def _part_text(part: Any, where: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else None

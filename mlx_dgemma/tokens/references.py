@@ -35,7 +35,7 @@ class References:
                     self.named.setdefault(f"{base}#{schema[anchor]}", schema)
 
     def target(self, reference: str, schema: dict) -> Any:
-        """The schema that `schema` refers to. Mistake where it is not in the file."""
+        """Returns the schema that `schema` refers to. Mistake where it is not in the file."""
         base = self.bases.get(id(schema), "")
         address, fragment = urldefrag(base + reference if reference.startswith("#") else urljoin(base, reference))
         if address not in self.named:
@@ -56,7 +56,7 @@ class References:
         return target
 
     def circular(self) -> set[int]:
-        """The ids of the schemas that are referred to from inside themselves."""
+        """Returns the ids of the schemas that are referred to from inside themselves."""
         inside: dict[int, list[dict]] = {}  # what each schema that is referred to refers to
         waiting = [*self._referred(self.root)]
         while waiting:
@@ -67,7 +67,7 @@ class References:
         return {start for start in inside if start in _reached(start, inside)}
 
     def _referred(self, schema: Any) -> Iterator[dict]:
-        """The schemas that are referred to inside `schema`."""
+        """Yields the schemas that are referred to inside `schema`."""
         for inner, _, _ in _walk(schema, (), "", self.own_name, DEFINITIONS):
             if not isinstance(inner.get("$ref"), str):
                 continue
@@ -77,8 +77,8 @@ class References:
 
 
 def without_references(schema: dict) -> dict:
-    """The schema with what it refers to in its place; itself where that is not in it, or too much. What refers to
-    itself is cut there: its type remains."""
+    """Returns the schema with what it refers to in its place; itself where that is not in it, or too much. What refers
+    to itself is cut there: its type remains."""
     try:
         return _Inlined(References(schema)).value(schema, ())
     except (Mistake, RecursionError):
@@ -127,7 +127,7 @@ def _reached(start: int, inside: dict[int, list[dict]]) -> set[int]:
 def _walk(
     value: Any, path: tuple, base: str, own_name: str, without: Iterable[str] = ()
 ) -> Iterator[tuple[dict, tuple, str]]:
-    """Every object, where it stands, and its base URI."""
+    """Yields every object, where it stands, and its base URI."""
     waiting = [(value, path, base)]
     while waiting:
         value, path, base = waiting.pop()

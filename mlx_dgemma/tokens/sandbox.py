@@ -187,6 +187,6 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as transformers writes it: jinja2's own escapes HTML."""
+    """Writes JSON as transformers does: jinja2's own escapes HTML."""
     _check(_size(indent), 16)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -194,7 +194,7 @@ class Tokenizer:
 
 
 def _for_template(tool: Any) -> Any:
-    """A tool with what its schema refers to in its place."""
+    """Returns a tool with what its schema refers to in its place."""
     function = tool.get("function") if isinstance(tool, dict) else None
     schema = function.get("parameters") if isinstance(function, dict) else None
     if not isinstance(schema, dict) or '"$ref"' not in json.dumps(schema):

@@ -108,7 +108,7 @@ class CallStream:
         return text, calls
 
     def finish(self) -> list[int]:
-        """A call that never ended, or that is none, is text."""
+        """Returns, as text, a call that never ended, or that is none."""
         held, self._held = self._held or [], None
         return held
 

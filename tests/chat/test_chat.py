@@ -214,7 +214,7 @@ def test_a_chat_is_kept_as_it_goes(run, tmp_path, monkeypatch):
 
 def test_the_last_chats_are_kept(bpe, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr("mlx_dgemma.chat.kept.MOST", 2)
+    monkeypatch.setattr("mlx_dgemma.chat.chat_file.MOST", 2)
     folder = tmp_path / "mlx_dgemma" / "chats"
     session = Session(scripted(*bpe, *["Hello<turn|>"] * 4), watched=False, interactive=True)
     for number in range(4):

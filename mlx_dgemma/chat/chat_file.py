@@ -1,4 +1,4 @@
-"""Chats that are kept as they go, so that none is lost: the last ones, a file each, for this user alone."""
+"""Files of chats, written as they go, so that none is lost: one for each of the last chats, for this user alone."""
 
 import re
 import time
@@ -9,12 +9,12 @@ from ..terminal.keyboard import state_folder
 from ..writing import saved
 from ..writing.conversation import Conversation
 
-MOST = 20
+MOST = 20  # chats
 _NAME = re.compile(r"\d{8}-\d{6}-\d+\.json")
 
 
 def _folder() -> Path:
-    """OSError where there can be none."""
+    """Returns the folder of all chats. OSError where there can be none."""
     folder = state_folder() / "chats"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
@@ -34,14 +34,14 @@ def last() -> Path:
         raise NotFound("no chat was kept yet, so there is none to go on with: leave out --continue") from None
 
 
-class Kept:
-    """The file of this chat."""
+class ChatFile:
+    """The file of the present chat, made when it has a first turn."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
         self._messages: list[dict] = []  # as they are in the file
 
-    def keep(self, conversation: Conversation) -> None:
+    def write(self, conversation: Conversation) -> None:
         """Writes the turns, where they have changed. OSError where that cannot be."""
         turns = conversation.turns()
         if list(turns.messages) == self._messages:
@@ -53,6 +53,6 @@ class Kept:
         for old in _files()[MOST:]:
             old.unlink(missing_ok=True)
 
-    def begin(self, path: Path | None = None, messages: list[dict] | None = None) -> None:
-        """Another chat, which has a new file unless it is in `path` already. The one before stays as it was."""
+    def switch(self, path: Path | None = None, messages: list[dict] | None = None) -> None:
+        """Turns to another chat, in a new file unless it is in `path` already. The one before stays as it was."""
         self._path, self._messages = path, list(messages or [])
