@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import Mistake
 from ..fill.edit import change, cut, unified_diff
-from ..fill.line_ends import shown
+from ..fill.line_ends import normalized
 from ..terminal.command import Parser, at_least, read, run
 from ..terminal.filling import add_flags, fill_gaps, report
 from ..terminal.options import check_ask, encode_prompt, open_model
@@ -56,7 +56,7 @@ def edit(options: argparse.Namespace) -> None:
     target.check(Path(path), to_write=options.write)
     text = read(path)
     lines = cut(text, *options.lines, path)
-    prompt = read_prompt(options.prompt).replace(FILE_MARK, shown(text))
+    prompt = read_prompt(options.prompt).replace(FILE_MARK, normalized(text))
     model, tokenizer, ask = open_model(NAME, options)
     tokens = encode_prompt(tokenizer, options, prompt)
     request = change(tokenizer, lines, prompt=tokens, ask=ask, length=options.gap, strength=options.strength)

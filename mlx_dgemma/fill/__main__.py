@@ -10,7 +10,7 @@ from ..terminal.filling import add_flags, fill_gaps, report
 from ..terminal.options import check_ask, encode_prompt, open_model
 from ..terminal.prompt import read_prompt
 from .gap_length import LENGTHS
-from .infill import MARK, Infill, around, fill_prompt, gap_lengths
+from .infill import MARK, Infill, fill_prompt, gap_lengths, texts_around
 
 NAME = "mlx_dgemma.fill"
 
@@ -65,7 +65,7 @@ def fill(options: argparse.Namespace) -> None:
     check(options, given)
     files = {name: value for name, value in given.items() if is_file(value)}
     contents = {name: read_file_or_text(name, value) for name, value in given.items()}
-    texts = around(*(contents.get(name) for name in arguments))
+    texts = texts_around(*(contents.get(name) for name in arguments))
     prompt = fill_prompt(texts) if options.prompt is None else read_prompt(options.prompt, raw=options.raw)
     lengths = gap_lengths(options.gap, len(texts) - 1)
     model, tokenizer, ask = open_model(NAME, options)

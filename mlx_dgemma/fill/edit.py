@@ -16,7 +16,7 @@ from ..tokens.tokenizer import Tokenizer
 from ..writing.ask import Ask
 from ..writing.sampling import Sampling
 from .infill import Infill
-from .line_ends import BOM, given_back, line_end, shown
+from .line_ends import BOM, line_end, normalized, with_line_ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class Edit(Infill):
     old: Sequence[int]  # tokens
     strength: float = 0.75  # share of them that is noise at first
 
-    def blank(self, length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the old tokens, kept from both ends where the gap is shorter, apart in the middle where it is longer;
-        those that are not noised are what the first pass hears, too."""
+    def initial(self, length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the old tokens, kept from both ends where the gap is shorter, apart in the middle where it is longer.
+        Those that are not noised are the hint of the first pass, too."""
         kept = min(length, len(self.old))
         tokens, old = np.full(length, -1, np.int32), np.asarray(self.old, np.int32)
         tokens[: kept - kept // 2] = old[: kept - kept // 2]
@@ -55,7 +55,7 @@ class Lines:
 
     def with_new(self, new: str) -> str:
         """Returns the whole file. The model writes "\\n"; lines end as most of the file do."""
-        return self.before + given_back(new, line_end(self.before + self.old + self.behind)) + self.behind
+        return self.before + with_line_ends(new, line_end(self.before + self.old + self.behind)) + self.behind
 
 
 def cut(text: str, first: int, last: int, name: str = "the text") -> Lines:
@@ -86,9 +86,16 @@ def change(
     """Makes the request for `infill` whose gap is what `lines.with_new` takes. `prompt`: tokens, up to where the
     model's turn begins; `length`: tokens that the lines become, None: searched, the present length among those tried;
     `strength`: share of the old lines that is noise at first."""
-    tokens, texts = tokenizer.encode(shown(lines.old)), [lines.before, lines.behind]
-    lengths, usual = (None if length is None else [length]), ([len(tokens)] if tokens else [])
-    return Edit(prompt=prompt, texts=texts, lengths=lengths, ask=ask, usual=usual, old=tokens, strength=strength)
+    tokens, texts = tokenizer.encode(normalized(lines.old)), [lines.before, lines.behind]
+    return Edit(
+        prompt=prompt,
+        texts=texts,
+        lengths=None if length is None else [length],
+        ask=ask,
+        first_lengths=[len(tokens)] if tokens else [],
+        old=tokens,
+        strength=strength,
+    )
 
 
 def unified_diff(old: str, new: str, name: str) -> str:

@@ -31,10 +31,10 @@ class Gap:
     behind: np.ndarray  # [m] int32: up to the next gap, or to the end of the text
     ends: bool  # the text ends there
     encoded: Callable[[np.ndarray], Cache]  # the cache of the prompt and some of `before`; not to be written to
-    blank: Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray]]  # length -> what it starts from, a hint
+    initial: Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray]]  # `Infill.initial`
     alphabet: Alphabet
     filler: np.ndarray  # [canvas] int32: what stands behind a text that ends
-    usual: Sequence[int]  # lengths to try in any case
+    first_lengths: Sequence[int]  # to try in any case, before others
     tries: int  # lengths to try at most
     longest: int
     sampling: Sampling
@@ -77,7 +77,7 @@ class Draft:
         spread = places % 2 ** np.maximum(np.log2(places).astype(int) - 2, 0) == 0  # 1 to 8, 10, 12, 14, 16, 20, …
         order = np.lexsort((places, ~spread, -agree))
         count = LENGTHS if agree.max() < len(behind) else SURE
-        return list(dict.fromkeys([*self.gap.usual, *places[order].tolist()]))[: min(count, self.gap.tries)]
+        return list(dict.fromkeys([*self.gap.first_lengths, *places[order].tolist()]))[: min(count, self.gap.tries)]
 
 
 class Trial:
@@ -86,7 +86,7 @@ class Trial:
     def __init__(self, model: DiffusionModel, gap: Gap, length: int):
         self.gap, self.length = gap, length
         rng = np.random.default_rng(gap.seed)
-        tokens, hint = gap.blank(length, rng)
+        tokens, hint = gap.initial(length, rng)
         known, used, width = len(gap.before), length + len(gap.behind), len(gap.filler)
         self.front = known if known + used <= width else 0  # where the gap begins in the canvas
         unknown = 0 if gap.ends else max(0, width - self.front - used)  # of the next gap and what is behind that

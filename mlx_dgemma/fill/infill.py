@@ -1,7 +1,7 @@
 """Fill gaps in a text: what is there is held in the canvas, only the gaps are denoised.
 
-The result is the given text, to the byte, with the decoded gaps between it: known text is never decoded. The model is
-shown "\n" where lines end; lines of a gap end as most of the text's do.
+The result is the given text, to the byte, with the decoded gaps between it: known text is never decoded. The model
+reads "\n" where lines end; lines of a gap end as most of the text's do.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from ..writing.verify import Verify
 from ..writing.writing import Step, Writing
 from .gap_length import LENGTHS, Gap, Result, search
 from .held import Alphabet, Held
-from .line_ends import BOM, given_back, line_end, shown
+from .line_ends import BOM, line_end, normalized, with_line_ends
 
 MARK = "<fill>"
 
 
-def around(fill: str | None = None, prefix: str | None = None, suffix: str | None = None) -> list[str]:
+def texts_around(fill: str | None = None, prefix: str | None = None, suffix: str | None = None) -> list[str]:
     """The texts around the gaps of `fill`, a text with marks; or around the gap between `prefix` and `suffix`."""
     if (suffix or "").startswith(BOM):  # the mark of a file stands in front of all that is written
         prefix, suffix = prefix or BOM, suffix.removeprefix(BOM)
@@ -51,7 +51,7 @@ def gap_lengths(given: Sequence[int] | None, gaps: int) -> list[int] | None:
 
 def fill_prompt(texts: Sequence[str]) -> str:
     """The prompt where nothing else is asked."""
-    return f"Fill in what is missing at {MARK}:\n\n{shown(MARK.join(texts))}"
+    return f"Fill in what is missing at {MARK}:\n\n{normalized(MARK.join(texts))}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Infill:
     lengths: Sequence[int] | None = None  # tokens of each gap; None: searched
     heal: bool = False  # a token next to a gap may become a longer one that holds its text
     ask: Ask = field(default_factory=Ask)
-    usual: Sequence[int] = ()  # lengths that a search tries in any case
+    first_lengths: Sequence[int] = ()  # that a search tries in any case, before others
     tries: int = LENGTHS  # lengths that a search tries at most
     longest: int | None = None  # tokens of a gap at most; None: as many as a canvas has
 
@@ -72,12 +72,13 @@ class Infill:
         return line_end("".join(self.texts))
 
     @property
-    def shown(self) -> list[str]:
-        """The texts as the model is shown them."""
-        return [shown(text, self.line_end) for text in self.texts]
+    def normalized(self) -> list[str]:
+        """The texts with the line ends that the model reads."""
+        return [normalized(text, self.line_end) for text in self.texts]
 
-    def blank(self, length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """[length] int32 twice: what a gap starts from, -1 for noise, and the hint of its first pass, -1 for none."""
+    def initial(self, length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """[length] int32 twice: the tokens that a gap starts from, -1 for noise, and the hint of its first pass, -1 for
+        none."""
         return np.full(length, -1, np.int32), np.full(length, -1, np.int32)
 
     def schedule(self) -> Sampling:
@@ -106,12 +107,12 @@ def check_fill(model: DiffusionModel, tokenizer: Tokenizer, request: Infill) -> 
     """Mistake where `request` could not be filled."""
     if request.ask.mode != "diffusion":
         raise Mistake(f"a gap is denoised: leave out mode {request.ask.mode!r}")
-    prompt, known = len(request.prompt), sum(len(tokenizer.encode(text)) for text in request.shown)
+    prompt, known = len(request.prompt), sum(len(tokenizer.encode(text)) for text in request.normalized)
     count, lengths = len(request.texts) - 1, request.lengths
     if count < 1 or (lengths is not None and (len(lengths) != count or min(lengths) < 1)):
         raise Mistake(f"need gaps, and for each its length of 1 or more, got {count} and {lengths}")
     gaps, room = sum(lengths or ()) or count, model.facts.max_position_embeddings
-    width, usual = canvas_width(model, request.ask.sampling), max(request.usual, default=0)
+    width, old = canvas_width(model, request.ask.sampling), max(request.first_lengths, default=0)
     room -= width
     if prompt == 0:
         raise Mistake("the prompt is empty: need at least one token before the text")
@@ -120,9 +121,9 @@ def check_fill(model: DiffusionModel, tokenizer: Tokenizer, request: Infill) -> 
             f"a gap of {gaps} tokens does not fit into the context: the prompt takes {prompt}, the text around it "
             f"{known}, of {room} beside a canvas; make the gap or the text smaller"
         )
-    if lengths is None and usual >= width:
+    if lengths is None and old >= width:
         raise Mistake(
-            f"what is to change is {usual} tokens long, and a length is searched up to {width - 1}: give the new one "
+            f"what is to change is {old} tokens long, and a length is searched up to {width - 1}: give the new one "
             "by --gap, or less to change"
         )
 
@@ -140,7 +141,7 @@ class Filling:
     def __init__(self, model: DiffusionModel, alphabet: Alphabet, request: Infill):
         self.model, self.alphabet, self.request = model, alphabet, request
         self.sampling, self.clock = request.schedule(), Clock(request.ask.deadline, model.now)
-        self.texts = request.shown
+        self.texts = request.normalized
         self.parts = [alphabet.encode(text) for text in self.texts]
         self.filler = alphabet.filler(canvas_width(model, self.sampling))
         self.lengths = list(request.lengths or ())
@@ -176,7 +177,7 @@ class Filling:
         return self.caches[key]
 
     def next_gap(self) -> Gap:
-        """The first whose length is not known, behind what those before it became while theirs was searched."""
+        """The first gap whose length is not known, behind the texts that the search gave to those before it."""
         at = len(self.lengths)
         filled = zip(self.parts, [result.tokens for result in self.results], strict=False)
         return Gap(
@@ -184,10 +185,10 @@ class Filling:
             behind=self.parts[at + 1],
             ends=at + 2 == len(self.parts),
             encoded=self.encoded,
-            blank=self.request.blank,
+            initial=self.request.initial,
             alphabet=self.alphabet,
             filler=self.filler,
-            usual=self.request.usual,
+            first_lengths=self.request.first_lengths,
             tries=self.request.tries,
             longest=self.request.longest or len(self.filler),
             sampling=self.sampling,
@@ -214,7 +215,7 @@ class Filling:
 
     def _text(self, rng: np.random.Generator) -> tuple[Block, list[slice]]:
         """The whole text with gaps of known length; and where these are, tokens that may be healed included."""
-        blanks = [self.request.blank(length, rng) for length in self.lengths]
+        blanks = [self.request.initial(length, rng) for length in self.lengths]
         known = [(part, np.full(len(part), -1, np.int32)) for part in self.parts]
         pairs = [pair for both in zip(known, blanks, strict=False) for pair in both] + known[-1:]
         tokens, hint = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
@@ -233,8 +234,8 @@ class Filling:
         return Block(tokens=tokens, fixed=allowed < 0, hint=hint, allowed=allowed, token_sets=sets), spans
 
     def healed(self, gap: int) -> tuple[str, str]:
-        """The texts of the tokens next to it that may change: "" where none may, because it is no whole characters, or
-        because it is all that there is between two gaps."""
+        """The texts of the two tokens next to the gap that may change; "" for one that is no whole characters, or all
+        that stands between two gaps."""
         left, right = self.parts[gap], self.parts[gap + 1]
         before, behind = self.texts[gap], self.texts[gap + 1]
         if not self.request.heal:
@@ -266,7 +267,7 @@ class Filling:
             left, right = self.healed(i)
             tokens = self.tokens[span]
             text = self.alphabet.decode(tokens[tokens >= 0])  # a deadline may leave a gap without a draft
-            gaps.append(given_back(text[len(left) : len(text) - len(right)], self.request.line_end))
+            gaps.append(with_line_ends(text[len(left) : len(text) - len(right)], self.request.line_end))
         free = sum(span.stop - span.start for span in self.spans)
         return Filled(
             texts=self.request.texts,

@@ -1,4 +1,4 @@
-r"""A text's line ends and byte order mark. The model is shown "\n" and no mark, and the text gets its own back."""
+r"""A text's line ends and byte order mark. The model reads "\n" and no mark; what it writes gets the text's ends."""
 
 BOM = "\ufeff"
 
@@ -11,12 +11,12 @@ def line_end(text: str) -> str:
     return "\r" if "\r" in text else "\n"
 
 
-def shown(text: str, end: str | None = None) -> str:
-    """Returns `text` as the model is shown it. `end`: what lines end with in the text that it is a part of."""
+def normalized(text: str, end: str | None = None) -> str:
+    r"""Returns `text` with "\n" at line ends, and no mark. `end`: the line end of the text that it is a part of."""
     lines = text.removeprefix(BOM).replace("\r\n", "\n")
     return lines.replace("\r", "\n") if (end or line_end(text)) == "\r" else lines
 
 
-def given_back(text: str, end: str) -> str:
-    """Returns what the model wrote, with lines that end with `end`."""
+def with_line_ends(text: str, end: str) -> str:
+    """Returns the model's `text` with `end` at line ends."""
     return text.replace("\r\n", "\n").replace("\n", end)

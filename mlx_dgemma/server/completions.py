@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ..fill.gap_length import SURE
-from ..fill.infill import Infill, around, fill_prompt, gap_lengths
+from ..fill.infill import Infill, fill_prompt, gap_lengths, texts_around
 from ..tokens.messages import prompt_tokens
 from ..writing.diffuse import check_answer
 from .bodies import MOST_PROMPTS, Completion
@@ -25,7 +25,7 @@ def completion_wanted(engine: Engine, body: Completion) -> Wanted:
     if (body.fill is not None or marked) and (body.echo or scored):
         raise Refusal(400, "echo and logprobs are of a text behind a prompt, not of a gap", "echo")
     if body.fill is not None:
-        return fill_wanted(engine, body, around(body.fill))
+        return fill_wanted(engine, body, texts_around(body.fill))
     if len(prompts) > 1 and body.suffix is not None:
         raise Refusal(400, "suffix goes with one prompt", "suffix")
     if marked:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..fill.gap_length import SURE
-from ..fill.infill import Filled, Infill, around, check_fill, fill_prompt
+from ..fill.infill import Filled, Infill, check_fill, fill_prompt, texts_around
 from ..tokens.messages import prompt_tokens
 from ..tokens.stops import Stops
 from ..writing.ask import Ask
@@ -96,7 +96,7 @@ def quick_gaps_wanted(engine: Engine, body: Body, request: Infill, *, mark: int 
 
 def gap_wanted(engine: Engine, body: Body, prefix: str, suffix: str, *, longest: int | None, context: str = "") -> Gaps:
     """Plans to fill the gap between two texts by at most `longest` tokens, behind a `context` of other files."""
-    texts = around(None, prefix, "" if suffix in EMPTY else suffix)
+    texts = texts_around(None, prefix, "" if suffix in EMPTY else suffix)
     tokens = prompt_tokens(engine.tokenizer, context + fill_prompt(texts))
     start = prompt_tokens(engine.tokenizer, context + fill_prompt([texts[0], "\u2060"])) if len(tokens) > PIECE else []
     request = Infill(prompt=tokens, texts=texts, tries=SURE, longest=longest)

@@ -6,7 +6,7 @@ import stat
 import sys
 
 from ..errors import Mistake
-from ..fill.line_ends import BOM, shown
+from ..fill.line_ends import BOM, normalized
 from .command import note, read
 from .process import is_terminal
 
@@ -17,7 +17,7 @@ def read_prompt(prompt: str, *, raw: bool = False) -> str:
     """Returns the prompt, or standard input for "-". Mistake where it is empty; if it is `raw`, blanks are a prompt."""
     if prompt == "-" and is_terminal(sys.stdin):
         note("type the prompt, then Ctrl-D on a line of its own")
-    text = _standard_input(raw) if prompt == "-" else prompt if raw else shown(prompt)
+    text = _standard_input(raw) if prompt == "-" else prompt if raw else normalized(prompt)
     if not (text if raw else text.strip()):
         raise Mistake("the prompt is empty: say what you want")
     return text
@@ -26,7 +26,7 @@ def read_prompt(prompt: str, *, raw: bool = False) -> str:
 def _standard_input(raw: bool) -> str:
     """Returns what comes there; but if it is `raw`, without the line end behind it, which `echo` and editors add."""
     text = read("-").removeprefix(BOM)
-    return text if raw else shown(text).removesuffix("\n")
+    return text if raw else normalized(text).removesuffix("\n")
 
 
 def read_with_pipe(prompt: str | None, name: str, *, raw: bool = False) -> str:

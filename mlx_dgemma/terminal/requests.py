@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Mistake, need, need_whole
-from ..fill.infill import Infill, around, check_fill, fill_prompt, gap_lengths
-from ..fill.line_ends import BOM, shown
+from ..fill.infill import Infill, check_fill, fill_prompt, gap_lengths, texts_around
+from ..fill.line_ends import BOM, normalized
 from ..seam.model import DiffusionModel
 from ..tokens.messages import prompt_tokens
 from ..tokens.tokenizer import Tokenizer
@@ -81,12 +81,12 @@ def _parse(line: str, default: Request) -> Request:
     thinking = given.get("thinking", default.thinking)
     if texts and thinking:
         raise Mistake("what fills a gap is not thought about: leave out thinking")
-    prompt = shown(given["prompt"]) if "prompt" in given else fill_prompt(texts)
+    prompt = normalized(given["prompt"]) if "prompt" in given else fill_prompt(texts)
     turns = [_with_lines(m) for m in given.get("messages") or []] or [{"role": "user", "content": prompt}]
     system = given.get("system", default.system)
     return replace(
         default,
-        system=system and shown(system),
+        system=system and normalized(system),
         turns=turns,
         thinking=thinking,
         tools=read_tools(given["tools"]) if given.get("tools") else None,
@@ -100,7 +100,7 @@ def _parse(line: str, default: Request) -> Request:
 def _with_lines(message: Any) -> Any:
     r"""Returns a message whose text, if it is one, has lines that end with "\n"."""
     text = message.get("content") if isinstance(message, dict) else None
-    return message | {"content": shown(text)} if isinstance(text, str) else message
+    return message | {"content": normalized(text)} if isinstance(text, str) else message
 
 
 def _read_object(line: str) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _gaps(given: dict[str, Any]) -> tuple[list[str], list[int] | None]:
     """Returns the texts around the gaps of a line, and the lengths of the gaps."""
     if "fill" in given and {"prefix", "suffix"} & set(given):
         raise Mistake('"fill" and "prefix" or "suffix" are two ways to say what is there: give one')
-    texts, gap = around(*(given.get(name) for name in ("fill", "prefix", "suffix"))), given.get("gap")
+    texts, gap = texts_around(*(given.get(name) for name in ("fill", "prefix", "suffix"))), given.get("gap")
     return texts, gap_lengths([gap] if isinstance(gap, int) else gap, len(texts) - 1)
 
 

@@ -55,7 +55,7 @@ def test_what_an_edit_starts_from():
     rng = np.random.default_rng(0)
 
     def start(length: int, strength: float) -> list[int]:
-        tokens, hint = Edit(prompt=[2], texts=["", ""], old=[5, 6, 7, 8, 9], strength=strength).blank(length, rng)
+        tokens, hint = Edit(prompt=[2], texts=["", ""], old=[5, 6, 7, 8, 9], strength=strength).initial(length, rng)
         assert np.array_equal(tokens, hint)
         return tokens.tolist()
 

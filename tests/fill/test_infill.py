@@ -296,7 +296,7 @@ def test_known_text_is_encoded_once(tiny):
     """The text before the gap is longer than a canvas; so is one of the lengths that are tried."""
     model, tokenizer, _ = tiny
     counting, before = Counting(model), "one two three four five six seven " * 5
-    request = Infill(prompt=[2, 40], texts=[before, " end"], usual=[80], ask=FEW)
+    request = Infill(prompt=[2, 40], texts=[before, " end"], first_lengths=[80], ask=FEW)
     filling = Filling(counting, Alphabet(counting, tokenizer), request)
     length = 2 + len(tokenizer.encode(before))
     gap = filling.next_gap()

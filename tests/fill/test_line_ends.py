@@ -13,7 +13,7 @@ from mlx_dgemma.batch.__main__ import main as batch
 from mlx_dgemma.edit.__main__ import main as edit
 from mlx_dgemma.fill.__main__ import main as fill
 from mlx_dgemma.fill.infill import infill
-from mlx_dgemma.fill.line_ends import BOM, line_end, shown
+from mlx_dgemma.fill.line_ends import BOM, line_end, normalized
 from mlx_dgemma.load import load
 from mlx_dgemma.terminal.keyboard import line_of_pipe
 from mlx_dgemma.terminal.prompt import read_prompt
@@ -30,7 +30,7 @@ ENDS = ["\n", "\r\n", "\r"]
 )
 def test_what_most_lines_end_with(text, end):
     assert line_end(text) == end
-    assert "\r" not in shown(BOM + text) and BOM not in shown(BOM + text)
+    assert "\r" not in normalized(BOM + text) and BOM not in normalized(BOM + text)
 
 
 @pytest.mark.parametrize("end", ENDS, ids=repr)
