@@ -69,9 +69,9 @@ class Batch:
         """One pass over every text -> the step of each, in the order in which they were added. A text whose prompt is
         still being read has none, nor has one that has `failed`."""
         self.failed = {}
-        reading = self._read()
+        reading = self._encode_prompts()
         ready = [text for text in self.texts if text not in reading and text not in self.failed]
-        left_to_right = [text for text in ready if part_of(text).left_to_right]  # now: a pass may change the part
+        left_to_right = [text for text in ready if part_of(text).left_to_right]  # before a pass changes the part
         steps = self._denoise([text for text in ready if text not in left_to_right])
         steps |= self._autoregress(left_to_right)
         failed = [part_of(text) for text in self.failed]
@@ -93,11 +93,11 @@ class Batch:
         """The texts whose prompt is long: the next step encodes a piece of it."""
         return [text for text in self.texts if len(part_of(text).pending) > PIECE]
 
-    def _read(self) -> list[InProgress]:
+    def _encode_prompts(self) -> list[InProgress]:
         """Encode a piece of each long prompt -> the texts that had one. Texts that share a cache share their prompt."""
         reading = self.reading
         by_cache = {id(text.cache): text for text in reading}.values()
-        with self._ending(reading):
+        with self._failing(reading):
             pieces = [part_of(text).pending[:PIECE] for text in by_cache]
             if pieces:
                 self.model.encode(pieces, [text.cache for text in by_cache])
@@ -106,8 +106,8 @@ class Batch:
         return reading
 
     @contextmanager
-    def _ending(self, texts: Iterable[InProgress]) -> Iterator[None]:
-        """An error inside ends `texts`."""
+    def _failing(self, texts: Iterable[InProgress]) -> Iterator[None]:
+        """An error inside fails `texts`: the batch goes on without them."""
         try:
             yield
         except Exception as error:  # noqa: BLE001, whoever called `step` raises or reports it
@@ -118,11 +118,11 @@ class Batch:
         for first in range(0, len(texts), self.size):
             rows: dict[InProgress, Row] = {}
             for text in texts[first : first + self.size]:
-                with self._ending([text]):
+                with self._failing([text]):
                     rows[text] = part_of(text).row()
-            with self._ending(rows):
+            with self._failing(rows):
                 for text, prediction in self._predict(rows).items():
-                    with self._ending([text]):
+                    with self._failing([text]):
                         steps[text] = text.take(prediction)
         return steps
 
@@ -149,12 +149,12 @@ class Batch:
                 continue
             if draw not in self._streams:
                 together = self._start(draw, together)
-            with self._ending(together):
+            with self._failing(together):
                 tokens = next(self._streams[draw].tokens)
                 if formed:
                     self._stop(draw)
                 for text, token in zip(together, tokens, strict=True):
-                    with self._ending([text]):
+                    with self._failing([text]):
                         steps[text] = text.take(token)
         return steps
 
@@ -162,7 +162,7 @@ class Batch:
         """Start a stream of `texts` -> those that are in it."""
         started = {}
         for text in texts:
-            with self._ending([text]):
+            with self._failing([text]):
                 started[text] = part_of(text).continuation()
         tokens = self.model.autoregress(list(started.values()), draw)
         self._streams[draw] = Stream([part_of(text) for text in started], tokens)

@@ -61,10 +61,10 @@ class Outlook:
         return (1 if self.prefix else 0) + (self.length - self.prefix) * ratio
 
 
-def outlook(step: Step, earlier: np.ndarray, facts: Facts, sampling: Sampling) -> Outlook:
-    """The outlook after a pass whose predecessor's draft was `earlier`."""
+def look_ahead(step: Step, last_draft: np.ndarray, facts: Facts, sampling: Sampling) -> Outlook:
+    """The outlook after a pass; `last_draft` is that of the pass before."""
     length = len(until_stop(step.draft, facts.stop_ids))
-    stable, entropy = (step.draft == earlier)[:length], step.entropy[:length]
+    stable, entropy = (step.draft == last_draft)[:length], step.entropy[:length]
     settled = stable & (entropy <= sampling.entropy_bound)
     # The sum of entropies bounds what positions may still have to tell each other, as in `sampling.accept`.
     sure = stable & (np.cumsum(entropy) <= sampling.entropy_bound)
@@ -100,7 +100,7 @@ class Route:
         self._begin_block(self.text)
 
     def take(self, result: Prediction | int) -> Step:
-        """The step that a pass over `current` makes, given its prediction or token; `current` may be another then."""
+        """The step that a pass over `current` makes by its prediction or token. Afterwards `current` may be another."""
         step = self._take_pass(result) if isinstance(result, Prediction) else self._take_token(result)
         self.done = step.reason is not None
         return step
@@ -116,7 +116,7 @@ class Route:
             self._denoising = Writing(
                 self.model, pending, layout, self.sampling, self.rng, self.cache, self.clock, request=self.request
             )
-        self.current, self._earlier, self._most, self._progress = self._denoising, None, 0, 0
+        self.current, self._last_draft, self._most_settled, self._last_progress = self._denoising, None, 0, 0
 
     def _room(self, pending: Text) -> int:
         """Tokens of the context that are left behind the cache and `pending`."""
@@ -124,36 +124,36 @@ class Route:
 
     def _take_pass(self, prediction: Prediction) -> Step:
         step = replace(self.current.take(prediction), block=self.block)
-        view = self._outlook(step)
+        outlook = self._outlook(step)
         if step.final:
             self.left -= len(step.draft)
-            note = self._note(f"denoised in {step.step + 1} passes", view)
+            note = self._note(f"denoised in {step.step + 1} passes", outlook)
             if not step.reason:
                 self.block += 1
                 self._begin_block(self.current.pending)
             return replace(step, note=note)
         # A canvas that has settled as a whole leaves nothing to write left to right.
-        if view and view.prefix < len(step.draft) and view.left_to_right(self.pace.ratio) < view.denoising:
-            return self._switch(step, view)
-        self._earlier = step.draft
+        if outlook and outlook.prefix < len(step.draft) and outlook.left_to_right(self.pace.ratio) < outlook.denoising:
+            return self._switch(step, outlook)
+        self._last_draft = step.draft
         return step
 
     def _outlook(self, step: Step) -> Outlook | None:
         """None after the first pass, which read the text: nothing can be stable yet. The pace is not measured for a
         text that has ended."""
-        if self._earlier is None or (self.pace is None and step.reason):
+        if self._last_draft is None or (self.pace is None and step.reason):
             return None
         if self.pace is None:
             self.pace = Pace(self.pass_seconds, token_seconds(self.model, self.cache))
-        view = outlook(step, self._earlier, self.model.facts, self.sampling)
-        if view.settled > self._most:
-            self._most, self._progress = view.settled, step.step
-        return replace(view, stalled=step.step - self._progress)
+        outlook = look_ahead(step, self._last_draft, self.model.facts, self.sampling)
+        if outlook.settled > self._most_settled:
+            self._most_settled, self._last_progress = outlook.settled, step.step
+        return replace(outlook, stalled=step.step - self._last_progress)
 
-    def _switch(self, step: Step, view: Outlook) -> Step:
+    def _switch(self, step: Step, outlook: Outlook) -> Step:
         """Keep the settled prefix, and write the rest of the block left to right."""
-        note = self._note(f"left to right after {view.passes} passes", view)
-        kept = step.draft[: view.prefix]
+        note = self._note(f"left to right after {outlook.passes} passes", outlook)
+        kept = step.draft[: outlook.prefix]
         self.left -= len(kept)
         reason = "length" if self.left <= 0 else "stop" if np.isin(kept, self.model.facts.stop_ids).any() else None
         if reason is None:
@@ -182,12 +182,11 @@ class Route:
             self._begin_block(Text())
         return step
 
-    def _note(self, action: str, view: Outlook | None) -> str:
-        if view is None:
+    def _note(self, action: str, outlook: Outlook | None) -> str:
+        if outlook is None:
             return f"block {self.block + 1}: {action}"
-        ratio = self.pace.ratio
-        return (
-            f"block {self.block + 1}: {action}: {view.settled} of {view.length} tokens settled, {view.prefix} from the "
-            f"first on; to go: {view.denoising:.1f} passes, or {view.left_to_right(ratio):.1f} left to right, "
-            f"where a token costs {ratio:.2f}"
+        settled = f"{outlook.settled} of {outlook.length} tokens settled, {outlook.prefix} from the first on"
+        tokens = (
+            f"{outlook.left_to_right(self.pace.ratio):.1f} left to right, where a token costs {self.pace.ratio:.2f}"
         )
+        return f"block {self.block + 1}: {action}: {settled}; to go: {outlook.denoising:.1f} passes, or {tokens}"
