@@ -16,13 +16,13 @@ WAYS = {  # of having them: flags of `convert`
 def fits(memory: int) -> dict[str, dict[str, float]]:
     """Returns, by precision, bytes of the weights, bytes needed with the least text, and tokens of the longest in a Mac
     of so many GiB; 0 where none goes in."""
-    config, found = published(SHAPE), {}
+    config, by_precision = published(SHAPE), {}
     for name in WAYS:
         size, least = Count(config, PRECISIONS[name]).resident, 2 * config.canvas_length
         tokens = longest(config, of_metal(memory * 2**30) - size)
         needed = size + beside(config, least)
-        found[name] = {"weights": size, "needed": needed, "tokens": tokens if tokens >= least else 0}
-    return found
+        by_precision[name] = {"weights": size, "needed": needed, "tokens": tokens if tokens >= least else 0}
+    return by_precision
 
 
 def show(memory: int) -> None:

@@ -137,8 +137,8 @@ ANSWERS: list[Figure] = [
 
 def rows(figures: Iterable[Figure], parts: Sequence[Any]) -> list[list[str]]:
     """Makes a row a figure, a column a part of a report; "-" where it was not measured."""
-    found = [(title, write, [lookup(part, path) for part in parts]) for title, path, write in figures]
-    return [[title, *("-" if value is None else write(value) for value in values)] for title, write, values in found]
+    table = [(title, write, [lookup(part, path) for part in parts]) for title, path, write in figures]
+    return [[title, *("-" if value is None else write(value) for value in values)] for title, write, values in table]
 
 
 def show(report: Report) -> None:

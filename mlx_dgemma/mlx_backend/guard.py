@@ -21,6 +21,7 @@ from ..checkpoint.config import Quantization
 from ..seam.timing import median_seconds
 from . import kernels, metal
 from .layers import Embedding, ExpertLinear
+from .network import geglu
 from .sweep import Slices, Sweep, SweepInputs
 
 BOUNDS = {mx.float32: 1e-4, mx.bfloat16: 2e-2}  # of the largest difference over the largest number
@@ -146,8 +147,7 @@ def experts_case(sizes: Sizes, dtype: mx.Dtype, stored: Quantization | None) -> 
         ascending = chosen[order].astype(mx.uint32)
         y = gate_up(x[order // sizes.top_k], ascending, ascending=True)
         gate, up = mx.split(y, 2, axis=-1)
-        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
-        y = down(0.5 * gate * (1 + mx.tanh(inner)) * up, ascending, ascending=True)
+        y = down(geglu(gate, up), ascending, ascending=True)
         return [y[mx.argsort(order)]]
 
     def ours() -> list[mx.array]:
@@ -172,7 +172,7 @@ def vocabulary_case(sizes: Sizes, dtype: mx.Dtype) -> tuple[Compute, Compute]:
 
     def sweep(by_kernel: bool) -> list[mx.array]:
         run = Sweep(Slices(table), inputs, 30.0)
-        run.given = run.for_kernel() if by_kernel else None
+        run.constants = run.kernel_constants() if by_kernel else None
         result = run.run()
         listed = mx.put_along_axis(mx.zeros((sizes.tokens, sizes.vocabulary)), result.tokens, result.shares, axis=-1)
         return [result.argmax, result.entropy, result.confidence, result.top, result.normaliser, result.soft, listed]

@@ -169,7 +169,7 @@ def multiply(layer: ExpertLinear, x: mx.array, routing: Routing, *, gated: bool)
 
 
 @dataclass(frozen=True)
-class Given:
+class SweepConstants:
     """The inputs that all slices of a sweep share."""
 
     temperature: mx.array  # [T, 1] float32
@@ -182,15 +182,15 @@ class Given:
 
 
 def vocabulary(
-    raw: mx.array, first: int, top: mx.array, lists: tuple[mx.array, ...], given: Given, block: int
+    raw: mx.array, first: int, top: mx.array, lists: tuple[mx.array, ...], shared: SweepConstants, block: int
 ) -> list[mx.array]:
     """A slice's raw logits [T, S] -> `sweep.Slice`'s top, fade, place, masses, heat, narrow, and `sweep.Lists`."""
-    (T, S), count = raw.shape, max(given.heavy, 1)
+    (T, S), count = raw.shape, max(shared.heavy, 1)
     constants = {
-        "T": raw.dtype, "S": S, "B": block, "KEPT": given.kept, "LISTED": given.listed, "THREADS": THREADS,
+        "T": raw.dtype, "S": S, "B": block, "KEPT": shared.kept, "LISTED": shared.listed, "THREADS": THREADS,
     }  # fmt: skip
     one = (T, 1), mx.float32
     outputs = [one, one, ((T, 1), mx.int32), ((T, S // block), mx.float32), one, ((count, S), raw.dtype)]
-    outputs += [((T, 1), mx.int32), ((T, given.kept), mx.int32), ((T, given.kept), mx.float32)]
-    inputs = [raw, given.temperature, top, given.slots, given.cap, given.reach, mx.array([first]), *lists]
+    outputs += [((T, 1), mx.int32), ((T, shared.kept), mx.int32), ((T, shared.kept), mx.float32)]
+    inputs = [raw, shared.temperature, top, shared.slots, shared.cap, shared.reach, mx.array([first]), *lists]
     return launch(VOCABULARY, inputs, constants, (THREADS * T, 1, 1), (THREADS, 1, 1), outputs)

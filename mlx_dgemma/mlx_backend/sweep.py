@@ -178,13 +178,13 @@ class Sweep:
         heavy = np.flatnonzero(inputs.heavy).astype(np.int32)
         self.heavy, self.count = slice(None) if inputs.heavy.all() else mx.array(heavy), len(heavy)
         fits = slices.width % BLOCK == 0
-        self.given = self.for_kernel() if fits and kernels.used("vocabulary", inputs.hidden.dtype) else None
+        self.constants = self.kernel_constants() if fits and kernels.used("vocabulary", inputs.hidden.dtype) else None
 
-    def for_kernel(self) -> kernels.Given:
+    def kernel_constants(self) -> kernels.SweepConstants:
         heavy = self.inputs.heavy
         slots = np.where(heavy, np.cumsum(heavy) - 1, -1).astype(np.int32)
         constants = mx.array([self.cap]), mx.array([self.reach])
-        return kernels.Given(
+        return kernels.SweepConstants(
             self.temperature, mx.array(slots), self.count, *constants, kept=KEPT, listed=self.inputs.listed
         )
 
@@ -197,9 +197,9 @@ class Sweep:
 
     def take(self, raw: mx.array, first: int, top: mx.array, lists: Lists) -> tuple[Slice, Lists]:
         """Weigh the slice of `raw` logits, whose first token is `first`, behind those that made `top` and `lists`."""
-        if self.given:
-            *done, count, tokens, logits = kernels.vocabulary(raw, first, top, lists, self.given, BLOCK)
-            return Slice(*done), Lists(count, tokens, logits) if self.given.listed else lists
+        if self.constants:
+            *done, count, tokens, logits = kernels.vocabulary(raw, first, top, lists, self.constants, BLOCK)
+            return Slice(*done), Lists(count, tokens, logits) if self.constants.listed else lists
         place = raw.argmax(axis=-1, keepdims=True)
         top, fade = rise(mx.take_along_axis(raw, place, axis=-1), self.cap, self.temperature, top)
         reach = self.reach if self.inputs.listed else None
@@ -212,7 +212,7 @@ class Sweep:
 
     def run(self) -> SweepResult:
         hidden, T, width = self.inputs.hidden, self.inputs.hidden.shape[0], self.slices.width
-        room = KEPT if self.given else KEPT + 1
+        room = KEPT if self.constants else KEPT + 1
         lists = Lists(mx.zeros((T, 1), mx.int32), mx.zeros((T, room), mx.int32), mx.full((T, room), LOWEST))
         top, soft, taken = mx.full((T, 1), LOWEST), mx.zeros((self.count, hidden.shape[1])), []
         for i, part in enumerate(self.slices.parts):

@@ -75,8 +75,8 @@ def lay_fixed(row: Row, vectors: dict[str, np.ndarray]) -> tuple[dict[str, np.nd
     if row.fixed is None:
         return vectors, None
     canvas, fixed = np.asarray(row.canvas, np.int32), np.asarray(row.fixed, bool)
-    given = {"argmax": canvas, "sample": canvas, "entropy": 0, "confidence": 1, "top": 1}
-    laid = {name: np.where(fixed, given[name], array).astype(array.dtype) for name, array in vectors.items()}
+    certain = {"argmax": canvas, "sample": canvas, "entropy": 0, "confidence": 1, "top": 1}
+    laid = {name: np.where(fixed, certain[name], array).astype(array.dtype) for name, array in vectors.items()}
     return laid, np.where(fixed, canvas, -1).astype(np.int32)
 
 

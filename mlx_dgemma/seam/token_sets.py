@@ -33,11 +33,11 @@ class Allowed:
         for row, length in zip(rows, lengths or [len(row.canvas) for row in rows], strict=True):
             part = np.full(length, -1, np.int64)
             if row.allowed is not None:
-                given = np.asarray(row.allowed)
-                if given.min() < -1 or given.max() >= len(row.token_sets):
-                    raise ValueError(f"`allowed` points to token set {given.max()}, the row has {len(row.token_sets)}")
-                for number in np.unique(given[given >= 0]):
-                    part[: len(given)][given == number] = numbers.setdefault(row.token_sets[number], len(numbers))
+                index = np.asarray(row.allowed)
+                if index.min() < -1 or index.max() >= len(row.token_sets):
+                    raise ValueError(f"`allowed` points to token set {index.max()}, the row has {len(row.token_sets)}")
+                for number in np.unique(index[index >= 0]):
+                    part[: len(index)][index == number] = numbers.setdefault(row.token_sets[number], len(numbers))
             parts.append(part)
         self.sets, self.index = list(numbers), np.concatenate(parts)
 
