@@ -10,7 +10,7 @@ from . import family
 from .layers import compiled
 
 SCORES = 256_000_000  # bytes of float32 scores, at most
-BLOCK = 64_000_000  # bytes of those of a block: several arrays as large stay in the allocator's hands
+BLOCK = 64_000_000  # bytes of a block's scores: the allocator holds several arrays as large
 FUSED = 8  # queries up to which MLX has fused kernels for heads as wide as these
 
 
@@ -34,8 +34,8 @@ def _weighed(scores: mx.array, top: mx.array) -> tuple[mx.array, mx.array]:
 def attend(queries: mx.array, keys: mx.array, values: mx.array, *, causal: bool, window: int | None) -> mx.array:
     """[1, H, n, D] over [1, G, S, D] -> [1, H, n, D]; the queries are the last n of the S tokens.
 
-    A canvas (not `causal`) sees all it is shown: the reference, too, gives it the last window - 1 tokens and no window
-    of its own."""
+    A canvas (not `causal`) sees all keys: the reference, too, gives it the last window - 1 tokens, and no window within
+    the canvas."""
     heads, n, total = queries.shape[1], queries.shape[2], keys.shape[2]
     if 4 * heads * n * total > SCORES:
         return _in_blocks(queries, keys, values, max(1, BLOCK // (4 * heads * n)), causal, window)

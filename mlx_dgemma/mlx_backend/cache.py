@@ -27,10 +27,10 @@ class LayerCache:
     """
 
     def __init__(self, canvas: int, seen: int | None, kept: int | None, capacity: int = 0):
-        self.canvas = canvas  # tokens of one, at most
-        self.seen = seen  # of the past, by whatever comes next; None: all
-        self.kept = kept  # of the past, at least; None: all
-        self.capacity = capacity  # tokens to make room for at once
+        self.canvas = canvas  # tokens of a canvas, at most
+        self.seen = seen  # past tokens that a canvas or a next token sees; None: all
+        self.kept = kept  # past tokens that are kept, at least; None: all
+        self.capacity = capacity  # tokens that the first buffer has room for
         self.first = self.end = 0
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
@@ -47,12 +47,12 @@ class LayerCache:
         return {"keys": self.keys[:, :, kept], "values": self.values[:, :, kept]}
 
     def write(self, keys: mx.array, values: mx.array, *, text: bool) -> slice:
-        """Write new tokens behind the text: more `text`, or a canvas. Return where the past that they see, and they,
-        lie: `view` shows it to the end of the pass, although a canvas be written behind."""
+        """Write new tokens behind the text: more `text`, or a canvas. Return the span of the past that they see and of
+        themselves: its `view` is right to the end of the pass, even when a canvas is written behind it."""
         count = keys.shape[2]
         self._make_room(keys, values, count, count + self.canvas if text else count)
         start, stop = self.first if self.seen is None else max(self.first, self.end - self.seen), self.end + count
-        # Into handles of our own: a fork has other handles of the same buffers.
+        # New handles: a fork has other handles of the same buffers.
         self.keys, self.values = self.keys[...], self.values[...]
         self.keys[:, :, self.end : stop] = keys
         self.values[:, :, self.end : stop] = values
@@ -66,13 +66,14 @@ class LayerCache:
         return self.keys[:, :, span], self.values[:, :, span]
 
     def _make_room(self, keys: mx.array, values: mx.array, count: int, needed: int) -> None:
-        """`needed`: with what this pass may write behind the `count` tokens, or the buffers would move within it."""
+        """`needed`: the `count` tokens and those that this pass may write behind them. Buffers must not move within a
+        pass."""
         room = 0 if self.keys is None else self.keys.shape[2]
         if self.end + needed <= room:
             return
         if self.kept is None:
             room = max(self.end + needed, self.capacity, room + room // 2)
-        else:  # twice what is coming, at least a canvas: the text is moved to the front in every other pass at most
+        else:  # twice the new tokens: then the text is moved to the front in every other pass at most
             room = min(self.kept, self.retained) + 2 * max(count, self.canvas)
         text, like = self.text(), {"keys": keys, "values": values}
         self.keys, self.values = (_buffer(array, room, text.get(kind)) for kind, array in like.items())

@@ -20,7 +20,7 @@ ROUTING = 1024  # threads that choose experts
 GLUE = ("heads", "residual", "route", "tail")  # used together or not at all
 verdicts: dict[str, dict] = {}  # what `guard.settle` found: a name and a dtype -> `used`, and why
 MODES = {"affine": 1, "mxfp4": 2, "nvfp4": 3, "mxfp8": 4}
-TILE = 16  # rows of one expert
+TILE = 16  # rows of one expert that are multiplied together
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def _slices(table: Embedding) -> Iterator[slice]:
 
 
 def _rows(table: Embedding, weight: mx.array, part: slice, dtype: mx.Dtype) -> mx.array:
-    """A slice of `weight`, which is the table's and may be traced; a quantized table learns nothing."""
+    """A slice of `weight`, the table's, which may be traced; a quantized table does not learn."""
     return weight[part] if table.quantization is None else table.rows(part, dtype)
 
 
@@ -101,7 +101,7 @@ def log_sum_exp(table: Embedding, cap: float):
             slope = mx.exp(logits - total[:, None]) * gradient[:, None] * (1 - mx.square(logits / cap))
             slope = slope.astype(hidden.dtype)
             to_hidden = to_hidden + slope @ rows
-            if table.quantization is None:  # computed only where somebody asks for it
+            if table.quantization is None:  # lazy: computed only if the table learns
                 to_weight.append(slope.T @ hidden)
             hidden = mx.depends(hidden, to_hidden)
         whole = mx.concatenate(to_weight) if to_weight else mx.zeros_like(weight)

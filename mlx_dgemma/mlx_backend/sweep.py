@@ -22,7 +22,7 @@ from .layers import Embedding, compiled
 
 SLICES = 32  # at least, of a vocabulary that divides into them; on a GPU as few as `Family.widest` allows
 BLOCK = 64  # tokens whose weights are summed for the draw, which reads that many rows of the table a position again
-LISTED = {mx.bfloat16, mx.float16}  # activations for which lists are kept: exact enough for float32 they are too long
+LISTED = {mx.bfloat16, mx.float16}  # activations for which lists are kept: in float32 they would have to be too long
 KEPT = 256  # tokens that the list of a position holds
 REACH = {mx.float32: 16.0, mx.bfloat16: 10.0, mx.float16: 10.0}  # nats below the top
 LOST = {mx.float32: 2e-6, mx.bfloat16: 2.0**-9, mx.float16: 2.0**-11}  # share of the mass that a list may leave out
@@ -36,7 +36,7 @@ def block_of(width: int) -> int:
 
 
 class Slices:
-    """The embedding in slices of equal width, each a `Linear`; and in blocks, finer than these, as experts."""
+    """The embedding table in slices of equal width, each a `Linear`; and in finer blocks, as experts."""
 
     def __init__(self, table: Embedding):
         self.table, vocabulary, path = table, table.weight.shape[0], family.current()
@@ -77,7 +77,7 @@ class SweepResult:
     lost: mx.array  # [T] float32: share of the mass outside the lists
     tokens: mx.array  # [T, KEPT] int32, rows of this rank's table
     shares: mx.array  # [T, KEPT] float32, 0 where there is no token
-    soft: mx.array  # [heavy, D] float32, of the positions that were expected to be heavy; this rank's share
+    soft: mx.array  # [heavy, D] float32, the mean embeddings of the heavy positions; this rank's share
 
 
 class Lists(NamedTuple):
@@ -174,7 +174,7 @@ class Sweep:
         self.slices, self.inputs, self.cap = slices, inputs, cap
         self.temperature, self.first = inputs.temperature[:, None], slices.table.here.start
         self.reach = REACH[inputs.hidden.dtype]
-        # Where these are all, a slice: an index would copy.
+        # A slice where all positions are heavy: an index would copy.
         heavy = np.flatnonzero(inputs.heavy).astype(np.int32)
         self.heavy, self.count = slice(None) if inputs.heavy.all() else mx.array(heavy), len(heavy)
         fits = slices.width % BLOCK == 0
@@ -222,7 +222,7 @@ class Sweep:
                 soft = accumulated(soft, done.fade[self.heavy], part.product(done.narrow, transpose=False))
             top = done.top
             taken.append(done._replace(narrow=None))
-            # Or the scheduler, which goes by what the top needs, would make all slices first.
+            # Without this, MLX's scheduler would make the logits of all slices first.
             hidden = mx.depends(hidden, [*done[:-1], *lists, soft])
         return self.result(taken, lists, soft)
 
@@ -274,8 +274,8 @@ class Sweep:
         raw = self.barred(self.slices.blocks(self.inputs.hidden, chosen), first)
         weights = mx.exp(processed(raw, self.cap, self.temperature) - top)
         place = (mx.cumsum(weights, axis=1) + before <= share).astype(mx.int32).sum(axis=1)
-        # Summed in another order, a block may begin behind the share or end short of it: then its first or last token
-        # that can be is meant.
+        # Summed in another order, a block may begin behind the share or end short of it: then its first or last allowed
+        # token is drawn.
         can, places = weights > 0, mx.arange(width)
         place = mx.maximum(place, mx.where(can, places, width - 1).min(axis=1))
         place = mx.minimum(place, mx.where(can, places, 0).max(axis=1))

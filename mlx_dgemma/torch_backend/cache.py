@@ -100,7 +100,7 @@ class TorchCache:
     def __init__(self, pool: Pool, fingerprint: Callable[[], str], capacity: int = 0):
         """`fingerprint` of the model: a cache is only good for the weights that made it."""
         self.pool, self.fingerprint = pool, fingerprint
-        self.capacity = capacity + pool.config.canvas_length  # tokens that room is asked for when it takes its slot
+        self.capacity = capacity + pool.config.canvas_length  # tokens to make room for when it takes its slot
         self.slot: int | None = None
         self.length = 0
         self.first = 0  # of the tokens that sliding layers still have

@@ -140,7 +140,7 @@ def _draw(
     weights = (processed(raw[each, local], inputs.temperature[:, None], allowed, cap) - top).exp()
     before = (ends - masses).gather(1, chosen[:, None])
     sums = weights.cumsum(dim=1) + before
-    # Summed in another order, the slice may end short of the share: then the last token with any weight is drawn.
+    # Summed in another order, the slice may end short of the share: then its last token with any weight is drawn.
     last = torch.where(weights > 0, torch.arange(width, device=chosen.device), 0).amax(dim=1)
     place = torch.minimum((sums <= share).sum(dim=1), last)
     sample, weight = (chosen * width + place).int(), weights.gather(1, place[:, None])[:, 0]
