@@ -19,7 +19,7 @@ from .subject import published
 
 SHAPE = "26b-a4b"  # which all published rows are of
 SPREAD = (10, 50, 90)  # percentiles: four of five published rows lie between the first and the last
-LEAST = 1.25  # factor of the spread either way: few rows may agree by chance
+MIN_SPREAD = 1.25  # factor of the spread either way: few rows may agree by chance
 Range = tuple[float, float, float]  # at these percentiles, the fastest first
 
 
@@ -108,7 +108,7 @@ def expected(floor: float, given: Sequence[Published]) -> Range:
     else:
         seconds = floor + np.percentile([row.seconds - row.floor for row in given], SPREAD)
     fastest, middle, slowest = seconds.tolist()
-    return max(floor, min(fastest, middle / LEAST)), middle, max(slowest, middle * LEAST)
+    return max(floor, min(fastest, middle / MIN_SPREAD)), middle, max(slowest, middle * MIN_SPREAD)
 
 
 def left_out() -> list[tuple[Published, Range]]:

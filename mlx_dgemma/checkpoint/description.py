@@ -11,8 +11,8 @@ from typing import Any
 from ..errors import Mistake
 
 Schema = Mapping[str, Any]
-DEEPEST = 64  # objects and lists within each other
-MOST_IDS = 1 << 20  # of a vocabulary
+MAX_DEPTH = 64  # objects and lists within each other
+MAX_IDS = 1 << 20  # of a vocabulary
 
 
 def _whole(least: int, most: int) -> Schema:
@@ -35,7 +35,7 @@ def _list(items: Schema) -> Schema:
 
 TEXT: Schema = {"type": ["string", "null"], "description": "a text"}
 FLAG: Schema = {"type": ["boolean", "null"], "description": "true or false"}
-ID = _whole(0, MOST_IDS - 1)
+ID = _whole(0, MAX_IDS - 1)
 IDS: Schema = {"anyOf": [ID, _list({**ID, "type": "integer"})], "description": "a token's id, or a list of such"}
 HEADS = _object({"head_dim": _whole(2, 1 << 14), "num_key_value_heads": _whole(1, 1 << 14)})
 ROPE = _object({"rope_type": TEXT, "rope_theta": _number(1, 1e12), "partial_rotary_factor": _number(1e-3, 1)})
@@ -59,7 +59,7 @@ CONFIG = _object(
         "text_config": _object(
             {
                 **HEADS["properties"],
-                "vocab_size": _whole(1, MOST_IDS),
+                "vocab_size": _whole(1, MAX_IDS),
                 **dict.fromkeys(("hidden_size", "intermediate_size", "moe_intermediate_size"), _whole(1, 1 << 20)),
                 **dict.fromkeys(("num_attention_heads", "num_global_key_value_heads"), _whole(1, 1 << 14)),
                 **dict.fromkeys(("num_experts", "top_k_experts"), _whole(1, 1 << 16)),
@@ -116,7 +116,7 @@ def _validator() -> Any:
 def check(value: Any, schema: Schema, name: str) -> None:
     """Raise Mistake where `value`, what the file `name` holds, is not as described: where, what it must be, what it is.
 
-    What nests deeper than DEEPEST is none of these files.
+    What nests deeper than MAX_DEPTH is none of these files.
     """
     check_depth(value, name)
     error = next(_validator()(schema).iter_errors(value), None)
@@ -128,11 +128,11 @@ def check(value: Any, schema: Schema, name: str) -> None:
 
 
 def check_depth(value: Any, name: str) -> None:
-    """Raise Mistake where objects and lists nest deeper than DEEPEST: much that follows recurses."""
+    """Raise Mistake where objects and lists nest deeper than MAX_DEPTH: much that follows recurses."""
     level = [value]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         containers = [item for item in level if isinstance(item, dict | list)]
         level = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
         if not level:
             return
-    raise Mistake(f"{name} nests more than {DEEPEST} deep: fetch the file again")
+    raise Mistake(f"{name} nests more than {MAX_DEPTH} deep: fetch the file again")

@@ -13,7 +13,7 @@ from .model import MLXModel
 from .network import Network
 from .weights import load_weights
 
-SHARE, LEAST, MOST = 16, 2**26, 2**30  # of the weights, and bytes, that MLX's allocator may hold on to
+MIN_CACHE, MAX_CACHE = 2**26, 2**30  # bytes that MLX's allocator may keep: a sixteenth of the weights, within these
 
 
 def memory_of_the_gpu() -> tuple[int | None, str]:
@@ -41,8 +41,9 @@ def load_mlx(checkpoint: Checkpoint, dtype: str, adapter: Adapter | None = None,
     load_weights(network, checkpoint.config, checkpoint.tensors, getattr(mx, dtype))
     if adapter:
         attach(network, adapter)
-    # The arrays of a pass are of the same sizes each time, and taken again; what a long prompt leaves is given back.
-    mx.set_cache_limit(min(max(sum(array.nbytes for _, array in tree_flatten(network)) // SHARE, LEAST), MOST))
+    # The arrays of a pass have the same sizes each time, and are used again; a long prompt's are freed.
+    weights = sum(array.nbytes for _, array in tree_flatten(network))
+    mx.set_cache_limit(min(max(weights // 16, MIN_CACHE), MAX_CACHE))
     if most := family.working_set():
         # As mlx-lm does: weights that the system may page out stall every pass.
         mx.set_wired_limit(most)

@@ -24,7 +24,7 @@ from .vocabulary import Readout, conditioning_of
 
 COPIED = 1 << 30  # bytes of the array that is copied on a GPU; a CPU takes a quarter, which is beyond its caches too
 wait = mx.synchronize  # until the device has finished
-LONG = 0.03  # seconds: a product that takes as long says what the machine can do
+LONG_ENOUGH = 0.03  # seconds: a product that takes as long says what the machine can do
 
 
 def device() -> dict[str, object]:
@@ -59,7 +59,7 @@ def ceilings(dtype: str) -> dict[str, float]:
         mx.eval(matrix)
         return _seconds(lambda: matrix @ matrix, 3)
 
-    product, size = product_rate(product_seconds, LONG)
+    product, size = product_rate(product_seconds, LONG_ENOUGH)
     mx.clear_cache()
     return {"copy_bytes_per_second": copied, "product_flops_per_second": product, "product_size": size}
 

@@ -26,7 +26,7 @@ from ..checkpoint.whole_file import whole_file
 from ..seam.shared import check_saved, check_trim, checksum
 from . import device as devices
 
-LEAST = {"cpu": 64, "cuda": 4096}  # tokens of a slot's room, and of a context that passes are captured for
+MIN_ROOM = {"cpu": 64, "cuda": 4096}  # tokens of a slot's room, and of a context that passes are captured for
 
 
 class Pool:
@@ -62,7 +62,7 @@ class Pool:
         if len(waiting) > len(self.free):
             slots += max(len(waiting) - len(self.free), slots // 4)
         if tokens > capacity:
-            room = max(tokens, capacity + capacity // 2, LEAST[self.device.type])
+            room = max(tokens, capacity + capacity // 2, MIN_ROOM[self.device.type])
             capacity = -(-room // 64) * 64
         if (slots, capacity) != (self.slots, self.capacity):
             self._resize(slots, capacity)

@@ -14,7 +14,7 @@ from . import device, formats, parallel
 from .formats import Packed, Rounded
 from .fused import Activation, gated, rms_norm, to_fp8
 
-LEAST = 16  # rows of a product; BLAS sums fewer of them in another order
+MIN_ROWS = 16  # rows of a product; BLAS sums fewer of them in another order
 
 
 @functools.cache
@@ -173,8 +173,8 @@ class ExpertLinear(Linear):
         sizes = [end - start for start, end in pairwise([0, *ends.tolist(), len(x)])]  # the last: of no expert here
         for expert, rows in enumerate(x.to(dtype).split(sizes)[:-1]):
             count = len(rows)
-            if 0 < count < LEAST:  # so that a row's numbers do not depend on its company
-                rows = torch.cat((rows, rows.new_zeros((LEAST - count, rows.shape[1]))))
+            if 0 < count < MIN_ROWS:  # so that a row's numbers do not depend on its company
+                rows = torch.cat((rows, rows.new_zeros((MIN_ROWS - count, rows.shape[1]))))
             if count:
                 product = (rows @ self.rows(expert, dtype).T)[:count]
                 parts.append(product if factors is None else product * factors[expert])

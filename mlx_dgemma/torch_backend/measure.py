@@ -25,7 +25,7 @@ from .vocabulary import Readout
 from .weights import DTYPES
 
 COPIED = 1 << 30  # bytes of the array that is copied on a GPU; a CPU takes a quarter, which is beyond its caches too
-LONG = 0.1  # seconds: a product that takes as long says what the machine can do
+LONG_ENOUGH = 0.1  # seconds: a product that takes as long says what the machine can do
 
 
 def wait() -> None:
@@ -66,7 +66,7 @@ def ceilings(dtype: str) -> dict[str, float]:
         matrix = torch.randn((size, size), device=the_device()).to(DTYPES[dtype])
         return _seconds(lambda: matrix @ matrix, 3)
 
-    product, size = product_rate(product_seconds, LONG)
+    product, size = product_rate(product_seconds, LONG_ENOUGH)
     return {"copy_bytes_per_second": copied, "product_flops_per_second": product, "product_size": size}
 
 

@@ -21,7 +21,7 @@ from ..seam.model import Continuation, Draw, NextToken, Prediction, Row, Text, T
 from ..seam.shared import begin_autoregress, check_caches, checked, join_scores, pending_texts
 from . import device as devices
 from . import weights
-from .cache import LEAST, Pool, TorchCache
+from .cache import MIN_ROOM, Pool, TorchCache
 from .draw import next_token, restrict
 from .graphs import Graphs, Inputs
 from .network import Network
@@ -142,7 +142,7 @@ class TorchModel:
         lengths = [cache.length + len(text) for text, cache in texts]
         self.pool.reserve(caches, max([*lengths, *(cache.capacity for cache in caches)]))
         rounded = sorted({1, self.facts.canvas_length, PREFILL_CHUNK}) if self.together else None
-        shapes = Shapes.of(texts, rows, rounded, LEAST[self.device.type])
+        shapes = Shapes.of(texts, rows, rounded, MIN_ROOM[self.device.type])
         inputs = shapes.inputs(texts, rows, self.config.hidden_size, self.network.model.decoder.norm.weight)
         if tokens is not None:
             inputs["text ids"] = torch.nn.functional.pad(tokens, (0, shapes.texts - len(tokens)))[:, None]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import device
 
-MOST = 4096  # tokens for the kernel: it is one program, and has no gain beyond
+MAX_TOKENS = 4096  # tokens for the kernel: it is one program, and has no gain beyond
 
 
 class Routes(NamedTuple):
@@ -24,7 +24,7 @@ class Routes(NamedTuple):
 def route(logits: Tensor, per_expert: Tensor, top_k: int, first: int, here: int) -> Routes:
     """Route by logits [T, E] to `top_k` experts, of which `here` from `first` on are this rank's. The softmax over the
     chosen is the reference's softmax over all, divided by the sum of the chosen; an expert's scale comes on top."""
-    if device.by_kernel(logits) and len(logits) <= MOST:
+    if device.by_kernel(logits) and len(logits) <= MAX_TOKENS:
         from .routing_kernel import route as by_kernel
 
         return Routes(*by_kernel(logits, per_expert, top_k, first, here))

@@ -31,7 +31,7 @@ def compare_step(monkeypatch):
     spec.loader.exec_module(module)
     monkeypatch.setitem(module.SHAPES, "small", {**module.SHAPES["small"], **SMALL})
     monkeypatch.setattr(module.measure, "COPIED", 1 << 20)  # the ceilings of something small
-    monkeypatch.setattr(module.measure, "LONG", 1e-4)
+    monkeypatch.setattr(module.measure, "LONG_ENOUGH", 1e-4)
     monkeypatch.setitem(sys.modules, "mlx_vlm", None)  # as where it is not installed
     return module
 
