@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..checkpoint.folder import FLOATS
-from ..checkpoint.memory import beside, gigabytes, of_metal
+from ..checkpoint.memory import gigabytes, metal_limit, working_memory
 from ..checkpoint.names import CLASSES, weight_class
 from .journal import Errors
 from .plan import Job, Plan
@@ -75,12 +75,12 @@ def _cells(line: Line) -> tuple[str, ...]:
 
 def memory(plan: Plan) -> int:
     """Return the bytes that the model needs, with a text of CONTEXT tokens."""
-    return plan.text_bytes + beside(plan.model, CONTEXT)
+    return plan.text_bytes + working_memory(plan.model, CONTEXT)
 
 
 def macs(needed: int) -> list[int]:
     """Return the sizes of Macs whose GPU may hold that much."""
-    return [size for size in MACS if of_metal(size * 2**30) >= needed]
+    return [size for size in MACS if metal_limit(size * 2**30) >= needed]
 
 
 def memory_line(plan: Plan) -> str:

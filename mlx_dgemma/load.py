@@ -22,7 +22,7 @@ from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.config import DTYPES, FP8, ModelConfig, Recipe, parse_config
 from .checkpoint.folder import read_configs
 from .checkpoint.hub import find
-from .checkpoint.memory import within
+from .checkpoint.memory import limit_context
 from .checkpoint.shares import WHOLE, Share
 from .errors import Mistake, need
 from .ranks.follower import follow
@@ -162,7 +162,7 @@ def load_model(
 def _keep_to(memory: int, checkpoint: Checkpoint, backend: str, dtype: str) -> ModelConfig:
     """Have the backend keep to so much memory -> the config with the context that goes into it."""
     weights = checkpoint.nbytes() // (2 if dtype == FP8 else 1)
-    facts = within(checkpoint.config, weights, memory, checkpoint.folder.name, 4 if dtype == "float32" else 2)
+    facts = limit_context(checkpoint.config, weights, memory, checkpoint.folder.name, 4 if dtype == "float32" else 2)
     with _framework(backend):
         if backend == "torch":
             from .torch_backend.device import keep_to

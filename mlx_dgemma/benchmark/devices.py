@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoint.memory import of_metal
+from ..checkpoint.memory import metal_limit
 from ..errors import Mistake
 from .count import PRECISIONS, Count, Work
 from .subject import published
@@ -80,7 +80,7 @@ DEVICES = {  # by the name that --device takes
     key: Device(
         entry["name"], entry["family"], entry["bandwidth"]["value"] * 1e9,
         {kind: value * 1e12 for kind, value in entry["flops"].items() if isinstance(value, float)},
-        of_metal(entry["memory"] * 2**30) if entry["family"].startswith("M") else entry["memory"] * 1e9,
+        metal_limit(entry["memory"] * 2**30) if entry["family"].startswith("M") else entry["memory"] * 1e9,
         {name: f"{entry[name]['kind']}: {entry[name]['source']}" for name in ("bandwidth", "flops")},
     )
     for key, entry in _TABLE.items()

@@ -1,6 +1,6 @@
 """The weights that fit into a Mac's memory, and how long a text fits beside them: by arithmetic."""
 
-from ..checkpoint.memory import beside, gigabytes, longest, of_metal
+from ..checkpoint.memory import gigabytes, longest_text, metal_limit, working_memory
 from ..terminal.table import print_table
 from .count import PRECISIONS, Count
 from .devices import SHAPE
@@ -19,14 +19,16 @@ def fits(memory: int) -> dict[str, dict[str, float]]:
     config, by_precision = published(SHAPE), {}
     for name in WAYS:
         size, least = Count(config, PRECISIONS[name]).resident, 2 * config.canvas_length
-        tokens = longest(config, of_metal(memory * 2**30) - size)
-        needed = size + beside(config, least)
+        tokens = longest_text(config, metal_limit(memory * 2**30) - size)
+        needed = size + working_memory(config, least)
         by_precision[name] = {"weights": size, "needed": needed, "tokens": tokens if tokens >= least else 0}
     return by_precision
 
 
 def show(memory: int) -> None:
-    print(f"A Mac with {memory} GB; its GPU may hold {gigabytes(of_metal(memory * 2**30))}. Predicted, not measured.")
+    print(
+        f"A Mac with {memory} GB; its GPU may hold {gigabytes(metal_limit(memory * 2**30))}. Predicted, not measured."
+    )
     rows = [(name, WAYS[name], gigabytes(row["weights"]), gigabytes(row["needed"]), f"{row['tokens']:,}")
             for name, row in fits(memory).items()]  # fmt: skip
     print_table(("weights", "convert …", "of weights", "at least", "longest text, tokens"), rows, left=2)

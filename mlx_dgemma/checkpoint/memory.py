@@ -80,35 +80,35 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def of_metal(memory: float) -> float:
+def metal_limit(memory: float) -> float:
     """Return what macOS lets the GPU of a Mac with so much memory hold (Metal: `recommendedMaxWorkingSetSize`): two
-    thirds up to 32 GiB, three quarters from 36 on. Newer chips with 16 GiB tell three quarters, too."""
+    thirds up to 32 GiB, three quarters from 36 on. Newer chips with 16 GiB report three quarters, too."""
     return memory * (2 / 3 if memory <= 32 * 2**30 else 3 / 4)
 
 
-def beside(config: ModelConfig, tokens: int, number: int = 2) -> int:
-    """Return what a text of so many tokens takes beside the weights, at most: K and V of `number` bytes each, in
+def working_memory(config: ModelConfig, tokens: int, item: int = 2) -> int:
+    """Return what a text of so many tokens takes beside the weights, at most: K and V of `item` bytes a number, in
     buffers that grow by half; and a pass, which has four float32 tables of a canvas's logits (its slices of the
     vocabulary and what MLX's allocator keeps are less), or the scores and activations of a chunk of text."""
     rows, pair = CHUNK + config.canvas_length, 2 * config.hidden_size + 3 * config.moe_intermediate_size
-    activations = 2 * number * rows * (4 * config.hidden_size + config.top_k_experts * pair)
-    scores = min(SCORES, 2 * number * rows * config.num_attention_heads * max(tokens, CHUNK))
+    activations = 2 * item * rows * (4 * config.hidden_size + config.top_k_experts * pair)
+    scores = min(SCORES, 2 * item * rows * config.num_attention_heads * max(tokens, CHUNK))
     logits = 4 * 4 * config.canvas_length * config.vocab_size
-    return int(GROWTH * number * config.cache_numbers(tokens)) + max(logits, int(scores) + activations)
+    return int(GROWTH * item * config.cache_numbers(tokens)) + max(logits, int(scores) + activations)
 
 
-def longest(config: ModelConfig, room: float, number: int = 2) -> int:
-    """Return how long a text may be for which `room` is enough beside the weights; below 0: none."""
+def longest_text(config: ModelConfig, room: float, item: int = 2) -> int:
+    """Return how many tokens a text may have for which `room` is enough beside the weights; below 0: none."""
     tokens = range(config.max_position_embeddings + 1)
-    return bisect_right(tokens, room, key=lambda count: beside(config, count, number)) - 1
+    return bisect_right(tokens, room, key=lambda count: working_memory(config, count, item)) - 1
 
 
-def within(config: ModelConfig, weights: int, most: int, what: str, number: int = 2) -> ModelConfig:
-    """Return `config` with the context that goes into `most` bytes beside `weights`. Mistake where a canvas behind a
-    canvas of text does not."""
-    tokens, least = longest(config, most - weights, number), 2 * config.canvas_length
+def limit_context(config: ModelConfig, weights: int, most: int, what: str, item: int = 2) -> ModelConfig:
+    """Return `config` with the longest context that fits into `most` bytes beside `weights`. Mistake where not even a
+    canvas behind a canvas of text fits."""
+    tokens, least = longest_text(config, most - weights, item), 2 * config.canvas_length
     if tokens < least:
-        rest = beside(config, least, number)
+        rest = working_memory(config, least, item)
         raise Mistake(
             f"--max-memory {most / 1e9:g} is too little for {what}: it needs {gigabytes(weights + rest)} "
             f"({gigabytes(weights)} of weights, {gigabytes(rest)} of a pass and {least} tokens); give more, or take "

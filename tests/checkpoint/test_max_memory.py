@@ -11,7 +11,7 @@ from checkpoints import TINY
 
 from mlx_dgemma import Ask, load
 from mlx_dgemma.benchmark.subject import published
-from mlx_dgemma.checkpoint.memory import beside, longest, of_metal, within
+from mlx_dgemma.checkpoint.memory import limit_context, longest_text, metal_limit, working_memory
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.generate.__main__ import main
 from mlx_dgemma.writing.diffuse import diffuse
@@ -28,22 +28,22 @@ def limits():
 
 
 def test_the_context_is_what_goes_into_the_rest():
-    tokens = longest(CONFIG, 2e9)
-    assert beside(CONFIG, tokens) <= 2e9 < beside(CONFIG, tokens + 1)
-    assert longest(CONFIG, 2e9, 4) < tokens and longest(CONFIG, 1e12) == CONFIG.max_position_embeddings
-    assert longest(CONFIG, 1e9) == -1
-    assert within(CONFIG, int(15.4e9), int(17.4e9), "it").max_position_embeddings == tokens
+    tokens = longest_text(CONFIG, 2e9)
+    assert working_memory(CONFIG, tokens) <= 2e9 < working_memory(CONFIG, tokens + 1)
+    assert longest_text(CONFIG, 2e9, 4) < tokens and longest_text(CONFIG, 1e12) == CONFIG.max_position_embeddings
+    assert longest_text(CONFIG, 1e9) == -1
+    assert limit_context(CONFIG, int(15.4e9), int(17.4e9), "it").max_position_embeddings == tokens
 
 
 def test_what_does_not_fit_says_what_it_needs():
     with pytest.raises(Mistake, match=r"--max-memory 16 is too little .* needs 16\.6 GB \(15\.4 GB of weights"):
-        within(CONFIG, int(15.4e9), int(16e9), "a checkpoint")
+        limit_context(CONFIG, int(15.4e9), int(16e9), "a checkpoint")
 
 
 def test_what_macs_were_seen_to_tell():
     """recommendedMaxWorkingSetSize in logs of llama.cpp: M1 with 16 GB, M2 with 24."""
-    assert [of_metal(size * 2**30) / 1e6 for size in (16, 24)] == pytest.approx([11453.25, 17179.87], abs=0.1)
-    assert of_metal(64 * 2**30) == 48 * 2**30
+    assert [metal_limit(size * 2**30) / 1e6 for size in (16, 24)] == pytest.approx([11453.25, 17179.87], abs=0.1)
+    assert metal_limit(64 * 2**30) == 48 * 2**30
 
 
 @pytest.mark.parametrize("backend", ["mlx", "torch"])
