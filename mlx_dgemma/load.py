@@ -79,7 +79,7 @@ def load(
     backend = backend or (place(os.environ).backend if group else choose_backend())
     checkpoint, dtype = Checkpoint(folder, config), dtype or config.dtype
     if group is None:
-        facts = config if max_memory is None else _keep_to(max_memory, checkpoint, backend, dtype)
+        facts = config if max_memory is None else _limit_memory(max_memory, checkpoint, backend, dtype)
         model = load_model(checkpoint, backend, dtype, adapter)
         model.facts = facts
         return model, tokenizer, sampling
@@ -159,16 +159,16 @@ def load_model(
         return load_mlx(checkpoint, dtype, adapter, share)
 
 
-def _keep_to(memory: int, checkpoint: Checkpoint, backend: str, dtype: str) -> ModelConfig:
+def _limit_memory(memory: int, checkpoint: Checkpoint, backend: str, dtype: str) -> ModelConfig:
     """Have the backend keep to so much memory -> the config with the context that goes into it."""
     weights = checkpoint.nbytes() // (2 if dtype == FP8 else 1)
     facts = limit_context(checkpoint.config, weights, memory, checkpoint.folder.name, 4 if dtype == "float32" else 2)
     with _framework(backend):
         if backend == "torch":
-            from .torch_backend.device import keep_to
+            from .torch_backend.device import limit_memory
         else:
-            from .mlx_backend.load import keep_to
-    keep_to(memory)
+            from .mlx_backend.load import limit_memory
+    limit_memory(memory)
     return facts
 
 
@@ -190,9 +190,9 @@ def why_no_gpu(backend: str | None) -> str | None:
     """Return why torch computes on the CPU; None if it does not, or for another backend."""
     if backend != "torch":
         return None
-    from .torch_backend.device import no_gpu
+    from .torch_backend.device import why_no_gpu as reason
 
-    return no_gpu()
+    return reason()
 
 
 def learner(

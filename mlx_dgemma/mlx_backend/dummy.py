@@ -49,5 +49,5 @@ def dummy_mlx(config: ModelConfig, dtype: str, recipe: Recipe, seed: int = 0, pe
     network.model.decoder.norm.weight = network.model.decoder.norm.weight * peaked
     network.model.decoder.embed_tokens.dtype = kind
     mx.eval(network.parameters())
-    guard.settle()
+    guard.choose()
     return MLXModel(network, config, kind)

@@ -235,19 +235,19 @@ def judge_all(sizes: Sizes) -> dict[str, dict]:
     return verdicts
 
 
-def kept_in() -> Path:
+def verdicts_file() -> Path:
     """The file of this chip's verdicts."""
     text = f"{mx.device_info(mx.gpu)} {mx.__version__} {Path(metal.__file__).read_text()} {Path(__file__).read_text()}"
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mlx_dgemma"
     return folder / f"kernels-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
-def settle(*, afresh: bool = False) -> dict[str, dict]:
+def choose(*, afresh: bool = False) -> dict[str, dict]:
     """Find out which kernels are used on this machine, by the file or by trying `afresh`; none without Metal."""
     kernels.verdicts.clear()
     if not mx.metal.is_available() or os.environ.get("MLX_DGEMMA_KERNELS") == "0":
         return kernels.verdicts
-    file = kept_in()
+    file = verdicts_file()
     with contextlib.suppress(OSError, ValueError):
         kernels.verdicts.update({} if afresh else json.loads(file.read_text(encoding="utf-8")))
     if not kernels.verdicts:

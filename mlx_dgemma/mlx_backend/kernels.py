@@ -18,7 +18,7 @@ Outputs = list[tuple[tuple[int, ...], mx.Dtype]]
 THREADS = 256  # of a row
 ROUTING = 1024  # threads that choose experts
 GLUE = ("heads", "residual", "route", "tail")  # used together or not at all
-verdicts: dict[str, dict] = {}  # what `guard.settle` found: a name and a dtype -> `used`, and why
+verdicts: dict[str, dict] = {}  # what `guard.choose` found: a name and a dtype -> `used`, and why
 MODES = {"affine": 1, "mxfp4": 2, "nvfp4": 3, "mxfp8": 4}
 TILE = 16  # rows of one expert that are multiplied together
 

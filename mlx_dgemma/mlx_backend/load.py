@@ -27,8 +27,8 @@ def memory_of_the_gpu() -> tuple[int | None, str]:
     return most - mx.get_active_memory(), "; or let the GPU hold more: sudo sysctl iogpu.wired_limit_mb=…"
 
 
-def keep_to(memory: int) -> None:
-    """Have MLX keep to so many bytes: what is over that waits until something ends."""
+def limit_memory(memory: int) -> None:
+    """Let MLX take so many bytes: an operation that needs more waits until others end."""
     mx.set_memory_limit(memory)
 
 
@@ -47,5 +47,5 @@ def load_mlx(checkpoint: Checkpoint, dtype: str, adapter: Adapter | None = None,
     if most := family.working_set():
         # As mlx-lm does: weights that the system may page out stall every pass.
         mx.set_wired_limit(most)
-    guard.settle()
+    guard.choose()
     return MLXModel(network, checkpoint.config, getattr(mx, dtype))

@@ -340,7 +340,7 @@ def checks(loaded: Loaded) -> Iterator[tuple[str, Callable[[str, Sizes], Part]]]
         yield f"vocabulary peaked {dtype}", partial(vocabulary, spread=12.0, dtype=dtype)
     yield "K/V in place", partial(in_place, ahead=False)
     yield "K/V in place, left to right", partial(in_place, ahead=True)
-    guard.settle(afresh=True)
+    guard.choose(afresh=True)
     for dtype in guard.BOUNDS:
         for key, _ in guard.cases(guard.Sizes(), dtype):
             yield f"kernel {key} {str(dtype).split('.')[-1]}", partial(kernel, key=key, dtype=dtype)

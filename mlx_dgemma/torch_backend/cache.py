@@ -78,7 +78,7 @@ class Pool:
     def _resize(self, slots: int, capacity: int) -> None:
         self.moved()
         needed = gigabytes(self.nbytes(slots, capacity))
-        with devices.enough(self.device, f"{slots} caches of {capacity} tokens ({needed})"):
+        with devices.memory_for(self.device, f"{slots} caches of {capacity} tokens ({needed})"):
             layers = []
             for index, kind in enumerate(self.kinds):
                 shape = (slots, self.room(kind, capacity) + 1, kind.num_key_value_heads, kind.head_dim)

@@ -16,7 +16,7 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def no_gpu() -> str | None:
+def why_no_gpu() -> str | None:
     """Return why there is no GPU, as far as torch knows; None where there is one."""
     if has_gpu():
         return None
@@ -25,7 +25,7 @@ def no_gpu() -> str | None:
     return f"torch {torch.__version__} sees no NVIDIA GPU, or no driver for CUDA {torch.version.cuda}"
 
 
-def the_device() -> torch.device:
+def current_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
 
 
@@ -36,7 +36,7 @@ def by_kernel(x: Tensor) -> bool:
 
 @functools.cache
 def multiprocessors() -> int:
-    return torch.cuda.get_device_properties(the_device()).multi_processor_count if has_gpu() else 128
+    return torch.cuda.get_device_properties(current_device()).multi_processor_count if has_gpu() else 128
 
 
 def free(device: torch.device) -> int:
@@ -47,10 +47,10 @@ def free(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
-def keep_to(memory: int) -> None:
-    """Have this process keep to so many bytes of its GPU; more is out of memory."""
+def limit_memory(memory: int) -> None:
+    """Let this process take so many bytes of its GPU; with more it is out of memory."""
     if has_gpu():
-        whole = torch.cuda.get_device_properties(the_device()).total_memory
+        whole = torch.cuda.get_device_properties(current_device()).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, memory / whole))
 
 
@@ -60,7 +60,7 @@ def peak(device: torch.device) -> int:
 
 
 @contextmanager
-def enough(device: torch.device, what: str) -> Iterator[None]:
+def memory_for(device: torch.device, what: str) -> Iterator[None]:
     """Raise a Mistake that names `what` if the device's memory runs out inside."""
     try:
         yield

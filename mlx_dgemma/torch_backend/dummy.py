@@ -40,7 +40,7 @@ def dummy_torch(config: ModelConfig, dtype: str, recipe: Recipe, seed: int = 0, 
     """
     if dtype not in DTYPES:
         raise Mistake(f"precision {dtype!r} is not one that torch makes: need one of {', '.join(DTYPES)}")
-    device = devices.the_device()
+    device = devices.current_device()
     generator = torch.Generator(device).manual_seed(seed)
     with torch.device("meta"):
         network = Network(config)
@@ -49,7 +49,7 @@ def dummy_torch(config: ModelConfig, dtype: str, recipe: Recipe, seed: int = 0, 
             if stored := recipe(path):
                 module.quantize(stored)
     network.dtype = DTYPES[dtype]
-    with devices.enough(device, f"random weights in {dtype}"):
+    with devices.memory_for(device, f"random weights in {dtype}"):
         for path, module in linears.items():
             for name, array in _random(module, network.dtype, generator).items():
                 place(network, f"{path}.{name}", array, device)

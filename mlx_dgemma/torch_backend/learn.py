@@ -184,7 +184,7 @@ class TorchLearner:
         mine = losses_of(losses, self.rank, self.ranks)
         parts = torch.zeros(3, device=self.model.device)
         self.optimizer.zero_grad()
-        with self._learning(), devices.enough(self.model.device, "a step"):
+        with self._learning(), devices.memory_for(self.model.device, "a step"):
             for loss in mine:
                 values = loss(TorchPasses(self.model))
                 (values[0] / len(losses)).backward()

@@ -36,13 +36,13 @@ def load_torch(checkpoint: Checkpoint, dtype: str, adapter: Adapter | None = Non
     left over, or of the wrong shape or dtype."""
     needed, name, fp8 = checkpoint.nbytes(share), checkpoint.folder.name, dtype == FP8
     parallel.join(share)
-    device = devices.the_device()
+    device = devices.current_device()
     network = declare(checkpoint.config, checkpoint.tensors)
     if fp8:
         _check_fp8(network, device, name)
     network.dtype = DTYPES[dtype]
     check_memory(needed // 2 if fp8 else needed, name, devices.free(device))
-    with devices.enough(device, name):
+    with devices.memory_for(device, name):
         load_weights(network, checkpoint.tensors, device, fp8=fp8)
         if adapter:
             attach(network, adapter)

@@ -15,7 +15,7 @@ from ..checkpoint.names import by_class
 from ..seam.model import Row
 from ..seam.timing import median_seconds, product_rate
 from .attention import Attend
-from .device import the_device
+from .device import current_device
 from .graphs import Graphs
 from .layers import Linear
 from .model import TorchModel
@@ -30,7 +30,7 @@ LONG_ENOUGH = 0.1  # seconds: a product that takes as long says what the machine
 
 def wait() -> None:
     """Wait until the device is idle."""
-    if the_device().type == "cuda":
+    if current_device().type == "cuda":
         torch.cuda.synchronize()
 
 
@@ -38,12 +38,12 @@ def device() -> dict[str, object]:
     """Describe the device: `name`, `memory` in bytes, versions of framework and driver. Nothing names the machine or
     its user."""
     versions = {"torch": torch.__version__}
-    if the_device().type == "cpu":
+    if current_device().type == "cpu":
         return {
             "backend": "torch", "versions": versions, "kind": "cpu", "driver": None, "info": {}, "shared_memory": True,
             "name": platform.processor() or platform.machine(), "memory": psutil.virtual_memory().total,
         }  # fmt: skip
-    gpu = torch.cuda.get_device_properties(the_device())
+    gpu = torch.cuda.get_device_properties(current_device())
     return {
         "backend": "torch", "versions": versions | {"cuda": torch.version.cuda}, "kind": "gpu", "name": gpu.name,
         "memory": gpu.total_memory, "shared_memory": bool(gpu.is_integrated), "driver": f"CUDA {torch.version.cuda}",
@@ -57,13 +57,13 @@ def _seconds(compute: Callable[[], object], repeat: int) -> float:
 
 def ceilings(dtype: str) -> dict[str, float]:
     """Measure `copy_bytes_per_second`, read and written, and `product_flops_per_second` of `dtype`."""
-    size = COPIED if the_device().type == "cuda" else COPIED // 4
-    source = torch.zeros(size, dtype=torch.uint8, device=the_device())
+    size = COPIED if current_device().type == "cuda" else COPIED // 4
+    source = torch.zeros(size, dtype=torch.uint8, device=current_device())
     target = torch.empty_like(source)
     copied = 2 * source.nbytes / _seconds(lambda: target.copy_(source), 5)
 
     def product_seconds(size: int) -> float:
-        matrix = torch.randn((size, size), device=the_device()).to(DTYPES[dtype])
+        matrix = torch.randn((size, size), device=current_device()).to(DTYPES[dtype])
         return _seconds(lambda: matrix @ matrix, 3)
 
     product, size = product_rate(product_seconds, LONG_ENOUGH)

@@ -162,7 +162,7 @@ class TorchModel:
         return states, hidden[count:], shapes
 
     def _run(self, key: tuple, function: Callable[[Inputs], Any], inputs: Inputs, *, captured: bool = True) -> Any:
-        with devices.enough(self.device, f"a pass ({key[0]})"):
+        with devices.memory_for(self.device, f"a pass ({key[0]})"):
             return self.graphs.run(key, function, inputs) if captured else self.graphs.call(function, inputs)
 
     def _read_out(self, rows: Sequence[Row], hidden: Tensor, shapes: Shapes) -> list[Prediction]:

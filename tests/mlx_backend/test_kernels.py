@@ -83,7 +83,7 @@ class TestGuard:
             return iter(cases.items())
 
         monkeypatch.setattr(guard, "cases", few)
-        return guard.settle()
+        return guard.choose()
 
     @staticmethod
     def case(ours=1.0, slow=0, theirs=1.0, their_slow=0):
@@ -125,5 +125,5 @@ class TestGuard:
     def test_a_damaged_file_is_made_anew(self, monkeypatch):
         cases = {name: self.case(their_slow=4) for name in kernels.GLUE}
         self.settle(monkeypatch, cases)
-        guard.kept_in().write_text("{")
+        guard.verdicts_file().write_text("{")
         assert self.settle(monkeypatch, cases) and len(self.judged) == 4
