@@ -206,8 +206,7 @@ class MLXLearner:
             self.network.apply_to_modules(_unfreeze)
         if checkpoint:
             self.network.run = checkpointed
-        kinds = {"adamw": _adamw, "adafactor": _adafactor}
-        self.optimizer = kinds[optimizer.name](optimizer)
+        self.optimizer = _optimizer(optimizer)
         self.optimizer.init(self.learnt)
 
     @property
@@ -273,12 +272,10 @@ def _unfreeze(_: str, module: nn.Module) -> None:
         module.unfreeze(keys=["lora_a", "lora_b"], recurse=False)
 
 
-def _adamw(options: Optimizer) -> optim.Optimizer:
+def _optimizer(options: Optimizer) -> optim.Optimizer:
+    if options.name == "adafactor":
+        return optim.Adafactor(0.0, weight_decay=options.weight_decay, relative_step=False, scale_parameter=False)
     return optim.AdamW(0.0, list(options.betas), weight_decay=options.weight_decay, bias_correction=True)
-
-
-def _adafactor(options: Optimizer) -> optim.Optimizer:
-    return optim.Adafactor(0.0, weight_decay=options.weight_decay, relative_step=False, scale_parameter=False)
 
 
 def _write(path: Path, arrays: dict[str, mx.array], about: dict[str, str]) -> None:

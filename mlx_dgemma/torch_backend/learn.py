@@ -162,8 +162,7 @@ class TorchLearner:
         self.learnt = list({id(array): array for array, _ in self.places.values()}.values())
         if checkpoint:
             model.network.run = partial(torch_checkpoint.checkpoint, use_reentrant=False)
-        kinds = {"adamw": _adamw, "adafactor": _adafactor}
-        self.optimizer = kinds[optimizer.name](self.learnt, optimizer)
+        self.optimizer = _optimizer(self.learnt, optimizer)
 
     @property
     def count(self) -> int:
@@ -241,12 +240,10 @@ def _sum_over_ranks(array: Tensor) -> None:
         raise Mistake(f"another rank stopped, its own message says why ({str(error).partition('. ')[0]})") from error
 
 
-def _adamw(arrays: list[Tensor], options: Optimizer) -> torch.optim.Optimizer:
+def _optimizer(arrays: list[Tensor], options: Optimizer) -> torch.optim.Optimizer:
+    if options.name == "adafactor":
+        return torch.optim.Adafactor(arrays, 0.0, weight_decay=options.weight_decay)
     return torch.optim.AdamW(arrays, 0.0, options.betas, weight_decay=options.weight_decay)
-
-
-def _adafactor(arrays: list[Tensor], options: Optimizer) -> torch.optim.Optimizer:
-    return torch.optim.Adafactor(arrays, 0.0, weight_decay=options.weight_decay)
 
 
 def _write(path: Path, arrays: dict[str, Tensor], about: dict[str, str]) -> None:

@@ -51,20 +51,16 @@ def device() -> dict[str, object]:
     }  # fmt: skip
 
 
-def _seconds(compute: Callable[[], object], repeat: int) -> float:
-    return median_seconds(compute, wait, repeat)
-
-
 def ceilings(dtype: str) -> dict[str, float]:
     """Measure `copy_bytes_per_second`, read and written, and `product_flops_per_second` of `dtype`."""
     size = COPIED if current_device().type == "cuda" else COPIED // 4
     source = torch.zeros(size, dtype=torch.uint8, device=current_device())
     target = torch.empty_like(source)
-    copied = 2 * source.nbytes / _seconds(lambda: target.copy_(source), 5)
+    copied = 2 * source.nbytes / median_seconds(lambda: target.copy_(source), wait, 5)
 
     def product_seconds(size: int) -> float:
         matrix = torch.randn((size, size), device=current_device()).to(DTYPES[dtype])
-        return _seconds(lambda: matrix @ matrix, 3)
+        return median_seconds(lambda: matrix @ matrix, wait, 3)
 
     product, size = product_rate(product_seconds, LONG_ENOUGH)
     return {"copy_bytes_per_second": copied, "product_flops_per_second": product, "product_size": size}
@@ -108,7 +104,7 @@ def step_parts(model: TorchModel, rows: Sequence[Row], repeat: int = 5) -> dict[
     device, on a GPU as a graph. "rest" is what the whole step takes beyond their sum: norms, RoPE, routing, caches, the
     host.
     """
-    whole = _seconds(lambda: model.denoise(rows), repeat)
+    whole = median_seconds(lambda: model.denoise(rows), wait, repeat)
     table, cap, inputs = model.network.table, model.cap, []
     with _recorded() as calls:
         for group in model.groups(rows, len(rows)):
@@ -118,7 +114,7 @@ def step_parts(model: TorchModel, rows: Sequence[Row], repeat: int = 5) -> dict[
 
     def measured(compute: Callable[[], object]) -> float:
         graphs = Graphs(model.device)
-        return _seconds(lambda: graphs.run("part", lambda _: compute(), {}), repeat)
+        return median_seconds(lambda: graphs.run("part", lambda _: compute(), {}), wait, repeat)
 
     seconds = {part: measured(lambda part=part: [call() for call in calls[part]]) for part in PARTS.values()}
     seconds["head and draw"] = measured(lambda: [sweep(table, part, cap, soft=False) for part in inputs])
