@@ -158,7 +158,7 @@ class Filling:
     def read(self) -> Task[None]:
         """Encode the prompt, and a long text before the next gap, in pieces between the passes of others."""
         for text in (np.zeros(0, np.int32), self.next_gap().before):
-            tokens = Text(text if b"" in self.caches else self.request.prompt)
+            tokens = Text(text if len(text) else self.request.prompt)
             if text.tobytes() in self.caches or len(tokens) <= PIECE:
                 continue
             cache = self.encoded(text[:0]).copy() if len(text) else self.model.new_cache(len(tokens))

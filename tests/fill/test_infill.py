@@ -23,7 +23,7 @@ from mlx_dgemma.load import load
 from mlx_dgemma.seam.model import Text
 from mlx_dgemma.tokens.messages import prompt_tokens
 from mlx_dgemma.writing.ask import Ask
-from mlx_dgemma.writing.batch import run
+from mlx_dgemma.writing.batch import PIECE, run
 from mlx_dgemma.writing.blocks import Block, Layout
 from mlx_dgemma.writing.sampling import Sampling
 from mlx_dgemma.writing.task import complete
@@ -307,6 +307,16 @@ def test_known_text_is_encoded_once(tiny):
     counting.encoded, filling.lengths = 0, [5]
     list(run(counting, [writing := filling.writing(0)]))
     assert (counting.encoded, writing.cache.length) == (0, length)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words", "pieces"), [(3, 3, 0), (PIECE + 1, 3, 2), (3, PIECE // 3, 2), (PIECE + 1, PIECE // 3, 4)]
+)
+def test_what_is_long_is_read_in_pieces(tiny, prompt, words, pieces):
+    model, tokenizer, _ = tiny
+    request = Infill(prompt=[2] * prompt, texts=["one " * words, "end"])
+    filling = Filling(model, Alphabet(model, tokenizer), request)
+    assert len(list(filling.read())) == pieces
 
 
 def test_a_known_stop_token_does_not_cut_what_a_check_commits():
