@@ -13,9 +13,9 @@ from ..checkpoint.parameters import parameters
 
 CLASSES = ("experts", "attention", "dense MLP", "router", "self-conditioning", "embedding")
 LINEARS = ("attention", "dense MLP", "router")
-# Bits a weight, scales and biases of its group among them: affine in groups of 64 has two 16-bit numbers a group.
+# Bits a weight, with the scales and biases of its group: affine in groups of 64 has two 16-bit numbers a group.
 UNIFORM = {"float32": 32.0, "bf16": 16.0, "fp8": 8.0, "8bit": 8.5, "4bit-uniform": 4.5, "3bit-uniform": 3.5}
-PRECISIONS = {name: dict.fromkeys(CLASSES, bits) for name, bits in UNIFORM.items()} | {
+BITS = {name: dict.fromkeys(CLASSES, bits) for name, bits in UNIFORM.items()} | {
     "4bit": {**dict.fromkeys(CLASSES, 8.5), "experts": 4.5, "self-conditioning": 4.5},  # mlx-community's recipe
     "3bit": {**dict.fromkeys(CLASSES, 8.5), "experts": 3.5, "self-conditioning": 3.5},
     "2-3bit": {**dict.fromkeys(CLASSES, 8.5), "experts": 2.5 + 1 / 3},  # convert's README has the recipe

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..checkpoint.memory import metal_limit
 from ..errors import Mistake
-from .count import PRECISIONS, Count, Work
+from .count import BITS, Count, Work
 from .subject import published
 
 SHAPE = "26b-a4b"  # which all published rows are of
@@ -66,7 +66,7 @@ class Published:
 
     @property
     def floor(self) -> float:
-        count = Count(replace(published(SHAPE), canvas_length=self.canvas), PRECISIONS[self.precision])
+        count = Count(replace(published(SHAPE), canvas_length=self.canvas), BITS[self.precision])
         work = count.denoise(self.context) if self.step else count.token(self.context)
         if self.first:
             work = work.without("self-conditioning")

@@ -2,7 +2,7 @@
 
 from ..checkpoint.memory import gigabytes, longest_text, metal_limit, working_memory
 from ..terminal.table import print_table
-from .count import PRECISIONS, Count
+from .count import BITS, Count
 from .devices import SHAPE
 from .subject import published
 
@@ -18,7 +18,7 @@ def fits(memory: int) -> dict[str, dict[str, float]]:
     of so many GiB; 0 where none goes in."""
     config, by_precision = published(SHAPE), {}
     for name in WAYS:
-        size, least = Count(config, PRECISIONS[name]).resident, 2 * config.canvas_length
+        size, least = Count(config, BITS[name]).resident, 2 * config.canvas_length
         tokens = longest_text(config, metal_limit(memory * 2**30) - size)
         needed = size + working_memory(config, least)
         by_precision[name] = {"weights": size, "needed": needed, "tokens": tokens if tokens >= least else 0}

@@ -11,12 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..checkpoint.config import DTYPES
+from ..checkpoint.parameters import parameters
 from ..errors import Mistake
 from ..load import baseline, instruments
 from ..terminal import machine
 from ..terminal.command import phase
 from ..writing.ask import Ask
-from .count import Count, parameters
+from .count import Count
 from .passes import Passes, check_context, measure_passes
 from .report import KEY, VERSION, Report, write_report
 from .runs import KINDS, Prompt, Writer, answer_all, as_prompt, baseline_writer, from_file, from_tasks, summary, writer

@@ -16,7 +16,7 @@ from ..terminal.command import Parser, at_least
 from ..terminal.picture import check
 from ..terminal.table import ms, plain, print_table
 from . import fits
-from .count import PRECISIONS, Count, break_even, tokens_per_second
+from .count import BITS, Count, break_even, tokens_per_second
 from .devices import DEVICES, LINKS, ROWS, SHAPE, Published, Range, alike, device, expected, left_out
 from .passes import Ceilings
 from .plot import plot_published
@@ -60,7 +60,7 @@ def advice(steps: float) -> dict[str, str]:
 
 def predict_device(options: argparse.Namespace) -> dict[str, Any]:
     machine, config = device(options.device), published(options.shape)
-    count = Count(config, PRECISIONS[options.precision])
+    count = Count(config, BITS[options.precision])
     ceiling = prediction(count, options.context, (machine.bandwidth, machine.flops_for(options.precision)))
     near = {kind: alike(kind, machine.family, options.precision, ROWS) for kind in ("step", "token")}
     floors = ceiling["seconds"].items()
@@ -161,7 +161,7 @@ def parser() -> Parser:
     add("--memory", type=at_least(8), metavar="GB", help="of a Mac: which weights go into it, with how long a text")
     add("--published", action="store_true", help="what others measured, each row predicted from all the others")
     add("--plot", metavar="FILE.png", help="with --published: draw it")
-    add("--precision", choices=list(PRECISIONS), default="4bit", help="of the weights")
+    add("--precision", choices=list(BITS), default="4bit", help="of the weights")
     add("--context", type=at_least(0), default=512, metavar="N", help="tokens before the canvas")
     add("--shape", default=SHAPE, metavar="NAME", help="a published shape")
     add("--json", action="store_true", help="print one JSON object instead of the table")

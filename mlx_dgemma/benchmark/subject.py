@@ -9,14 +9,14 @@ from ..checkpoint.config import ModelConfig, Recipe, parse_config
 from ..checkpoint.folder import read_configs, read_json
 from ..checkpoint.hub import find
 from ..checkpoint.memory import check_memory
+from ..checkpoint.parameters import parameters
 from ..convert.recipes import mlx_community, plain, quantization
 from ..errors import Mistake
 from ..load import choose_backend, dummy, load
 from ..seam.model import DiffusionModel
 from ..tokens.tokenizer import Tokenizer
 from ..writing.sampling import Sampling
-from .count import PRECISIONS as BITS
-from .count import Count, parameters
+from .count import BITS, Count
 
 HERE = Path(__file__).parent
 SHAPES = {"26b-a4b": HERE / "26b-a4b.json", "tiny": HERE.parent / "tiny" / "config.json"}

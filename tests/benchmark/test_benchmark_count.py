@@ -10,7 +10,7 @@ from dataclasses import replace
 import checkpoints
 import pytest
 
-from mlx_dgemma.benchmark.count import PRECISIONS, Count, break_even, parameters
+from mlx_dgemma.benchmark.count import BITS, Count, break_even, parameters
 from mlx_dgemma.benchmark.devices import DEVICES, Device, device
 from mlx_dgemma.benchmark.predict import advice, prediction
 from mlx_dgemma.benchmark.subject import published
@@ -51,7 +51,7 @@ def near(found: float, printed: float, digits: int) -> bool:
 @pytest.mark.parametrize("context", FLOPS)
 def test_flops_of_each_part(context):
     dense, experts, head, soft, attention, step, commit = FLOPS[context]
-    count = Count(CONFIG, PRECISIONS["bf16"])
+    count = Count(CONFIG, BITS["bf16"])
     found, mixing = count.denoise(context), 2 * 256 * count.weights["self-conditioning"] / 1e12
     tera = {part: value / 1e12 for part, value in found.flops.items()}
     # The roofline has the small network of self-conditioning among its dense layers, and in its commit.
@@ -66,7 +66,7 @@ def test_flops_of_each_part(context):
 
 @pytest.mark.parametrize("precision", BYTES)
 def test_bytes(precision):
-    count = Count(CONFIG, PRECISIONS[precision])
+    count = Count(CONFIG, BITS[precision])
     found = count.resident, count.denoise(512).total_bytes, count.token(512).total_bytes
     assert all(near(value / 1e9, printed, 2) for value, printed in zip(found, BYTES[precision], strict=True))
 
@@ -74,7 +74,7 @@ def test_bytes(precision):
 @pytest.mark.parametrize("name", ROOFLINE)
 def test_seconds_and_break_even(name):
     (bandwidth, rate, precision), printed = ROOFLINE[name]
-    found = prediction(Count(CONFIG, PRECISIONS[precision]), 512, (bandwidth * 1e9, rate * 1e12))
+    found = prediction(Count(CONFIG, BITS[precision]), 512, (bandwidth * 1e9, rate * 1e12))
     milliseconds = [1e3 * found["seconds"][pass_] for pass_ in ("step", "commit", "token")]
     even = found["break_even"]
     digits = (1, 1, 2, 1, 1)
@@ -99,7 +99,7 @@ def test_parameters_are_those_of_the_file():
 
 
 def test_rows_share_weights_and_not_text():
-    count = Count(CONFIG, PRECISIONS["bf16"])
+    count = Count(CONFIG, BITS["bf16"])
     one, four = count.denoise(512), count.denoise(512, rows=4)
     assert math.isclose(four.total_flops, 4 * one.total_flops)
     assert four.bytes["attention"] == 4 * one.bytes["attention"]
@@ -108,7 +108,7 @@ def test_rows_share_weights_and_not_text():
 
 
 def test_sliding_layers_see_no_more_than_their_window():
-    count = Count(replace(CONFIG, layers=CONFIG.layers[:5]), PRECISIONS["bf16"])  # sliding ones only
+    count = Count(replace(CONFIG, layers=CONFIG.layers[:5]), BITS["bf16"])  # sliding ones only
     assert count.denoise(1023).flops == count.denoise(100_000).flops
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dgemma.benchmark.count import PRECISIONS, Count
+from mlx_dgemma.benchmark.count import BITS, Count
 from mlx_dgemma.checkpoint.config import parse_config
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "compare_step.py"
@@ -47,6 +47,6 @@ def test_it_measures(compare_step, monkeypatch, capsys, precision):
     assert set(seconds) == {"ours", "ours, 2 rows"}
     assert found["times_the_tokens"] == pytest.approx(2 * seconds["ours"] / seconds["ours, 2 rows"])
     config = parse_config(compare_step.config_of("small", precision))
-    assert found["weights_bytes"] == pytest.approx(Count(config, PRECISIONS[precision]).resident, rel=0.05)
+    assert found["weights_bytes"] == pytest.approx(Count(config, BITS[precision]).resident, rel=0.05)
     parts = {"linears", "experts", "attention", "head and draw", "self-conditioning", "rest"}
     assert set(found["parts"]) == parts
