@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..checkpoint import adapter
+from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.config import ModelConfig, parse_config
-from ..checkpoint.folder import read_configs, read_tensors
+from ..checkpoint.folder import read_configs
 from ..checkpoint.hub import find
-from ..checkpoint.names import is_vision
 from ..errors import Mistake
 from ..load import choose_backend, learner, load
 from ..seam.learning import Learner
@@ -136,8 +136,7 @@ def train(options: Options) -> None:
     if options.fine_tune_type == "full" and (config.quantization or any((config.quantized_paths or {}).values())):
         raise Mistake("all weights of a quantized checkpoint cannot be tuned: --fine-tune-type lora, or a plain folder")
     run = open_run(options, folder, config)
-    tensors = [tensor for name, tensor in read_tensors(folder).items() if not is_vision(name)]
-    weights = sum(tensor.nbytes for tensor in tensors)
+    weights = Checkpoint(folder, config).nbytes()
     checkpoint = options.grad_checkpoint
     if checkpoint is None:
         checkpoint = weights > LARGE
