@@ -96,7 +96,7 @@ class Trial:
             tokens=np.concatenate([gap.before, tokens, gap.behind, nothing[:unknown]]),
             fixed=np.repeat([True, False, True, False], parts),
             hint=np.concatenate([nothing[:known], hint, nothing[known + length :]]),
-            allowed=np.repeat(np.array([-1, gap.alphabet.text, -1, -1], np.int32), parts),
+            allowed=np.repeat(np.array([-1, gap.alphabet.any_text, -1, -1], np.int32), parts),
             token_sets=gap.alphabet.sets,
         )
         self.writing = gap.writing(model, text, rng)

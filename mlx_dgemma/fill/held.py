@@ -65,7 +65,7 @@ class Held(Layout):
 
 
 class Alphabet:
-    """The tokens that may stand in a gap, and their text."""
+    """The tokens that may stand in a gap, and their text. Methods that choose tokens return the index of a set."""
 
     def __init__(self, model: DiffusionModel, tokenizer: Tokenizer):
         self.model, self.tokenizer = model, tokenizer
@@ -75,18 +75,18 @@ class Alphabet:
         self._numbers: dict[tuple[str, int], int] = {}
 
     @cached_property
-    def text(self) -> int:
-        """The index of the set of all text: nothing special, no stop token."""
-        return self._number("any", -1, lambda piece: True)
+    def any_text(self) -> int:
+        """All that is text: no special token, no stop token."""
+        return self._set("any", -1, lambda piece: True)
 
     def beginning_with(self, token: int) -> int:
-        return self._number("begins", token, lambda piece: piece.startswith(self.pieces[token]))
+        return self._set("begins", token, lambda piece: piece.startswith(self.pieces[token]))
 
     def ending_with(self, token: int) -> int:
-        return self._number("ends", token, lambda piece: piece.endswith(self.pieces[token]))
+        return self._set("ends", token, lambda piece: piece.endswith(self.pieces[token]))
 
-    def _number(self, kind: str, token: int, belongs: Callable[[str], bool]) -> int:
-        """The index in `sets` of a set that is made once."""
+    def _set(self, kind: str, token: int, belongs: Callable[[str], bool]) -> int:
+        """Make a set of the tokens that belong, once -> its index in `sets`."""
         if (kind, token) not in self._numbers:
             stops = set(self.model.facts.stop_ids)
             ids = [i for i, piece in enumerate(self.pieces) if piece is not None and i not in stops and belongs(piece)]
@@ -97,7 +97,7 @@ class Alphabet:
     def encode(self, text: str) -> np.ndarray:
         return np.array(self.tokenizer.encode(text), np.int32)
 
-    def whole(self, token: int) -> str:
+    def text_of(self, token: int) -> str:
         """The text of a token by itself; "" where that is not text, or not whole characters."""
         piece, text = self.pieces[token], self.decode([token])
         return "" if piece is None or BYTE_PIECE.fullmatch(piece) or "\ufffd" in text else text

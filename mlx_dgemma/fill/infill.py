@@ -223,7 +223,7 @@ class Filling:
         allowed, spans = np.full(len(tokens), -1, np.int32), []
         for i in range(len(self.lengths)):
             first, last = ends[2 * i], ends[2 * i + 1]
-            allowed[first:last] = self.alphabet.text
+            allowed[first:last] = self.alphabet.any_text
             left, right = map(bool, self.healed(i))
             if left:
                 allowed[first - 1] = self.alphabet.beginning_with(tokens[first - 1])
@@ -240,8 +240,8 @@ class Filling:
         before, behind = self.texts[gap], self.texts[gap + 1]
         if not self.request.heal:
             return "", ""
-        last = self.alphabet.whole(left[-1]) if len(left) > 1 else ""
-        first = self.alphabet.whole(right[0]) if len(right) > 1 else ""
+        last = self.alphabet.text_of(left[-1]) if len(left) > 1 else ""
+        first = self.alphabet.text_of(right[0]) if len(right) > 1 else ""
         return last if before.endswith(last) else "", first if behind.startswith(first) else ""
 
     def add(self, step: Step) -> None:
