@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -25,7 +26,7 @@ from .sweep import Slices, Sweep, SweepInputs
 WIDTH = 4096  # tokens of the vocabulary whose logits are made at a time
 
 
-class Whole:
+class TextKV:
     """One layer's keys and values of a whole text, with the methods of a cache that a `Segment` needs."""
 
     def __init__(self):
@@ -39,10 +40,10 @@ class Whole:
         return self.pair
 
 
-class Before(Whole):
+class CanvasKV(TextKV):
     """The keys and values that a canvas sees: all text before it, on sliding layers the end of that, and its own."""
 
-    def __init__(self, text: Whole, start: int, seen: int | None):
+    def __init__(self, text: TextKV, start: int, seen: int | None):
         super().__init__()
         self.text, self.part = text, slice(0 if seen is None else max(0, start - seen), start)
 
@@ -51,16 +52,16 @@ class Before(Whole):
         return tuple(mx.concatenate([before[:, :, self.part], new], axis=2) for before, new in pairs)
 
 
+@dataclass
 class PassCache:
-    def __init__(self, layers: list[Whole]):
-        self.layers = layers
+    layers: list[TextKV]
 
     @classmethod
     def pair(cls, kinds: tuple[LayerConfig, ...], window: int, start: int) -> tuple[PassCache, PassCache]:
         """Make those of a text, and of a canvas at `start` in it."""
-        text = [Whole() for _ in kinds]
+        text = [TextKV() for _ in kinds]
         seen = [window - 1 if kind.sliding else None for kind in kinds]
-        return cls(text), cls([Before(whole, start, n) for whole, n in zip(text, seen, strict=True)])
+        return cls(text), cls([CanvasKV(layer, start, n) for layer, n in zip(text, seen, strict=True)])
 
 
 def _slices(table: Embedding) -> Iterator[slice]:
