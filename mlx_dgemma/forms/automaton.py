@@ -11,12 +11,12 @@ import numpy as np
 
 from ..errors import Mistake
 
-MOST_STATES = 50_000  # a table of 50 MB
-MOST_WORK = 1_200_000  # arcs looked at: about a second of a slow processor
-MOST_REFINEMENT = 200_000  # of them, to minimise one part
-FEWEST_ROUNDS = 8  # of refinement: a part that affords fewer is hardly ever done
+MAX_STATES = 50_000  # a table of 50 MB
+MAX_WORK = 1_200_000  # arcs looked at: about a second of a slow processor
+MAX_REFINEMENT = 200_000  # of them, to minimise one part
+MIN_ROUNDS = 8  # of refinement: a part that affords fewer is hardly ever done
 TOO_LARGE = (
-    f"it takes more than {MOST_STATES} states to hold: make its lengths, numbers of items or lists of values smaller"
+    f"it takes more than {MAX_STATES} states to hold: make its lengths, numbers of items or lists of values smaller"
 )
 
 Row = list[tuple[int, int, int]]  # a state's moves, (first byte, last byte, next state): in order, no byte twice
@@ -28,7 +28,7 @@ class Budget:
     No text of more than `reach` bytes will be written, so repetitions beyond it need not be counted.
     """
 
-    def __init__(self, steps: int = MOST_WORK, reach: int | None = None):
+    def __init__(self, steps: int = MAX_WORK, reach: int | None = None):
         self.left, self.reach = steps, reach
 
     def spend(self, steps: int) -> None:
@@ -125,7 +125,7 @@ def intersection(left: Automaton, right: Automaton, budget: Budget) -> Automaton
     """The automaton of the texts that both match: its states are pairs."""
     numbers, order, rows = {(0, 0): 0}, [(0, 0)], []
     for a, b in order:
-        if len(order) > MOST_STATES:
+        if len(order) > MAX_STATES:
             raise Mistake(TOO_LARGE)
         budget.spend(2 * (len(left.rows[a]) + len(right.rows[b])))
         row = []
@@ -157,8 +157,8 @@ def minimised(automaton: Automaton, budget: Budget) -> Automaton:
     """The smallest automaton of the same texts: Moore's refinement. The same one where that would take long."""
     rows, classes = automaton.rows, automaton.accepting.tolist()
     count, arcs = len(set(classes)), sum(map(len, rows)) + len(rows)
-    rounds = MOST_REFINEMENT // arcs
-    for _ in range(rounds if rounds >= FEWEST_ROUNDS else 0):
+    rounds = MAX_REFINEMENT // arcs
+    for _ in range(rounds if rounds >= MIN_ROUNDS else 0):
         budget.spend(arcs)
         numbers: dict[tuple, int] = {}
         merged = [joined((low, high, classes[target]) for low, high, target in row) for row in rows]

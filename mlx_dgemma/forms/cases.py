@@ -17,9 +17,9 @@ from .case import ANY_TYPE, Case, Range, Schema, canonical, common
 from .numeral import Bound
 from .strings import FORMATS
 
-MOST_CASES = 200  # of one schema
-DEEPEST_LOOK = 3  # members within each other, when no value may be left
-FARTHEST = 1e300  # of a bound: what is beyond may be no double
+MAX_CASES = 200  # of one schema
+MAX_LOOK = 3  # members within each other, when no value may be left
+MAX_BOUND = 1e300  # of a bound: what is beyond may be no double
 ANNOTATIONS = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
 OBJECT = frozenset({"object"})
 REFUSED = {
@@ -95,7 +95,7 @@ class Cases:
 
     def referred(self, schema: Schema) -> Schema:
         """The schema that `schema` does nothing but refer to, or itself."""
-        for _ in range(MOST_CASES):
+        for _ in range(MAX_CASES):
             if not isinstance(schema, dict) or "$ref" not in schema or schema.keys() - ANNOTATIONS != {"$ref"}:
                 break
             schema = self.references.target(schema["$ref"], schema)
@@ -110,8 +110,8 @@ class Cases:
         return [Case()] if cases is None else [case for case in cases if case.types and case.values != ()]
 
     def _both(self, left: list[Case], right: list[Case], schema: Schema) -> list[Case]:
-        if len(left) * len(right) > MOST_CASES:
-            raise Refusal(self.place(schema), f"it has more than {MOST_CASES} cases: leave some out")
+        if len(left) * len(right) > MAX_CASES:
+            raise Refusal(self.place(schema), f"it has more than {MAX_CASES} cases: leave some out")
         both = [case for a, b in product(left, right) if (case := a & b)]
         if self.opposed is self or len(both) < 2:
             return both
@@ -268,7 +268,7 @@ class Cases:
 
     def _never(self, case: Case) -> bool:
         """True where surely no value is of it. What is deep inside is not looked at: it may refer to itself."""
-        if self.looking == DEEPEST_LOOK:
+        if self.looking == MAX_LOOK:
             return False
         self.looking += 1
         try:
@@ -377,8 +377,8 @@ def _bound(schema: dict, name: str, place: tuple) -> Bound | None:
     for keyword, excluded in ((name, schema.get(exclusive) is True), (exclusive, True)):
         value = schema.get(keyword)
         if value is not None and not isinstance(value, bool):
-            if not abs(value) < FARTHEST:
-                raise Refusal((*place, keyword), f"need a number nearer to 0 than {FARTHEST}, got {json.dumps(value)}")
+            if not abs(value) < MAX_BOUND:
+                raise Refusal((*place, keyword), f"need a number nearer to 0 than {MAX_BOUND}, got {json.dumps(value)}")
             bounds.append((Fraction(value), excluded))
     sign = 1 if name == "minimum" else -1
     return max(bounds, key=lambda bound: (sign * bound[0], bound[1]), default=None)

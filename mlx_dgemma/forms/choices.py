@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import Mistake
+from ..errors import Mistake, need
 from ..seam.model import DiffusionModel, Text
 from ..tokens.tokenizer import Tokenizer
 from ..writing.ask import Ask
@@ -22,14 +22,14 @@ from ..writing.task import Task, complete, texts_to_their_end
 from ..writing.writing import Writing
 
 PASSES = 2  # a third would change little
-MOST = 1000
+MAX_CHOICES = 1000
 
 
 def read(text: str) -> list[str]:
     """The choices of a line of CSV. Mistake where there are not two different texts."""
     choices = list(dict.fromkeys(choice.strip() for choice in next(csv.reader([text], skipinitialspace=True), [])))
-    if len(choices) < 2 or not all(choices) or len(choices) > MOST:
-        raise Mistake(f"need 2 to {MOST} choices with commas between them, all different and none empty, got {text!r}")
+    several = 2 <= len(choices) <= MAX_CHOICES and all(choices)
+    need(several, f"2 to {MAX_CHOICES} choices with commas between them, all different and none empty", f"{text!r}")
     return choices
 
 
@@ -81,7 +81,7 @@ def choose(
     model: DiffusionModel, tokenizer: Tokenizer, tokens: Sequence[int], choices: Sequence[str], ask: Ask
 ) -> dict[str, Any]:
     """The most probable choice as "text", and the "probabilities" of all: for --json."""
-    return complete(model, choosing(model, tokenizer, tokens, choices, ask), MOST)
+    return complete(model, choosing(model, tokenizer, tokens, choices, ask), MAX_CHOICES)
 
 
 def choosing(

@@ -13,10 +13,10 @@ from functools import cache, lru_cache
 from itertools import pairwise
 
 from ..errors import Mistake
-from .automaton import MOST_STATES, TOO_LARGE, Automaton, Budget, Row, intersection, joined, minimised, trimmed
+from .automaton import MAX_STATES, TOO_LARGE, Automaton, Budget, Row, intersection, joined, minimised, trimmed
 from .expression import LAST, Both, Chars, Either, Expression, Joined, Ranges, Repeat, Series, Text, children
 
-MOST_NODES = 3 * MOST_STATES  # of a graph: many nodes can make one state
+MAX_NODES = 3 * MAX_STATES  # of a graph: many nodes can make one state
 
 ByteRanges = tuple[tuple[int, int], ...]  # one byte of each range, one after another
 
@@ -126,7 +126,7 @@ class _Graph:
         self.closures: dict[int, frozenset[int]] = {}
 
     def node(self) -> int:
-        if len(self.arcs) >= MOST_NODES:
+        if len(self.arcs) >= MAX_NODES:
             raise Mistake(TOO_LARGE)
         self.arcs.append([])
         return len(self.arcs) - 1
@@ -203,7 +203,7 @@ class _Graph:
     def _embed(self, automaton: Automaton, start: int) -> int:
         end = self.node()
         base = end + 1
-        if base + automaton.size > MOST_NODES:
+        if base + automaton.size > MAX_NODES:
             raise Mistake(TOO_LARGE)
         self.arcs += [[(low, high, target + base) for low, high, target in row] for row in automaton.rows]
         self.free[start].append(base)
@@ -243,7 +243,7 @@ class _Graph:
         rows: list[Row] = []
         state_after(frozenset([0]))
         for nodes in order:
-            if len(order) > MOST_STATES:
+            if len(order) > MAX_STATES:
                 raise Mistake(TOO_LARGE)
             rows.append(joined((low, high, state_after(targets)) for low, high, targets in self._moves(nodes)))
         return trimmed(rows, [end in nodes for nodes in order])

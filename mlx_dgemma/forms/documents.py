@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import product
-from math import ceil, floor
+from math import ceil, floor, prod
 from typing import Any, NamedTuple
 
 from ..errors import Mistake
 from .automaton import Automaton, Budget, complement
 from .case import TYPES, Case, Range, Schema, Together, canonical
 from .cases import Refusal
-from .construction import MOST_NODES, Empty, Sizes, build_automaton
+from .construction import MAX_NODES, Empty, Sizes, build_automaton
 from .expression import Both, Chars, Either, Expression, Joined, Repeat, Text, either, optional, series
 from .fit import Fit
 from .numeral import multiples, number
@@ -24,9 +24,9 @@ from .pattern import PLAIN, dialects_differ
 NOTHING = Either(())
 FEW = 8  # members of which any one may be the one that is needed
 SCALARS = frozenset(TYPES[2:]) - {"integer"}
-MOST_WHOLE = 100  # different numbers in a list
-MOST_COPIED, FEWEST_COUNTED = 6000, 64  # states of a pattern beside a length, and characters all the same
-MOST_SETS = 1000  # lists of different values that are looked at
+MAX_WHOLE = 100  # different numbers in a list
+MAX_COPIED, MIN_COUNTED = 6000, 64  # states of a pattern beside a length, and characters all the same
+MAX_SETS = 1000  # lists of different values that are looked at
 
 
 class Depth(NamedTuple):
@@ -123,8 +123,8 @@ class Documents:
             raise
         except Mistake as mistake:
             raise Refusal((*path, "enum"), str(mistake)) from None
-        if (length := sum(map(len, texts))) > MOST_NODES:
-            raise Refusal((*path, "enum"), f"its values have {length} bytes, more than {MOST_NODES}: leave some out")
+        if (length := sum(map(len, texts))) > MAX_NODES:
+            raise Refusal((*path, "enum"), f"its values have {length} bytes, more than {MAX_NODES}: leave some out")
         return either(*texts) if texts else NOTHING
 
     def _object(self, case: Case, path: tuple) -> Expression:
@@ -136,12 +136,10 @@ class Documents:
                 members[name] = series(self.notation.key(name), self.notation.colon, inner)
             elif name in case.required:
                 return NOTHING
-        entry = self._entry(case, path)
-        needed = [name in case.required for name in members]
-        counted = case.members
+        entry, counted = self._entry(case, path), case.members
         if counted.most is not None:
-            members = self._fewest(members, needed, counted.most)
-            needed = [name in case.required for name in members]
+            members = self._fewest(members, case.required, counted.most)
+        needed = [name in case.required for name in members]
         if counted.empty or (counted.most is not None and sum(needed) > counted.most):
             return NOTHING
         missing = counted.least - sum(needed)
@@ -159,15 +157,11 @@ class Documents:
         return self._with_some([*members.values()], needed, missing)
 
     @staticmethod
-    def _fewest(members: dict[str, Expression], needed: list[bool], most: int) -> dict[str, Expression]:
-        """The members that are needed, and the first of the others, up to `most`."""
-        spare = max(most - sum(needed), 0)
-        kept = {}
-        for (name, member), must in zip(members.items(), needed, strict=True):
-            if must or spare > 0:
-                kept[name] = member
-                spare -= not must
-        return kept
+    def _fewest(members: dict[str, Expression], required: tuple[str, ...], most: int) -> dict[str, Expression]:
+        """The members that are required, and the first of the others, up to `most`."""
+        others = [name for name in members if name not in required]
+        spare = others[: max(most - (len(members) - len(others)), 0)]
+        return {name: member for name, member in members.items() if name in required or name in spare}
 
     def _with_some(self, parts: list[Expression], needed: list[bool], missing: int) -> Expression:
         """An object of these members, with `missing` more than are needed: any one, or the first."""
@@ -184,9 +178,8 @@ class Documents:
 
     def _entry(self, case: Case, path: tuple) -> Expression | None:
         """A member that `properties` does not name, None where none is added."""
-        said = bool(case.matching) or not (case.properties or case.required)
-        said = said or any(self.cases.together([schema]) != [Case()] for _, _, schema in case.others)
-        if not said:
+        described = bool(case.matching) or not (case.properties or case.required)
+        if not described and all(self.cases.together([schema]) == [Case()] for _, _, schema in case.others):
             return None
         names = either(*map(self.notation.written, case.properties)) if case.properties else None
         patterns = dict.fromkeys(pattern for pattern, _ in case.matching)
@@ -286,11 +279,8 @@ class Documents:
             why = "only values of an enum and few whole numbers can be held apart; leave it out, and drop what is twice"
             raise Refusal((*path, "uniqueItems"), why)
         if first:
-            ways = (
-                [way for n in range(first + 1) for way in product(*kinds[:n])]
-                if _product(kinds[:first]) <= MOST_SETS
-                else []
-            )
+            few = prod(map(len, kinds[:first])) <= MAX_SETS
+            ways = [way for n in range(first + 1) for way in product(*kinds[:n])] if few else []
             fit = [self.notation.written(list(way)) for way in ways if self.fit.case(list(way), case)]
             return either(*fit) if fit else NOTHING
         parts = tuple(Text(self.notation.written(value)) for value in kinds[0])
@@ -306,7 +296,7 @@ class Documents:
             if values is None and case.types <= {"boolean", "null"}:
                 values = (*[False, True] * ("boolean" in case.types), *[None] * ("null" in case.types))
             bounded = case.types == {"integer"} and case.low and case.high
-            if bounded and case.high[0] - case.low[0] <= MOST_WHOLE:
+            if bounded and case.high[0] - case.low[0] <= MAX_WHOLE:
                 values = range(ceil(case.low[0]), floor(case.high[0]) + 1) if values is None else values
             if values is None:
                 return None
@@ -345,7 +335,7 @@ class Documents:
         most, reach = length.most, self.budget.reach
         if most is None or (reach is not None and most >= reach):
             return most
-        far = [max(MOST_COPIED // made.size, FEWEST_COUNTED, 2 * made.shortest) for made in patterns]
+        far = [max(MAX_COPIED // made.size, MIN_COUNTED, 2 * made.shortest) for made in patterns]
         return max(length.least, min(most, self.depth.text, *far))
 
     def _number(self, kind: str, case: Case, path: tuple) -> Expression:
@@ -368,10 +358,3 @@ STRING: Schema = {"type": "string"}
 def _at(path: tuple, mistake: Mistake) -> Mistake:
     named = Refusal(path, str(mistake))
     return Empty(str(named)) if isinstance(mistake, Empty) else named
-
-
-def _product(kinds: list) -> int:
-    total = 1
-    for values in kinds:
-        total *= len(values or ())
-    return total

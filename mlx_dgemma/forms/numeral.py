@@ -14,8 +14,8 @@ from .expression import Both, Expression, Repeat, Text, between, either, optiona
 DIGIT = between("0", "9")
 WHOLE_DIGITS = 18  # of a whole number without a bound
 DIGITS = 15  # of a number before its point and after it: as many as a double tells apart
-MOST_MULTIPLES = 500  # that are listed
-MOST_DIVISOR = 200  # whose remainders are states
+MAX_MULTIPLES = 500  # that are listed
+MAX_DIVISOR = 200  # whose remainders are states
 DECIMALS = 6  # after the point where there are bounds, more where those leave no such number
 
 Bound = tuple[Fraction, bool]  # a number, and whether it is excluded
@@ -108,17 +108,17 @@ def is_multiple(value: float, of: float) -> bool:
 
 def multiples(low: Bound | None, high: Bound | None, of: tuple[float, ...], *, whole: bool) -> Expression:
     """The multiples of all of these numbers between the bounds: in full where those are near or the numbers are small
-    and whole, else the `MOST_MULTIPLES` nearest to 0."""
+    and whole, else the `MAX_MULTIPLES` nearest to 0."""
     step = Fraction(1) if whole else Fraction(0)
     for each in of:
         step = _common_multiple(step, Fraction(str(each)))
     first = ceil(low[0] / step) if low else None
     last = floor(high[0] / step) if high else None
-    few = first is not None and last is not None and last - first < MOST_MULTIPLES
-    if step.denominator == 1 and step <= MOST_DIVISOR and not few:
+    few = first is not None and last is not None and last - first < MAX_MULTIPLES
+    if step.denominator == 1 and step <= MAX_DIVISOR and not few:
         return _divisible(number(low, high, whole=True), int(step))
-    first = max(-MOST_MULTIPLES if first is None else first, -MOST_MULTIPLES) if not few else first
-    last = min(MOST_MULTIPLES if last is None else last, MOST_MULTIPLES) if not few else last
+    first = max(-MAX_MULTIPLES if first is None else first, -MAX_MULTIPLES) if not few else first
+    last = min(MAX_MULTIPLES if last is None else last, MAX_MULTIPLES) if not few else last
     texts = []
     for factor in range(first, last + 1):
         exact = step * factor

@@ -21,7 +21,7 @@ from .automaton import Budget
 from .expression import ANY, LAST, Chars, Either, Expression, Ranges, Repeat, either, overlap, series, without
 
 PLAIN: Ranges = ((32, 126),)  # whether a text of these alone has a pattern is the same in both dialects
-LONGEST = 10_000  # characters of a pattern
+MAX_LENGTH = 10_000  # characters of a pattern
 SHOWN = 80  # of them, in a message
 ASCII: Ranges = ((0, 127),)
 AGREED: Ranges = ((0, 27), (32, 127))  # ASCII but 28 to 31, which are spaces to Python alone
@@ -67,14 +67,14 @@ Node: TypeAlias = "Expression | Anchor | Anchored"
 
 def pattern(text: str) -> Expression:
     """Mistake that names what cannot be held, or is no pattern."""
-    if len(text) > LONGEST:
-        raise Mistake(f"a pattern has {LONGEST} characters at most, got {len(text)}")
+    if len(text) > MAX_LENGTH:
+        raise Mistake(f"a pattern has {MAX_LENGTH} characters at most, got {len(text)}")
     reader = _Reader(text)
     group = reader.group()
     if reader.rest:
         raise reader.mistake("a bracket is closed that was not opened")
     try:
-        return _searched((group,), False, False, Budget(LONGEST))
+        return _searched((group,), False, False, Budget(MAX_LENGTH))
     except Mistake as mistake:
         raise Mistake(f"{_shown(text)}: {mistake}") from None
 

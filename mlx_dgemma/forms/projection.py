@@ -8,7 +8,7 @@ from typing import Any
 from .automaton import Automaton
 from .notation import Notation
 
-MOST_WORK = 50_000  # bytes looked at: some ten milliseconds
+MAX_WORK = 50_000  # bytes looked at: some ten milliseconds
 
 
 class _Unfit(Exception):
@@ -33,7 +33,7 @@ class _Projection:
     """Each method goes on from a state -> the text that it writes there, and the state behind it."""
 
     def __init__(self, automaton: Automaton, notation: Notation):
-        self.table, self.notation, self.left = automaton.table, notation, MOST_WORK
+        self.table, self.notation, self.left = automaton.table, notation, MAX_WORK
 
     def literal(self, text: bytes, state: int) -> tuple[bytes, int]:
         self.left -= len(text)

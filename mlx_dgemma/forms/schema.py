@@ -21,7 +21,7 @@ from ..errors import Mistake, NotFound
 from ..tokens.references import References
 from .automaton import TOO_LARGE, Automaton, Budget
 from .cases import Refusal, pointer
-from .construction import MOST_NODES, build_automaton
+from .construction import MAX_NODES, build_automaton
 from .documents import NOTHING, Depth, Documents
 from .expression import Expression
 from .fit import Fit
@@ -33,7 +33,7 @@ DEPTHS = [Depth(4, 2), Depth(3, 2), Depth(2, 1), Depth(2, 0), Depth(1, 0)]  # th
 SMALL, LARGE = 12_000, 40_000  # nodes
 TEXTS = (2000, 1000, 500, 250, 120, 60)  # characters that are counted of a text, where all would make it large
 DEEP = 16  # times that what refers to itself stands inside itself, where four times are that much smaller
-MOST = 2**24  # characters of a schema
+MAX_SCHEMA = 2**24  # characters of a schema
 LEGACY = (validators.Draft4Validator, validators.Draft6Validator, validators.Draft7Validator)
 Schema = dict[str, Any]
 
@@ -42,9 +42,9 @@ def read(path: str | Path) -> Schema:
     """Reads a schema from a file. Mistake where it cannot be read, or is no JSON."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            text = file.read(MOST + 1)  # a device never ends
-        if len(text) > MOST:
-            raise ValueError(f"it has more than {MOST} characters")
+            text = file.read(MAX_SCHEMA + 1)  # a device never ends
+        if len(text) > MAX_SCHEMA:
+            raise ValueError(f"it has more than {MAX_SCHEMA} characters")
         return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except OSError as error:
         raise NotFound(f"{path}: {(error.strerror or str(error)).lower()}; --json-schema takes a file") from None
@@ -105,7 +105,7 @@ def _built(schema: Schema | bool, budget: Budget, notation: Notation, legacy: bo
         raise Refusal((), why)
     nodes, path = documents.largest()
     try:
-        if nodes > MOST_NODES:
+        if nodes > MAX_NODES:
             raise Mistake(TOO_LARGE)
         return build_automaton(expression, budget)
     except Mistake as mistake:

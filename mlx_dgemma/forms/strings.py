@@ -40,6 +40,6 @@ class Strings:
 
     def _made(self, text: str, inside: bool) -> Automaton:
         if (text, inside) not in self.made:
-            found = pattern(text)
-            self.made[text, inside] = build_automaton(self.notation.escaped(found) if inside else found, self.budget)
+            texts = pattern(text)
+            self.made[text, inside] = build_automaton(self.notation.escaped(texts) if inside else texts, self.budget)
         return self.made[text, inside]
