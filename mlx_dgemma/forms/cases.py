@@ -124,7 +124,7 @@ class Cases:
                 raise Refusal((*place, keyword), why)
         if "$ref" in schema and self.legacy:
             return self._referred(schema, (*place, "$ref"))
-        cases = [_own(schema, place)]
+        cases = [_one_case(schema, place)]
         if self.opposed is self:  # `format` is an annotation
             cases = [replace(cases[0], patterns=())]
         for keyword, read in self._ways().items():
@@ -312,8 +312,8 @@ def kind(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def _own(schema: dict[str, Any], place: tuple) -> Case:
-    """Read the keywords that a single case holds."""
+def _one_case(schema: dict[str, Any], place: tuple) -> Case:
+    """Read the keywords that one case can hold together."""
     given = schema.get("type", sorted(ANY_TYPE))
     types = frozenset([given] if isinstance(given, str) else given)
     if schema.get("nullable") is True and "type" in schema:
