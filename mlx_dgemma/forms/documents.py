@@ -224,25 +224,22 @@ class Documents:
         if case.unique and case.items.most not in (0, 1):
             return self._set(case, path)
         first = max((len(first) for first, _ in case.lists), default=0)
-        found = [(schema, counted) for schema, counted in case.contains if counted.least or counted.most is not None]
-        spots = [(schema, counted) for schema, counted in found for _ in range(counted.least)]
+        contains = [(schema, counted) for schema, counted in case.contains if counted != Range()]
+        spots = [(schema, counted) for schema, counted in contains for _ in range(counted.least)]
         positions = max(first, len(spots))
         if case.items.most is not None:
             positions = min(positions, case.items.most)
         least = max(case.items.least, len(spots))
         beyond = case.items.most is not None and least > case.items.most
-        if beyond or any(counted.empty for _, counted in found):
+        if beyond or any(counted.empty for _, counted in contains):
             return NOTHING
 
         def item(i: int) -> Expression:
             schemas = [first[i] if i < len(first) else rest for first, rest in case.lists]
             here = spots[i][0] if i < len(spots) else None
             schemas += [here] if here is not None else []
-            schemas += [
-                self.cases.opposite(schema)
-                for schema, counted in found
-                if counted.most is not None and schema is not here
-            ]
+            limited = (schema for schema, counted in contains if counted.most is not None)
+            schemas += [self.cases.opposite(schema) for schema in limited if schema is not here]
             return self.value(tuple(schemas), (*path, "items"))
 
         parts = [item(i) for i in range(positions)]
