@@ -30,8 +30,8 @@ from .notation import JSON, Notation
 from .strings import Strings
 
 DEPTHS = [Depth(4, 2), Depth(3, 2), Depth(2, 1), Depth(2, 0), Depth(1, 0)]  # the first that is small enough is taken
-SMALL, LARGE = 12_000, 40_000  # nodes
-TEXTS = (2000, 1000, 500, 250, 120, 60)  # characters that are counted of a text, where all would make it large
+SMALL, LARGE = 12_000, 31_000  # nodes; each pass looks at all that can be reached
+TEXTS = (2000, 1000, 500, 250, 180, 120, 80, 60)  # characters that are counted of a text, where all would make it large
 DEEP = 16  # times that what refers to itself stands inside itself, where four times are that much smaller
 MAX_SCHEMA = 2**24  # characters of a schema
 LEGACY = (validators.Draft4Validator, validators.Draft6Validator, validators.Draft7Validator)

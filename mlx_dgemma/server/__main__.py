@@ -41,6 +41,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
+        with socket.socket(family, kind, protocol) as here:
+            here.bind((address[0], 0, *address[2:]))  # or the probe would knock at another machine
         with socket.socket(family, kind, protocol) as probe:  # not every system refuses to share a port
             if port and probe.connect_ex(address) == 0:
                 raise OSError(0, "another program listens there")

@@ -142,6 +142,7 @@ def test_mistakes_are_one_line(capsys, monkeypatch):
     for flags, needle in (
         (["--port", port], "cannot be listened at"),
         (["--host", "0.0.0.0"], "--api-key"),
+        (["--host", "192.0.2.1", "--api-key", "x"], "192.0.2.1:8080 cannot be listened at: Cannot assign"),
         (["--port", "99999"], "65535"),
         (["--port", "0", "--model", "/nowhere"], "/nowhere"),
         (["--port", "0", "--verify", "--mode", "ar"], "--verify"),
