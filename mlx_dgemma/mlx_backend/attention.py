@@ -6,7 +6,6 @@ MLX's fused kernels do not take heads of 256 and 512 when there are many queries
 
 import mlx.core as mx
 
-from . import family
 from .layers import compiled
 
 SCORES = 256_000_000  # bytes of float32 scores, at most
@@ -39,7 +38,7 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, *, causal: bool,
     heads, n, total = queries.shape[1], queries.shape[2], keys.shape[2]
     if 4 * heads * n * total > SCORES:
         return _in_blocks(queries, keys, values, max(1, BLOCK // (4 * heads * n)), causal, window)
-    if not causal and n > FUSED and family.current().gpu:
+    if not causal and n > FUSED:
         # As MLX would, but for a product with the scale, which is 1.
         grouped = queries.reshape(1, keys.shape[1], -1, queries.shape[-1])  # head h looks at key head h // (H / G)
         weights = mx.softmax(grouped @ keys.swapaxes(-1, -2), axis=-1, precise=True)

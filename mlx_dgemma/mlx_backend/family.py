@@ -4,7 +4,6 @@ A GPU's is shaped by counts of kernels and bytes (README.md has the table), a CP
 the same, and each runs on every device: so the tests run a GPU's on the CPU.
 """
 
-import os
 import re
 from dataclasses import dataclass, replace
 from functools import cache
@@ -12,8 +11,6 @@ from functools import cache
 import mlx.core as mx
 
 MATRIX_UNITS = 17  # the generation of Apple's GPUs, M5's, from which on products are cheaper than lists
-
-MOST_STREAMS = 4  # of a CPU: each holds the arrays of a pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +41,6 @@ def _of(device: mx.DeviceType) -> Family:
 def current() -> Family:
     """The family of the default device."""
     return _of(mx.default_device().type)
-
-
-@cache
-def _more_streams() -> tuple[mx.ThreadLocalStream, ...]:
-    return tuple(mx.new_thread_local_stream(mx.cpu) for _ in range(1, min(os.cpu_count() or 1, MOST_STREAMS)))
-
-
-def streams() -> list[mx.Stream]:
-    """What the rows of a call are spread over. A stream of the CPU device is a thread, and most operations use no
-    other; a GPU has one."""
-    return [mx.default_stream(mx.default_device()), *(() if current().gpu else _more_streams())]
 
 
 def working_set() -> int | None:

@@ -12,14 +12,14 @@ from ..checkpoint import memory
 from ..checkpoint.config import ModelConfig
 from ..errors import Mistake
 from ..seam.model import Continuation, Draw, NextToken, Prediction, Row, Text, TokenSet
-from ..seam.shared import begin_autoregress, check_caches, checked, join_scores, pending_texts, spread
+from ..seam.shared import begin_autoregress, check_caches, checked, join_scores, pending_texts
 from ..seam.token_sets import token_set
-from . import family, fused, parallel, weights
+from . import family, fused, threads, weights
 from .cache import MLXCache
 from .draw import next_token
 from .network import Network, Segment
 from .sweep import Slices
-from .vocabulary import Readout, conditioning_of, head
+from .vocabulary import Readout, conditioning_of, head, soft_of
 
 PREFILL_CHUNK = 512  # tokens of one text encoded in one pass: scores stay small, Ctrl-C is heard between passes
 SCORED = 64  # tokens whose logits are whole at a time: 67 MB as float32
@@ -37,6 +37,8 @@ class MLXModel:
         self.slices = Slices(self.table)
         self.cap = self.config.final_logit_softcapping
         self.ahead = family.current().ahead
+        # No view or constant stays lazy: threads that denoise could not compute it.
+        mx.eval(self.network, self.slices.parts, self.slices.blocks)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -81,21 +83,22 @@ class MLXModel:
         return [join_scores([tuple(map(np.array, part)) for part in parts]) for parts in scores] if score else None
 
     def denoise(self, rows: Sequence[Row]) -> list[Prediction]:
-        # Sums over ranks meet in the order of one stream; those of two would meet each other's.
-        streams, readouts = family.streams()[: 1 if parallel.mine.ranks > 1 else None], []
-        parts = spread(rows, len(streams))
-        for part, stream in zip(parts, streams, strict=False):
-            together = [rows[i] for i in part]
-            with mx.stream(stream):
-                readouts.append(Readout(together, self.canvas_hidden(together), self.slices, self.cap))
-        # The one synchronisation of a step: the vectors come up, and the caches hold what was pending.
-        mx.eval([readout.arrays for readout in readouts], [row.cache.arrays for row in rows])
+        parts = threads.spread(rows, threads.count())
+        if len(parts) > 1:
+            mx.eval([row.cache.arrays for row in rows], [soft_of(row) for row in rows])
+        readouts = threads.run(self._read_out, [[rows[i] for i in part] for part in parts])
         predictions = [prediction for readout in readouts for prediction in readout.predictions()]
         predictions = [predictions[i] for i in np.argsort([i for part in parts for i in part])]
         for prediction in predictions:
             if not np.isfinite(prediction.entropy).all():
                 raise Mistake(f"the predictions are not finite: {weights.first_damaged(self.network, self.dtype)}")
         return predictions
+
+    def _read_out(self, rows: Sequence[Row]) -> Readout:
+        readout = Readout(rows, self.canvas_hidden(rows), self.slices, self.cap)
+        # The one synchronisation of a step: the vectors come up, and the caches hold what was pending.
+        mx.eval(readout.arrays, [row.cache.arrays for row in rows])
+        return readout
 
     def logits(self, row: Row) -> np.ndarray:
         return np.array(head(self.table, self.canvas_hidden([row])[0], self.cap))

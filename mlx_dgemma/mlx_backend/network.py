@@ -8,9 +8,11 @@ where one ends. Everything is lazy, and can be differentiated by `mx.value_and_g
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from ..checkpoint.config import LayerConfig, ModelConfig
 from . import family, parallel
@@ -90,10 +92,8 @@ class Attention(nn.Module):
         values = mx.fast.rms_norm(self._heads(self.v_proj(x)) if "v_proj" in self else raw, None, self.eps)
         heads = self.q_norm(self._heads(self.q_proj(x))), self.k_norm(raw), values
         queries, keys, values = (a.transpose(0, 2, 1, 3) for a in heads)  # [1, H, T, D]
-        parts = []
-        for segment in segments:
-            q, k, v = (a[:, :, segment.start : segment.stop] for a in (queries, keys, values))
-            parts.append((self._rotated(q, segment.offset), self._rotated(k, segment.offset), v))
+        turned = self._rotated(queries, segments), self._rotated(keys, segments)
+        parts = list(zip(*turned, (values[:, :, s.start : s.stop] for s in segments), strict=True))
         return self.attended(parts, segments, index)
 
     def attended(self, parts: list[tuple[mx.array, ...]], segments: list[Segment], index: int) -> mx.array:
@@ -117,10 +117,22 @@ class Attention(nn.Module):
     def _heads(self, x: mx.array) -> mx.array:
         return x.reshape(1, x.shape[0], -1, self.dim)  # [1, T, H, D]
 
-    def _rotated(self, x: mx.array, offset: int) -> mx.array:
-        """Apply RoPE (arXiv 2104.09864): pair (i, i + D / 2) of a head turns by position / wavelengths[i]."""
-        freqs = self._wavelengths
-        return mx.fast.rope(x, self.dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=freqs)
+    def _rotated(self, x: mx.array, segments: list[Segment]) -> list[mx.array]:
+        """RoPE (arXiv 2104.09864), [1, H, T, D] -> [1, H, n, D] of each segment: pair (i, i + D / 2) of a head turns by
+        position / wavelengths[i]."""
+        parts = [slice(s.start, s.stop) for s in segments]
+        if family.current().gpu:
+            rope = partial(
+                mx.fast.rope, dims=self.dim, traditional=False, base=None, scale=1.0, freqs=self._wavelengths
+            )
+            return [rope(x[:, :, part], offset=s.offset) for part, s in zip(parts, segments, strict=True)]
+        # On the CPU device that is two dozen operations: they are done once, for all segments.
+        positions = np.concatenate([np.arange(s.stop - s.start) + s.offset for s in segments]).astype(np.float32)
+        angles = mx.array(positions)[:, None] * (1 / self._wavelengths)
+        cos, sin = mx.cos(angles).astype(x.dtype), mx.sin(angles).astype(x.dtype)
+        first, second = mx.split(x, 2, axis=-1)
+        turned = mx.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+        return [turned[:, :, part] for part in parts]
 
 
 class Router(nn.Module):

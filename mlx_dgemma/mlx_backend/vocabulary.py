@@ -104,6 +104,12 @@ def conditioning_of(row: Row) -> Conditioning | None:
     return Conditioning(last and last.soft, known_ids(row, last and last.certain))
 
 
+def soft_of(row: Row) -> list[mx.array]:
+    """What a row's self-conditioning holds lazily."""
+    last: Conditioning | None = row.self_conditioning
+    return [last.soft.soft] if last and last.soft else []
+
+
 def expected_heavy(row: Row) -> np.ndarray:
     """[L] bool: positions whose soft embedding will likely need the whole table, all of them in a first pass."""
     last: Conditioning | None = row.self_conditioning

@@ -40,21 +40,6 @@ def pending_texts(rows: Sequence[Row], vocab_size: int) -> list[tuple[Text, Cach
     return [(text, cache) for text, cache in texts.values() if len(text)]
 
 
-def spread(rows: Sequence[Row], count: int) -> list[list[int]]:
-    """Numbers of `rows` in at most `count` parts of about as many tokens. Rows of one cache stay together: their text
-    is encoded once."""
-    by_cache: dict[int, list[int]] = {}
-    for i, row in enumerate(rows):
-        by_cache.setdefault(id(row.cache), []).append(i)
-    parts: list[list[int]] = [[] for _ in range(count)]
-    tokens = [0] * count
-    for together in by_cache.values():
-        part = int(np.argmin(tokens))
-        parts[part] += together
-        tokens[part] += sum(len(rows[i].canvas) for i in together) + len(rows[together[0]].pending)
-    return [part for part in parts if part]
-
-
 def known_ids(row: Row, certain: np.ndarray | None) -> np.ndarray | None:
     """Lay the row's hint over the ids that its last pass left `certain`: [L] int32, -1 for none."""
     if row.hint is None:
