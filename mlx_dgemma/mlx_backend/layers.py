@@ -48,6 +48,13 @@ class Linear(nn.Module):
         if affine:
             self.biases = mx.zeros(self.scales.shape)
 
+    def lay_by_input(self) -> None:
+        """Lay a plain weight out as [..., in, out]; its shape stays. The BLAS of MLX's wheels for Linux multiplies by
+        that faster, to the same bits."""
+        if self.quantization is None:
+            self.weight = mx.contiguous(self.weight.swapaxes(-1, -2)).swapaxes(-1, -2)
+            mx.eval(self.weight)  # so that the next one takes the memory that is left
+
     @property
     def _packed(self) -> tuple[mx.array, mx.array, mx.array | None]:
         return self.weight, self.scales, self.get("biases")

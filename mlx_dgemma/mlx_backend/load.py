@@ -11,7 +11,7 @@ from . import family, guard, parallel
 from .lora import attach
 from .model import MLXModel
 from .network import Network
-from .weights import load_weights
+from .weights import linears, load_weights
 
 MIN_CACHE, MAX_CACHE = 2**26, 2**30  # bytes that MLX's allocator may keep: a sixteenth of the weights, within these
 
@@ -41,6 +41,10 @@ def load_mlx(checkpoint: Checkpoint, dtype: str, adapter: Adapter | None = None,
     load_weights(network, checkpoint.config, checkpoint.tensors, getattr(mx, dtype))
     if adapter:
         attach(network, adapter)
+    if dtype == "float32" and not family.current().gpu:
+        for path, linear in linears(network).items():
+            if not path.endswith("embed_tokens"):
+                linear.lay_by_input()
     # The arrays of a pass have the same sizes each time, and are used again; a long prompt's are freed.
     weights = sum(array.nbytes for _, array in tree_flatten(network))
     mx.set_cache_limit(min(max(weights // 16, MIN_CACHE), MAX_CACHE))

@@ -119,6 +119,18 @@ def test_a_row_has_the_same_bits_in_any_company(stored):
         assert mx.array_equal(experts(x[part][:, None], chosen[part][:, None])[:, 0], by_expert[part])
 
 
+@pytest.mark.parametrize("kind", [Linear, ExpertLinear])
+def test_how_a_weight_lies_changes_no_bit(kind):
+    layer = kind(48, WIDTH) if kind is Linear else kind(EXPERTS, 48, WIDTH)
+    filled(layer, None, mx.float32)
+    x = mx.random.normal((40, WIDTH), key=mx.random.key(1))
+    arguments = (x,) if kind is Linear else (x, mx.arange(40, dtype=mx.uint32) // 8)
+    before, weight = layer(*arguments), layer.weight
+    layer.lay_by_input()
+    assert memoryview(layer.weight).strides[-2:] == (4, 4 * 48) and mx.array_equal(layer.weight, weight)
+    assert mx.array_equal(layer(*arguments), before)
+
+
 def test_groups_that_do_not_divide():
     with pytest.raises(ValueError, match="groups of 64 with 4 bits do not divide rows of 96"):
         Linear(8, 96).quantize(STORED["4 bits"])
