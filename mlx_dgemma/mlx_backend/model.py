@@ -37,8 +37,6 @@ class MLXModel:
         self.slices = Slices(self.table)
         self.cap = self.config.final_logit_softcapping
         self.ahead = family.current().ahead
-        # No view or constant stays lazy: threads that denoise could not compute it.
-        mx.eval(self.network, self.slices.parts, self.slices.blocks)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -84,7 +82,8 @@ class MLXModel:
 
     def denoise(self, rows: Sequence[Row]) -> list[Prediction]:
         parts = threads.spread(rows, threads.count())
-        if len(parts) > 1:
+        if len(parts) > 1:  # nothing stays lazy: only this thread could compute it
+            mx.eval(self.network, self.slices.parts, self.slices.blocks)  # views and constants, in a first pass
             mx.eval([row.cache.arrays for row in rows], [soft_of(row) for row in rows])
         readouts = threads.run(self._read_out, [[rows[i] for i in part] for part in parts])
         predictions = [prediction for readout in readouts for prediction in readout.predictions()]
