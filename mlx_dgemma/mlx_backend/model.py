@@ -82,9 +82,13 @@ class MLXModel:
 
     def denoise(self, rows: Sequence[Row]) -> list[Prediction]:
         parts = threads.spread(rows, threads.count())
-        if len(parts) > 1:  # nothing stays lazy: only this thread could compute it
-            mx.eval(self.network, self.slices.parts, self.slices.blocks)  # views and constants, in a first pass
-            mx.eval([row.cache.arrays for row in rows], [soft_of(row) for row in rows])
+        if len(parts) > 1:
+            # What threads share is evaluated before, views and constants of a new model, too; and twice: MLX notes that
+            # an array is there when it is asked for again, and no two threads may do that at once.
+            shared = [self.network, self.slices.parts, self.slices.blocks]
+            shared += [[row.cache.arrays, soft_of(row)] for row in rows]
+            mx.eval(shared)
+            mx.eval(shared)
         readouts = threads.run(self._read_out, [[rows[i] for i in part] for part in parts])
         predictions = [prediction for readout in readouts for prediction in readout.predictions()]
         predictions = [predictions[i] for i in np.argsort([i for part in parts for i in part])]

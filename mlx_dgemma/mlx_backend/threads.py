@@ -17,13 +17,13 @@ import numpy as np
 from ..seam.model import Row
 from . import family, parallel
 
-MOST = 4  # each holds the arrays of a pass
+MAX_THREADS = 4  # each holds the arrays of a pass
 Result = TypeVar("Result")
 
 
 def count() -> int:
     """Of a GPU one: it has a queue. Of several ranks one: sums of two threads would meet each other's."""
-    return 1 if family.current().gpu or parallel.mine.ranks > 1 else min(os.cpu_count() or 1, MOST)
+    return 1 if family.current().gpu or parallel.mine.ranks > 1 else min(os.cpu_count() or 1, MAX_THREADS)
 
 
 def spread(rows: Sequence[Row], count: int) -> list[list[int]]:
@@ -43,7 +43,7 @@ def spread(rows: Sequence[Row], count: int) -> list[list[int]]:
 
 @cache
 def _others() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(MOST - 1, "rows")
+    return ThreadPoolExecutor(MAX_THREADS - 1, "rows")
 
 
 def run(work: Callable[[Sequence[Row]], Result], parts: Sequence[Sequence[Row]]) -> list[Result]:
