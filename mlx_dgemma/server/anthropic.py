@@ -9,12 +9,13 @@ from starlette.responses import Response
 
 from ..tokens.messages import prompt_tokens
 from ..tokens.tools import ToolCall, read_tools
-from .bodies import Body, Chat, Count, Stops, parse, read
+from .bodies import Body, Chat, Count, Stops, parse, read, translated
+from .chat import plan_chat
 from .engine import Engine
 from .frames import Json, read_body, sse
+from .plan import Plan
 from .refusal import Refusal
 from .reply import Delta, Result
-from .wanted import Wanted, chat_wanted
 from .wire import Wire
 
 REASONS = {"stop": "end_turn", "length": "max_tokens", "deadline": "max_tokens"}
@@ -32,32 +33,31 @@ class Messages(Body):
     output_format: dict | None = None  # an older name of that
 
 
-def chat_fields(body: Messages) -> dict[str, Any]:
-    """Returns the fields of a chat completion that asks for the same."""
-    names = {"system", "stop_sequences", "tool_choice", "thinking", "output_config", "output_format"}
-    given = body.model_dump(exclude_none=True, exclude=names)
-    system = body.system
+def chat_of(body: Messages) -> Chat:
+    """Returns the chat completion that asks for the same."""
+    system, thinking, choice = body.system, body.thinking, body.tool_choice or {}
     if isinstance(system, list):
         system = "\n".join(str(part.get("text", "")) for part in system)
-    messages = [{"role": "system", "content": system}, *body.messages] if system else body.messages
-    kind = (body.tool_choice or {}).get("type")
-    if not isinstance(kind, str | None):
-        raise Refusal(400, f"tool_choice: need a type that is a text, got {kind!r:.80}", "tool_choice")
-    if (body.tool_choice or {}).get("disable_parallel_tool_use") is True:
-        given["parallel_tool_calls"] = False
-    choice: Any = {"any": "required", "auto": "auto", "none": "none", None: None}.get(kind, kind)
+    kind = choice.get("type")
+    chosen: Any = {"any": "required"}.get(kind, kind)
     if kind == "tool":
-        choice = {"type": "function", "function": {"name": body.tool_choice.get("name")}}
-    thinking = body.thinking.get("type") not in (None, "disabled") if isinstance(body.thinking, dict) else body.thinking
-    fields = {"messages": messages, "stop": body.stop_sequences, "tool_choice": choice, "thinking": thinking}
-    fields["response_format"] = (body.output_config or {}).get("format") or body.output_format or body.response_format
-    return given | {name: value for name, value in fields.items() if value is not None}
+        chosen = {"type": "function", "function": {"name": choice.get("name")}}
+    fields = {
+        "messages": [{"role": "system", "content": system}, *body.messages] if system else body.messages,
+        "stop": body.stop_sequences or body.stop,
+        "tools": body.tools,
+        "tool_choice": chosen,
+        "parallel_tool_calls": False if choice.get("disable_parallel_tool_use") is True else None,
+        "thinking": thinking.get("type") not in (None, "disabled") if isinstance(thinking, dict) else thinking,
+        "response_format": (body.output_config or {}).get("format") or body.output_format or body.response_format,
+    }
+    return translated(Chat, body, fields)
 
 
-def messages_wanted(engine: Engine, body: Messages) -> Wanted:
+def plan_message(engine: Engine, body: Messages) -> Plan:
     if body.max_tokens is None:
         raise Refusal(400, "max_tokens is missing", "max_tokens")
-    return chat_wanted(engine, read(Chat, chat_fields(body)))
+    return plan_chat(engine, chat_of(body))
 
 
 class MessagesWire(Wire):
@@ -65,19 +65,19 @@ class MessagesWire(Wire):
 
     ping = sse({"type": "ping"}, "ping")
 
-    def __init__(self, engine: Engine, wanted: Wanted):
-        super().__init__(engine, wanted)
+    def __init__(self, engine: Engine, plan: Plan):
+        super().__init__(engine, plan)
         self.index, self.open = -1, None  # of the present block, and its kind
 
     def head(self) -> dict[str, Any]:
-        head = {"id": f"msg_{self.wanted.id}", "type": "message", "role": "assistant", "model": self.model}
+        head = {"id": f"msg_{self.plan.id}", "type": "message", "role": "assistant", "model": self.model}
         return head | {"content": [], "stop_reason": None, "stop_sequence": None}
 
     def send(self, kind: str, **fields: Any) -> bytes:
         return sse({"type": kind, **fields}, kind)
 
     def begin(self) -> Iterator[bytes]:
-        usage = {"input_tokens": self.wanted.prompt_tokens, "output_tokens": 0}
+        usage = {"input_tokens": self.plan.prompt_tokens, "output_tokens": 0}
         yield self.send("message_start", message=self.head() | {"usage": usage})
 
     def delta(self, delta: Delta) -> Iterator[bytes]:
@@ -117,7 +117,7 @@ class MessagesWire(Wire):
         yield sse(error.body("/v1/messages"), "error")
 
     def call(self, number: int, call: ToolCall) -> dict[str, Any]:
-        identifier = f"toolu_{self.wanted.id[:20]}{number}"
+        identifier = f"toolu_{self.plan.id[:20]}{number}"
         return {"type": "tool_use", "id": identifier, "name": call.name, "input": call.arguments}
 
     def whole(self, result: Result) -> dict[str, Any]:
@@ -134,11 +134,11 @@ class MessagesWire(Wire):
         return self.head() | {"content": content} | why | {"usage": usage} | result.more
 
 
-ENDPOINTS = {"/v1/messages": (Messages, messages_wanted, MessagesWire)}
+ENDPOINTS = {"/v1/messages": (Messages, plan_message, MessagesWire)}
 
 
 async def count_tokens(request: Request) -> Response:
     engine: Engine = request.app.state.engine
-    body = read(Chat, chat_fields(read(Messages, parse(await read_body(request)))))
+    body = chat_of(read(Messages, parse(await read_body(request))))
     tools = read_tools(body.tools) if body.tools else None
     return Json({"input_tokens": len(prompt_tokens(engine.tokenizer, body.messages, tools=tools))})

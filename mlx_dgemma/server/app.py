@@ -18,33 +18,33 @@ from .bodies import Body, parse, read
 from .engine import Busy, Engine, Job, Stopping
 from .frames import Json, Left, Stream, read_body, unless_gone
 from .guard import Guard
+from .plan import Plan
 from .refusal import Refusal, log, refusal
 from .reply import Reply
-from .wanted import Wanted
 from .wire import Wire
 
 PROTOCOLS = (openai, completions, responses, anthropic, fim, edits, ollama)
 
 
-def endpoint(kind: type[Body], prepare: Callable[[Engine, Body], Wanted], wire: Callable[[Engine, Wanted], Wire]):
+def endpoint(kind: type[Body], prepare: Callable[[Engine, Body], Plan], wire: Callable[[Engine, Plan], Wire]):
     """Returns a handler that answers a body of `kind` as `wire` writes it."""
 
     async def handle(request: Request) -> Response:
         engine: Engine = request.app.state.engine
         engine.check()
         data = await read_body(request)
-        wanted = await asyncio.to_thread(lambda: prepare(engine, read(kind, parse(data))))
-        return await answer(request, engine, wanted, wire(engine, wanted))
+        plan = await asyncio.to_thread(lambda: prepare(engine, read(kind, parse(data))))
+        return await answer(request, engine, plan, wire(engine, plan))
 
     return handle
 
 
-async def answer(request: Request, engine: Engine, wanted: Wanted, wire: Wire) -> Response:
+async def answer(request: Request, engine: Engine, plan: Plan, wire: Wire) -> Response:
     reply = Reply(asyncio.get_running_loop())
-    tokens = wanted.prompt_tokens + wanted.ask.max_tokens
-    job = Job(lambda waited: wanted.task(engine, reply.put, waited), reply, places=wanted.rows, tokens=tokens)
+    tokens = plan.prompt_tokens + plan.ask.max_tokens
+    job = Job(lambda waited: plan.task(engine, reply.put, waited), reply, places=plan.rows, tokens=tokens)
     engine.submit(job)
-    if wanted.body.stream or wanted.body.diffusing:  # not the body that was given: Ollama streams by default
+    if plan.body.stream or plan.body.diffusing:  # not the body that was given: Ollama streams by default
         return Stream(frames(request, engine, job, wire), wire.media_type)
     try:
         return Json(wire.whole(await unless_gone(request, reply.wait())))

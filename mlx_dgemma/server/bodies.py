@@ -147,6 +147,14 @@ def read(kind: type[AnyBody], fields: dict[str, Any]) -> AnyBody:
     return body
 
 
+def translated(kind: type[AnyBody], body: Body, fields: dict[str, Any]) -> AnyBody:
+    """Makes of a body of another protocol one of `kind`: with the fields that all bodies have, those that nobody knows,
+    and `fields`, of which None takes one out."""
+    others = type(body).model_fields.keys() - Body.model_fields.keys()
+    every = body.model_dump(exclude=others) | fields
+    return read(kind, {name: value for name, value in every.items() if value is not None})
+
+
 def _place(location: tuple, value: Any) -> str:
     """Returns the place of a mistake as a path, "messages[1].role", without the marks that pydantic adds."""
     path = ""

@@ -8,14 +8,14 @@ from ..tokens.messages import prompt_tokens
 from ..writing.diffuse import check_answer
 from .bodies import MOST_PROMPTS, Completion
 from .engine import Engine
-from .fim import gap_wanted, quick_gaps_wanted, sentinels
+from .fim import plan_gap, plan_quick_gaps, sentinels
 from .openai import CompletionWire
+from .plan import Answers, Plan, ask_of, form_of
 from .refusal import Refusal
 from .tasks import Question
-from .wanted import Answers, Wanted, ask_of, form_of
 
 
-def completion_wanted(engine: Engine, body: Completion) -> Wanted:
+def plan_completion(engine: Engine, body: Completion) -> Plan:
     """Plans a text behind a prompt, or in its gap. Without `raw` the prompt is a question, as in a chat."""
     prompts = _prompts(body.prompt)
     scored = body.logprobs is not None and body.logprobs is not False
@@ -25,19 +25,19 @@ def completion_wanted(engine: Engine, body: Completion) -> Wanted:
     if (body.fill is not None or marked) and (body.echo or scored):
         raise Refusal(400, "echo and logprobs are of a text behind a prompt, not of a gap", "echo")
     if body.fill is not None:
-        return fill_wanted(engine, body, texts_around(body.fill))
+        return plan_fill(engine, body, texts_around(body.fill))
     if len(prompts) > 1 and body.suffix is not None:
         raise Refusal(400, "suffix goes with one prompt", "suffix")
     if marked:
-        return gap_wanted(engine, body, *marked, longest=body.max_tokens)
+        return plan_gap(engine, body, *marked, longest=body.max_tokens)
     if body.choices:
         raise Refusal(400, "choices are for /v1/chat/completions", "choices")
     if scored and body.stream:
         raise Refusal(400, "logprobs are of the whole text: leave out stream", "logprobs")
-    return answers_wanted(engine, body, prompts, scored)
+    return plan_answers(engine, body, prompts, scored)
 
 
-def answers_wanted(engine: Engine, body: Completion, prompts: Sequence[str | list], scored: bool) -> Answers:
+def plan_answers(engine: Engine, body: Completion, prompts: Sequence[str | list], scored: bool) -> Answers:
     """Plans answers to each of `prompts`; `scored`: with the log-probability of each token."""
     ask, warnings = ask_of(engine, body, body.max_tokens)
     language, count, questions = form_of(engine, body, ask), body.n or 1, []
@@ -64,7 +64,7 @@ def answers_wanted(engine: Engine, body: Completion, prompts: Sequence[str | lis
     return Answers(body, ask, longest, warnings, rows=rows, questions=questions)
 
 
-def fill_wanted(engine: Engine, body: Completion, texts: Sequence[str]) -> Wanted:
+def plan_fill(engine: Engine, body: Completion, texts: Sequence[str]) -> Plan:
     """Plans to fill a text with gaps, as the command `fill` does."""
     gap = [body.gap] if isinstance(body.gap, int) else body.gap
     request = Infill(
@@ -75,14 +75,14 @@ def fill_wanted(engine: Engine, body: Completion, texts: Sequence[str]) -> Wante
         tries=body.tries or SURE,
         longest=body.max_tokens,
     )
-    return quick_gaps_wanted(engine, body, request, show=lambda filled: (filled.text, {"gaps": filled.gaps}))
+    return plan_quick_gaps(engine, body, request, show=lambda filled: (filled.text, {"gaps": filled.gaps}))
 
 
-def fim_wanted(engine: Engine, body: Completion) -> Wanted:
+def plan_fim(engine: Engine, body: Completion) -> Plan:
     """Plans what Mistral's /v1/fim/completions asks for: a gap in any case."""
     if not isinstance(body.prompt, str):
         raise Refusal(400, "prompt: need a text", "prompt")
-    return gap_wanted(engine, body, body.prompt, body.suffix or "", longest=body.max_tokens)
+    return plan_gap(engine, body, body.prompt, body.suffix or "", longest=body.max_tokens)
 
 
 def _prompts(given: str | list) -> list[str | list]:
@@ -107,6 +107,6 @@ def _tokens(engine: Engine, prompt: str | list, raw: bool) -> list[int]:
 
 
 ENDPOINTS = {
-    "/v1/completions": (Completion, completion_wanted, CompletionWire),
-    "/v1/fim/completions": (Completion, fim_wanted, CompletionWire),
+    "/v1/completions": (Completion, plan_completion, CompletionWire),
+    "/v1/fim/completions": (Completion, plan_fim, CompletionWire),
 }

@@ -14,10 +14,10 @@ from ..tokens.messages import prompt_tokens, template_messages
 from ..tokens.stops import Stops
 from .bodies import Body, Count
 from .engine import Engine
-from .fim import gaps_wanted
+from .fim import plan_gaps
 from .openai import CompletionWire
+from .plan import Plan, ask_of
 from .refusal import Refusal
-from .wanted import Wanted, ask_of
 
 FILE_MARK = "<file>"
 REGION = re.compile(r"<\|code_to_edit\|>\n?(?P<region>.*?)\n?<\|/code_to_edit\|>", re.DOTALL)
@@ -38,25 +38,25 @@ class EditBody(Body):
     gap: Count | None = None
 
 
-def edit_wanted(engine: Engine, body: EditBody) -> Wanted:
+def plan_edit(engine: Engine, body: EditBody) -> Plan:
     """Plans to change lines of a text, as a prompt says."""
     if body.messages is not None:
-        return region_wanted(engine, body, REGION)
+        return plan_region(engine, body, REGION)
     if body.text is None or body.lines is None or body.prompt is None:
         raise Refusal(400, "need messages, or text, lines and prompt", "text")
     if not (found := re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", body.lines)):
         raise Refusal(400, f"lines: need FIRST:LAST, such as 10:20, got {body.lines!r:.80}", "lines")
     lines = cut(body.text, int(found[1]), int(found[2] or found[1]))
     prompt = body.prompt.replace(FILE_MARK, body.text)
-    return lines_wanted(engine, body, lines, prompt_tokens(engine.tokenizer, prompt, system=body.system))
+    return plan_lines(engine, body, lines, prompt_tokens(engine.tokenizer, prompt, system=body.system))
 
 
-def apply_wanted(engine: Engine, body: EditBody) -> Wanted:
+def plan_apply(engine: Engine, body: EditBody) -> Plan:
     """Plans to merge a snippet into a text, all of which may change."""
-    return region_wanted(engine, body, ORIGINAL)
+    return plan_region(engine, body, ORIGINAL)
 
 
-def region_wanted(engine: Engine, body: EditBody, marks: re.Pattern) -> Wanted:
+def plan_region(engine: Engine, body: EditBody, marks: re.Pattern) -> Plan:
     """Plans to change the region between `marks` in the last message, within the file around it."""
     turns = template_messages(body.messages or [])
     asked = turns[-1]["content"] if turns else ""
@@ -69,16 +69,16 @@ def region_wanted(engine: Engine, body: EditBody, marks: re.Pattern) -> Wanted:
     if around and around.start() < found.start() < around.end():
         before, behind = asked[around.start("file") : found.start()], asked[found.end() : around.end("file")]
     lines = Lines(before, region, behind)
-    return lines_wanted(engine, body, lines, prompt_tokens(engine.tokenizer, turns))
+    return plan_lines(engine, body, lines, prompt_tokens(engine.tokenizer, turns))
 
 
-def lines_wanted(engine: Engine, body: EditBody, lines: Lines, prompt: Sequence[int]) -> Wanted:
+def plan_lines(engine: Engine, body: EditBody, lines: Lines, prompt: Sequence[int]) -> Plan:
     ask, warnings = ask_of(engine, body, None)
     if body.max_tokens is not None:
         warnings.append("max_tokens has no effect: a region is written whole")
     request = change(engine.tokenizer, lines, prompt=prompt, ask=ask, length=body.gap, strength=body.strength)
     try:
-        return gaps_wanted(engine, body, request, warnings, show=partial(_shown, body, lines))
+        return plan_gaps(engine, body, request, warnings, show=partial(_shown, body, lines))
     except Mistake as mistake:
         raise Refusal(400, str(mistake), "messages" if body.messages else "text") from None
 
@@ -96,6 +96,6 @@ class EditWire(CompletionWire):
 
 
 ENDPOINTS = {
-    "/v1/edit/completions": (EditBody, edit_wanted, EditWire),
-    "/v1/apply/completions": (EditBody, apply_wanted, EditWire),
+    "/v1/edit/completions": (EditBody, plan_edit, EditWire),
+    "/v1/apply/completions": (EditBody, plan_apply, EditWire),
 }

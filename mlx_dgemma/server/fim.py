@@ -22,11 +22,11 @@ from .bodies import Body, InfillBody, unknown
 from .engine import Engine
 from .frames import sse
 from .openai import CompletionWire
+from .plan import Plan, ask_of
 from .prefixes import common
 from .refusal import Refusal
 from .reply import Delta, Output, Result, counts
 from .tasks import Put
-from .wanted import Wanted, ask_of
 
 LONGEST, HURRIED = 48, 63  # tokens of a gap at most: by default; where there is a deadline
 WIDTHS = (64, 128, 256)  # of the canvas
@@ -54,7 +54,7 @@ def sentinels(prompt: str) -> tuple[str, str] | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gaps(Wanted):
+class Gaps(Plan):
     """Gaps to be filled."""
 
     request: Infill
@@ -73,7 +73,7 @@ class Gaps(Wanted):
         return Result(outputs=[Output(text=text, reason=filled.finish_reason)], usage=usage, more=more)
 
 
-def gaps_wanted(
+def plan_gaps(
     engine: Engine, body: Body, request: Infill, warnings: list[str], *, mark: int = 0, show: Shown | None = None
 ) -> Gaps:
     """Plans to fill the gaps of `request`. Mistake where they cannot be filled."""
@@ -82,7 +82,7 @@ def gaps_wanted(
     return Gaps(body, request.ask, tokens, warnings, rows=rows, request=request, mark=mark, show=show)
 
 
-def quick_gaps_wanted(engine: Engine, body: Body, request: Infill, *, mark: int = 0, show: Shown | None = None) -> Gaps:
+def plan_quick_gaps(engine: Engine, body: Body, request: Infill, *, mark: int = 0, show: Shown | None = None) -> Gaps:
     """Plans to fill the gaps of `request` with few tokens, on a narrow canvas, unless `body` says otherwise."""
     ask, warnings = ask_of(engine, body, request.longest)
     if ask.mode != "diffusion":
@@ -91,34 +91,35 @@ def quick_gaps_wanted(engine: Engine, body: Body, request: Infill, *, mark: int 
     if ask.sampling.canvas_length is None:
         widths = [width for width in WIDTHS if longest < width < engine.model.facts.canvas_length]
         ask = replace(ask, sampling=replace(ask.sampling, canvas_length=min(widths, default=None)))
-    return gaps_wanted(engine, body, replace(request, ask=ask, longest=longest), warnings, mark=mark, show=show)
+    return plan_gaps(engine, body, replace(request, ask=ask, longest=longest), warnings, mark=mark, show=show)
 
 
-def gap_wanted(engine: Engine, body: Body, prefix: str, suffix: str, *, longest: int | None, context: str = "") -> Gaps:
+def plan_gap(engine: Engine, body: Body, prefix: str, suffix: str, *, longest: int | None, context: str = "") -> Gaps:
     """Plans to fill the gap between two texts by at most `longest` tokens, behind a `context` of other files."""
     texts = texts_around(None, prefix, "" if suffix in EMPTY else suffix)
     tokens = prompt_tokens(engine.tokenizer, context + fill_prompt(texts))
     start = prompt_tokens(engine.tokenizer, context + fill_prompt([texts[0], "\u2060"])) if len(tokens) > PIECE else []
     request = Infill(prompt=tokens, texts=texts, tries=SURE, longest=longest)
-    return quick_gaps_wanted(engine, body, request, mark=common(tokens, start))
+    return plan_quick_gaps(engine, body, request, mark=common(tokens, start))
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmUp(Wanted):
+class WarmUp(Plan):
     """Nothing but to read what later prompts begin with."""
 
     tokens: Sequence[int]
 
     def run(self, engine: Engine, put: Put, ask: Ask) -> Task[Result]:
-        yield from tasks.warm_up(engine, self.tokens)
+        cache, _ = yield from engine.prefixes.read(engine.model, self.tokens, rest=0)
+        engine.prefixes.keep(self.tokens, cache)
         return Result(outputs=[], usage=counts(self.prompt_tokens, 0))
 
 
-def warm_up_wanted(engine: Engine, body: Body, tokens: Sequence[int] = ()) -> WarmUp:
+def plan_warm_up(engine: Engine, body: Body, tokens: Sequence[int] = ()) -> WarmUp:
     return WarmUp(body, replace(engine.ask, max_tokens=1), len(tokens), unknown(body), tokens=tokens)
 
 
-def infill_wanted(engine: Engine, body: InfillBody) -> Wanted:
+def plan_infill(engine: Engine, body: InfillBody) -> Plan:
     """Plans what llama.cpp's /infill asks for: with `n_predict` 0, only to read what later requests will begin with."""
     extras = [(str(extra.get("filename", "")), str(extra.get("text", ""))) for extra in body.input_extra or []]
     context = "".join(f"{name}:\n{text}\n\n" for name, text in extras)
@@ -127,11 +128,11 @@ def infill_wanted(engine: Engine, body: InfillBody) -> Wanted:
         start, other = (
             prompt_tokens(engine.tokenizer, context + fill_prompt([prefix, rest])) for rest in ("\u2060", "\u2061")
         )
-        return warm_up_wanted(engine, body, start[: common(start, other)])
+        return plan_warm_up(engine, body, start[: common(start, other)])
     longest = body.n_predict if body.n_predict and body.n_predict > 0 else None
     if body.t_max_predict_ms and body.deadline is None:
         body = body.model_copy(update={"deadline": body.t_max_predict_ms / 1000})
-    return gap_wanted(engine, body, prefix, body.input_suffix, longest=longest, context=context)
+    return plan_gap(engine, body, prefix, body.input_suffix, longest=longest, context=context)
 
 
 class InfillWire(CompletionWire):
@@ -150,7 +151,7 @@ class InfillWire(CompletionWire):
         if not result.outputs:  # a warm-up
             return {}
         prompt, count = result.usage["prompt_tokens"], result.usage["completion_tokens"]
-        seconds = max(time.monotonic() - self.wanted.since, 1e-3)  # reading and writing are not told apart
+        seconds = max(time.monotonic() - self.plan.since, 1e-3)  # reading and writing are not told apart
         reply = {
             "index": 0,
             "content": result.output.text,
@@ -175,4 +176,4 @@ class InfillWire(CompletionWire):
         return reply if names is None else {name: reply[name] for name in names if name in reply}
 
 
-ENDPOINTS = {"/infill": (InfillBody, infill_wanted, InfillWire)}
+ENDPOINTS = {"/infill": (InfillBody, plan_infill, InfillWire)}

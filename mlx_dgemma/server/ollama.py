@@ -11,14 +11,15 @@ from starlette.responses import Response
 
 from ..tokens.tools import ToolCall
 from ..version import __version__
-from .bodies import Body, Chat, Completion, parse, read
-from .completions import completion_wanted
+from .bodies import Body, Chat, Completion, parse, read, translated
+from .chat import plan_chat
+from .completions import plan_completion
 from .engine import Engine
-from .fim import warm_up_wanted
+from .fim import plan_warm_up
 from .frames import Json, ndjson, read_body
+from .plan import Plan
 from .refusal import Refusal
 from .reply import Delta, Result
-from .wanted import Wanted, chat_wanted
 from .wire import Wire
 
 # Ollama's options -> our fields; those that are not here change nothing, and a warning says so.
@@ -26,7 +27,6 @@ OPTIONS = {"num_predict": "max_tokens"} | {
     name: name for name in ("seed", "temperature", "top_p", "top_k", "min_p", "stop")
 }
 QUIET = {"num_ctx", "num_keep", "num_gpu", "num_thread", "use_mmap", "main_gpu", "num_batch", "low_vram", "numa"}
-OURS = set(Body.model_fields) - {"model", "stream", "stop", "stream_options"}  # our fields, taken here as elsewhere
 
 
 class OllamaChat(Body):
@@ -45,48 +45,45 @@ class OllamaGenerate(OllamaChat):
     images: list[Any] | None = None
 
 
-def _fields(body: OllamaChat) -> dict[str, Any]:
-    """Returns the fields of ours that a body stands for."""
+def _options(body: OllamaChat) -> dict[str, Any]:
+    """Returns the fields of ours that Ollama's options, `format` and default of `stream` stand for."""
     options = {name: value for name, value in (body.options or {}).items() if value is not None and name not in QUIET}
     fields: dict[str, Any] = {OPTIONS.get(name, name): value for name, value in options.items()}
     for name, least in (("max_tokens", 1), ("seed", 0)):  # -1 is "not given"
         if isinstance(fields.get(name), int) and fields[name] < least:
             del fields[name]
-    fields |= {name: value for name in OURS if (value := getattr(body, name)) is not None}
-    fields |= body.model_extra or {}
     if body.template is not None and ("{{" in body.template or not body.template):  # not ours, but the prompt's
-        fields |= {"template": None} | ({"template of the prompt": body.template} if body.template else {})
+        fields |= {"template": None, "template of the prompt": body.template or None}
     if isinstance(body.format, dict) and body.format.get("type") != "json_object":
         fields["response_format"] = {"type": "json_schema", "json_schema": {"schema": body.format}}
     elif body.format:
         if body.format != "json" and not isinstance(body.format, dict):
             raise Refusal(400, f'format: need "json" or a schema, got {body.format!r:.80}', "format")
         fields["response_format"] = {"type": "json_object"}
-    return fields | {"model": body.model, "stream": body.stream is not False}
+    return fields | {"stream": body.stream is not False}
 
 
-def _load(engine: Engine, body: OllamaChat) -> Wanted:
-    """An empty request only loads the model, which is there."""
-    return warm_up_wanted(engine, read(Body, {"stream": body.stream is not False, "model": body.model}))
+def _load(engine: Engine, body: OllamaChat) -> Plan:
+    """Answers an empty request, which only loads the model."""
+    return plan_warm_up(engine, read(Body, {"stream": body.stream is not False, "model": body.model}))
 
 
-def _chat(engine: Engine, body: OllamaChat, messages: list[Any]) -> Wanted:
-    thinking = {} if body.think is None else {"thinking": body.think not in (False, "none")}
-    return chat_wanted(
-        engine, read(Chat, _fields(body) | thinking | {"messages": messages, "tools": body.tools or None})
-    )
+def _chat(engine: Engine, body: OllamaChat, messages: list[Any]) -> Plan:
+    thinking = None if body.think is None else body.think not in (False, "none")
+    fields = _options(body) | {"messages": messages, "tools": body.tools or None, "thinking": thinking}
+    return plan_chat(engine, translated(Chat, body, fields))
 
 
-def ollama_chat_wanted(engine: Engine, body: OllamaChat) -> Wanted:
+def plan_ollama_chat(engine: Engine, body: OllamaChat) -> Plan:
     return _chat(engine, body, body.messages) if body.messages else _load(engine, body)
 
 
-def ollama_generate_wanted(engine: Engine, body: OllamaGenerate) -> Wanted:
+def plan_ollama_generate(engine: Engine, body: OllamaGenerate) -> Plan:
     if body.images:
         raise Refusal(400, "images: this reads text only, no pictures", "images")
     if body.suffix or body.raw:
         prompt = {"prompt": body.prompt, "suffix": body.suffix or None, "raw": body.raw}
-        return completion_wanted(engine, read(Completion, _fields(body) | prompt))
+        return plan_completion(engine, translated(Completion, body, _options(body) | prompt))
     if not body.prompt:
         return _load(engine, body)
     system = [{"role": "system", "content": body.system}] if body.system else []
@@ -157,8 +154,8 @@ class OllamaGenerateWire(OllamaWire):
 
 
 ENDPOINTS = {
-    "/api/chat": (OllamaChat, ollama_chat_wanted, OllamaWire),
-    "/api/generate": (OllamaGenerate, ollama_generate_wanted, OllamaGenerateWire),
+    "/api/chat": (OllamaChat, plan_ollama_chat, OllamaWire),
+    "/api/generate": (OllamaGenerate, plan_ollama_generate, OllamaGenerateWire),
 }
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 from ..tokens.tools import ToolCall
 from .bodies import Chat
+from .chat import plan_chat
 from .engine import Engine
 from .frames import sse
+from .plan import Plan
 from .refusal import Refusal
 from .reply import Delta, Draft, Output, Result, counts
-from .wanted import Wanted, chat_wanted
 from .wire import Wire
 
 REASONS = {"deadline": "length"}  # ours -> OpenAI's
@@ -21,19 +22,19 @@ class ChatWire(Wire):
 
     kind, id_prefix = "chat.completion", "chatcmpl-"
 
-    def __init__(self, engine: Engine, wanted: Wanted):
-        super().__init__(engine, wanted)
+    def __init__(self, engine: Engine, plan: Plan):
+        super().__init__(engine, plan)
         self.texts: dict[int, str] = {}  # sent of each answer
         self.calls: dict[int, int] = {}  # how many were sent of each
 
     def head(self, chunk: bool) -> dict[str, Any]:
         kind = f"{self.kind}.chunk" if chunk else self.kind
-        wanted = self.wanted
-        return {"id": self.id_prefix + wanted.id, "object": kind, "created": wanted.created, "model": self.model}
+        plan = self.plan
+        return {"id": self.id_prefix + plan.id, "object": kind, "created": plan.created, "model": self.model}
 
     def begin(self) -> Iterator[bytes]:
         if not self.body.diffusing:
-            for index in range(self.wanted.rows):
+            for index in range(self.plan.rows):
                 yield self.chunk(index, {"role": "assistant", "content": ""})
 
     def chunk(self, index: int, delta: dict, reason: str | None = None, **more: Any) -> bytes:
@@ -58,7 +59,7 @@ class ChatWire(Wire):
             yield self.chunk(delta.index, shown, **self.running_usage(delta))
 
     def tool_calls(self, index: int, calls: Sequence[ToolCall], first: int = 0) -> list[dict[str, Any]]:
-        return [call.to_openai(f"call_{self.wanted.id[:16]}{index}{i}") for i, call in enumerate(calls, first)]
+        return [call.to_openai(f"call_{self.plan.id[:16]}{index}{i}") for i, call in enumerate(calls, first)]
 
     def mercury(self, event: Delta | Draft) -> Iterator[bytes]:
         """Sends a frame of Inception's, which holds the whole text so far."""
@@ -92,7 +93,7 @@ class ChatWire(Wire):
     def running_usage(self, delta: Delta) -> dict[str, Any]:
         if not (self.body.stream_options or {}).get("continuous_usage_stats"):
             return {}
-        return {"usage": counts(self.wanted.prompt_tokens, delta.tokens)}
+        return {"usage": counts(self.plan.prompt_tokens, delta.tokens)}
 
     def whole(self, result: Result) -> dict[str, Any]:
         choices = [self.choice(output) for output in result.outputs]
@@ -160,4 +161,4 @@ def _entry(text: str, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
-ENDPOINTS = {"/v1/chat/completions": (Chat, chat_wanted, ChatWire)}
+ENDPOINTS = {"/v1/chat/completions": (Chat, plan_chat, ChatWire)}

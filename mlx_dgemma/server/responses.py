@@ -7,12 +7,13 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..tokens.tools import ToolCall
-from .bodies import Body, Chat, Count, read
+from .bodies import Body, Chat, Count, translated
+from .chat import plan_chat
 from .engine import Engine
 from .frames import sse
+from .plan import Plan
 from .refusal import Refusal
 from .reply import Delta, Result
-from .wanted import Wanted, chat_wanted
 from .wire import Wire
 
 USAGE = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens"}  # OpenAI's older names -> these
@@ -29,29 +30,32 @@ class Responses(Body):
     text: dict | None = None  # the form of the text
 
 
-def responses_wanted(engine: Engine, body: Responses) -> Wanted:
-    names = {"input", "instructions", "max_output_tokens", "tools", "tool_choice", "text"}
-    given = body.model_dump(exclude_none=True, exclude=names)
+def plan_response(engine: Engine, body: Responses) -> Plan:
+    turns = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    system = [{"role": "system", "content": body.instructions}] if body.instructions else []
     functions = [tool for tool in body.tools or [] if isinstance(tool, dict) and tool.get("type") == "function"]
     form = (body.text or {}).get("format")
     if isinstance(form, dict) and "schema" in form:
         form = {"type": "json_schema", "json_schema": form}
-    turns = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
-    system = [{"role": "system", "content": body.instructions}] if body.instructions else []
-    fields = {"messages": [*system, *turns], "max_tokens": body.max_output_tokens, "tools": functions or None}
-    fields |= {"response_format": form, "tool_choice": body.tool_choice if functions else None}
-    given |= {name: value for name, value in fields.items() if value is not None}
-    wanted = chat_wanted(engine, read(Chat, given))
+    fields = {
+        "messages": [*system, *turns],
+        "max_tokens": body.max_output_tokens or body.max_tokens,
+        "tools": functions or None,
+        "tool_choice": body.tool_choice if functions else None,
+        "response_format": form or body.response_format,
+        "reasoning": body.reasoning,
+    }
+    plan = plan_chat(engine, translated(Chat, body, fields))
     if left_out := len(body.tools or []) - len(functions):
-        wanted.warnings.append(f"tools: {left_out} that are no functions were left out")
-    return wanted
+        plan.warnings.append(f"tools: {left_out} that are no functions were left out")
+    return plan
 
 
 class ResponsesWire(Wire):
     """A reply: items of output, a message or calls."""
 
-    def __init__(self, engine: Engine, wanted: Wanted):
-        super().__init__(engine, wanted)
+    def __init__(self, engine: Engine, plan: Plan):
+        super().__init__(engine, plan)
         self.numbers, self.text = count(), ""
         self.open = False  # the message has begun
 
@@ -59,8 +63,8 @@ class ResponsesWire(Wire):
         return sse({"type": kind, "sequence_number": next(self.numbers), **fields}, kind)
 
     def head(self, status: str, output: list, **more: Any) -> dict[str, Any]:
-        wanted = self.wanted
-        head = {"id": f"resp_{wanted.id}", "object": "response", "created_at": wanted.created, "status": status}
+        plan = self.plan
+        head = {"id": f"resp_{plan.id}", "object": "response", "created_at": plan.created, "status": status}
         head |= {"model": self.model, "output": output, "error": None, "incomplete_details": None}
         head |= {"instructions": None, "metadata": {}, "parallel_tool_calls": True, "tools": [], "tool_choice": "auto"}
         return head | {"temperature": None, "top_p": None, "usage": None} | more
@@ -84,15 +88,15 @@ class ResponsesWire(Wire):
         yield self.send("response.output_text.delta", **self.place(), delta=text, logprobs=[])
 
     def place(self) -> dict[str, Any]:
-        return {"item_id": f"msg_{self.wanted.id}", "output_index": 0, "content_index": 0}
+        return {"item_id": f"msg_{self.plan.id}", "output_index": 0, "content_index": 0}
 
     def message(self, text: str, status: str) -> dict[str, Any]:
-        item = {"id": f"msg_{self.wanted.id}", "type": "message", "role": "assistant", "status": status}
+        item = {"id": f"msg_{self.plan.id}", "type": "message", "role": "assistant", "status": status}
         return item | {"content": [_part(text)]}
 
     def call(self, number: int, call: ToolCall) -> dict[str, Any]:
-        item = {"id": f"fc_{self.wanted.id}{number}", "type": "function_call", "status": "completed"}
-        return item | {"call_id": f"call_{self.wanted.id[:20]}{number}", "name": call.name, "arguments": call.json()}
+        item = {"id": f"fc_{self.plan.id}{number}", "type": "function_call", "status": "completed"}
+        return item | {"call_id": f"call_{self.plan.id[:20]}{number}", "name": call.name, "arguments": call.json()}
 
     def end(self, result: Result) -> Iterator[bytes]:
         whole = self.whole(result)
@@ -130,7 +134,7 @@ class ResponsesWire(Wire):
         return self.head(status, items, usage=usage, **details, **result.more)
 
 
-ENDPOINTS = {"/v1/responses": (Responses, responses_wanted, ResponsesWire)}
+ENDPOINTS = {"/v1/responses": (Responses, plan_response, ResponsesWire)}
 
 
 def _part(text: str) -> dict[str, Any]:

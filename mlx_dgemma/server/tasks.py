@@ -1,14 +1,14 @@
-"""The tasks that requests are: answers to prompts, gaps and edits, choices, scores. They run in the model's thread."""
+"""The tasks that requests are: answers to prompts and their scores, gaps. They run in the model's thread."""
 
 import json
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..fill.infill import Filled, Infill, fill
-from ..forms.choices import choosing
 from ..forms.language import Language, begin_within
 from ..seam.model import Cache, Text
 from ..seam.shared import join_scores
@@ -38,7 +38,7 @@ class Question:
     language: Language | None = None  # of which an answer is
     mark: int = 0  # tokens that other prompts begin with, too
     drafts: bool = False
-    scored: bool = False  # the log-probability of each token is wanted
+    scored: bool = False  # the log-probability of each token is plan
     echo: str | None = None  # the prompt's text, to stand before the answer; its tokens are scored, too
     tool: str | None = None  # the tool whose arguments the text is, as JSON; "" where the text names it, too
     most_calls: int | None = None  # of tools; None: any number
@@ -71,13 +71,12 @@ class Written:
         tool = self.question.tool
         if tool is None:
             return self.answer.calls[: self.question.most_calls]
-        try:
-            call = json.loads(self.answer.text) if self.done else None
-        except ValueError:  # cut by a stop
-            call = None
-        if call is None:
+        if not self.done:
             return []
-        return [ToolCall(tool, call) if tool else ToolCall(call["name"], call["arguments"])]
+        with suppress(ValueError):  # it was cut by a stop
+            call = json.loads(self.answer.text)
+            return [ToolCall(tool, call) if tool else ToolCall(call["name"], call["arguments"])]
+        return []
 
     @property
     def thinking_tokens(self) -> int:
@@ -236,14 +235,3 @@ def fill_gaps(engine: Engine, request: Infill, put: Put, *, mark: int = 0, draft
 
     [filled] = yield from fill(engine.model, engine.alphabet, [request], engine.places, prompt=cache, show=show)
     return filled
-
-
-def choose(engine: Engine, question: Question, texts: Sequence[str]) -> Task[dict[str, Any]]:
-    """Choose among `texts`, as the command does."""
-    return (yield from choosing(engine.model, engine.tokenizer, question.tokens, texts, question.ask))
-
-
-def warm_up(engine: Engine, tokens: Sequence[int]) -> Task[None]:
-    """Encode `tokens` for a prompt that will begin so."""
-    cache, _ = yield from engine.prefixes.read(engine.model, list(tokens), rest=0)
-    engine.prefixes.keep(tokens, cache)

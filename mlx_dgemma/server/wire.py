@@ -6,9 +6,9 @@ from typing import Any, Protocol
 from .drafts import frame
 from .engine import Engine
 from .frames import sse
+from .plan import Plan
 from .refusal import Refusal
 from .reply import Delta, Draft, Result
-from .wanted import Wanted
 
 
 class Wire(Protocol):
@@ -17,9 +17,9 @@ class Wire(Protocol):
     media_type = "text/event-stream"
     ping = b": ping\n\n"  # sent where nothing else is for a while
 
-    def __init__(self, engine: Engine, wanted: Wanted):
-        self.engine, self.wanted, self.body = engine, wanted, wanted.body
-        self.model = wanted.body.model or engine.name  # as the client calls it
+    def __init__(self, engine: Engine, plan: Plan):
+        self.engine, self.plan, self.body = engine, plan, plan.body
+        self.model = plan.body.model or engine.name  # as the client calls it
 
     def begin(self) -> Iterable[bytes]:
         return ()
@@ -28,7 +28,7 @@ class Wire(Protocol):
         return self.draft(event.index, self.frame(event)) if isinstance(event, Draft) else self.delta(event)
 
     def frame(self, draft: Draft) -> dict[str, Any]:
-        passes, tokens = self.wanted.ask.sampling.max_denoising_steps, self.body.drafts == "tokens"
+        passes, tokens = self.plan.ask.sampling.max_denoising_steps, self.body.drafts == "tokens"
         return frame(self.engine.tokenizer, self.engine.model.facts, draft, passes, tokens=tokens)
 
     def draft(self, index: int, shown: dict[str, Any]) -> Iterable[bytes]:
