@@ -85,12 +85,12 @@ def plan_fim(engine: Engine, body: Completion) -> Plan:
     return plan_gap(engine, body, body.prompt, body.suffix or "", longest=body.max_tokens)
 
 
-def _prompts(given: str | list) -> list[str | list]:
+def _prompts(prompt: str | list) -> list[str | list]:
     """Returns the prompts of a completion: one text, one list of token ids, or several of either."""
-    several = isinstance(given, list) and given and all(isinstance(each, str | list) for each in given)
-    if several and len(given) > MOST_PROMPTS:
-        raise Refusal(400, f"prompt: {MOST_PROMPTS} are taken at once, got {len(given)}", "prompt")
-    return given if several else [given]
+    several = isinstance(prompt, list) and prompt and all(isinstance(part, str | list) for part in prompt)
+    if several and len(prompt) > MOST_PROMPTS:
+        raise Refusal(400, f"prompt: {MOST_PROMPTS} are taken at once, got {len(prompt)}", "prompt")
+    return prompt if several else [prompt]
 
 
 def _tokens(engine: Engine, prompt: str | list, raw: bool) -> list[int]:

@@ -4,14 +4,15 @@ import argparse
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 from ..errors import Mistake
 from ..forms import template
 from ..forms.choices import choosing
 from ..forms.language import Language
-from ..terminal.options import preset
+from ..seam.model import Draw
+from ..terminal.options import options_of, preset
 from ..writing.ask import Ask
 from ..writing.sampling import Sampling
 from ..writing.task import Task
@@ -22,7 +23,6 @@ from .refusal import Refusal, refusal
 from .reply import Output, Result, counts
 from .tasks import Put, Question, Written
 
-DENOISING = {each.name for each in fields(Sampling)}
 DRAWN = ("temperature", "top_p", "top_k", "min_p")  # fields of a body
 
 
@@ -92,8 +92,7 @@ def ask_of(engine: Engine, body: Body, max_tokens: int | None) -> tuple[Ask, lis
         raise Refusal(400, f"preset: {error}", "preset") from None
     single = {name: getattr(body, name) for name in ("max_denoising_steps", "canvas_length", "sampler")}
     single = {name: value for name, value in single.items() if value is not None}
-    denoising = {name: value for name, value in options.items() if name in DENOISING} | single
-    drawing = {name: value for name, value in options.items() if name not in DENOISING}
+    denoising, drawing = options_of(Sampling, options) | single, options_of(Draw, options)
     if (mode == "ar" and denoising) or (mode == "diffusion" and drawing):
         name = next(iter(single)) if mode == "ar" and single else "preset"
         raise Refusal(400, f"{name} does not go with mode {mode!r}: leave one of them out", name)

@@ -44,8 +44,8 @@ def read_form(options: argparse.Namespace, max_tokens: int | None = None) -> For
 
     A length limit of a schema that no text of `max_tokens` can reach costs nothing.
     """
-    given = {"--json-schema": options.json_schema, "--template": options.template, "--choices": options.choices}
-    flags = [flag for flag, value in given.items() if value is not None]
+    forms = {"--json-schema": options.json_schema, "--template": options.template, "--choices": options.choices}
+    flags = [flag for flag, value in forms.items() if value is not None]
     if not flags:
         return None
     if len(flags) > 1:

@@ -37,7 +37,7 @@ def preset(text: str) -> Options:
             need = f"{', '.join(PRESETS)}, verify, or NAME=VALUE with one of {', '.join(sorted(known))}"
             raise argparse.ArgumentTypeError(f"need {need}; got {part!r}")
     try:  # what is wrong is known before anything is loaded
-        Sampling(**_options_of(Sampling, options)), Draw(**_options_of(Draw, options))
+        Sampling(**options_of(Sampling, options)), Draw(**options_of(Draw, options))
     except Mistake as mistake:
         raise argparse.ArgumentTypeError(str(mistake)) from None
     return options
@@ -47,12 +47,13 @@ class _Preset(argparse.Action):
     """Lays options over those that were given before. `const`: the name of the one option that the flag is for."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        given = dict(values) if self.const is None else {self.const: values}
-        namespace.verify = given.pop("verify", namespace.verify)
-        namespace.preset = namespace.preset | given
+        options = dict(values) if self.const is None else {self.const: values}
+        namespace.verify = options.pop("verify", namespace.verify)
+        namespace.preset = namespace.preset | options
 
 
-def _options_of(kind: type[Sampling | Draw], options: Options) -> Options:
+def options_of(kind: type[Sampling | Draw], options: Options) -> Options:
+    """Returns those of `options` that are fields of `kind`."""
     names = {field.name for field in fields(kind)}
     return {name: value for name, value in options.items() if name in names}
 
@@ -150,7 +151,7 @@ def check_stop(options: argparse.Namespace) -> None:
 def check_ask(options: argparse.Namespace) -> None:
     """Mistake where flags contradict each other. Before anything is loaded."""
     mode = options.mode or "diffusion"
-    denoising, drawing = _options_of(Sampling, options.preset), _options_of(Draw, options.preset)
+    denoising, drawing = options_of(Sampling, options.preset), options_of(Draw, options.preset)
     if drawing and mode == "diffusion":
         modes = " (--mode ar or auto)" if options.mode else ""
         option = f"{next(iter(drawing))} is of writing left to right{modes}"
@@ -169,13 +170,13 @@ def _ask(options: argparse.Namespace, sampling: Sampling) -> Ask:
     """Returns what the flags ask for, over the checkpoint's `sampling`."""
     steps = {"max_denoising_steps": options.max_denoising_steps} if options.max_denoising_steps else {}
     return Ask(
-        sampling=replace(sampling, **_options_of(Sampling, options.preset) | steps),
+        sampling=replace(sampling, **options_of(Sampling, options.preset) | steps),
         max_tokens=options.max_tokens,
         seed=options.seed,
         mode=options.mode or "diffusion",
         verify=options.verify,
         deadline=options.deadline,
-        draw=Draw(**_options_of(Draw, options.preset)),
+        draw=Draw(**options_of(Draw, options.preset)),
     )
 
 
@@ -189,13 +190,13 @@ def with_option(ask: Ask, name: str, value: str) -> Ask:
             return replace(ask, deadline=None if value == "none" else float(value))
         if name == "verify":
             return replace(ask, verify=value != "off")
-        given = preset(f"{name}={value}" if value else name)
+        options = preset(f"{name}={value}" if value else name)
     except (argparse.ArgumentTypeError, ValueError) as error:
         raise Mistake(f"{name} {value}: {error}") from None
-    drawing = _options_of(Draw, given)
+    drawing = options_of(Draw, options)
     if drawing and ask.mode == "diffusion":
         raise Mistake(f"{name} is of writing left to right: choose --mode ar or auto first")
-    sampling = replace(ask.sampling, **_options_of(Sampling, given))
+    sampling = replace(ask.sampling, **options_of(Sampling, options))
     return replace(ask, sampling=sampling, draw=replace(ask.draw, **drawing))
 
 
@@ -209,8 +210,8 @@ def open_model(name: str, options: argparse.Namespace) -> tuple[DiffusionModel, 
     if not options.adapter_path and (adapters := adapter_files(folder)):
         note(f"{name}: {', '.join(adapters)} beside the weights is an adapter, and not used: see --adapter-path")
     with waiting("loading"):
-        given = options.model, options.backend, options.dtype, options.adapter_path
-        model, tokenizer, sampling = load(*given, max_memory=options.max_memory)
+        flags = options.model, options.backend, options.dtype, options.adapter_path
+        model, tokenizer, sampling = load(*flags, max_memory=options.max_memory)
     if options.max_memory and not options.quiet:
         room = model.facts.max_position_embeddings
         note(f"{name}: --max-memory {options.max_memory / 1e9:g} has room for texts of {room:,} tokens")

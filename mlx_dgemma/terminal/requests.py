@@ -76,24 +76,24 @@ def read_lines(path: str, default: Request) -> list[Request]:
 
 
 def _parse(line: str, default: Request) -> Request:
-    given = _read_object(line)
-    texts, lengths = _gaps(given) if FILL_FIELDS & set(given) else ([], None)
-    thinking = given.get("thinking", default.thinking)
+    fields = _read_object(line)
+    texts, lengths = _gaps(fields) if FILL_FIELDS & set(fields) else ([], None)
+    thinking = fields.get("thinking", default.thinking)
     if texts and thinking:
         raise Mistake("what fills a gap is not thought about: leave out thinking")
-    prompt = normalized(given["prompt"]) if "prompt" in given else fill_prompt(texts)
-    turns = [_with_lines(m) for m in given.get("messages") or []] or [{"role": "user", "content": prompt}]
-    system = given.get("system", default.system)
+    prompt = normalized(fields["prompt"]) if "prompt" in fields else fill_prompt(texts)
+    turns = [_with_lines(m) for m in fields.get("messages") or []] or [{"role": "user", "content": prompt}]
+    system = fields.get("system", default.system)
     return replace(
         default,
         system=system and normalized(system),
         turns=turns,
         thinking=thinking,
-        tools=read_tools(given["tools"]) if given.get("tools") else None,
-        ask=replace(default.ask, **{name: given[name] for name in ("max_tokens", "seed") if name in given}),
+        tools=read_tools(fields["tools"]) if fields.get("tools") else None,
+        ask=replace(default.ask, **{name: fields[name] for name in ("max_tokens", "seed") if name in fields}),
         texts=texts,
         lengths=lengths,
-        heal=given.get("heal", False),
+        heal=fields.get("heal", False),
     )
 
 
@@ -105,30 +105,30 @@ def _with_lines(message: Any) -> Any:
 
 def _read_object(line: str) -> dict[str, Any]:
     try:
-        given = json.loads(line)
+        fields = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise Mistake(f"not JSON: {error}") from None
-    prompts = isinstance(given, dict) and ("prompt" in given) + bool(given.get("messages"))
-    if not isinstance(given, dict) or prompts > 1 or not (prompts or FILL_FIELDS & set(given)):
+    prompts = isinstance(fields, dict) and ("prompt" in fields) + bool(fields.get("messages"))
+    if not isinstance(fields, dict) or prompts > 1 or not (prompts or FILL_FIELDS & set(fields)):
         raise Mistake(f'need an object with "prompt" or "messages", or with a text to fill, got {line[:60]}')
-    if unknown := sorted(given.keys() - FIELDS):
+    if unknown := sorted(fields.keys() - FIELDS):
         raise Mistake(f"{unknown[0]} is not one of {', '.join(sorted(FIELDS))}")
-    for name, value in given.items():
+    for name, value in fields.items():
         kind, words = FIELDS[name]
         need(isinstance(value, kind), f'"{name}" to be {words}', repr(value))
-    need(given.get("gap") != [], '"gap" to be tokens, or a list of such numbers', "[]")
+    need(fields.get("gap") != [], '"gap" to be tokens, or a list of such numbers', "[]")
     for name, least in {"max_tokens": 1, "seed": 0, "gap": 1}.items():
-        value = least if given.get(name) is None else given[name]
+        value = least if fields.get(name) is None else fields[name]
         for number in value if isinstance(value, list) else [value]:
             need_whole(name, number, least)
-    return given
+    return fields
 
 
-def _gaps(given: dict[str, Any]) -> tuple[list[str], list[int] | None]:
+def _gaps(fields: dict[str, Any]) -> tuple[list[str], list[int] | None]:
     """Returns the texts around the gaps of a line, and the lengths of the gaps."""
-    if "fill" in given and {"prefix", "suffix"} & set(given):
+    if "fill" in fields and {"prefix", "suffix"} & set(fields):
         raise Mistake('"fill" and "prefix" or "suffix" are two ways to say what is there: give one')
-    texts, gap = texts_around(*(given.get(name) for name in ("fill", "prefix", "suffix"))), given.get("gap")
+    texts, gap = texts_around(*(fields.get(name) for name in ("fill", "prefix", "suffix"))), fields.get("gap")
     return texts, gap_lengths([gap] if isinstance(gap, int) else gap, len(texts) - 1)
 
 
