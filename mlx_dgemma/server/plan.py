@@ -125,8 +125,8 @@ def _draw(drawn: dict[str, float], warnings: list[str]) -> dict[str, float]:
 def form_of(engine: Engine, body: Body, ask: Ask, calls: Callable[[], Language] | None = None) -> Language | None:
     """Returns the language that a text must be of; `calls` makes that of forced tools. Refusal where there are several
     forms."""
-    schema, field = _schema_of(body)
-    forms = {"template": body.template, "choices": body.choices, field: schema, "tool_choice": calls}
+    schema, asking = _schema_of(body)
+    forms = {"template": body.template, "choices": body.choices, asking: schema, "tool_choice": calls}
     names = [name for name, value in forms.items() if value is not None]
     if len(names) > 1:
         raise Refusal(400, f"{names[0]} and {names[1]} do not go together: choose one", names[1])
