@@ -39,6 +39,8 @@ def chat_of(body: Messages) -> Chat:
     if isinstance(system, list):
         system = "\n".join(str(part.get("text", "")) for part in system)
     kind = choice.get("type")
+    if not isinstance(kind, str | None):
+        raise Refusal(400, f"tool_choice: need a type that is a text, got {kind!r:.80}", "tool_choice")
     chosen: Any = {"any": "required"}.get(kind, kind)
     if kind == "tool":
         chosen = {"type": "function", "function": {"name": choice.get("name")}}
