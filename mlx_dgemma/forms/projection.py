@@ -75,7 +75,7 @@ class _Projection:
         }:
             between = self.notation.comma
             # The first in the schema's order is the one behind which most of the others can still come.
-            first = max(ways, key=lambda name: sum(self.fits(between + names[n], ways[name][1]) for n in names))
+            first = max(ways, key=lambda name: sum(self.fits(between + names[n], ways[name][1]) for n in ways))
             written, state = ways[first]
             text += written
             del names[first]

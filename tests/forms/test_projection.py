@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import permutations
 
 import pytest
 import schema_rates
@@ -41,6 +42,12 @@ def test_members_that_may_be_left_out():
     )
     assert projected(automaton, '{"age": 3}') == '{"age": 3}'
     assert projected(automaton, '{"name": "Zoe"}') is None
+
+
+def test_no_member_is_lost_that_may_stand_before_one_that_must():
+    automaton = schema.automaton(form("job") | {"properties": schema_rates.PERSON})
+    for order in permutations(SAID):
+        assert projected(automaton, json.dumps({name: SAID[name] for name in order})) == json.dumps(SAID)
 
 
 def test_inside_lists_and_prose():
