@@ -102,7 +102,7 @@ class TokenByToken:
     """A text of the language that is written left to right: a `Constraint`.
 
     As long as the model writes a text of the language unaided, it stands. Where it departs, tokens are collected: if
-    their JSON has, in the order of the form, what is written already and the rest of a document, that rest is written.
+    they have, in the order of the form, what is written already and the rest of a document, that rest is written.
     Else the text is held to the form from where it departed.
     """
 

@@ -20,13 +20,13 @@ from ..errors import Mistake
 from ..seam.model import Facts
 from ..tokens.tokenizer import Tokenizer
 from .automaton import Automaton
-from .notation import CONTROL, CONTROLS
+from .notation import CONTROLS
 
 IMPROBABLE = -150.0  # nats: for a token that was not allowed where it is needed; no other is as improbable
 AHEAD = 64  # bytes of a text that the tokenizer is shown for its next token
 FAR = np.iinfo(np.int32).max
 LONGEST = 256  # bytes of a token, at most
-_CONTROL = re.compile(rb"([%b-\xff])" % bytes([CONTROL]))
+_CONTROL = re.compile(rb"([\xf8-\xff])")  # bytes that UTF-8 never has
 
 
 class Vocabulary:
@@ -37,12 +37,11 @@ class Vocabulary:
         """Mistake where a token is longer than `LONGEST`."""
         self._encode = tokenizer.encode_parts
         self.spelt = [b"" if _CONTROL.search(text) else text for text in tokenizer.spelling(vocab_size)]
-        controls = map(tokenizer.token_id, CONTROLS)
-        self.has_calls = None not in (tokens := [*controls])
-        for i, token in enumerate(tokens):
-            if token is not None:
-                self.spelt[token] = bytes([CONTROL + i])
+        for name, text in CONTROLS.items():
+            if (token := tokenizer.token_id(name)) is not None and token < vocab_size:
+                self.spelt[token] = text
         self.token = {text: token for token, text in enumerate(self.spelt) if text}
+        self.has_calls = self.token.keys() >= {*CONTROLS.values()}
         self.lengths = np.array([len(text) for text in self.spelt])
         self.longest = int(self.lengths.max())
         if self.longest > LONGEST:

@@ -13,34 +13,21 @@ from ..tokens import tools
 from ..tokens.stream import CHANNEL_CLOSE, CHANNEL_OPEN
 from .automaton import Automaton, Budget, trimmed
 from .construction import build_automaton
-from .expression import (
-    ANY,
-    Both,
-    Chars,
-    Either,
-    Expression,
-    Ranges,
-    Repeat,
-    Series,
-    Text,
-    optional,
-    overlap,
-    series,
-    without,
-)
+from .expression import ANY, Both, Chars, Either, Expression, Repeat, Series, Text, optional, overlap, series, without
 
-CONTROL = 0xF8  # the byte of the first control token
-CONTROLS = (tools.CALL_OPEN, tools.CALL_CLOSE, tools.QUOTE, CHANNEL_OPEN, CHANNEL_CLOSE)
-CALL, END, QUOTE, THOUGHT, THOUGHT_END = (bytes([CONTROL + i]) for i in range(len(CONTROLS)))
-ESCAPED: Ranges = ((0, 31), (34, 34), (92, 92))  # control characters, quote, backslash
-SPACES: Ranges = tuple((code, code) for code in range(0x3001) if chr(code).isspace())
-MARKS: Ranges = tuple((ord(mark), ord(mark)) for mark in ":,{}[]")
+CALL, END, QUOTE, THOUGHT, THOUGHT_END = (bytes([0xF8 + i]) for i in range(5))
+CONTROLS = {tools.CALL_OPEN: CALL, tools.CALL_CLOSE: END, tools.QUOTE: QUOTE}
+CONTROLS |= {CHANNEL_OPEN: THOUGHT, CHANNEL_CLOSE: THOUGHT_END}
+ESCAPED = ((0, 31), (34, 34), (92, 92))  # control characters, quote, backslash
+SPACES = tuple((code, code) for code in range(0x3001) if chr(code).isspace())
+MARKS = tuple((ord(mark), ord(mark)) for mark in ":,{}[]")
 
 
 class Json:
     """As `json.dumps` writes it."""
 
     comma, colon = b", ", b": "
+    closing = b"]}"  # one of these bytes ends a document
 
     def written(self, value: Any) -> bytes:
         """Mistake where it cannot be written: Python reads 1e400 as infinite."""
@@ -103,8 +90,6 @@ class Json:
         """Whether more of what was written may make it a document."""
         return text.lstrip()[:1] in (b"", b"{", b"[", b"`")
 
-    closing = b"]}"  # one of these bytes ends a document
-
 
 class Calls:
     """As a chat template writes the arguments of a call. A name that a reader would not find bare is a string."""
@@ -151,7 +136,7 @@ class Calls:
 
     def pieces(self, text: bytes) -> list | None:
         before, *calls = text.split(CALL)
-        pieces: list = [before[before.find(THOUGHT) : before.rfind(THOUGHT_END) + 1]]
+        pieces: list = [before[before.find(THOUGHT) : before.rfind(THOUGHT_END) + 1]]  # thoughts, and no other words
         for each in calls:
             inside, end, _ = each.partition(END)
             call = tools.parsed_call(*(part.decode("utf-8", "surrogateescape") for part in (inside, QUOTE)))
@@ -181,7 +166,7 @@ def _json(value: Any) -> str:
 
 
 @lru_cache(maxsize=1000)
-def _escaped_class(ranges: Ranges) -> Expression:
+def _escaped_class(ranges: tuple[tuple[int, int], ...]) -> Expression:
     plain = Chars(overlap(ranges, without(ESCAPED)))
     special = (chr(c) for a, b in overlap(ranges, ESCAPED) for c in range(a, b + 1))
     return Either((plain, *(Text(json.dumps(character)[1:-1]) for character in special)))
