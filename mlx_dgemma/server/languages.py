@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import Mistake
 from ..forms import schema, template
-from ..forms.automaton import MOST_WORK, Automaton, Budget
+from ..forms.automaton import MAX_WORK, Automaton, Budget
 from ..forms.calls import calls, json_calls
 from ..forms.construction import build_automaton
 from ..forms.language import Language
@@ -48,7 +48,7 @@ class Languages:
     def of_calls(self, tools: Sequence[dict], max_tokens: int, *, several: bool, thinking: bool) -> Language:
         """The calls of `tools`; JSON where the vocabulary has no calls, and then `several` and `thinking` say nothing.
         Mistake where a schema of theirs cannot be held."""
-        budget = Budget(min(len(tools), 5) * MOST_WORK, max_tokens * LONGEST)
+        budget = Budget(min(len(tools), 5) * MAX_WORK, max_tokens * LONGEST)
         key = ("calls", json.dumps(tools), max_tokens, several, thinking)
         if not self.vocabulary.has_calls:
             return self._get(key, lambda: json_calls(tools, budget))
