@@ -14,6 +14,7 @@ from pathlib import Path
 from ..errors import Mistake, need
 
 LEADER, SECRET = "MLX_DGEMMA_LEADER", "MLX_DGEMMA_SECRET"
+MOST_HERE = 16  # ranks that one machine starts: hardly one has more devices
 BEYOND = 1000  # rank 0 is met at the engine's port and so many more
 
 
@@ -92,6 +93,7 @@ def free_ports(count: int) -> list[int]:
 
 def start_here(ranks: int, backend: str) -> list[subprocess.Popen]:
     """Start the other ranks of a model on this machine; this process becomes rank 0 by its environment."""
+    need(ranks <= MOST_HERE, f"--tensor-parallel <= {MOST_HERE} on one machine", str(ranks))
     engine, meeting, *ring = free_ports(2 + ranks)
     common = {LEADER: f"127.0.0.1:{meeting}", SECRET: secrets.token_hex(16)}
     if backend == "torch":

@@ -18,7 +18,7 @@ from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.ranks import wire
-from mlx_dgemma.ranks.place import Place, place
+from mlx_dgemma.ranks.place import Place, place, start_here
 
 BACKENDS = ("mlx", "torch")
 RUNS = int(os.environ.get("RUNS", "1"))  # of those with random delays, and with a rank that is killed
@@ -200,3 +200,9 @@ def test_what_cannot_be_divided_or_differs_is_told_in_a_line(backend, tmp_path):
         codes = twenty.wait(twenty.start([str(here), *command[2:]], backend, 2, tmp_path, HERE="{rank}"), 60)
         said = (tmp_path / "stderr.0").read_text()
         assert codes[0] == 2 and line in said and "rank 1" in said and "Traceback" not in said, said
+
+
+def test_a_number_that_no_machine_has_starts_nothing(monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", pytest.fail)
+    with pytest.raises(Mistake, match="need --tensor-parallel <= 16 on one machine, got 1000"):
+        start_here(1000, "mlx")
