@@ -1,11 +1,13 @@
 """OpenAI's responses, without a memory: each request brings the whole conversation."""
 
+import re
 from collections.abc import Iterator
 from itertools import count
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from ..tokens.messages import MessageMistake
 from ..tokens.tools import ToolCall
 from .bodies import Body, Chat, Count, translated
 from .chat import plan_chat
@@ -45,7 +47,11 @@ def plan_response(engine: Engine, body: Responses) -> Plan:
         "response_format": form or body.response_format,
         "reasoning": body.reasoning,
     }
-    plan = plan_chat(engine, translated(Chat, body, fields))
+    try:
+        plan = plan_chat(engine, translated(Chat, body, fields))
+    except MessageMistake as mistake:  # it names a place in the chat's messages
+        place = re.sub(r"^messages\[(\d+)\]", lambda m: f"input[{int(m[1]) - len(system)}]", mistake.where)
+        raise Refusal(400, str(mistake).replace(mistake.where, place, 1), place) from None
     if left_out := len(body.tools or []) - len(functions):
         plan.warnings.append(f"tools: {left_out} that are no functions were left out")
     return plan

@@ -94,6 +94,8 @@ def template_messages(given: Sequence[dict]) -> list[dict]:
         if not isinstance(message, dict):
             need = 'need a list of messages, {"role": ..., "content": ...}'
             raise MessageMistake(where, f"{need}, got {message!r:.80}")
+        if "role" not in message and "type" in message:
+            raise MessageMistake(where, f"need a message, a call or its output, got {message!r:.80}")
         if (role := _ROLES.get(str(message.get("role")))) is None:
             raise MessageMistake(f"{where}.role", f"need one of {', '.join(_ROLES)}, got {message.get('role')!r:.80}")
         turn = {"role": role, "content": _message_text(message, where)}

@@ -282,6 +282,9 @@ def test_responses(server):
     assert events[-1][1]["response"]["output"][0]["content"][0]["text"] == ANSWER
     for field in ({"previous_response_id": "a"}, {"n": 3}):
         assert server.post("/v1/responses", {"input": "x", **field})[0] == 400
+    items = [*parts, {"type": "item_reference", "id": "a"}]
+    status, refused = server.post("/v1/responses", {"input": items, "instructions": "Be brief."})
+    assert (status, refused["error"]["param"]) == (400, "input[1]") and "a call" in refused["error"]["message"]
 
 
 def test_responses_call_tools(server):
