@@ -17,6 +17,7 @@ from mlx_dgemma.ranks.place import free_ports
 
 pytestmark = pytest.mark.slow
 BACKENDS = ("mlx", "torch")
+FEW = ["--max-denoising-steps", "3"]  # each pass waits for the other rank many times
 
 
 @pytest.fixture(params=BACKENDS)
@@ -49,26 +50,27 @@ def test_batch_fill_and_edit(backend, tmp_path):
     asked = [{"prompt": "Sort: Lima, Tokyo, Kyiv"}, {"prompt": "Reverse: clerk, Kofi"}, {"prompt": "What is 2 + 2?"}]
     requests.write_text("".join(json.dumps(line) + "\n" for line in asked))
     file.write_text("Kyiv, Lima\nTokyo\n")
-    texts = []
-    for ranks in (1, 2):
-        out = tmp_path / f"out.{ranks}"
-        ended(run(command("batch", str(requests), "--out", str(out), backend=backend, ranks=ranks)))
-        told = [json.loads(line) for line in out.read_text().splitlines()]
-        filled = ended(run(command("fill", "Kyiv, <fill>, Tokyo", "--gap", "4", backend=backend, ranks=ranks)))
-        edit = ["edit", str(file), "--lines", "1:1", "--prompt", "Sort: <file>", "--max-denoising-steps", "3"]
-        edited = ended(run(command(*edit, backend=backend, ranks=ranks)))
-        texts.append([[line["text"] for line in told], filled, edited])
-    assert texts[0] == texts[1] and len(texts[0][0]) == 3
+    calls = [
+        ("batch", [str(requests)]),
+        ("fill", ["Kyiv, <fill>, Tokyo", "--gap", "4"]),
+        ("edit", [str(file), "--lines", "1:1", "--prompt", "Sort: <file>"]),
+    ]
+    for name, given in calls:
+        alone, divided = (ended(run(command(name, *given, *FEW, backend=backend, ranks=n))) for n in (1, 2))
+        if name == "batch":
+            alone, divided = ([json.loads(line)["text"] for line in out.splitlines()] for out in (alone, divided))
+            assert len(alone) == 3
+        assert alone == divided
 
 
 def test_a_chat_is_saved_and_goes_on(backend, tmp_path):
     """Shares of the cache lie beside rank 0's; with one of them gone the chat cannot go on."""
     folder = tmp_path / "chat"
-    first = run(command("chat", backend=backend), f"Sort: Lima, Kyiv\n/save {folder}\nSort: Oslo, Bern\n")
+    first = run(command("chat", *FEW, backend=backend), f"Sort: Lima, Kyiv\n/save {folder}\nSort: Oslo, Bern\n")
     ended(first)
     names = sorted(file.name.split(".", 1)[1] for file in folder.iterdir())
     assert names == ["json", "safetensors", "safetensors.rank1"]
-    again = ended(run(command("chat", "--load", str(folder), backend=backend), "Sort: Oslo, Bern\n"))
+    again = ended(run(command("chat", "--load", str(folder), *FEW, backend=backend), "Sort: Oslo, Bern\n"))
     assert again.strip() and again.strip().splitlines()[-1] == first.stdout.strip().splitlines()[-1]
     next(folder.glob("*.rank1")).unlink()
     broken = run(command("chat", "--load", str(folder), backend=backend), "Sort: Oslo, Bern\n")
@@ -82,9 +84,10 @@ def ask(port: int, prompt: str) -> str:
     return json.loads(connection.getresponse().read())["choices"][0]["message"]["content"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(("backend", "number"), [("mlx", signal.SIGINT), ("torch", signal.SIGKILL)])
 def test_a_server(backend, number, tmp_path):
     """It answers, and ends by Ctrl-C; or within ten seconds where the other rank is killed."""
+    pytest.importorskip(backend)
     [port] = free_ports(1)
     with open(tmp_path / "stderr", "w") as said:
         given = command("server", "--port", str(port), backend=backend)
@@ -106,9 +109,10 @@ def test_a_server(backend, number, tmp_path):
         server.kill()
 
 
-def test_ctrl_c_ends_all(backend):
+def test_ctrl_c_ends_all():
     """Wherever it comes: no rank waits for another."""
-    given = command("generate", "--prompt", "Write a function that adds", "--max-tokens", "900", backend=backend)
+    pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
+    given = command("generate", "--prompt", "Write a function that adds", "--max-tokens", "900", backend="torch")
     process = subprocess.Popen(given, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(8)
     process.send_signal(signal.SIGINT)

@@ -77,6 +77,7 @@ def by_expert(x: torch.Tensor, layer: Linear, ends: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("quantization", [None, "fp8", *FORMATS], ids=str)
 @pytest.mark.parametrize("ends", [[3, 3, 40, 41, 57], [0, 0, 0, 0, 64], [5, 5, 20, 20, 20]], ids=str)
+@pytest.mark.sample(10)
 def test_a_product_expert_by_expert(quantization, ends):
     layer = made(ExpertLinear(5, 80, 192 if quantization is None else 384), quantization)
     x = rows(64, layer.rows(0, torch.float32).shape[1])
@@ -88,6 +89,7 @@ def test_a_product_expert_by_expert(quantization, ends):
 
 @pytest.mark.parametrize("quantization", [None, "fp8", FORMATS[0], FORMATS[2], FORMATS[6]], ids=str)
 @pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.sample(5)
 def test_tokens_are_gathered_and_gated_inside_a_product(quantization, per_row):
     """With the global scales that NVIDIA's NVFP4 has, of experts or of their rows."""
     layer, ends = made(ExpertLinear(3, 96, 128), quantization), [4, 9, 30]

@@ -38,9 +38,9 @@ else:
     value = LogSumExp.apply(hidden, table.weight, table, cap).mean(); value.backward()
     gradient, peak = hidden.grad, held("VmHWM:") - before
 value, gradient = float(value), np.array(gradient)
-exact, slope = [], np.zeros((T, D))
+exact, slope, w = [], np.zeros((T, D)), w.astype(np.float64)
 for i in range(0, T, 16):
-    z = cap * np.tanh(h[i:i + 16].astype(np.float64) @ w.T.astype(np.float64) / cap)
+    z = cap * np.tanh(h[i:i + 16].astype(np.float64) @ w.T / cap)
     top = z.max(-1, keepdims=True); p = np.exp(z - top); s = p.sum(-1, keepdims=True)
     exact.append((top + np.log(s))[:, 0])
     slope[i:i + 16] = (p / s * (1 - (z / cap) ** 2)) @ w / T
