@@ -103,6 +103,7 @@ def test_passes_that_find_too_little_memory(monkeypatch, tmp_path, failing):
         assert "32 caches" in report["missing"]["passes of 1 x 64 tokens"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_in_the_end(made, monkeypatch, tmp_path, capsys, quick_ceilings):
     """What was measured is shown, and the file that was there is whole."""
     out = tmp_path / "report.json"

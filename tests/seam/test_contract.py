@@ -20,11 +20,12 @@ from mlx_dgemma.seam.model import Continuation, Draw, Row, Text
 # The paths of a GPU are taken on the CPU in float32, when told so.
 BACKENDS = ["mlx", "mlx as on a GPU", "mlx with our kernels", "torch", "torch as on a GPU"]
 SHAPES = {"long window": {"sliding_window": 64}, "short window": {"sliding_window": 24, "top_k_experts": 3}}
+AT_LENGTH = ("mlx with our kernels", "torch as on a GPU")
 VECTORS = ("argmax", "sample", "entropy", "confidence", "top")
 
 
 MODELS = [
-    pytest.param((b, s), id=f"{b} {s}", marks=[pytest.mark.slow] * ((b != "mlx" and s == "long window") or "our" in b))
+    pytest.param((b, s), id=f"{b} {s}", marks=[pytest.mark.slow] * (s == "long window" or b in AT_LENGTH))
     for b in BACKENDS
     for s in SHAPES
     if "our" not in b or s == "short window"  # no kernel of ours knows a window

@@ -160,6 +160,7 @@ def test_a_wrong_generation_says_where(monkeypatch, loaded):
     assert "token 0: '" in found.note and "not '4213" in found.note
 
 
+@pytest.mark.slow
 def test_a_part_that_raises_fails_alone(monkeypatch, run):
     def missing(*_, **__):
         raise RuntimeError("[metal::Device] Unable\nto load kernel")

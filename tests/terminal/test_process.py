@@ -64,7 +64,7 @@ def test_a_full_disk_behind_a_table(command):
 
 
 @pytest.mark.parametrize(("where", "between"), [("2>&1 | cat", "\n"), ("-q 2>&1 | cat", "")])
-@pytest.mark.sample(1)
+@pytest.mark.slow
 def test_a_line_of_numbers_begins_behind_the_text_in_the_same_file(where, between):
     fill = f"{sys.executable} -m mlx_dgemma.fill --model tiny 'a<fill>b' --gap 1 --max-denoising-steps 2"
     code, out, _ = shell(f"{fill} {where}")

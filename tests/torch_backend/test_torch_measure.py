@@ -55,6 +55,7 @@ def test_bits_by_class():
         dummy.dummy_torch(config, "2bit", plain)
 
 
+@pytest.mark.slow
 def test_the_device_and_its_ceilings():
     about, rates = measure.device(), measure.ceilings("float32")
     assert about["memory"] > 1e9 and about["versions"]["torch"] == torch.__version__
