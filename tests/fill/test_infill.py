@@ -309,6 +309,7 @@ def test_known_text_is_encoded_once(tiny):
     assert (counting.encoded, writing.cache.length) == (0, length)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("prompt", "words", "pieces"), [(3, 3, 0), (PIECE + 1, 3, 2), (3, PIECE // 3, 2), (PIECE + 1, PIECE // 3, 4)]
 )

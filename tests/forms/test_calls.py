@@ -111,6 +111,7 @@ def templated(tmp_path_factory):
     return Tokenizer(folder)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(draw=RANDOMS)
 def test_what_the_template_writes_of_a_document_is_in_the_language(templated, draw):

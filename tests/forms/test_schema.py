@@ -218,6 +218,7 @@ LONG = {  # texts with limits that would take too many states -> characters that
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("limited", "length"), LONG.values(), ids=LONG)
 def test_a_length_is_counted_as_far_as_states_allow(limited, length):
     automaton = build_automaton(schema.automaton(limited, Budget(reach=2**18)))

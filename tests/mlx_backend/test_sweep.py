@@ -129,6 +129,7 @@ def test_soft_embeddings_are_the_same_from_lists_sums_and_another_sweep(kind, he
     assert np.abs(np.array(soft.compute(slices, CAP)) - whole(inputs, weight) @ weight).max() < 2e-5
 
 
+@pytest.mark.slow
 def test_memory_at_the_real_vocabulary():
     """The logits of 64 positions alone would be 67 MB."""
     table = Embedding(262_144, 16)

@@ -152,6 +152,7 @@ def test_messages_keep_arrays_and_numbers():
         other.receive(), other.receive()
 
 
+@pytest.mark.slow
 def test_silence_is_noticed(monkeypatch):
     monkeypatch.setattr(wire, "SILENCE", 1)
     listening = socket.create_server(("127.0.0.1", 0))

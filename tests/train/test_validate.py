@@ -15,6 +15,7 @@ from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.diffuse import diffuse
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("backend", ["mlx", "torch"])
 def test_left_to_right_is_what_would_be_written(backend):
     """One pass over an answer tells what a pass for each of its tokens would write."""
