@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import socket
 import statistics
 import sys
 import threading
@@ -61,6 +62,10 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    try:
+        socket.create_connection(("127.0.0.1", options.port), 5).close()
+    except OSError as error:
+        parser.error(f"no server at port {options.port}: {error.strerror}")
     _, (first,) = crowd(options.port, 1)  # nobody has asked before: the machine, caches and prefixes are cold
     rates: dict[int, list[float]] = {1: [], options.clients: []}
     unfair, wrong = [], 0
