@@ -41,6 +41,7 @@ def is_picture(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_every_figure_is_there(made):
     folder, report = made
     [point] = report["passes"]
@@ -62,6 +63,7 @@ def test_every_figure_is_there(made):
     assert is_picture(folder / "report.png")
 
 
+@pytest.mark.slow
 def test_enough_to_repeat_it(made):
     _, report = made
     assert report[KEY] == VERSION and report["command"][1:3] == QUICK[:2]
@@ -75,6 +77,7 @@ def test_enough_to_repeat_it(made):
     assert (cold["text"], cold["steps_per_block"]) == (same["text"], same["steps_per_block"])
 
 
+@pytest.mark.slow
 def test_what_is_unknown_says_why(made):
     _, report = made
     state = report["state"]["before"]
@@ -104,6 +107,7 @@ def test_passes_that_find_too_little_memory(monkeypatch, tmp_path, failing):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_disk_that_is_full_in_the_end(made, monkeypatch, tmp_path, capsys, quick_ceilings):
     """What was measured is shown, and the file that was there is whole."""
     out = tmp_path / "report.json"
@@ -118,6 +122,7 @@ def test_a_disk_that_is_full_in_the_end(made, monkeypatch, tmp_path, capsys, qui
     assert out.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["report.json"]
 
 
+@pytest.mark.slow
 def test_one_line_a_figure(made, capsys):
     show(made[1])
     out = capsys.readouterr().out
@@ -141,6 +146,7 @@ def test_random_weights_assume_their_steps(capsys, tmp_path):
     assert is_picture(plot)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_prompts_of_a_file(made, tmp_path, capsys, quick_ceilings):
     file = tmp_path / "prompts.jsonl"
@@ -178,6 +184,7 @@ def test_ctrl_c_keeps_what_is_measured(monkeypatch, tmp_path, capsys, quick_ceil
     assert "interrupted" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_reports_side_by_side(made, tmp_path, capsys):
     folder, report = made
     other = tmp_path / "other.json"
@@ -198,6 +205,7 @@ def test_reports_side_by_side(made, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_prediction_beside_the_report(made, capsys):
     folder, report = made
     assert main(["predict", "--report", str(folder / "report.json"), "--json"]) == 0
@@ -299,6 +307,7 @@ def test_what_the_system_tells_is_read(monkeypatch):
     assert machine.revision() is None
 
 
+@pytest.mark.slow
 def test_peak_memory_and_settings_do_not_name_the_machine(made):
     _, report = made
     assert all(mode["peak_memory"] > 0 for mode in report["modes"].values())

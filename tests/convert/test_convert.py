@@ -47,7 +47,7 @@ def test_tiny(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda m: "-".join(map(str, m)))
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 def test_modes_in_slices(tmp_path, capsys, monkeypatch, mode):
     """In every mode, bit for bit what the whole tensor quantizes to; pieces end anywhere between two rows."""
     monkeypatch.setattr(stream, "PIECE", 10_000)
@@ -61,6 +61,7 @@ def test_modes_in_slices(tmp_path, capsys, monkeypatch, mode):
     assert config.quantized_paths.get("model.decoder.layers.0.self_attn.q_proj", default) == Quantization(**EIGHT)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("layout", ["hub", "transformers"])
 @pytest.mark.parametrize(
     "flags",

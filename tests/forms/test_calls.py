@@ -86,6 +86,7 @@ def parameters(draw: random.Random) -> dict:
     }
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(RANDOMS)
 def test_every_text_of_the_language_is_read_as_a_document_of_its_schema(draw):

@@ -51,6 +51,7 @@ def test_threads_change_no_bit_and_no_order(rows, monkeypatch):
     assert [len(p.argmax) for p in found[0]] == [64, 63, 62, 61, 60] * 2
 
 
+@pytest.mark.slow
 def test_threads_do_nothing_that_another_has_to_finish(rows, monkeypatch):
     """A new model has views and constants, a cache that was trimmed or forked is lazy."""
     monkeypatch.setattr(threads, "count", lambda: 3)

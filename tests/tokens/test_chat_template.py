@@ -209,6 +209,7 @@ def test_a_template_that_does_not_end_is_refused_soon(tmp_path, what):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3_000_000 or sys.platform == "darwin"
 
 
+@pytest.mark.slow
 def test_long_conversations_are_within_the_bounds(tmp_path):
     template = "{% for m in messages %}{{ m.role ~ m.content | replace('x', 'yy') }}{{ m | tojson }}{% endfor %}"
     tokenizer = Tokenizer(copy(TINY, tmp_path, template=template))
