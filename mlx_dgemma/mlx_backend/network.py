@@ -92,7 +92,7 @@ class Attention(nn.Module):
         values = mx.fast.rms_norm(self._heads(self.v_proj(x)) if "v_proj" in self else raw, None, self.eps)
         heads = self.q_norm(self._heads(self.q_proj(x))), self.k_norm(raw), values
         queries, keys, values = (a.transpose(0, 2, 1, 3) for a in heads)  # [1, H, T, D]
-        turned = self._rotated(queries, segments), self._rotated(keys, segments)
+        turned = self._rotated(queries, keys, segments)
         parts = list(zip(*turned, (values[:, :, s.start : s.stop] for s in segments), strict=True))
         return self.attended(parts, segments, index)
 
@@ -117,22 +117,26 @@ class Attention(nn.Module):
     def _heads(self, x: mx.array) -> mx.array:
         return x.reshape(1, x.shape[0], -1, self.dim)  # [1, T, H, D]
 
-    def _rotated(self, x: mx.array, segments: list[Segment]) -> list[mx.array]:
-        """RoPE (arXiv 2104.09864), [1, H, T, D] -> [1, H, n, D] of each segment: pair (i, i + D / 2) of a head turns by
-        position / wavelengths[i]."""
+    def _rotated(self, queries: mx.array, keys: mx.array, segments: list[Segment]) -> list[list[mx.array]]:
+        """RoPE (arXiv 2104.09864), both [1, H, T, D] -> [1, H, n, D] of each segment: pair (i, i + D / 2) of a head
+        turns by position / wavelengths[i]."""
         parts = [slice(s.start, s.stop) for s in segments]
         if family.current().gpu:
             rope = partial(
                 mx.fast.rope, dims=self.dim, traditional=False, base=None, scale=1.0, freqs=self._wavelengths
             )
-            return [rope(x[:, :, part], offset=s.offset) for part, s in zip(parts, segments, strict=True)]
-        # On the CPU device that is two dozen operations: they are done once, for all segments.
+            spans = list(zip(parts, segments, strict=True))
+            return [[rope(x[:, :, part], offset=s.offset) for part, s in spans] for x in (queries, keys)]
+        # On the CPU device that is two dozen operations: they are done once for all segments, and the angles for both.
         positions = np.concatenate([np.arange(s.stop - s.start) + s.offset for s in segments]).astype(np.float32)
         angles = mx.array(positions)[:, None] * (1 / self._wavelengths)
-        cos, sin = mx.cos(angles).astype(x.dtype), mx.sin(angles).astype(x.dtype)
-        first, second = mx.split(x, 2, axis=-1)
-        turned = mx.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
-        return [turned[:, :, part] for part in parts]
+        cos, sin = mx.cos(angles).astype(queries.dtype), mx.sin(angles).astype(queries.dtype)
+        turned = []
+        for x in (queries, keys):
+            first, second = mx.split(x, 2, axis=-1)
+            whole = mx.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+            turned.append([whole[:, :, part] for part in parts])
+        return turned
 
 
 class Router(nn.Module):
