@@ -129,10 +129,16 @@ def check(value: Any, schema: Schema, name: str) -> None:
 
 def check_depth(value: Any, name: str) -> None:
     """Raise Mistake where objects and lists nest deeper than MAX_DEPTH: much that follows recurses."""
+    if nests_deeper(value, MAX_DEPTH):
+        raise Mistake(f"{name} nests more than {MAX_DEPTH} deep: fetch the file again")
+
+
+def nests_deeper(value: Any, depth: int) -> bool:
+    """Whether objects and lists nest deeper. Does not recurse."""
     level = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(depth):
         containers = [item for item in level if isinstance(item, dict | list)]
         level = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
         if not level:
-            return
-    raise Mistake(f"{name} nests more than {MAX_DEPTH} deep: fetch the file again")
+            return False
+    return True

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from ..checkpoint.description import nests_deeper
 from ..writing.ask import MODES
 from .refusal import Refusal
 
@@ -113,13 +114,9 @@ def parse(data: bytes) -> dict[str, Any]:
         raise Refusal(400, f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise Refusal(400, "need a JSON object as the body")
-    level: list[Any] = [value]
-    for _ in range(DEEPEST):
-        nested = [inner for inner in level if isinstance(inner, dict | list)]
-        level = [part for inner in nested for part in (inner.values() if isinstance(inner, dict) else inner)]
-        if not level:
-            return value
-    raise Refusal(400, f"the body is nested too deep: {DEEPEST} levels are taken")
+    if nests_deeper(value, DEEPEST):
+        raise Refusal(400, f"the body is nested too deep: {DEEPEST} levels are taken")
+    return value
 
 
 def _refuse(name: str) -> None:
