@@ -38,7 +38,7 @@ class Question:
     language: Language | None = None  # of which an answer is
     mark: int = 0  # tokens that other prompts begin with, too
     drafts: bool = False
-    scored: bool = False  # the log-probability of each token is plan
+    scored: bool = False  # the log-probability of each token is wanted
     echo: str | None = None  # the prompt's text, to stand before the answer; its tokens are scored, too
     tool: str | None = None  # the tool whose arguments the text is, as JSON; "" where the text names it, too
     most_calls: int | None = None  # of tools; None: any number
