@@ -1,6 +1,6 @@
 """A model that learns: the same network under autograd.
 
-A pass has keys and values of its own, no slots of the pool, and its texts are padded to the longest.
+A pass has keys and values of its own, no slots of the pool.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from .sweep import SweepInputs, capped, sweep
 from .tokens import Tokens
 
 WIDTH = 4096  # tokens of the vocabulary whose logits are made at a time
+TOGETHER = 4  # texts that are padded to the longest of them: neighbours are of about a length
 
 
 class LogSumExp(torch.autograd.Function):
@@ -87,6 +88,15 @@ def _slices(table: Embedding) -> Iterator[slice]:
         yield slice(first, min(first + WIDTH, table.vocab_size))
 
 
+def _padded(texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """[N, longest] int64: token ids; and bool: which are a text's."""
+    lengths = np.array([len(text) for text in texts])
+    real = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.zeros(real.shape, np.int64)
+    ids[real] = np.concatenate(texts)
+    return ids, real
+
+
 class TorchPasses:
     """Implements `seam.learning.Passes`."""
 
@@ -98,24 +108,19 @@ class TorchPasses:
 
     def hidden(self, canvases: Canvases, soft: Tensor | None, which: np.ndarray) -> tuple[Tensor, Tensor]:
         count, length = canvases.tokens.shape
-        lengths = np.array([len(text) for text in canvases.texts], np.int32)
-        longest = int(lengths.max())
-        ids = np.zeros((count, longest), np.int64)
-        for row, text in zip(ids, canvases.texts, strict=True):
-            row[: len(text)] = text
-        slots, zeros, whole = np.arange(count, dtype=np.int32), np.zeros_like(lengths), np.full_like(lengths, length)
-        blocks = [
-            Tokens(*map(self.array, (ids, zeros, lengths, slots)), causal=True, context=longest),
-            Tokens(
-                *map(self.array, (canvases.tokens.astype(np.int64), canvases.starts, whole, slots)),
-                causal=False,
-                context=longest,
-            ),
-        ]
-        certain = torch.full((count * length,), -1, device=self.device)
+        lengths, slots = np.array([len(text) for text in canvases.texts], np.int32), np.arange(count, dtype=np.int32)
+        blocks, places, longest = [], [], int(lengths.max())
+        for first in range(0, count, TOGETHER):
+            part = slice(first, first + TOGETHER)
+            ids, real = _padded(canvases.texts[part])
+            arrays = ids, np.zeros_like(slots[part]), lengths[part], slots[part]
+            blocks.append(Tokens(*map(self.array, arrays), causal=True, context=ids.shape[1]))
+            places.append(real.ravel())
+        arrays = canvases.tokens.astype(np.int64), canvases.starts, np.full_like(lengths, length), slots
+        blocks.append(Tokens(*map(self.array, arrays), causal=False, context=longest))
+        certain, real = torch.full((count * length,), -1, device=self.device), np.concatenate(places)
         hidden = self.network(blocks, (self._laid(soft, which, length), certain), self._caches(count, longest))
-        real = self.array(np.arange(longest) < lengths[:, None]).flatten()
-        return hidden[: count * longest][real], hidden[count * longest :]
+        return hidden[: len(real)][self.array(real)], hidden[len(real) :]
 
     def _laid(self, soft: Tensor | None, which: np.ndarray, length: int) -> Tensor:
         """[B * L, D]: `soft` where it is known, zeros elsewhere."""

@@ -188,20 +188,17 @@ def _from_hub(data: str, split: str) -> list[Record] | None:
 
 
 def batches(examples: Examples, size: int, seed: int) -> Iterator[list[int]]:
-    """Places of the examples of each batch, without end. Those of about a length go together; an epoch has each once,
-    its last batch is filled up with some of the first."""
-    lengths, epoch = [example.length for example in examples.examples], 0
-    if size > len(lengths):
-        raise Mistake(
-            f"{examples.name} has {len(lengths)} examples, fewer than a batch's {size}: give fewer, or more data"
-        )
+    """Places of the examples of each batch, without end. An epoch has each example once, its last batch is filled up
+    with some of the first. A batch has all lengths, and so all kinds of examples: what is forgotten in a step of one
+    kind is not made good by the next of another."""
+    number, epoch = len(examples), 0
+    if size > number:
+        raise Mistake(f"{examples.name} has {number} examples, fewer than a batch's {size}: give fewer, or more data")
     while size:
-        rng = np.random.default_rng([seed, epoch])
-        order = sorted(rng.permutation(len(lengths)).tolist(), key=lengths.__getitem__)
-        order += order[: -len(order) % size]
-        chunks = [order[first : first + size] for first in range(0, len(order), size)]
-        for number in rng.permutation(len(chunks)).tolist():
-            yield chunks[number]
+        order = np.random.default_rng([seed, epoch]).permutation(number).tolist()
+        order += order[: -number % size]
+        for first in range(0, len(order), size):
+            yield order[first : first + size]
         epoch += 1
     while True:
         yield []

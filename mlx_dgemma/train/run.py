@@ -182,15 +182,17 @@ class Run:
             yield Progress(step + 1, losses, norm, rate, tokens)
 
     def _batches(self) -> Iterator[list[list[tuple[Example, str]]]]:
-        """The examples of each step, batch by batch, and where they stand."""
+        """The examples of each step, batch by batch, and where they stand. In a batch the short ones come first: a
+        backend that pads does so among neighbours."""
         parts, options = [(self.data.train, self.options.batch_size - self.replayed)], self.options
         parts += [(self.data.replay, self.replayed)] if self.replayed else []
         streams = [(part, batches(part, size, options.seed)) for part, size in parts]
         while True:
-            yield [
+            chosen = [
                 [(part.examples[i], part.where[i]) for part, stream in streams for i in next(stream)]
                 for _ in range(options.grad_accumulation_steps)
             ]
+            yield [sorted(batch, key=lambda pair: pair[0].length) for batch in chosen]
 
     def _explain(self, learner: Learner, step: int, examples: list[tuple[Example, str]]) -> None:
         facts, recipe = self.encoder.facts, self.options.recipe
