@@ -6,11 +6,10 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 from kills import killed, seconds
 from prompt_toolkit.application import create_app_session
@@ -33,7 +32,7 @@ from mlx_dgemma.writing.sampling import Sampling
 
 PIPED = SUDOKU.replace("\n", "\\\n") + "\n"
 EDITING = b"\x1b[?2004h"  # bracketed paste: a line may be typed
-COMMAND = [sys.executable, "-m", "mlx_dgemma.chat"]
+COMMAND = ("-m", "mlx_dgemma.chat")
 
 
 @pytest.fixture(autouse=True)
@@ -395,15 +394,15 @@ def test_on_a_terminal_ctrl_c_stops_the_answer_and_not_the_chat(endless, tmp_pat
 
 
 def test_ctrl_c_ends_a_pipe_with_130(endless):
-    process = subprocess.Popen(
-        [*COMMAND, "--model", str(endless)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        bufsize=0, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    process.stdin.write(PIPED.encode())
-    assert process.stdout.read(1)  # the first block is out
+    (stdin, typing), (reading, stdout) = os.pipe(), os.pipe()
+    process = forked.start(*COMMAND, "--model", str(endless), stdin=stdin, stdout=stdout, stderr=forked.PIPE)
+    os.write(typing, PIPED.encode())
+    assert os.read(reading, 1)  # the first block is out
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and b"what is finished is kept" in err and b"Traceback" not in err and out
+    _, err = process.communicate(timeout=30)
+    for number in (stdin, typing, reading, stdout):
+        os.close(number)
+    assert process.returncode == 130 and "what is finished is kept" in err and "Traceback" not in err
 
 
 def test_the_session_survives_a_mistake(bpe):
@@ -424,7 +423,7 @@ def test_kills_at_random_moments(tmp_path, monkeypatch):
     def start():
         command = [*COMMAND, "--max-denoising-steps", "2"]
         with open(tmp_path / "typed") as typed:
-            return subprocess.Popen(command, stdin=typed, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            return forked.start(*command, stdin=typed, stdout=forked.DEVNULL, stderr=forked.PIPE)
 
     def forget():
         shutil.rmtree(tmp_path / "chat", ignore_errors=True)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
-import sysconfig
 from functools import cache
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlx_dgemma.fill.edit import cut, split_lines, unified_diff
 from mlx_dgemma.fill.line_ends import BOM, line_end
 
-EDITS = 12  # of each of the 24 cases
+EDITS = 12  # of each of the 8 cases
 NAMES = [
     "plain.py",
     "two words",
@@ -44,8 +44,8 @@ TOOLS = [["patch", "--binary", "-s", "-p1"], ["git", "apply", "--whitespace=nowa
 
 @cache
 def real_files() -> list[Path]:
-    root = Path(sysconfig.get_paths()["purelib"])
-    found = (path for kind in ("py", "md", "h", "txt", "pyi") for path in sorted(root.rglob(f"*.{kind}"))[:2000])
+    kinds = {".py", ".md", ".h", ".txt", ".pyi"}
+    found = (path for path in sorted(Path(np.__file__).parent.rglob("*.*")) if path.suffix in kinds)
     return [path for path in found if 0 < path.stat().st_size < 100_000]
 
 
@@ -70,7 +70,7 @@ def edits(draw: random.Random):
             yield draw.choice(NAMES), text, edited
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(8))
 @pytest.mark.sample(1)
 def test_they_apply_and_come_off(tmp_path, seed):
     made = edits(random.Random(seed))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-import sys
 
+import forked
 import pytest
 from kills import killed, seconds
 from terminals import caller, mistake
@@ -125,10 +125,10 @@ def test_kills_at_random_moments(path, tmp_path, names):
     """The file is as it was or as it is to be, whenever the process is killed."""
     if names == 2:
         os.link(path, tmp_path / "other")
-    command = [sys.executable, "-m", "mlx_dgemma.edit", str(path), *EDIT]
 
     def start():
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        arguments = ["-m", "mlx_dgemma.edit", str(path), *EDIT]
+        return forked.start(*arguments, stdout=forked.DEVNULL, stderr=forked.PIPE)
 
     longest = seconds(start)
     assert path.read_text() == RIGHT

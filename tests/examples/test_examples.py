@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -29,16 +27,13 @@ PRINTS = {  # file -> what it prints
 }
 
 
-LONG = {"ar_or_diffusion.py", "infill.py"}
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in PRINTS])
+@pytest.mark.parametrize("name", PRINTS)
 @pytest.mark.slow
-def test_an_example_prints_what_it_is_about(name, tmp_path):
+def test_an_example_prints_what_it_is_about(name, tmp_path, monkeypatch):
     path = EXAMPLES / name
     assert len(path.read_text(encoding="utf-8").splitlines()) < 40
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "MLX_ENABLE_TF32": "0"}
-    done = subprocess.run([sys.executable, path], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    monkeypatch.chdir(tmp_path)
+    done = forked.run(str(path))
     assert done.returncode == 0, done.stderr
     for words in PRINTS[name]:
         assert words in done.stdout, done.stdout

@@ -189,7 +189,7 @@ def test_alone_and_in_company(loaded):
     ask = Ask(sampling=Sampling(max_denoising_steps=3), seed=1)
     prompt = [2, *tokenizer.encode("Sort: Lima, Tokyo")]
     requests = [
-        Infill(prompt=prompt, texts=["Lima", "Tokyo"], ask=ask),
+        Infill(prompt=prompt, texts=["Lima", "Tokyo"], tries=3, ask=ask),
         Infill(prompt=prompt, texts=["", ", Tokyo"], lengths=[20], ask=replace(ask, seed=2)),
         Infill(
             prompt=prompt[:4],
@@ -269,7 +269,7 @@ def test_mode_ar_is_refused(tiny):
 @pytest.mark.slow
 def test_rates(tiny):
     """`infill_rates.py` measures all of it."""
-    for name, prompts in (("json", 4), ("reverse", 3), ("code", 3)):
+    for name, prompts in (("json", 2), ("reverse", 1), ("code", 1)):
         rates = infill_rates.rates(tiny, name, prompts, seed=0)
         assert rates["given"] >= rates["whole"] and rates["searched"] >= rates["given"] - 0.1, (name, rates)
 

@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 
+import forked
 import pytest
 from ptys import Pty
-from terminals import COMMAND, SOLVED, SUDOKU, mistake
+from terminals import SOLVED, SUDOKU, mistake
 
 from mlx_dgemma.__main__ import COMMANDS
 from mlx_dgemma.__main__ import main as listed
@@ -57,18 +58,18 @@ def test_names_of_mlx_lm(run):
         assert run(SUDOKU, flag, "Be brief.")[1] == SOLVED + "\n"
 
 
-def piped(data: bytes | None, *arguments: str, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([*COMMAND, *arguments], input=data, capture_output=True, timeout=60, **options)
+def piped(data: bytes | None, *arguments: str, **stdin) -> subprocess.CompletedProcess:
+    return forked.run("-m", "mlx_dgemma.generate", *arguments, typed=data, **stdin)
 
 
 @pytest.mark.slow
 def test_what_is_piped_in_stands_behind_the_prompt(tmp_path):
     first, rest = SUDOKU.split("\n", 1)
     found = piped(b"\xef\xbb\xbf" + rest.replace("\n", "\r\n").encode(), first, "--json", "--max-denoising-steps", "2")
-    whole = piped(None, f"{first}\n\n{rest}", "--json", "--max-denoising-steps", "2", stdin=subprocess.DEVNULL)
+    whole = piped(None, f"{first}\n\n{rest}", "--json", "--max-denoising-steps", "2")
     one, other = json.loads(found.stdout), json.loads(whole.stdout)
     assert (one["text"], one["prompt_tokens"]) == (other["text"], other["prompt_tokens"])
-    assert f"{len(rest)} characters" in found.stderr.decode()
+    assert f"{len(rest)} characters" in found.stderr
     (tmp_path / "file").write_text(rest)
     with (tmp_path / "file").open() as file:
         found = piped(None, first, "--json", "--max-denoising-steps", "2", stdin=file)
@@ -77,10 +78,10 @@ def test_what_is_piped_in_stands_behind_the_prompt(tmp_path):
 
 @pytest.mark.slow
 def test_what_is_piped_in_is_the_prompt():
-    assert piped(SUDOKU.encode()).stdout.decode() == SOLVED + "\n"
-    assert piped(SUDOKU.encode(), "-").stdout.decode() == SOLVED + "\n"
+    assert piped(SUDOKU.encode()).stdout == SOLVED + "\n"
+    assert piped(SUDOKU.encode(), "-").stdout == SOLVED + "\n"
     found = piped(b"\n ")
-    assert found.returncode == 2 and b"there is no prompt" in found.stderr
+    assert found.returncode == 2 and "there is no prompt" in found.stderr
 
 
 @pytest.mark.slow
@@ -89,7 +90,7 @@ def test_a_pipe_that_sends_nothing_is_left_alone():
     reading, writing = os.pipe()
     found = piped(None, SUDOKU, stdin=reading)
     os.close(reading), os.close(writing)
-    assert found.stdout.decode() == SOLVED + "\n" and b"sent nothing" in found.stderr
+    assert found.stdout == SOLVED + "\n" and "sent nothing" in found.stderr
 
 
 def test_a_terminal_is_asked_for_the_prompt():

@@ -13,7 +13,7 @@ from cases import QUICK, call, inside
 from damage import NAMES, damage
 
 TINY = str(checkpoints.TINY)
-TRAIN = {"data": "data", "adapter_path": "adapter", "iters": 1, "batch_size": 2, "eval_prompts": 0, "backend": "mlx"}
+TRAIN = {"data": "data", "adapter_path": "adapter", "iters": 1, "batch_size": 1, "eval_prompts": 0, "backend": "mlx"}
 GENERATE = ("generate", ["x", "--adapter-path", "adapter", *QUICK])
 FUSE = ("fuse", ["--adapter-path", "adapter", "--save-path", "fused"])
 RESUME = ("train", ["--resume", "--config", "c.json"])

@@ -172,7 +172,7 @@ OBJECTS = {
 
 
 @pytest.mark.parametrize("kind", OBJECTS)
-@pytest.mark.parametrize("examples", [5, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [5, pytest.param(15, marks=pytest.mark.slow)])
 def test_whatever_is_given(kind, examples):
     check, strategies = OBJECTS[kind]
     up_to(examples)(given(*strategies)(check))()

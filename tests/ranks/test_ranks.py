@@ -76,7 +76,7 @@ def test_a_rank_that_is_gone_ends_the_other(victim, number, seed, tmp_path):
     started = twenty.start(
         [twenty.__file__, backend, str(tmp_path / "out")], backend, 2, tmp_path, PATIENCE="8", PASSES="48"
     )
-    time.sleep(draw.uniform(0.5, 7))
+    time.sleep(draw.uniform(0.2, 4))
     if any(process.poll() is not None for process in started):
         twenty.wait(started, 1)
         pytest.skip("they were done before")

@@ -333,7 +333,7 @@ def asked(one: Engine, question: str, **options) -> tuple[list[int], Question]:
 
 
 def test_a_beginning_is_encoded_once_and_changes_no_text(tiny):
-    few = replace(tiny.ask, sampling=replace(tiny.ask.sampling, max_denoising_steps=3))
+    few = replace(tiny.ask, max_tokens=64, sampling=replace(tiny.ask.sampling, max_denoising_steps=2))
     tokens, question = asked(tiny, "Sort: Lima, Kyiv, Accra")
     mark = common(tokens, asked(tiny, "Reverse: x")[0])
     assert mark > 512
@@ -353,7 +353,8 @@ def test_the_first_draft_comes_with_the_first_pass(tiny, monkeypatch):
     passes, seen = [], []
     denoise = tiny.model.denoise
     monkeypatch.setattr(tiny.model, "denoise", lambda rows: passes.append(1) or denoise(rows))
-    question = replace(asked(tiny, "Sort: c, b, a")[1], drafts=True)
+    few = replace(tiny.ask, sampling=replace(tiny.ask.sampling, max_denoising_steps=2))
+    question = Question(tokens=prompt_tokens(tiny.tokenizer, "Sort: c, b, a"), ask=few, drafts=True)
     complete(tiny.model, answer(tiny, question, lambda event: seen.append((type(event), len(passes)))), 4)
     assert seen[0] == (Draft, 1)
 
@@ -395,7 +396,7 @@ def test_snapshots_are_let_go_by_bytes_the_least_used_first(tiny):
 
 @pytest.mark.slow
 def test_no_call_of_the_model_reads_more_than_a_piece(tiny):
-    """Of a prompt as long as the context, of one that ends in a mark, of a text to fill."""
+    """Of a prompt of three pieces, of one that ends in a mark, of a text to fill."""
 
     class Watched:
         def __init__(self, model):
@@ -416,7 +417,7 @@ def test_no_call_of_the_model_reads_more_than_a_piece(tiny):
     one.model, one.tokenizer, one.prefixes = Watched(tiny.model), tiny.tokenizer, Prefixes(0)
     one.alphabet = Alphabet(tiny.model, tiny.tokenizer)
     ask = replace(tiny.ask, max_tokens=20, sampling=replace(tiny.ask.sampling, max_denoising_steps=1))
-    tokens = prompt_tokens(tiny.tokenizer, "What is this? " * 250)
+    tokens = prompt_tokens(tiny.tokenizer, "What is this? " * 80)
     for mark in (0, 700):
         complete(one.model, answer(one, Question(tokens=tokens, ask=ask, mark=mark), [].append), 4)
     texts = ["x = 1\n" * 110, "\ny = 2\n"]

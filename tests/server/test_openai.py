@@ -52,23 +52,26 @@ PERSON = {
     "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
     "required": ["name"],
 }
+STEPS = ["--max-denoising-steps", "3"]
 GAPS = [  # that are the command's alone, as test_clients.py holds
-    ("/v1/fim/completions", {"prompt": "def scale(a, w):\n    return [w * ", "suffix": " for w in a]\n"}),
-    ("/v1/edit/completions", {"text": "a = [w * 43 for w in b]\n", "lines": "1", "prompt": CODE, "gap": 24}),
+    ("/v1/fim/completions", {"prompt": "def scale(a, w):\n    return [w * ", "suffix": " for w in a]\n", **FEW}),
+    ("/v1/edit/completions", {"text": "a = [w * 43 for w in b]\n", "lines": "1", "prompt": CODE, "gap": 24, **FEW}),
     ("/v1/completions", {"prompt": [QUESTION, CODE], "seed": 2}),
 ]
 REQUESTS = [
     (QUESTION, {}, []),
-    (CODE, {"seed": 3}, ["--seed", "3"]),
+    (CODE, {"seed": 3, **FEW}, ["--seed", "3", *STEPS]),
     ("Reverse: clerk, Kofi, Eve, Turin", {"seed": 1, "max_tokens": 9}, ["--seed", "1", "--max-tokens", "9"]),
     ("Sort: Lima, Kyiv, Accra", {"preset": "fast,sampler=scheduled"}, ["--preset", "fast,sampler=scheduled"]),
-    (CODE, {"mode": "ar"}, ["--mode", "ar"]),
-    (CODE, {"mode": "ar", "temperature": 0.9, "seed": 5}, ["--mode", "ar", "--preset", "temp=0.9", "--seed", "5"]),
-    ("Sort: c, b, a", {"preset": "verify"}, ["--preset", "verify"]),
-    ("Sort: b, a", {"verify": True, "canvas_length": 32}, ["--verify", "--preset", "canvas_length=32"]),
-    (CODE, {"template": "def {name}({args}):\n    return {x}"}, ["--template", "def {name}({args}):\n    return {x}"]),
-    ("Who?", {"max_denoising_steps": 3}, ["--max-denoising-steps", "3"]),
-    (QUESTION, {"json_schema": PERSON}, ["--json-schema", "PERSON"]),
+    (CODE, {"mode": "ar", "max_tokens": 16}, ["--mode", "ar", "--max-tokens", "16"]),
+    (CODE, {"mode": "ar", "temperature": 0.9, "seed": 5, "max_tokens": 16},
+     ["--mode", "ar", "--preset", "temp=0.9", "--seed", "5", "--max-tokens", "16"]),
+    ("Sort: c, b, a", {"preset": "verify", **FEW}, ["--preset", "verify", *STEPS]),
+    ("Sort: b, a", {"verify": True, "canvas_length": 32, **FEW}, ["--verify", "--preset", "canvas_length=32", *STEPS]),
+    (CODE, {"template": "def {name}({args}):\n    return {x}", **FEW},
+     ["--template", "def {name}({args}):\n    return {x}", *STEPS]),
+    ("Who?", FEW, STEPS),
+    (QUESTION, {"json_schema": PERSON, **FEW}, ["--json-schema", "PERSON", *STEPS]),
     ("Is Paris in France?", {"choices": ["yes", "no"]}, ["--choices", "yes,no"]),
     (QUESTION, {"messages": [BRIEF, {"role": "user", "content": QUESTION}]}, ["--system", "Be brief."]),
 ]  # fmt: skip

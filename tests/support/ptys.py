@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pty
 import re
 import select
-import signal
-import subprocess
-import sys
 import termios
 import time
+
+import forked
 
 
 class Pty:
@@ -20,16 +18,9 @@ class Pty:
     def __init__(self, module: str, *arguments: str, **environment: str):
         self.ours, self.theirs = pty.openpty()
         termios.tcsetwinsize(self.ours, (24, 90))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments], stdin=self.theirs, stdout=self.theirs, stderr=self.theirs,
-            env={**os.environ, "TERM": "xterm", **environment}, start_new_session=True,
-            preexec_fn=self._take_terminal,
-        )  # fmt: skip
-
-    def _take_terminal(self) -> None:
-        """Make it the one that Ctrl-C is typed on."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        fcntl.ioctl(self.theirs, termios.TIOCSCTTY, 0)
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), self.theirs)
+        environment = {**os.environ, "TERM": "xterm", **environment}
+        self.process = forked.start("-m", module, *arguments, env=environment, terminal=True, **streams)
 
     def __enter__(self) -> Pty:
         return self

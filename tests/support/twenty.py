@@ -2,7 +2,7 @@
 
     python tests/support/twenty.py BACKEND OUT [COUNT]    one rank, or by its environment one of several
 
-In the environment, PASSES=N is how many a block may take (default: 4; 48 is the model's own); DELAY=SEED makes this
+In the environment, PASSES=N is how many a block may take (default: 2; 48 is the model's own); DELAY=SEED makes this
 rank late at random, before calls and before sums; PATIENCE=SECONDS is how long ranks wait to meet, for a test that
 kills one before that, which torchrun and mlx.launch would notice.
 """
@@ -13,12 +13,13 @@ import itertools
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+
+import forked
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}
@@ -41,8 +42,8 @@ def answers(model, tokenizer, sampling) -> Iterator[object]:
 
     ticks = itertools.count()
     model.now = lambda: next(ticks) / 100  # so that a deadline, and what is decided by pace, are the same again
-    sampling = replace(sampling, max_denoising_steps=int(os.environ.get("PASSES", "4")))
-    plain, left = Ask(sampling=sampling, max_tokens=96), Ask(sampling=sampling, mode="ar", max_tokens=12)
+    sampling = replace(sampling, max_denoising_steps=int(os.environ.get("PASSES", "2")))
+    plain, left = Ask(sampling=sampling, max_tokens=96), Ask(sampling=sampling, mode="ar", max_tokens=8)
     asks = [replace(plain, seed=seed) for seed in range(6)]
     asks += [replace(plain, seed=6, deadline=0.03), replace(plain, seed=7, deadline=0.05, max_tokens=200)]
     asks += [replace(plain, seed=8, mode="auto"), replace(plain, seed=9, mode="auto", draw=Draw(temp=0.9))]
@@ -51,12 +52,12 @@ def answers(model, tokenizer, sampling) -> Iterator[object]:
     for number, ask in enumerate(asks):
         yield [step.draft.tolist() for step in diffuse(model, tokens[number % 4], ask)]
     language = Language(model, Vocabulary(tokenizer, model.facts.vocab_size), schema.automaton(SCHEMA))
-    for ask in (plain, replace(left, max_tokens=40)):
+    for ask in (plain, replace(left, max_tokens=24)):
         writing = begin_within(model, Text(tokens[3]), ask, language)
         yield [step.draft.tolist() for step in run(model, [writing])]
     yield choices.choose(model, tokenizer, tokens[2], ["1448", "1449", "no"], plain)["text"]
     for lengths in (None, [4]):
-        request = Infill(prompt=tokens[0], texts=["Kyiv, ", ", Tokyo"], lengths=lengths, ask=plain)
+        request = Infill(prompt=tokens[0], texts=["Kyiv, ", ", Tokyo"], lengths=lengths, tries=4, ask=plain)
         [filled] = infill(model, tokenizer, [request])
         yield [filled.text, filled.lengths, filled.steps]
     together = [begin(model, Text(text), replace(plain, seed=i), request=i) for i, text in enumerate(tokens)]
@@ -120,21 +121,22 @@ def environments(backend: str, ranks: int, folder: Path) -> list[dict[str, str]]
     return [basis | {"MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank)} for rank in range(ranks)]
 
 
-def start(command: list[str], backend: str, ranks: int, folder: Path, **added: str) -> list[subprocess.Popen]:
+def start(command: list[str], backend: str, ranks: int, folder: Path, **added: str) -> list[forked.Started]:
     """Start so many ranks of `python COMMAND`."""
-    return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env=environment | {name: value.format(rank=rank) for name, value in added.items()},
-            stdin=subprocess.DEVNULL,
-            stdout=open(folder / f"stdout.{rank}", "w"),
-            stderr=open(folder / f"stderr.{rank}", "w"),
-        )
-        for rank, environment in enumerate(environments(backend, ranks, folder))
-    ]
+    started = []
+    for rank, environment in enumerate(environments(backend, ranks, folder)):
+        environment |= {name: value.format(rank=rank) for name, value in added.items()}
+        with open(folder / f"stdout.{rank}", "w") as out, open(folder / f"stderr.{rank}", "w") as err:
+            started.append(forked.start(*command, imports=imports(backend), env=environment, stdout=out, stderr=err))
+    return started
 
 
-def wait(started: list[subprocess.Popen], seconds: float) -> list[int]:
+def imports(backend: str) -> list[str]:
+    framework = forked.MLX if backend == "mlx" else forked.TORCH
+    return [*framework, "mlx_dgemma.generate.__main__", "mlx_dgemma.fill.infill"]
+
+
+def wait(started: list[forked.Started], seconds: float) -> list[int]:
     """Their exit codes. Whoever has not ended by then is killed."""
     until = time.monotonic() + seconds
     try:

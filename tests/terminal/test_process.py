@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -10,10 +11,12 @@ import sys
 import termios
 import time
 
+import forked
 import pytest
 from ptys import Pty
 from terminals import COMMAND, SOLVED, SUDOKU
 
+from mlx_dgemma.generate.__main__ import main as generate
 from mlx_dgemma.terminal.command import in_a_line
 
 EMBEDDED = [*COMMAND, "--prompt", SUDOKU]
@@ -23,78 +26,93 @@ FEW = ["--max-denoising-steps", "2"]
 def shell(line: str, **environment: str) -> tuple[int, str, list[str]]:
     """Runs a line of shell in which G is the command. -> exit code, stdout, lines of stderr but the first note."""
     script = f'exec 3>&1; G() {{ "{sys.executable}" -m mlx_dgemma.generate "$@"; }}; {line}'
-    found = subprocess.run(
-        ["bash", "-c", script],
-        capture_output=True,
-        env={**os.environ, **environment},
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-    )
-    err = found.stderr.decode()
-    assert "Traceback" not in err and "Exception ignored" not in err, err
-    return found.returncode, found.stdout.decode(), [line for line in err.splitlines() if "no --model" not in line]
+    given, environment = ["bash", "-c", script], {**os.environ, **environment}
+    found = subprocess.run(given, capture_output=True, text=True, env=environment, timeout=60, stdin=subprocess.DEVNULL)
+    return found.returncode, found.stdout, lines(found)
 
 
-def test_closed_standard_input():
-    code, out, _ = shell(f"G --prompt '{SUDOKU}' <&-")
-    assert (code, out) == (0, SOLVED + "\n")
+def lines(found: subprocess.CompletedProcess) -> list[str]:
+    """Of stderr, without a traceback and but the first note."""
+    assert "Traceback" not in found.stderr and "Exception ignored" not in found.stderr, found.stderr
+    return [line for line in found.stderr.splitlines() if "no --model" not in line]
+
+
+def test_closed_standard_streams():
+    assert shell(f"G --prompt '{SUDOKU}' <&- 2>&-") == (0, SOLVED + "\n", [])
     code, out, err = shell("G --prompt - <&-")
     assert (code, out, len(err)) == (2, "", 1) and "standard input is closed" in err[0]
-
-
-def test_closed_standard_output_and_error():
     code, _, err = shell(f"G --prompt '{SUDOKU}' >&-")
     assert code == 2 and len(err) == 1 and "standard output is closed" in err[0]
-    assert shell(f"G --prompt '{SUDOKU}' 2>&-") == (0, SOLVED + "\n", [])
     assert shell(f"G --prompt '{SUDOKU}' <&- >&- 2>&-")[0] == 2
 
 
-@pytest.mark.parametrize("more", ["", "--json", "--choices a,b"])
+def full(*arguments: str) -> tuple[int, list[str]]:
+    """Runs it with a full disk behind standard output. -> exit code, lines of stderr."""
+    with open("/dev/full", "w") as disk:
+        found = forked.run("-m", *arguments, stdout=disk)
+    return found.returncode, lines(found)
+
+
+@pytest.mark.parametrize("more", [FEW, [*FEW, "--json"], ["--choices", "a,b"]], ids=" ".join)
 @pytest.mark.sample(1)
 def test_a_full_disk_behind_standard_output(more):
-    code, _, err = shell(f"G --prompt x {more} {'' if 'choices' in more else ' '.join(FEW)} >/dev/full")
+    code, err = full("mlx_dgemma.generate", "--prompt", "x", *more)
     assert code == 2 and "standard output cannot be written: No space left on device" in err[-1]
 
 
 @pytest.mark.parametrize("command", ["mlx_dgemma", "mlx_dgemma.benchmark predict --device m4-max"])
 @pytest.mark.sample(1)
 def test_a_full_disk_behind_a_table(command):
-    code, _, err = shell(f"{sys.executable} -m {command} >/dev/full")
+    code, err = full(*command.split())
     assert code == 2 and len(err) == 1 and "cannot be written: No space left on device" in err[0]
 
 
-@pytest.mark.parametrize(("where", "between"), [("2>&1 | cat", "\n"), ("-q 2>&1 | cat", "")])
+@pytest.mark.parametrize(("quiet", "between"), [([], "\n"), (["-q"], "")])
 @pytest.mark.slow
-def test_a_line_of_numbers_begins_behind_the_text_in_the_same_file(where, between):
-    fill = f"{sys.executable} -m mlx_dgemma.fill --model tiny 'a<fill>b' --gap 1 --max-denoising-steps 2"
-    code, out, _ = shell(f"{fill} {where}")
-    _, text, numbers = out.partition(shell(f"{fill} -q")[1])
+def test_a_line_of_numbers_begins_behind_the_text_in_the_same_file(quiet, between):
+    """As behind `2>&1 | cat`."""
+    fill = ["-m", "mlx_dgemma.fill", "--model", "tiny", "a<fill>b", "--gap", "1", "--max-denoising-steps", "2"]
+    reading, writing = os.pipe()
+    code = forked.run(*fill, *quiet, stdout=writing, stderr=writing).returncode
+    _, text, numbers = os.read(reading, 10_000).decode().partition(forked.run(*fill, "-q").stdout)
+    os.close(reading), os.close(writing)
     assert code == 0 and text and numbers[:1] == between and ("tokens in" in numbers) == bool(between)
 
 
 @pytest.mark.slow
 def test_a_full_disk_behind_standard_error():
-    assert shell(f"G --prompt '{SUDOKU}' 2>/dev/full")[:2] == (0, SOLVED + "\n")
+    with open("/dev/full", "w") as disk:
+        found = forked.run("-m", "mlx_dgemma.generate", SUDOKU, stderr=disk)
+    assert (found.returncode, found.stdout) == (0, SOLVED + "\n")
+
+
+NARROW = {"strict": {"PYTHONIOENCODING": "ascii"}}
+NARROW |= {"surrogateescape": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}}
 
 
 @pytest.mark.slow
-def test_a_terminal_of_few_characters(tmp_path):
+@pytest.mark.parametrize("errors", NARROW)
+def test_a_terminal_of_few_characters(tmp_path, monkeypatch, errors):
     (tmp_path / "schema").write_text('{"const": "é😀"}')
-    for environment in ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
-        code, out, _ = shell(f"G --prompt x --json-schema {tmp_path}/schema --max-tokens 64", **environment)
-        assert code == 0 and out.isascii() and json.loads(out) == "é😀"
-        code, out, _ = shell(f"G --prompt x --json-schema {tmp_path}/schema --max-tokens 64 --json", **environment)
-        assert code == 0 and json.loads(json.loads(out)["text"]) == "é😀"
+    arguments = ["--prompt", "x", "--json-schema", str(tmp_path / "schema"), "--max-tokens", "64"]
+    code, out, _ = shell(f"G {' '.join(arguments)}", **NARROW[errors])
+    assert code == 0 and out.isascii() and json.loads(out) == "é😀"
+    narrow = io.TextIOWrapper(io.BytesIO(), "ascii", errors)
+    monkeypatch.setattr("sys.stdout", narrow)
+    assert generate([*arguments, "--json"]) == 0
+    assert json.loads(json.loads(narrow.buffer.getvalue())["text"]) == "é😀"
 
 
 @pytest.mark.slow
 def test_a_file_whose_name_is_no_text(tmp_path):
-    name = os.fsencode(tmp_path) + b"/caf\xe9"
+    name = f"{tmp_path}/caf\udce9"
     with open(name, "w") as file:
         file.write("4213\n3142\n1342\n2431")
-    edit = [sys.executable.encode(), b"-m", b"mlx_dgemma.edit", name, b"--lines", b"2", b"--prompt", SUDOKU.encode()]
-    found = subprocess.run([*edit, b"--gap", b"4"], capture_output=True)
-    assert found.returncode == 0 and found.stdout.startswith(b"--- " + name + b"\n"), found.stderr
+    reading, writing = os.pipe()
+    edit = ["-m", "mlx_dgemma.edit", name, "--lines", "2", "--prompt", SUDOKU, "--gap", "4"]
+    found = forked.run(*edit, stdout=writing)
+    assert found.returncode == 0 and os.read(reading, 10_000).startswith(b"--- " + os.fsencode(name) + b"\n"), found
+    os.close(reading), os.close(writing)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
