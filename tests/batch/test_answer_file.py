@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import checkpoints
 import forked
@@ -28,18 +29,29 @@ def run(capfd):
     return caller(main, capfd)
 
 
+def lay_out(folder: Path) -> tuple[Path, Path]:
+    """-> requests, and where the answers are to be."""
+    path = folder / "prompts.jsonl"
+    path.write_text("\n".join(map(json.dumps, PROMPTS)) + "\n")
+    return path, folder / "answers.jsonl"
+
+
 @pytest.fixture
 def files(tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("\n".join(map(json.dumps, PROMPTS)) + "\n")
-    return path, tmp_path / "answers.jsonl"
+    return lay_out(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    path, out = lay_out(tmp_path_factory.mktemp("answered"))
+    assert main([str(path), "--out", str(out), *FEW]) == 0
+    return out.read_bytes()
 
 
 @pytest.fixture
-def answers(run, files):
-    path, out = files
-    assert run(str(path), "--out", str(out), *FEW)[:2] == (0, "")
-    return out.read_bytes()
+def answers(files, answered):
+    files[1].write_bytes(answered)
+    return answered
 
 
 def texts(lines: bytes) -> list[str]:
