@@ -186,10 +186,10 @@ def test_several_gaps_are_searched_and_filled_together(tiny):
 @pytest.mark.slow
 def test_alone_and_in_company(loaded):
     model, tokenizer, _ = loaded
-    ask = Ask(sampling=Sampling(max_denoising_steps=3), seed=1)
+    ask = Ask(sampling=Sampling(max_denoising_steps=2), seed=1)
     prompt = [2, *tokenizer.encode("Sort: Lima, Tokyo")]
     requests = [
-        Infill(prompt=prompt, texts=["Lima", "Tokyo"], tries=3, ask=ask),
+        Infill(prompt=prompt, texts=["Lima", "Tokyo"], tries=2, ask=ask),
         Infill(prompt=prompt, texts=["", ", Tokyo"], lengths=[20], ask=replace(ask, seed=2)),
         Infill(
             prompt=prompt[:4],
