@@ -64,17 +64,15 @@ def take_terminal() -> None:
 
 
 @functools.cache
-def parent() -> str:
-    """Start the process that others are forked from. -> the name of the socket where it is asked for them."""
-    name = f"\0forked {os.getpid()}"
+def parent() -> socket.socket:
+    """Start the process that others are forked from. -> where it is asked for them; it ends when this is closed."""
     ours, theirs = socket.socketpair()
-    given = [sys.executable, __file__, name[1:], str(theirs.fileno())]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    started = subprocess.Popen(given, pass_fds=[theirs.fileno()], start_new_session=True, env=environment)
+    given, environment = [__file__, str(theirs.fileno())], os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    fork = {"pass_fds": [theirs.fileno()], "start_new_session": True, "env": environment}
+    started = subprocess.Popen([sys.executable, *given], **fork)
     theirs.close()
-    assert ours.recv(1), "it did not start"
-    atexit.register(lambda: (ours.close(), started.wait()))  # it ends when its end of the pair does
-    return name
+    atexit.register(lambda: (ours.close(), started.wait()))
+    return ours
 
 
 class Forked:
@@ -85,17 +83,18 @@ class Forked:
         stdout: int | IO | None = None, stderr: int | IO | None = None, env: Mapping[str, str] | None = None,
         terminal: bool = False,
     ):  # fmt: skip
-        self.args, self.returncode, self.connection = arguments, None, socket.socket(socket.AF_UNIX)
+        self.args, self.returncode = arguments, None
         self.outputs = [tempfile.TemporaryFile() if to == PIPE else None for to in (stdout, stderr)]  # noqa: SIM115
         about = {"arguments": arguments, "imports": imports, "terminal": terminal, "cwd": os.getcwd()}
         data = json.dumps(about | {"env": dict(env or os.environ)}).encode()
-        self.connection.connect(parent())
+        self.connection, theirs = socket.socketpair()
         with open(os.devnull, "r+b") as null:
             streams = [stdin, self.outputs[0] or stdout, self.outputs[1] or stderr]
             streams = [number if to is None else null if to == DEVNULL else to for number, to in enumerate(streams)]
-            numbers = [to if isinstance(to, int) else to.fileno() for to in streams]
-            socket.send_fds(self.connection, [len(data).to_bytes(8)], numbers)
-        self.connection.sendall(data)
+            numbers = [to if isinstance(to, int) else to.fileno() for to in (*streams, theirs)]
+            socket.send_fds(parent(), [len(data).to_bytes(8)], numbers)
+        parent().sendall(data)
+        theirs.close()
         self.pid = self._number()
 
     def _number(self) -> int:
@@ -130,24 +129,22 @@ class Forked:
 Started = Forked | subprocess.Popen
 
 
-def asked(name: str, until: int) -> dict | None:
-    """Fork a process for everyone who asks. -> what is to be run, in that process; None here, in the end."""
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(f"\0{name}")
-    listening.listen()
-    os.write(until, b"1")
-    while until not in select.select([listening, until], [], [])[0]:
-        connection, _ = listening.accept()
-        head, streams, _, _ = socket.recv_fds(connection, 8, 3)
-        about = json.loads(connection.recv(int.from_bytes(head), socket.MSG_WAITALL))
+def asked(asking: socket.socket) -> dict | None:
+    """Fork a process each time one is asked for. -> what is to be run, in that process; None here, in the end."""
+    while True:
+        head, numbers, _, _ = socket.recv_fds(asking, 8, 4)
+        if not head:
+            return None
+        *streams, answering = numbers
+        connection = socket.socket(fileno=answering)
+        about = json.loads(asking.recv(int.from_bytes(head), socket.MSG_WAITALL))
         for module in about["imports"]:
             importlib.import_module(module)
         if about["arguments"][0] == "-m":
             importlib.import_module(f"{about['arguments'][1]}.__main__")
         assert len(os.listdir("/proc/self/task")) == 1, "a fork would be without the other threads"
         if not os.fork():
-            listening.close()
-            os.close(until)
+            asking.close()
             if tell_of_fork(connection, streams):
                 take(streams, about)
                 return about
@@ -157,7 +154,6 @@ def asked(name: str, until: int) -> dict | None:
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-    return None
 
 
 def tell_of_fork(connection: socket.socket, streams: Sequence[int]) -> bool:
@@ -193,8 +189,8 @@ def take(streams: Sequence[int], about: dict) -> None:
     os.environ.update(about["env"])
 
 
-def main(name: str, until: str) -> None:
-    if not (about := asked(name, int(until))):
+def main(asking: str) -> None:
+    if not (about := asked(socket.socket(fileno=int(asking)))):
         return
     first, *rest = about["arguments"]
     if first == "-m":
