@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import DiffusionGemmaForBlockDiffusion, logging
 
-logging.set_verbosity_error()  # the vision tower is missing on purpose
-logging.disable_progress_bar()
+if TYPE_CHECKING:
+    from transformers import DiffusionGemmaForBlockDiffusion
+
 torch.set_num_threads(1)  # the models are small: a second thread mostly waits
 
 
+def network() -> type[DiffusionGemmaForBlockDiffusion]:
+    """Imported when it is needed: that takes seconds, in every worker."""
+    from transformers import DiffusionGemmaForBlockDiffusion, logging
+
+    logging.set_verbosity_error()  # the vision tower is missing on purpose
+    logging.disable_progress_bar()
+    return DiffusionGemmaForBlockDiffusion
+
+
 def load(folder: Path) -> DiffusionGemmaForBlockDiffusion:
-    model = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-    return model.eval()
+    return network().from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
 
 
 class Session:
