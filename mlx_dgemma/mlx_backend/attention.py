@@ -6,7 +6,8 @@ MLX's fused kernels do not take heads of 256 and 512 when there are many queries
 
 import mlx.core as mx
 
-from .layers import compiled
+from . import family
+from .layers import compiled, exp
 
 SCORES = 256_000_000  # bytes of float32 scores, at most
 BLOCK = 64_000_000  # bytes of a block's scores: the allocator holds several arrays as large
@@ -26,7 +27,7 @@ def visible(queries: int, keys: int, window: int | None, first: int = 0, last: i
 @compiled
 def _weighed(scores: mx.array, top: mx.array) -> tuple[mx.array, mx.array]:
     """Weights in float32, and in the dtype of `scores`."""
-    weights = mx.exp(scores.astype(mx.float32) - top)
+    weights = exp(scores.astype(mx.float32) - top)
     return weights, weights.astype(scores.dtype)
 
 
@@ -41,8 +42,11 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, *, causal: bool,
     if not causal and n > FUSED:
         # As MLX would, but for a product with the scale, which is 1.
         grouped = queries.reshape(1, keys.shape[1], -1, queries.shape[-1])  # head h looks at key head h // (H / G)
-        weights = mx.softmax(grouped @ keys.swapaxes(-1, -2), axis=-1, precise=True)
-        return (weights @ values).reshape(queries.shape)
+        scores = grouped @ keys.swapaxes(-1, -2)
+        if family.current().gpu or scores.dtype != mx.float32:
+            return (mx.softmax(scores, axis=-1, precise=True) @ values).reshape(queries.shape)
+        weights = exp(scores - scores.max(axis=-1, keepdims=True))
+        return (weights @ values / weights.sum(axis=-1, keepdims=True)).reshape(queries.shape)
     mask = visible(n, total, window) if causal else None
     if mask is not None and (window is None or total <= window):
         mask = "causal"
@@ -63,7 +67,7 @@ def _in_blocks(
             scores = mx.where(seen, scores.reshape(heads, n, -1), -mx.inf).reshape(groups, -1, last - first)
         before, top = top, mx.maximum(top, scores.max(axis=-1, keepdims=True).astype(mx.float32))
         weights, narrow = _weighed(scores, top)
-        fade = mx.exp(before - top)
+        fade = exp(before - top)
         mass = mass * fade + weights.sum(axis=-1, keepdims=True)
         out = out * fade + (narrow @ values[0, :, first:last]).astype(mx.float32)
     return (out / mass).astype(queries.dtype).reshape(1, heads, n, dim)

@@ -25,7 +25,7 @@ class Family:
 
 
 # A slice's logits of 256 positions are 4 MB on a CPU, and a dozen arrays of that size are at hand: they stay in caches.
-CPU = Family(gpu=False, lists=True, widest=4096, sorted_from=16, ahead=0)
+CPU = Family(gpu=False, lists=True, widest=4096, sorted_from=16, ahead=1)
 GPU = Family(gpu=True, lists=True, widest=32768, sorted_from=64, ahead=6)
 MATRIX_GPU = replace(GPU, lists=False)
 

@@ -15,6 +15,7 @@ from . import family, parallel
 
 F = TypeVar("F", bound=Callable)
 TILE = 8  # rows of one expert that the CPU device multiplies at once
+LOG2_E = 1.4426950408889634
 
 
 def compiled(function: F) -> F:
@@ -27,6 +28,16 @@ def compiled(function: F) -> F:
         return fused(*arguments) if family.current().gpu else function(*arguments)
 
     return call
+
+
+def exp(x: mx.array) -> mx.array:
+    """e ** x. Of float32 on the CPU device by the C library's power: 6 ns a number, MLX's own function takes 19."""
+    return mx.exp(x) if family.current().gpu or x.dtype != mx.float32 else mx.power(2.0, x * LOG2_E)
+
+
+def tanh(x: mx.array) -> mx.array:
+    """tanh(x), by `exp` where that is faster."""
+    return mx.tanh(x) if family.current().gpu or x.dtype != mx.float32 else 1 - 2 / (1 + exp(2 * x))
 
 
 class Linear(nn.Module):
@@ -92,8 +103,8 @@ class ExpertLinear(Linear):
         self.weight_scale_2 = mx.ones(self.weight.shape[:2] if per_row else self.weight.shape[:1])
 
     def __call__(self, x: mx.array, experts: mx.array, *, ascending: bool = False) -> mx.array:
-        """x [..., in] and experts [...] broadcast -> [..., out]. `ascending`: the experts are sorted, so that the
-        weights of each are read once."""
+        """x [..., in] and experts [...] broadcast -> [..., out]; where these are [..., 1], the rows of x share one, and
+        are multiplied together. `ascending`: the experts are sorted, so that the weights of each are read once."""
         if "weight_scale_2" not in self:
             return self._gathered(x, experts, ascending)
         # Without the factor a weight is up to 2688, and sums of them leave float16's range.
@@ -106,26 +117,25 @@ class ExpertLinear(Linear):
         if self.is_packed:
             y = mx.gather_qmm(x[..., None, :], *self._packed, transpose=True, **indices, **vars(self.quantization))
             return y.squeeze(-2)
-        on_cpu = not family.current().gpu
-        dtype = mx.float32 if on_cpu else x.dtype  # the CPU's gather_mm knows nothing else
+        dtype = x.dtype if family.current().gpu else mx.float32  # the CPU's gather_mm knows nothing else
         weight = self.rows(slice(None), dtype).astype(dtype).swapaxes(-1, -2)
-        if on_cpu and ascending:
-            return _tiled(x.astype(dtype), weight, experts).astype(x.dtype)
+        if experts.ndim > 1 and experts.shape[-1] == 1:
+            return mx.gather_mm(x.astype(dtype), weight, rhs_indices=experts.squeeze(-1)).astype(x.dtype)
         return mx.gather_mm(x[..., None, :].astype(dtype), weight, **indices).squeeze(-2).astype(x.dtype)
 
 
-def _tiled(x: mx.array, weight: mx.array, experts: mx.array) -> mx.array:
-    """x [n, in], weight [E, in, out], ascending experts [n] -> [n, out].
+def tiles_of(experts: mx.array, count: int) -> tuple[mx.array, mx.array, mx.array]:
+    """Lay ascending `experts` [n], of `count`, in tiles of TILE places that one has to itself -> the expert of each
+    tile [tiles, 1]; which of the n stands at each place [tiles, TILE], where none does the first; the places [n].
 
-    On the CPU device `gather_mm` calls the BLAS for each matrix of its left side. Here such a matrix is TILE rows of
-    one expert, zeros behind the last of them, and not one row."""
-    sizes = mx.zeros(weight.shape[0], mx.int32).at[experts].add(1)
-    padding = -sizes % TILE
-    places = mx.arange(len(x)) + mx.cumsum(padding, inclusive=False)[experts]
-    count = min(len(x), len(x) // TILE + len(sizes))  # tiles at most
-    owners = mx.zeros(count, mx.uint32).at[places // TILE].maximum(experts)
-    tiles = mx.zeros((count * TILE, x.shape[1])).at[places].add(x).reshape(count, TILE, -1)
-    return mx.gather_mm(tiles, weight, rhs_indices=owners).reshape(count * TILE, -1)[places]
+    On the CPU device `gather_mm` calls the BLAS for each matrix of its left side: a tile is one, and not a row."""
+    n = len(experts)
+    sizes = mx.zeros(count, mx.int32).at[experts].add(1)
+    places = mx.arange(n) + mx.cumsum(-sizes % TILE, inclusive=False)[experts]
+    tiles = min(n, n // TILE + count)  # at most
+    owners = mx.zeros(tiles, mx.uint32).at[places // TILE].maximum(experts)
+    index = mx.zeros(tiles * TILE, mx.int32).at[places].add(mx.arange(n))
+    return owners[:, None], index.reshape(tiles, TILE), places
 
 
 class Embedding(Linear):

@@ -18,7 +18,7 @@ from ..checkpoint.config import LayerConfig, ModelConfig
 from . import family, parallel
 from .attention import attend
 from .cache import MLXCache
-from .layers import Embedding, ExpertLinear, Linear, compiled
+from .layers import Embedding, ExpertLinear, Linear, compiled, exp, tiles_of
 
 
 @dataclass
@@ -34,9 +34,10 @@ class Segment:
 
 @compiled
 def geglu(gate: mx.array, up: mx.array) -> mx.array:
-    """gelu(gate) * up, by the tanh formula of Hendrycks & Gimpel (arXiv 1606.08415)."""
-    inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)  # sqrt(2 / pi)
-    return 0.5 * gate * (1 + mx.tanh(inner)) * up
+    """gelu(gate) * up, by the tanh formula of Hendrycks & Gimpel (arXiv 1606.08415); (1 + tanh(x)) / 2 is
+    1 / (1 + exp(-2 x))."""
+    inner = -1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)  # -2 sqrt(2 / pi)
+    return gate / (1 + exp(inner)) * up
 
 
 @compiled
@@ -145,14 +146,13 @@ class Router(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.top_k = config.top_k_experts
-        self.eps = config.rms_norm_eps
         self.scale = mx.ones((config.hidden_size,))
         self.proj = Linear(config.num_experts, config.hidden_size)
         self.per_expert_scale = mx.ones((config.num_experts,))
 
     def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """[T, D] -> experts [T, K] and their weights [T, K], float32."""
-        scores = self.proj(mx.fast.rms_norm(x, self.scale, self.eps))  # to be multiplied by 1 / sqrt(D)
+        """[T, D], normed with `scale` -> experts [T, K] and their weights [T, K], float32."""
+        scores = self.proj(x)  # to be multiplied by 1 / sqrt(D)
         # Which experts are chosen has no gradient.
         experts = mx.argpartition(mx.stop_gradient(scores), -self.top_k, axis=-1)[:, -self.top_k :]
         # The softmax over the chosen is the reference's softmax over all, divided by the sum of the chosen.
@@ -184,8 +184,13 @@ class Experts(nn.Module):
         if experts.size < family.current().sorted_from:
             return self._mlp(x[:, None], experts, ascending=False)
         order = mx.argsort(experts.flatten()) if order is None else order
-        y = self._mlp(x[order // experts.shape[1]], experts.flatten()[order], ascending=True)
-        return y[mx.argsort(order)].reshape(*experts.shape, -1)
+        back, tokens, experts_in_order = mx.argsort(order), order // experts.shape[1], experts.flatten()[order]
+        if family.current().gpu:
+            y = self._mlp(x[tokens], experts_in_order, ascending=True)
+        else:
+            owners, index, places = tiles_of(experts_in_order, len(self.down_proj.weight))
+            y, back = self._mlp(x[tokens[index]], owners, ascending=False).flatten(0, 1), places[back]
+        return y[back].reshape(*experts.shape, -1)
 
     def _mlp(self, x: mx.array, experts: mx.array, ascending: bool) -> mx.array:
         gate, up = mx.split(self.gate_up_proj(x, experts, ascending=ascending), 2, axis=-1)
@@ -207,10 +212,21 @@ class Layer(nn.Module):
 
     def __call__(self, x: mx.array, segments: list[Segment], index: int, scalar: mx.array) -> mx.array:
         x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), segments, index))
-        dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(x)))
-        sparse = parallel.sum_up(self.experts(self.pre_feedforward_layernorm_2(x), *self.router(x)))
+        to_mlp, to_experts, to_router = self._normed(x)
+        dense = self.post_feedforward_layernorm_1(self.mlp(to_mlp))
+        sparse = parallel.sum_up(self.experts(to_experts, *self.router(to_router)))
         sparse = self.post_feedforward_layernorm_2(sparse)
         return added(x, self.post_feedforward_layernorm(dense + sparse), scalar)
+
+    def _normed(self, x: mx.array) -> list[mx.array]:
+        """[T, D] for the MLP, the experts and the router. A norm is one kernel on a GPU, and nine operations on the CPU
+        device, of which the last is the product with its weight."""
+        weights = self.pre_feedforward_layernorm.weight, self.pre_feedforward_layernorm_2.weight, self.router.scale
+        eps = self.self_attn.eps
+        if family.current().gpu:
+            return [mx.fast.rms_norm(x, weight, eps) for weight in weights]
+        normed = mx.fast.rms_norm(x, None, eps)
+        return [normed * weight for weight in weights]
 
 
 class SelfConditioning(MLP):

@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import family, kernels, parallel
-from .layers import Embedding, compiled
+from .layers import Embedding, compiled, exp, tanh
 
 SLICES = 32  # at least, of a vocabulary that divides into them; on a GPU as few as `Family.widest` allows
 BLOCK = 64  # tokens whose weights are summed for the draw, which reads that many rows of the table a position again
@@ -102,7 +102,7 @@ class Slice(NamedTuple):
 
 def processed(raw: mx.array, cap: float, temperature: mx.array) -> mx.array:
     """Cap and temper raw logits, in float32; one of -inf is not allowed, and stays the least."""
-    logits = mx.tanh(raw.astype(mx.float32) / cap) * (cap / temperature)
+    logits = tanh(raw.astype(mx.float32) / cap) * (cap / temperature)
     return mx.where(raw == -mx.inf, BARRED, logits)
 
 
@@ -112,7 +112,7 @@ def processed(raw: mx.array, cap: float, temperature: mx.array) -> mx.array:
 def rise(raw: mx.array, cap: float, temperature: mx.array, top: mx.array) -> tuple[mx.array, mx.array]:
     """[T, 1] each: the top with the highest raw logits of one more slice, and its `Slice.fade`."""
     risen = mx.maximum(processed(raw, cap, temperature), top)
-    return risen, mx.exp(top - risen)
+    return risen, exp(top - risen)
 
 
 @compiled
@@ -123,7 +123,7 @@ def weigh(
     logits, and 1 where they may be near the top in the end, in 16 bits unless a slice is too `wide` for their sums."""
     logits = processed(raw, cap, temperature)
     below = logits - top  # <= 0
-    weights = mx.exp(below)
+    weights = exp(below)
     heats = weights * below
     if reach is None:
         return weights, heats, mx.maximum(weights, heats).astype(raw.dtype)  # heats are never more
@@ -144,18 +144,18 @@ def accumulated(total: mx.array, fade: mx.array, products: mx.array) -> mx.array
 
 @compiled
 def faded(masses: mx.array, tops: mx.array, top: mx.array) -> mx.array:
-    return masses * mx.exp(tops - top)
+    return masses * exp(tops - top)
 
 
 @compiled
 def heat_terms(sums: mx.array, heats: mx.array, tops: mx.array, top: mx.array) -> mx.array:
     """[T, slices]: sums of weight * (logit - top) by the top of all, from those by the `tops` of their slices."""
-    return mx.exp(tops - top) * heats + (tops - top) * sums
+    return exp(tops - top) * heats + (tops - top) * sums
 
 
 @compiled
 def share_of(logits: mx.array, top: mx.array, total: mx.array, reach: float) -> mx.array:
-    return mx.where(logits >= top - reach, mx.exp(logits - top) / total, 0)
+    return mx.where(logits >= top - reach, exp(logits - top) / total, 0)
 
 
 def listed(lists: Lists, logits: mx.array, near: mx.array, first: int) -> Lists:
@@ -174,6 +174,7 @@ class Sweep:
         self.slices, self.inputs, self.cap = slices, inputs, cap
         self.temperature, self.first = inputs.temperature[:, None], slices.table.here.start
         self.reach = REACH[inputs.hidden.dtype]
+        self.whole: mx.array | None = None  # the raw logits [T, V] of a vocabulary that is one block
         # A slice where all positions are heavy: an index would copy.
         heavy = np.flatnonzero(inputs.heavy).astype(np.int32)
         self.heavy, self.count = slice(None) if inputs.heavy.all() else mx.array(heavy), len(heavy)
@@ -217,6 +218,7 @@ class Sweep:
         top, soft, taken = mx.full((T, 1), LOWEST), mx.zeros((self.count, hidden.shape[1])), []
         for i, part in enumerate(self.slices.parts):
             raw = self.barred(part.product(hidden), i * width)
+            self.whole = raw if block_of(width) == self.slices.table.vocab_size else None
             done, lists = self.take(raw, i * width, top, lists)
             if self.count:
                 soft = accumulated(soft, done.fade[self.heavy], part.product(done.narrow, transpose=False))
@@ -271,8 +273,9 @@ class Sweep:
             chosen = mx.minimum(chosen, ends.shape[1] - 1)
         before = mx.take_along_axis(ends - masses, chosen[:, None], axis=1)
         first = (chosen * width)[:, None]
-        raw = self.barred(self.slices.blocks(self.inputs.hidden, chosen), first)
-        weights = mx.exp(processed(raw, self.cap, self.temperature) - top)
+        again = self.whole is None
+        raw = self.barred(self.slices.blocks(self.inputs.hidden, chosen), first) if again else self.whole
+        weights = exp(processed(raw, self.cap, self.temperature) - top)
         place = (mx.cumsum(weights, axis=1) + before <= share).astype(mx.int32).sum(axis=1)
         # Summed in another order, a block may begin behind the share or end short of it: then its first or last allowed
         # token is drawn.
@@ -306,4 +309,4 @@ def share_here(uniforms: mx.array, totals: mx.array) -> tuple[mx.array, mx.array
 
 def _rescaled(soft: mx.array, highest: mx.array, top: mx.array) -> mx.array:
     """Weights by this rank's highest logit -> by the top of all ranks."""
-    return soft if parallel.mine.ranks == 1 else soft * mx.exp(highest - top)
+    return soft if parallel.mine.ranks == 1 else soft * exp(highest - top)
