@@ -7,10 +7,9 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 
+import forked
 import pytest
 from served import served, until
 from test_openai import ENDLESS, PATH, tiny
@@ -162,11 +161,13 @@ def test_without_its_packages_it_says_what_to_install(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_streams_with_an_error_and_the_server_soon():
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "mlx_dgemma.server", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        line = next(line for line in process.stderr if "http://" in line)
+def test_ctrl_c_ends_streams_with_an_error_and_the_server_soon(request):
+    reading, stderr = os.pipe()
+    process = forked.start("-m", "mlx_dgemma.server", "--port", "0", stderr=stderr)
+    os.close(stderr)
+    request.addfinalizer(process.kill)
+    with open(reading) as said:
+        line = next(line for line in said if "http://" in line)
         port = int(line.rsplit(":", 1)[1])
         connection = http.client.HTTPConnection("127.0.0.1", port)
         endless = {"messages": [{"role": "user", "content": "Who?"}], "preset": ENDLESS, "stream": True}
@@ -178,4 +179,4 @@ def test_ctrl_c_ends_streams_with_an_error_and_the_server_soon():
         rest = reply.read().decode()
         assert process.wait(20) == 130 and time.monotonic() - start < 12
         assert '"error"' in rest and rest.rstrip().endswith("[DONE]")
-        assert "Traceback" not in process.stderr.read()
+        assert "Traceback" not in said.read()
