@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import random
 import re
 import weakref
@@ -31,10 +32,11 @@ from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.batch import InProgress, run
 from mlx_dgemma.writing.diffuse import begin
 
+RUNS = int(os.environ.get("RUNS", "1"))  # how many times as many random schemas and seeds
 PROMPT = "Extract JSON: Ivan, a clerk from Kyiv, is 43 years old."
 DOCUMENT = '{"name": "Ivan", "age": 43, "job": "clerk", "city": "Kyiv"}'
 PERSON = schema_rates.TASK
-LINES = {"type": "array", "items": {"type": "string", "minLength": 30, "maxLength": 40}, "minItems": 3, "maxItems": 3}
+LINES = {"type": "array", "items": {"type": "string", "minLength": 20, "maxLength": 24}, "minItems": 3, "maxItems": 3}
 LISTS = {"type": "object", "properties": {"a": {"type": "array", "items": PERSON}, "b": LINES}, "required": ["a", "b"]}
 
 
@@ -155,8 +157,9 @@ def test_a_position_hears_only_what_may_stand_there(loaded):
 @pytest.mark.slow
 def test_alone_and_in_company_and_again(loaded, language):
     prompts = [PROMPT, "Extract JSON: In Oslo lives Zoe, a vet aged 31.", "Reverse: Perth, Noor, Delhi"]
-    alone = [written(loaded, language, prompt=p, seed=i).text for i, p in enumerate(prompts)]
-    again = [begun(loaded, language, p, seed=i, request=i) for i, p in enumerate(prompts)]
+    few = replace(loaded[2], max_denoising_steps=6)
+    alone = [written(loaded, language, prompt=p, seed=i, sampling=few).text for i, p in enumerate(prompts)]
+    again = [begun(loaded, language, p, seed=i, request=i, sampling=few) for i, p in enumerate(prompts)]
     company = list(run(loaded[0], again, 2))
     assert alone == [answer_of(loaded, (s for s in company if s.request == i)).text for i in range(3)]
     assert alone[0] == DOCUMENT
@@ -254,9 +257,9 @@ def test_left_to_right_a_deadline_while_it_is_heard(loaded, seconds):
     ("name", "numbers"),
     [
         ("bpe, random", range(1)),
-        pytest.param("bpe, random", range(1, 16), marks=pytest.mark.slow),
-        pytest.param("bytes, random", range(12), marks=pytest.mark.slow),
-        pytest.param("embedded", range(12), marks=pytest.mark.slow),
+        pytest.param("bpe, random", range(1, 1 + 4 * RUNS), marks=pytest.mark.slow),
+        pytest.param("bytes, random", range(3 * RUNS), marks=pytest.mark.slow),
+        pytest.param("embedded", range(3 * RUNS), marks=pytest.mark.slow),
     ],
 )
 def test_left_to_right_every_text_is_a_document(models, name, numbers):
@@ -303,9 +306,9 @@ def test_left_to_right_in_company_as_alone(loaded):
     ("name", "form", "seeds"),
     [
         ("embedded", PERSON, 2),
-        pytest.param("embedded", LISTS, 8, marks=pytest.mark.slow),
-        pytest.param("bpe, random", PERSON, 8, marks=pytest.mark.slow),
-        pytest.param("bytes, random", LISTS, 8, marks=pytest.mark.slow),
+        pytest.param("embedded", LISTS, 4 * RUNS, marks=pytest.mark.slow),
+        pytest.param("bpe, random", PERSON, 4 * RUNS, marks=pytest.mark.slow),
+        pytest.param("bytes, random", LISTS, 4 * RUNS, marks=pytest.mark.slow),
     ],
 )
 def test_by_a_deadline_the_document_is_finished(models, name, form, seeds):
@@ -329,10 +332,10 @@ def test_by_a_deadline_the_document_is_finished(models, name, form, seeds):
 @pytest.mark.slow
 def test_by_a_deadline_a_template_is_finished(loaded):
     held = language_of(loaded, template("Dear {name},\nyou are {age:integer} and {mood:glad|sad}.\n"))
-    for mode in ("diffusion", "ar"):
-        for deadline in (0.5, 7, 30, 60):
-            answer = written(loaded, held, model=Timed(loaded[0]), mode=mode, deadline=deadline, max_tokens=120)
-            assert re.fullmatch(r"Dear .+,\nyou are -?\d+ and (glad|sad)\.\n", answer.text), answer.text
+    for mode, deadline in (("diffusion", 0.5), ("diffusion", 7), ("ar", 0.5), ("ar", 30)):
+        answer = written(loaded, held, model=Timed(loaded[0]), mode=mode, deadline=deadline)
+        assert answer.finish_reason == "deadline"
+        assert re.fullmatch(r"Dear .+,\nyou are -?\d+ and (glad|sad)\.\n", answer.text), answer.text
 
 
 @pytest.mark.parametrize("form", [PERSON, pytest.param(LISTS, marks=pytest.mark.slow)], ids=["person", "lists"])
@@ -349,20 +352,13 @@ def test_cut_by_max_tokens_it_is_a_document(loaded, form, mode, spare):
 # Verified.
 
 
-@pytest.mark.parametrize(
-    ("name", "seeds"),
-    [
-        ("bpe, random", 3),
-        ("bytes, random", 3),
-        ("embedded", 3),
-    ],
-)
+@pytest.mark.parametrize("name", ["bpe, random", "bytes, random", "embedded"])
 @pytest.mark.slow
-def test_a_document_is_verified(models, name, seeds):
+def test_a_document_is_verified(models, name):
     model, _, sampling = loaded = models[name]
     held, repairs = language_of(loaded, automaton(LISTS)), 0
-    few = replace(sampling, max_denoising_steps=4)
-    for seed in range(seeds):
+    few = replace(sampling, max_denoising_steps=3)
+    for seed in range(RUNS):
         writing = begun(loaded, held, "Make some JSON", sampling=few, seed=seed, max_tokens=250, verify=True)
         steps = list(run(model, [writing]))
         answer = answer_of(loaded, steps, 250)

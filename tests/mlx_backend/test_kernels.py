@@ -15,6 +15,11 @@ from mlx_dgemma.mlx_backend import guard, kernels
 pytestmark = shim.needs_a_compiler
 SMALL = guard.Sizes(tokens=20, hidden=128, heads=4, dim=64, experts=32, top_k=3, inner=64, vocabulary=640)
 CASES = {(name, dtype): make for dtype in guard.BOUNDS for name, make in guard.cases(SMALL, dtype)}
+ONCE = {  # how weights are unpacked does not depend on the dtype of what they are multiplied with
+    ("experts affine 4", mx.float32), ("experts affine 8", mx.bfloat16), ("experts mxfp4", mx.float32),
+    ("experts mxfp8", mx.bfloat16), ("experts nvfp4", mx.float32),
+}  # fmt: skip
+assert CASES.keys() > ONCE
 
 
 @pytest.fixture
@@ -24,7 +29,7 @@ def by_shim(monkeypatch):
 
 
 @pytest.mark.usefixtures("by_shim")
-@pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
+@pytest.mark.parametrize(("name", "dtype"), [case for case in CASES if case not in ONCE], ids=str)
 @pytest.mark.sample(2)
 def test_a_kernel_computes_what_mlx_does(name, dtype):
     ours, theirs = CASES[name, dtype]()

@@ -19,18 +19,26 @@ from mlx_dgemma.writing.sampling import parse_sampling
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens.json").read_text())
 
 
-@pytest.fixture(autouse=True, params=["as on a CPU", "as on a GPU", "as on a GPU with matrix units"])
+PATHS = {"as on a CPU": family.CPU, "as on a GPU": family.GPU, "as on a GPU with matrix units": family.MATRIX_GPU}
+# Every run on a CPU's path, and on one of a GPU's two.
+RANDOM = [
+    pytest.param(
+        path, golden, id=f"{path}-seed {golden['seed']}, {len(golden['steps'])} blocks",
+        marks=[pytest.mark.slow] * (golden["seed"] > 0 or path != "as on a CPU"),
+    )
+    for golden in GOLDENS["random"]
+    for path in ("as on a CPU", list(PATHS)[1 + golden["seed"] % 2])
+]  # fmt: skip
+
+
+@pytest.fixture
 def path(request):
     if request.param != "as on a CPU":
-        paths.as_on_a_gpu(request, family.GPU if request.param == "as on a GPU" else family.MATRIX_GPU)
+        paths.as_on_a_gpu(request, PATHS[request.param])
 
 
-@pytest.mark.parametrize(
-    "golden",
-    [pytest.param(g, marks=[pytest.mark.slow] * (g["seed"] > 0)) for g in GOLDENS["random"]],
-    ids=lambda g: f"seed {g['seed']}, {len(g['steps'])} blocks",
-)
-@pytest.mark.sample(2)
+@pytest.mark.parametrize(("path", "golden"), RANDOM, indirect=["path"])
+@pytest.mark.usefixtures("path")
 def test_random_weights(golden, tmp_path):
     folder = runs.random_case(tmp_path, golden, golden["eos"])
     config, generation = read_configs(folder)
@@ -47,7 +55,11 @@ def test_the_goldens_are_worth_it():
     assert any(48 in per_block for per_block in steps) and any(min(per_block) < 48 for per_block in steps)
 
 
-@pytest.mark.parametrize("golden", GOLDENS["tiny"], ids=lambda g: g["text"])
+@pytest.mark.parametrize(
+    "golden", [pytest.param(g, id=g["text"], marks=[pytest.mark.slow] * (g["steps"] > [9])) for g in GOLDENS["tiny"]]
+)
+@pytest.mark.parametrize("path", PATHS, indirect=True)
+@pytest.mark.usefixtures("path")
 @pytest.mark.sample(4)
 def test_the_embedded_model(golden):
     model, tokenizer, sampling = load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from functools import cache
 
@@ -23,6 +24,7 @@ from mlx_dgemma.seam.model import Row, Text
 from mlx_dgemma.writing.sampling import parse_sampling
 
 BOUND = 1e-4
+RUNS = int(os.environ.get("RUNS", "1"))  # seeds of whole runs on random weights
 BACKENDS = ["mlx", "torch"]
 CASES = {
     "hub": {},
@@ -90,7 +92,7 @@ def test_logits_of_three_blocks(pair, length):
 @pytest.mark.parametrize("piece", [pytest.param(1, marks=SLOW), 7, 24])
 def test_prompt_in_pieces(pair, piece, monkeypatch):
     model, theirs = pair
-    tokens = np.random.default_rng(5).integers(model.facts.vocab_size, size=50)
+    tokens = np.random.default_rng(5).integers(model.facts.vocab_size, size=30)
     canvas = np.arange(model.facts.canvas_length)
     session = reference.Session(theirs)
     session.encode(tokens)
@@ -140,7 +142,7 @@ def stopped(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(RUNS))
 @pytest.mark.parametrize("peaked", [1.0, 10.0])
 def test_whole_runs_over_blocks(stopped, backend, seed, peaked):
     folder, prompt, expected = stopped(seed, peaked)
@@ -172,8 +174,14 @@ def embedded(tokens: tuple[int, ...], eos: int | None) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prompt", runs.PROMPTS)
-@pytest.mark.parametrize("eos", [None, 5, 50], ids=["its own stops", "only <turn|>", "a letter"])
+@pytest.mark.parametrize(
+    ("prompt", "eos"),
+    [
+        *(pytest.param(prompt, None, id=f"its own stops-{prompt}") for prompt in runs.PROMPTS),
+        pytest.param(runs.PROMPTS[0], 5, id="only <turn|>"),
+        pytest.param(runs.PROMPTS[1], 50, id="a letter"),
+    ],
+)
 def test_the_embedded_model_token_for_token(backend, prompt, eos):
     model, tokenizer, sampling = load(backend=backend)
     if eos:

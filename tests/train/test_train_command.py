@@ -43,15 +43,25 @@ def data(tmp_path_factory):
     return folder
 
 
+def arguments(model, data, folder, *flags) -> list[str]:
+    return [*map(str, ("--model", model, "--data", data, "--adapter-path", folder)), *FAST, *flags]
+
+
+def run(model, data, folder, *flags, drawn=False) -> int:
+    """In this process, without matplotlib unless it is to be drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            patch.setitem(sys.modules, "matplotlib", None)
+        return main(arguments(model, data, folder, *flags))
+
+
 @pytest.fixture
 def train(model, data, tmp_path, capsys):
-    """Run the command -> its exit code and what it wrote to stderr."""
+    """Run the command -> its exit code and what it wrote to stderr. The picture takes most of a short run's time."""
 
-    def call(*flags, folder="adapter", fast=FAST, data=data):
+    def call(*flags, folder="adapter", data=data, drawn=False):
         capsys.readouterr()
-        code = main(
-            ["--model", str(model), "--data", str(data), "--adapter-path", str(tmp_path / folder), *fast, *flags]
-        )
+        code = run(model, data, tmp_path / folder, *flags, drawn=drawn)
         out, err = capsys.readouterr()
         assert out == ""
         return code, err
@@ -61,9 +71,8 @@ def train(model, data, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_run_leaves_an_adapter_a_log_and_a_picture(train, tmp_path, model):
-    code, said = train(
-        "--save-every", "3", "--test", "--steps-per-report", "2", "--steps-per-eval", "3", "--eval-prompts", "2"
-    )
+    flags = "--save-every 3 --test --steps-per-report 2 --steps-per-eval 3 --eval-prompts 2".split()
+    code, said = train(*flags, drawn=True)
     assert code == 0
     there = {file.name for file in (tmp_path / "adapter").iterdir()}
     assert there == FILES | {"0000003_adapters.safetensors", "0000006_adapters.safetensors"}
@@ -244,14 +253,17 @@ def test_a_run_goes_on_only_as_it_was(train, tmp_path, data):
     assert code == 2 and "other data" in said
 
 
+LONG = ("--iters", "20", "--save-every", "4")
+PROGRAM = """
+import runpy, sys
+sys.modules["matplotlib"] = None
+runpy.run_module("mlx_dgemma.train", run_name="__main__", alter_sys=True)
+"""
+
+
 def process(model, data, folder, *flags, env=None):
-    command = [sys.executable, "-m", "mlx_dgemma.train", "--model", model, "--data", data, "--adapter-path", folder]
-    return subprocess.Popen(
-        [*map(str, [*command, *FAST]), "--iters", "20", "--save-every", "4", *flags],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=env,
-    )
+    command = [sys.executable, "-c", PROGRAM, *arguments(model, data, folder, *LONG, *flags)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def wait_for(file, process) -> None:
@@ -264,7 +276,7 @@ def wait_for(file, process) -> None:
 def whole(model, data, tmp_path_factory):
     """What a run leaves that nobody kills."""
     folder = tmp_path_factory.mktemp("whole")
-    assert process(model, data, folder).wait() == 0
+    assert run(model, data, folder, *LONG) == 0
     return folder
 
 
@@ -276,7 +288,7 @@ def test_a_killed_run_comes_to_the_same_bytes(model, data, whole, tmp_path, kind
     wait_for(cut / "state.safetensors", one)
     os.kill(one.pid, kind)
     assert one.wait() == (130 if kind == signal.SIGINT else -signal.SIGKILL)
-    assert process(model, data, cut, "--resume").wait() == 0
+    assert run(model, data, cut, *LONG, "--resume") == 0
     for name in ("adapters.safetensors", "state.safetensors", "adapter_config.json"):
         old, new = (folder / name for folder in (whole, cut))
         if name.endswith("json"):
@@ -302,7 +314,7 @@ def test_two_processes_learn_as_one(model, data, tmp_path, backend):
     """Each takes every other batch of a step."""
     pytest.importorskip(backend)
     flags = ["--iters", "3", "--grad-accumulation-steps", "2", "--steps-per-report", "1", "--backend", backend]
-    assert process(model, data, tmp_path / "one", *flags).wait() == 0
+    assert run(model, data, tmp_path / "one", *LONG, *flags) == 0
     ranks = [process(model, data, tmp_path / "two", *flags, env=env) for env in environments(backend, tmp_path)]
     said = [rank.communicate()[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
