@@ -17,59 +17,64 @@ import torch
 from checkpoints import published
 from packed import pack
 
+from mlx_dgemma.checkpoint.checkpoint import Checkpoint
 from mlx_dgemma.checkpoint.config import Quantization, parse_config
-from mlx_dgemma.checkpoint.shares import Share
+from mlx_dgemma.checkpoint.shares import WHOLE, Share
+from mlx_dgemma.load import load_model
+from mlx_dgemma.seam.model import Row, Text
 from mlx_dgemma.torch_backend import formats
 from mlx_dgemma.torch_backend.weights import declare
 
 pytestmark = pytest.mark.slow
 
-HERE = Path(__file__).parents[1]
+CASES = [("float32", 1), ("float32", 2), ("fp8", 2)]  # precision, key-value heads of full layers
 
 
-def torchrun(*command: str, ranks: int = 2) -> subprocess.CompletedProcess:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*launch, *command], capture_output=True, text=True, env=environment, timeout=300)
+def logits(folder: Path, kind: str, share: Share = WHOLE) -> np.ndarray:
+    """Of a pass that is not the first."""
+    config = parse_config(json.loads((folder / "config.json").read_text()))
+    model = load_model(Checkpoint(folder, config), "torch", kind, share=share)
+    rng = np.random.default_rng(0)
+    canvas, pending = rng.integers(96, size=16), Text(rng.integers(96, size=40))
+    row = Row(canvas, model.new_cache(), 0.7, rng.random(16, dtype=np.float32), pending)
+    row.self_conditioning = model.denoise([row])[0].self_conditioning
+    row.pending = Text()
+    return model.logits(row)
 
 
-CHECK = """
-import json, os, sys
-import numpy as np
-from mlx_dgemma.checkpoint.config import parse_config
-from mlx_dgemma.checkpoint.shares import Share
-from mlx_dgemma.seam.model import Row, Text
-from mlx_dgemma.checkpoint.checkpoint import Checkpoint
-from mlx_dgemma.load import load_model
-from pathlib import Path
-
-folder, kind = Path(sys.argv[1]), sys.argv[2]
-config = parse_config(json.loads((folder / "config.json").read_text()))
-rank = int(os.environ["RANK"])
-model = load_model(Checkpoint(folder, config), "torch", kind, share=Share(rank, int(os.environ["WORLD_SIZE"])))
-cache = model.new_cache()
-rng = np.random.default_rng(0)
-row = Row(rng.integers(96, size=16), cache, 0.7, rng.random(16, dtype=np.float32), Text(rng.integers(96, size=40)))
-row.self_conditioning = model.denoise([row])[0].self_conditioning
-row.pending = Text()
-np.save(sys.argv[3] + f".{rank}", model.logits(row))
-"""
+def model_of(case: tuple[str, int], folder: Path) -> Path:
+    return folder / f"heads{case[1]}"
 
 
-@pytest.mark.parametrize(("kind", "kv_heads"), [("float32", 1), ("float32", 2), ("fp8", 2)])
-def test_logits_of_two_ranks(tmp_path, kv_heads, kind):
+def compute_a_rank(folder: Path) -> None:
+    """What torchrun starts: it leaves the logits of every case."""
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    for i, case in enumerate(CASES):
+        np.save(folder / f"{i}.{rank}.npy", logits(model_of(case, folder), case[0], Share(rank, ranks)))
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory) -> Path:
+    """A folder of models, and of the logits that two ranks leave."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for kv_heads in (1, 2):
+        config = checkpoints.config(full={"num_key_value_heads": kv_heads})
+        checkpoints.write(model_of(("", kv_heads), folder), config, checkpoints.weights(config, seed=2))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([*launch, __file__, str(folder)], capture_output=True, text=True, env=environment, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{kind}-{heads}" for kind, heads in CASES])
+def test_logits_of_two_ranks(computed, number):
     """Full layers of one key-value head cannot be divided: every rank has all of them."""
-    config = checkpoints.config(full={"num_key_value_heads": kv_heads})
-    folder = checkpoints.write(tmp_path / "model", config, checkpoints.weights(config, seed=2))
-    (tmp_path / "check.py").write_text(CHECK)
-    for ranks in (1, 2):
-        run = torchrun(str(tmp_path / "check.py"), str(folder), kind, str(tmp_path / f"of{ranks}"), ranks=ranks)
-        assert run.returncode == 0, run.stderr
-    alone = np.load(tmp_path / "of1.0.npy")
-    ranks = [np.load(tmp_path / f"of2.{rank}.npy") for rank in range(2)]
+    alone = logits(model_of(CASES[number], computed), CASES[number][0])
+    ranks = [np.load(computed / f"{number}.{rank}.npy") for rank in range(2)]
     assert np.abs(ranks[0] - ranks[1]).max() < 1e-5
     # In E4M3 an activation is rounded by the largest of its row, and o_proj's rows are divided.
-    assert np.abs(ranks[0] - alone).max() < {"float32": 1e-4, "fp8": 2.0}[kind]
+    assert np.abs(ranks[0] - alone).max() < {"float32": 1e-4, "fp8": 2.0}[CASES[number][0]]
 
 
 @pytest.mark.parametrize("bits", [None, 4])
@@ -100,3 +105,7 @@ def test_a_share_of_packed_weights_is_that_of_the_weights(name, rank):
     whole, part = (formats.dequantize(a.view(torch.int32), *rest, stored) for a, *rest in (packed, share))
     assert torch.equal(part, whole[Share(rank, 2).of(config, f"{path}.weight", (64, 256))])
     assert part.numel() == whole.numel() / (1 if "mlp" in name else 2)
+
+
+if __name__ == "__main__":
+    compute_a_rank(Path(sys.argv[1]))
