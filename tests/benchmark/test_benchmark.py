@@ -87,7 +87,7 @@ def test_what_is_unknown_says_why(made):
 
 @pytest.mark.parametrize("failing", [64, 32])
 @pytest.mark.slow
-def test_passes_that_find_too_little_memory(monkeypatch, tmp_path, failing):
+def test_passes_that_find_too_little_memory(monkeypatch, tmp_path, quick_ceilings, failing):
     """Those before them are written already, and the others go on."""
     out, usual = tmp_path / "report.json", measure.measure_passes
 
@@ -106,7 +106,6 @@ def test_passes_that_find_too_little_memory(monkeypatch, tmp_path, failing):
         assert "32 caches" in report["missing"]["passes of 1 x 64 tokens"]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_disk_that_is_full_in_the_end(made, monkeypatch, tmp_path, capsys, quick_ceilings):
     """What was measured is shown, and the file that was there is whole."""
@@ -146,7 +145,6 @@ def test_random_weights_assume_their_steps(capsys, tmp_path):
     assert is_picture(plot)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_prompts_of_a_file(made, tmp_path, capsys, quick_ceilings):
     file = tmp_path / "prompts.jsonl"

@@ -43,6 +43,7 @@ SLOW = pytest.mark.slow
 LENGTHS = [1, pytest.param(23, marks=SLOW), 24, pytest.param(25, marks=SLOW), 70]
 
 
+PROMPT = np.random.default_rng(0).integers(96, size=20).tolist()
 AT_LENGTH = {"torch transformers", "mlx no KV sharing, top-1", "torch no KV sharing, top-1"}
 PAIRS = [(backend, case) for backend in BACKENDS for case in CASES]
 PAIRS = [pytest.param(pair, id=" ".join(pair), marks=[SLOW] * (" ".join(pair) in AT_LENGTH)) for pair in PAIRS]
@@ -126,7 +127,7 @@ def loaded(folder, backend: str):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """(seed, peaked) -> a folder whose stop token comes up in the fourth block, and the reference's run with it. Which
+    """(seed, peaked) -> a folder whose stop token comes up in the third block, and the reference's run with it. Which
     token that is our own run tells, for it is many times faster."""
 
     @cache
@@ -134,9 +135,9 @@ def stopped(tmp_path_factory):
         case, made = {"seed": seed, "peaked": peaked, "layout": "hub"}, tmp_path_factory.mktemp("stopped")
         prompt = np.random.default_rng(seed).integers(96, size=20).tolist()
         model, sampling = loaded(runs.random_case(made / "all", case, [95]), "mlx")
-        tokens = runs.whole_run(model, prompt, sampling, seed=seed, max_tokens=80)["tokens"]
-        folder = runs.random_case(made / "stopped", case, runs.late_stop(tokens, 16, 3) or [95])
-        return folder, prompt, reference.generate(reference.load(folder), prompt, seed=seed, max_tokens=80)
+        tokens = runs.whole_run(model, prompt, sampling, seed=seed, max_tokens=48)["tokens"]
+        folder = runs.random_case(made / "stopped", case, runs.late_stop(tokens, 16, 2) or [95])
+        return folder, prompt, reference.generate(reference.load(folder), prompt, seed=seed, max_tokens=48)
 
     return run
 
@@ -147,21 +148,26 @@ def stopped(tmp_path_factory):
 def test_whole_runs_over_blocks(stopped, backend, seed, peaked):
     folder, prompt, expected = stopped(seed, peaked)
     model, sampling = loaded(folder, backend)
-    runs.same(runs.whole_run(model, prompt, sampling, seed=seed, max_tokens=80), expected)
+    runs.same(runs.whole_run(model, prompt, sampling, seed=seed, max_tokens=48), expected)
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """A folder, and the reference's run with a canvas of half its width."""
+    wide, half = (checkpoints.config(canvas_length=n, eos=(95,)) for n in (16, 8))
+    folder, generation = tmp_path_factory.mktemp("narrow"), checkpoints.generation_config(eos_token_id=[95])
+    weights = checkpoints.weights(wide, peaked=10.0)
+    theirs = reference.load(checkpoints.write(folder / "half", half, weights, generation))
+    expected = reference.generate(theirs, PROMPT, seed=0, max_tokens=20)
+    return checkpoints.write(folder / "wide", wide, weights, generation), expected
 
 
 @pytest.mark.slow
-def test_a_narrow_canvas_is_that_of_a_model_which_has_no_other(tmp_path, backend):
-    prompt = np.random.default_rng(0).integers(96, size=20).tolist()
-    wide, narrow = (checkpoints.config(canvas_length=n, eos=(95,)) for n in (16, 8))
-    generation = checkpoints.generation_config(eos_token_id=[95])
-    weights = checkpoints.weights(wide, peaked=10.0)
-    theirs = reference.load(checkpoints.write(tmp_path / "narrow", narrow, weights, generation))
-    expected = reference.generate(theirs, prompt, seed=0, max_tokens=20)
-    folder = checkpoints.write(tmp_path / "wide", wide, weights, generation)
-    model = load_model(Checkpoint(folder, parse_config(wide, generation)), backend, "float32")
-    sampling = dataclasses.replace(parse_sampling(generation), canvas_length=8)
-    runs.same(runs.whole_run(model, prompt, sampling, seed=0, max_tokens=20), expected)
+def test_a_narrow_canvas_is_that_of_a_model_which_has_no_other(narrow, backend):
+    folder, expected = narrow
+    model, sampling = loaded(folder, backend)
+    sampling = dataclasses.replace(sampling, canvas_length=8)
+    runs.same(runs.whole_run(model, PROMPT, sampling, seed=0, max_tokens=20), expected)
 
 
 @cache

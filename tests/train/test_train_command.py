@@ -71,7 +71,7 @@ def train(model, data, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_run_leaves_an_adapter_a_log_and_a_picture(train, tmp_path, model):
-    flags = "--save-every 3 --test --steps-per-report 2 --steps-per-eval 3 --eval-prompts 2".split()
+    flags = ["--save-every", "3", "--test", "--steps-per-report", "2", "--steps-per-eval", "3", "--eval-prompts", "2"]
     code, said = train(*flags, drawn=True)
     assert code == 0
     there = {file.name for file in (tmp_path / "adapter").iterdir()}
