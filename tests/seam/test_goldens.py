@@ -22,13 +22,10 @@ GOLDENS = json.loads((Path(__file__).parents[1] / "goldens.json").read_text())
 PATHS = {"as on a CPU": family.CPU, "as on a GPU": family.GPU, "as on a GPU with matrix units": family.MATRIX_GPU}
 # Every run on a CPU's path, and on one of a GPU's two.
 RANDOM = [
-    pytest.param(
-        path, golden, id=f"{path}-seed {golden['seed']}, {len(golden['steps'])} blocks",
-        marks=[pytest.mark.slow] * (golden["seed"] > 0 or path != "as on a CPU"),
-    )
+    pytest.param(path, golden, id=f"{path}-seed {golden['seed']}, {len(golden['steps'])} blocks")
     for golden in GOLDENS["random"]
     for path in ("as on a CPU", list(PATHS)[1 + golden["seed"] % 2])
-]  # fmt: skip
+]
 
 
 @pytest.fixture
@@ -37,6 +34,7 @@ def path(request):
         paths.as_on_a_gpu(request, PATHS[request.param])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "golden"), RANDOM, indirect=["path"])
 @pytest.mark.usefixtures("path")
 def test_random_weights(golden, tmp_path):
