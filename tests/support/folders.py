@@ -57,9 +57,9 @@ def says(folder, *words: str, **options) -> str:
     return message
 
 
-def quantized(folder, *, default=None, **paths):
+def quantized(folder, *, default=None, shape=None, **paths):
     """An MLX folder as mlx-community's are: triples beside plain tensors, and the groups in config.json."""
-    shape = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64}
+    shape = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64, **(shape or {})}
     write(folder, **shape)
     arrays, named, plain = {}, {}, {}
     default = default or {"group_size": 32, "bits": 4, "mode": "affine"}
