@@ -98,6 +98,11 @@ class Linear(nn.Module):
 class ExpertLinear(Linear):
     """One product per expert. `weight` is [E, out, in]."""
 
+    @property
+    def count(self) -> int:
+        """How many experts this rank has."""
+        return len(self.weight)
+
     def scale_globally(self, *, per_row: bool) -> None:
         """Expect `weight_scale_2`, too: float32 factors [E, out] or [E], as NVIDIA's NVFP4 has them."""
         self.weight_scale_2 = mx.ones(self.weight.shape[:2] if per_row else self.weight.shape[:1])
@@ -113,15 +118,20 @@ class ExpertLinear(Linear):
         return (y * (factors if factors.ndim == y.ndim else factors[..., None])).astype(x.dtype)
 
     def _gathered(self, x: mx.array, experts: mx.array, ascending: bool) -> mx.array:
-        indices = {"rhs_indices": experts, "sorted_indices": ascending}
         if self.is_packed:
+            indices = {"rhs_indices": experts, "sorted_indices": ascending}
             y = mx.gather_qmm(x[..., None, :], *self._packed, transpose=True, **indices, **vars(self.quantization))
             return y.squeeze(-2)
         dtype = x.dtype if family.current().gpu else mx.float32  # the CPU's gather_mm knows nothing else
         weight = self.rows(slice(None), dtype).astype(dtype).swapaxes(-1, -2)
-        if experts.ndim > 1 and experts.shape[-1] == 1:
-            return mx.gather_mm(x.astype(dtype), weight, rhs_indices=experts.squeeze(-1)).astype(x.dtype)
-        return mx.gather_mm(x[..., None, :].astype(dtype), weight, **indices).squeeze(-2).astype(x.dtype)
+        return expert_product(x.astype(dtype), weight, experts, ascending).astype(x.dtype)
+
+
+def expert_product(x: mx.array, weight: mx.array, experts: mx.array, ascending: bool) -> mx.array:
+    """x [..., in], weight [E, in, out] -> [..., out], with `experts` as `ExpertLinear` has them."""
+    if experts.ndim > 1 and experts.shape[-1] == 1:
+        return mx.gather_mm(x, weight, rhs_indices=experts.squeeze(-1))
+    return mx.gather_mm(x[..., None, :], weight, rhs_indices=experts, sorted_indices=ascending).squeeze(-2)
 
 
 def tiles_of(experts: mx.array, count: int) -> tuple[mx.array, mx.array, mx.array]:

@@ -7,7 +7,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..checkpoint.adapter import Adapter, Shape
-from .layers import ExpertLinear, Linear
+from .layers import ExpertLinear, Linear, expert_product
 from .network import Network
 from .weights import linears
 
@@ -28,10 +28,14 @@ class LoRALinear(nn.Module):
 class LoRAExperts(LoRALinear):
     """The same with a pair for each expert: a [E, r, in], b [E, out, r]."""
 
+    @property
+    def count(self) -> int:
+        return self.linear.count
+
     def __call__(self, x: mx.array, experts: mx.array, *, ascending: bool = False) -> mx.array:
-        y, indices = self.linear(x, experts, ascending=ascending), {"rhs_indices": experts, "sorted_indices": ascending}
-        inner = mx.gather_mm(x[..., None, :].astype(mx.float32), self.lora_a.swapaxes(-1, -2), **indices)
-        added = mx.gather_mm(inner, self.lora_b.swapaxes(-1, -2), **indices).squeeze(-2)
+        y = self.linear(x, experts, ascending=ascending)
+        inner = expert_product(x.astype(mx.float32), self.lora_a.swapaxes(-1, -2), experts, ascending)
+        added = expert_product(inner, self.lora_b.swapaxes(-1, -2), experts, ascending)
         return y + (self.scale * added).astype(y.dtype)
 
 

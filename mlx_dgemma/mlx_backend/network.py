@@ -170,7 +170,7 @@ class Experts(nn.Module):
     def __call__(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         """[T, D], [T, K], [T, K] -> [T, D]. Pairs of token and expert are sorted, so that an expert is read once."""
         if parallel.mine.ranks > 1:  # pairs with experts of another rank go to the last one here, and weigh nothing
-            count = len(self.down_proj.weight)
+            count = self.down_proj.count
             experts = experts.astype(mx.int32) - parallel.mine.rank * count
             here = (experts >= 0) & (experts < count)
             experts, weights = mx.where(here, experts, count - 1).astype(mx.uint32), mx.where(here, weights, 0)
@@ -188,7 +188,7 @@ class Experts(nn.Module):
         if family.current().gpu:
             y = self._mlp(x[tokens], experts_in_order, ascending=True)
         else:
-            owners, index, places = tiles_of(experts_in_order, len(self.down_proj.weight))
+            owners, index, places = tiles_of(experts_in_order, self.down_proj.count)
             y, back = self._mlp(x[tokens[index]], owners, ascending=False).flatten(0, 1), places[back]
         return y[back].reshape(*experts.shape, -1)
 

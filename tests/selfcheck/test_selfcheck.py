@@ -88,7 +88,7 @@ def test_the_command():
             assert part["name"].endswith("left to right") or part["exact_error"] <= part["bound"]
     milliseconds, step = report["step"]["milliseconds"], report["step"]
     assert {"linears", "experts", "attention", "head and draw", "self-conditioning", "rest"} == set(milliseconds)
-    assert 0 < step["kernels"] < sum(step["primitives"].values()) and step["primitives"]["GatherMM"] == 13
+    assert 0 < step["kernels"] < sum(step["primitives"].values()) and step["primitives"]["GatherMM"] == 12
     if report["device"] == "cpu":
         assert "there is no GPU" in found.stderr
         lacking = [part for part in report["parts"] if "fused" in part["name"] or part["name"].startswith("kernel ")]
