@@ -120,7 +120,8 @@ def test_ctrl_c_ends_all():
     pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
     given = ["--prompt", "Write a function that adds", "--max-tokens", "900"]
     process = start("generate", *given, backend="torch")
-    time.sleep(4)
+    time.sleep(3)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
-    assert process.returncode in (0, 130) and "rank" not in said, said
+    # In Python's own end, when the answer is written, a signal has its default effect.
+    assert process.returncode in (0, 130, -signal.SIGINT) and "rank" not in said, said
