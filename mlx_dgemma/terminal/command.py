@@ -18,7 +18,7 @@ from rich.spinner import Spinner
 
 from ..checkpoint.hub import is_hub_id
 from ..errors import Mistake, NotFound, reason
-from ..load import join_ranks
+from ..load import join_ranks, leave
 from ..version import __version__
 from .live import Bar, Live
 from .process import is_terminal, mute, prepared
@@ -188,6 +188,7 @@ def run(name: str, command: Callable[[], int | None], *, divided: bool = True) -
                 join_ranks()
             code = command() or 0
             to_stdout("")  # what is still in its buffer
+            leave()  # here Ctrl-C is no traceback, as it would be in Python's own end
             return code
     except Mistake as mistake:
         note(f"{name}: {in_a_line(str(mistake))}")
