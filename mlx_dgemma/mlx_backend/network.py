@@ -18,7 +18,7 @@ from ..checkpoint.config import LayerConfig, ModelConfig
 from . import family, parallel
 from .attention import attend
 from .cache import MLXCache
-from .layers import Embedding, ExpertLinear, Linear, compiled, exp, tiles_of
+from .layers import Embedding, ExpertLinear, Linear, compiled, tanh, tiles_of
 
 
 @dataclass
@@ -34,10 +34,9 @@ class Segment:
 
 @compiled
 def geglu(gate: mx.array, up: mx.array) -> mx.array:
-    """gelu(gate) * up, by the tanh formula of Hendrycks & Gimpel (arXiv 1606.08415); (1 + tanh(x)) / 2 is
-    1 / (1 + exp(-2 x))."""
-    inner = -1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)  # -2 sqrt(2 / pi)
-    return gate / (1 + exp(inner)) * up
+    """gelu(gate) * up, by the tanh formula of Hendrycks & Gimpel (arXiv 1606.08415)."""
+    inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)  # sqrt(2 / pi)
+    return 0.5 * gate * (1 + tanh(inner)) * up
 
 
 @compiled
