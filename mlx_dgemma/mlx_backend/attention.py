@@ -6,8 +6,7 @@ MLX's fused kernels do not take heads of 256 and 512 when there are many queries
 
 import mlx.core as mx
 
-from . import family
-from .layers import compiled, exp
+from .layers import by_power, compiled, exp
 
 SCORES = 256_000_000  # bytes of float32 scores, at most
 BLOCK = 64_000_000  # bytes of a block's scores: the allocator holds several arrays as large
@@ -43,7 +42,7 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, *, causal: bool,
         # As MLX would, but for a product with the scale, which is 1.
         grouped = queries.reshape(1, keys.shape[1], -1, queries.shape[-1])  # head h looks at key head h // (H / G)
         scores = grouped @ keys.swapaxes(-1, -2)
-        if family.current().gpu or scores.dtype != mx.float32:
+        if not by_power(scores):
             return (mx.softmax(scores, axis=-1, precise=True) @ values).reshape(queries.shape)
         weights = exp(scores - scores.max(axis=-1, keepdims=True))
         return (weights @ values / weights.sum(axis=-1, keepdims=True)).reshape(queries.shape)

@@ -30,14 +30,19 @@ def compiled(function: F) -> F:
     return call
 
 
+def by_power(x: mx.array) -> bool:
+    """Whether e ** x is faster by the C library's power: of float32 on the CPU device it takes 6 ns a number, MLX's
+    own function 19."""
+    return x.dtype == mx.float32 and not family.current().gpu
+
+
 def exp(x: mx.array) -> mx.array:
-    """e ** x. Of float32 on the CPU device by the C library's power: 6 ns a number, MLX's own function takes 19."""
-    return mx.exp(x) if family.current().gpu or x.dtype != mx.float32 else mx.power(2.0, x * LOG2_E)
+    """e ** x."""
+    return mx.power(2.0, x * LOG2_E) if by_power(x) else mx.exp(x)
 
 
 def tanh(x: mx.array) -> mx.array:
-    """tanh(x), by `exp` where that is faster."""
-    return mx.tanh(x) if family.current().gpu or x.dtype != mx.float32 else 1 - 2 / (1 + exp(2 * x))
+    return 1 - 2 / (1 + exp(2 * x)) if by_power(x) else mx.tanh(x)
 
 
 class Linear(nn.Module):
