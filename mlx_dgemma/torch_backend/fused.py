@@ -10,23 +10,30 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu
+from torch.utils._pytree import tree_leaves
 
 from . import formats
 from .formats import Rounded
 
 
 def fused(function: Callable) -> Callable:
-    """Compile `function` where its first argument is on a GPU, for all sizes at once: they change with the rows of a
-    call."""
+    """Compile `function` where its first argument is on a GPU, for all sizes at once, as they change with the rows of a
+    call. The last size of a matrix is the model's: known, it makes loads of many numbers."""
 
     @functools.cache
     def compiled() -> Callable:
         torch._dynamo.config.recompile_limit = 64  # of 8 by default: beyond it, functions are run uncompiled
+        torch._dynamo.config.specialize_float = True  # or each is an input of float64
         return torch.compile(function, dynamic=True)
 
     @functools.wraps(function)
     def call(first: Tensor, *rest):
-        return (compiled() if first.is_cuda else function)(first, *rest)
+        if not first.is_cuda:
+            return function(first, *rest)
+        for tensor in tree_leaves((first, rest)):
+            if isinstance(tensor, Tensor) and tensor.ndim > 1:
+                torch._dynamo.mark_static(tensor, tensor.ndim - 1)
+        return compiled()(first, *rest)
 
     return call
 

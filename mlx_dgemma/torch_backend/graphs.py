@@ -22,12 +22,14 @@ class Graphs:
     def __init__(self, device: torch.device):
         self.device = device
         self.captured: dict[Hashable, Captured] = {}
-        # All share a memory pool, as they never run at the same time; the outputs of each stay where they are.
+        # All share a memory pool, as they never run at the same time.
         self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def clear(self) -> None:
         """Drop all graphs, as the buffers that they read or write have moved."""
         self.captured.clear()
+        if self.pool is not None:  # torch takes no more graphs into a pool that all have left
+            self.pool = torch.cuda.graph_pool_handle()
 
     def call(self, function: Callable[[Inputs], Any], inputs: Inputs) -> Any:
         """Return `function(inputs)`, computed without a graph."""
@@ -35,7 +37,7 @@ class Graphs:
 
     def run(self, key: Hashable, function: Callable[[Inputs], Any], inputs: Inputs) -> Any:
         """Return `function(inputs)`. `key` must tell apart all shapes, and all else that the function depends on. The
-        outputs are good until the next run with this key."""
+        outputs are good until the next run of any key: a graph that was captured earlier may work where they lie."""
         if self.pool is None:
             return self.call(function, inputs)
         captured = self.captured.get(key)
@@ -54,6 +56,7 @@ class Graphs:
             function(inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # Other threads may use the device meanwhile.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             outputs = function(inputs)
         return Captured(graph, inputs, outputs)

@@ -167,6 +167,7 @@ class TorchModel:
 
     def _read_out(self, rows: Sequence[Row], hidden: Tensor, shapes: Shapes) -> list[Prediction]:
         readout = Readout(rows, shapes.canvases, shapes.canvas)
+        hidden = hidden.clone()  # read behind the sweep, too, which is a run of its own
         inputs = {"hidden": hidden, **readout.inputs(self.facts.vocab_size)}
         key = ("sweep", *((name, tensor.shape) for name, tensor in inputs.items()))
 

@@ -231,6 +231,39 @@ def test_rows_that_start_together_take_as_many_slots(tmp_path):
     assert model.pool.slots == 5 and len(moves) == 1
 
 
+def test_no_output_of_a_pass_is_read_behind_the_next(tmp_path, monkeypatch):
+    """Graphs share their memory: what one left there, another may overwrite."""
+    model = made(tmp_path)
+    model.together, run, left = True, model.graphs.run, []
+
+    def overwriting(key, function, inputs):
+        inputs = {name: tensor.clone() for name, tensor in inputs.items()}
+        for tensor in left:
+            tensor.fill_(-1)
+        outputs = run(key, function, inputs)
+        left[:] = [a for a in vars(outputs).values() if a is not None] if key[0] == "sweep" else [outputs]
+        return outputs
+
+    def results() -> list:
+        texts, sets = [Text(np.arange(n)) for n in (9, 5)], [model.token_set([3, 5, 8])]
+        rows = [Row(np.arange(16), model.new_cache(), 1.0, np.zeros(16, np.float32), text) for text in texts]
+        rows[0].allowed, rows[0].token_sets = np.zeros(16, np.int32), sets
+        arrays = []
+        for _ in range(2):
+            last = model.denoise(rows)
+            arrays += [a for p in last for a in (p.entropy, p.sample, *p.allowed_logprobs.values())]
+            for row, prediction in zip(rows, last, strict=True):
+                row.pending, row.self_conditioning = Text(), prediction.self_conditioning
+        arrays += [text.logprob[1:] for text in model.encode(texts, [model.new_cache() for _ in texts], score=True)]
+        following = [Continuation(row.cache, Text(), np.zeros(2, np.float32)) for row in rows]
+        return [*arrays, *model.autoregress(following, Draw())]
+
+    expected = results()
+    monkeypatch.setattr(model.graphs, "run", overwriting)
+    for found, wanted in zip(results(), expected, strict=True):
+        assert np.array_equal(found, wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.int32, torch.float8_e4m3fn])
 def test_a_checksum_sees_every_number_and_its_place(dtype, monkeypatch):
     monkeypatch.setattr(weights, "WORDS", 8)  # several parts

@@ -169,7 +169,9 @@ def test_routes(experts, top_k, first, here, count, monkeypatch):
 def test_heads(values, monkeypatch):
     """Normed and rotated, in one kernel."""
     sizes = (4 * 16, 2 * 16, 2 * 16)[: 2 + values]
-    arguments = rows(7, sum(sizes)), sizes, rows(16, seed=1), rows(16, seed=2), rows(2, 7, 8, seed=3), 1e-6
+    angles = rows(7, 8, seed=3)
+    rotation = torch.stack((angles.cos(), angles.sin()))
+    arguments = rows(7, sum(sizes)), sizes, rows(16, seed=1), rows(16, seed=2), rotation, 1e-6
     results = []
     for on in (False, True):
         monkeypatch.setattr(device, "by_kernel", lambda x, on=on: on)
