@@ -128,4 +128,5 @@ def measure_passes(passes: Passes, count: Count, ceilings: Ceilings, assumed: fl
         "break_even": break_even(canvas, step, commit, token),
         "assumed": {"steps": assumed, "diffusion": speed, "autoregression": rows / token},
         "parts": {"seconds": parts, "floor_seconds": work["step"].seconds_by_part(*ceilings)},
+        "peak_memory": passes.model.peak_memory(),
     }  # fmt: skip

@@ -120,6 +120,7 @@ PASS: list[Figure] = [
     ("tokens/s, left to right", "assumed.autoregression", plain),
     ("tokens/s, diffusion", "assumed.diffusion", plain),
     ("  if a block takes so many steps", "assumed.steps", plain),
+    ("peak memory of the process so far", "peak_memory", gigabytes),
 ]
 ANSWERS: list[Figure] = [
     ("tokens/s of kept text", "summary.tokens_per_second", spread),

@@ -53,6 +53,7 @@ def test_every_figure_is_there(made):
         assert one["share_of_product"] == pytest.approx(sum(one["flops"].values()) / median / product)
         assert one["floor_seconds"] == pytest.approx(median * max(one["share_of_copy"], one["share_of_product"]))
     assert point["prefill_tokens_per_second"] > 0
+    assert point["peak_memory"] > sum(report["weight_bytes"].values())
     assert set(point["parts"]["floor_seconds"]) == set(point["parts"]["seconds"]) - {"rest"}
     diffusion, other = (report["modes"][mode]["summary"] for mode in ("diffusion", "autoregression"))
     for one in (diffusion, other):
