@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu
-from torch.utils._pytree import tree_leaves
 
 from . import formats
 from .formats import Rounded
@@ -30,7 +29,7 @@ def fused(function: Callable) -> Callable:
     def call(first: Tensor, *rest):
         if not first.is_cuda:
             return function(first, *rest)
-        for tensor in tree_leaves((first, rest)):
+        for tensor in (first, *rest):
             if isinstance(tensor, Tensor) and tensor.ndim > 1:
                 torch._dynamo.mark_static(tensor, tensor.ndim - 1)
         return compiled()(first, *rest)
