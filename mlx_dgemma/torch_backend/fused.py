@@ -82,11 +82,19 @@ def rotated_norm(x: Tensor, weight: Tensor, rotation: Tensor, eps: float) -> Ten
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
 
 
+def _gelu(x: Tensor) -> Tensor:
+    if x.is_cuda or x.requires_grad:
+        return gelu(x, approximate="tanh")
+    # On a CPU torch's takes another tanh for what does not fill its vectors: a row's numbers would depend on its company.
+    x = x.float()
+    return (x * x).mul_(0.044715).add_(1).mul_(x).mul_(math.sqrt(2 / math.pi)).tanh_().add_(1).mul_(x).mul_(0.5)
+
+
 @fused
 def gated(gate_up: Tensor, fp8: bool = False) -> Activation:
     """[..., 2 n], the gate first -> gelu(gate) * up."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return _for_product(gelu(gate, approximate="tanh") * up, fp8)
+    return _for_product(_gelu(gate).to(up.dtype) * up, fp8)
 
 
 @fused

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ..checkpoint.config import Quantization
 from . import device, formats, parallel
@@ -17,11 +18,28 @@ from .fused import Activation, gated, rms_norm, to_fp8
 MIN_ROWS = 16  # rows of a product; BLAS sums fewer of them in another order
 
 
+def product(x: Tensor, matrix: Tensor) -> Tensor:
+    """x [T, n] @ matrix [n, m]. On a CPU with rows of zeros where T is small: a row's numbers must not depend on its
+    company."""
+    if x.is_cuda or len(x) >= MIN_ROWS:
+        return x @ matrix
+    return (pad(x, (0, 0, 0, MIN_ROWS - len(x))) @ matrix)[: len(x)]
+
+
 @functools.cache
 def _has_grouped_mm() -> bool:
     """Return whether torch has kernels for this GPU: on Hopper and Blackwell servers. Elsewhere it reads the sizes of
     all groups from the device."""
     return torch.cuda.get_device_capability()[0] in (9, 10)
+
+
+@functools.cache
+def sums_alike(dtype: torch.dtype, width: int) -> bool:
+    """Return whether a row of a product [T, width] is the same on this CPU whatever rows are beside it."""
+    numbers = torch.Generator().manual_seed(0)
+    x, matrix = (torch.randn(shape, generator=numbers).to(dtype) for shape in ((300, width), (width, 200)))
+    whole, parts = product(x, matrix), (slice(0, 1), slice(7, 40), slice(44, 108), slice(108, 300))
+    return all(torch.equal(product(x[part], matrix), whole[part]) for part in parts)
 
 
 class Linear(nn.Module):
@@ -86,12 +104,12 @@ class Linear(nn.Module):
                 return torch._scaled_mm(
                     numbers, self.weight.T, scale, self.scales.T, out_dtype=torch.bfloat16, use_fast_accum=True
                 )
-            return (rounded.exact() @ self.rows(slice(None), torch.float32).T).to(torch.bfloat16)
+            return product(rounded.exact(), self.rows(slice(None), torch.float32).T).to(torch.bfloat16)
         if self.quantization is not None and device.by_kernel(x):
             from .kernels import quantized_product
 
             return quantized_product(x, self.packed)
-        return x @ self.rows(slice(None), x.dtype).T
+        return product(x, self.rows(slice(None), x.dtype).T)
 
 
 class SideBySide(nn.Module):
@@ -172,12 +190,9 @@ class ExpertLinear(Linear):
         dtype = torch.float32 if factors is not None and x.dtype == torch.float16 else x.dtype
         sizes = [end - start for start, end in pairwise([0, *ends.tolist(), len(x)])]  # the last: of no expert here
         for expert, rows in enumerate(x.to(dtype).split(sizes)[:-1]):
-            count = len(rows)
-            if 0 < count < MIN_ROWS:  # so that a row's numbers do not depend on its company
-                rows = torch.cat((rows, rows.new_zeros((MIN_ROWS - count, rows.shape[1]))))
-            if count:
-                product = (rows @ self.rows(expert, dtype).T)[:count]
-                parts.append(product if factors is None else product * factors[expert])
+            if len(rows):
+                y = product(rows, self.rows(expert, dtype).T)
+                parts.append(y if factors is None else y * factors[expert])
         # Together at once: where a gradient is wanted, each write into a part would copy the whole.
         return torch.cat([*parts, x.new_zeros((sizes[-1], self.packed.out))]).to(x.dtype)
 
@@ -208,7 +223,7 @@ class Embedding(Linear):
     def mean(self, shares: Tensor) -> Tensor:
         """shares [T, V] -> [T, D]: the sum of the rows by their shares."""
         if self.quantization is None:
-            return shares @ self.weight
+            return product(shares, self.weight)
         if device.by_kernel(shares):
             from .kernels import mean
 
@@ -216,7 +231,7 @@ class Embedding(Linear):
         total = torch.zeros((len(shares), self.hidden_size), dtype=torch.float32, device=shares.device)
         for first in range(0, self.vocab_size, self.SLICE):
             part = slice(first, first + self.SLICE)
-            total += shares[:, part] @ self.rows(part, shares.dtype)
+            total += product(shares[:, part], self.rows(part, shares.dtype))
         return total.to(shares.dtype)
 
 

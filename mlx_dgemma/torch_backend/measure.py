@@ -108,8 +108,8 @@ def step_parts(model: TorchModel, rows: Sequence[Row], repeat: int = 5) -> dict[
     table, cap, inputs = model.network.table, model.cap, []
     with _recorded() as calls:
         for group in model.groups(rows, len(rows)):
-            _, hidden, shapes = model.forward([], group, eager=True)  # a replayed graph calls no modules
-            tensors = Readout(group, shapes.canvases, shapes.canvas).inputs(model.facts.vocab_size)
+            _, hidden, starts = model.forward([], group, eager=True)  # a replayed graph calls no modules
+            tensors = Readout(group, starts).inputs(model.facts.vocab_size)
             inputs.append(SweepInputs(hidden, **{name: array.to(model.device) for name, array in tensors.items()}))
 
     def measured(compute: Callable[[], object]) -> float:

@@ -1,8 +1,8 @@
 """The torch implementation of `seam.model.DiffusionModel`: CUDA, and the CPU.
 
-On a GPU the rows of a call go through the network together, padded to shapes of which there are few, so that each
-shape's pass is a CUDA graph. On a CPU each text and each row goes alone in its own shape, through the same functions:
-company would gain nothing there, and so a row's numbers do not depend on it.
+The texts and rows of a call go through the network together. On a GPU they are padded to shapes of which there are few,
+so that each shape's pass is a CUDA graph. On a CPU each has its own shape, and its numbers do not depend on its company;
+where BLAS sums a row in company otherwise than alone, each goes alone.
 """
 
 import functools
@@ -24,6 +24,7 @@ from . import weights
 from .cache import MIN_ROOM, Pool, TorchCache
 from .draw import next_token, restrict
 from .graphs import Graphs, Inputs
+from .layers import sums_alike
 from .network import Network
 from .shapes import Pending, Shapes
 from .sweep import SweepInputs, SweepResult, head, sweep
@@ -42,7 +43,8 @@ class TorchModel:
         self.pool = Pool(config, network.kinds, network.dtype, device, PREFILL_CHUNK)
         self.pool.moved = lambda: self.graphs.clear()
         self.fingerprint = functools.cache(lambda: weights.fingerprint(network, config))  # reads every weight
-        self.together = device.type == "cuda"
+        self.padded = device.type == "cuda"
+        self.together = self.padded or sums_alike(network.dtype, config.hidden_size)
 
     def new_cache(self, capacity: int | None = None) -> TorchCache:
         return TorchCache(self.pool, self.fingerprint, capacity or 0)
@@ -69,8 +71,8 @@ class TorchModel:
     def denoise(self, rows: Sequence[Row]) -> list[Prediction]:
         pending, predictions = self._encode_pending(rows), []
         for group in self.groups(rows, max(1, len(rows))):
-            _, hidden, shapes = self.forward(pending, group)
-            predictions += self._read_out(group, hidden, shapes)
+            _, hidden, starts = self.forward(pending, group)
+            predictions += self._read_out(group, hidden, starts)
         if not all(np.isfinite(prediction.entropy).all() for prediction in predictions):
             raise Mistake(f"the predictions are not finite: {weights.first_damaged(self.network)}")
         return predictions
@@ -115,10 +117,15 @@ class TorchModel:
         """Encode what is pending -> what is left of it for the pass over the canvases: the last tokens of each text,
         where texts and canvases go together."""
         pending = pending_texts(rows, self.facts.vocab_size)
-        most = min(PREFILL_CHUNK, self.facts.canvas_length) if self.together else 0
-        early = [(text[: len(text) - most], cache) for text, cache in pending if len(text) > most]
+        left = [self._left(len(text)) if self.together else 0 for text, _ in pending]
+        early = [(text[: len(text) - n], cache) for (text, cache), n in zip(pending, left, strict=True) if len(text) > n]
         self.encode([text for text, _ in early], [cache for _, cache in early])
-        return [(text[-most:], cache) for text, cache in pending] if most else []
+        return [(text[len(text) - n :], cache) for (text, cache), n in zip(pending, left, strict=True) if n]
+
+    def _left(self, tokens: int) -> int:
+        """How many of a text's tokens go with the canvases. On a CPU pieces are those of a text that is encoded alone:
+        by the length of a piece its attention is summed."""
+        return min(tokens, PREFILL_CHUNK, self.facts.canvas_length) if self.padded else tokens % PREFILL_CHUNK
 
     def groups(self, items: Sequence, most: int) -> list[Sequence]:
         """Split `items` into those that go through the network together."""
@@ -127,7 +134,7 @@ class TorchModel:
 
     def forward(
         self, texts: list[Pending], rows: Sequence[Row], *, tokens: Tensor | None = None, eager: bool = False
-    ) -> tuple[list[Tensor], Tensor, Shapes]:
+    ) -> tuple[list[Tensor], Tensor, list[int]]:
         """Encode `texts` and look at the canvases behind them. The caches of `texts` are longer when it returns.
 
         Args:
@@ -135,38 +142,44 @@ class TorchModel:
             eager: run without a CUDA graph.
 
         Returns:
-            The last hidden states of each text [n, D] and of the padded canvases [B * L, D], good until the next pass;
-            and the shapes.
+            The last hidden states of each text [n, D] and of the canvases [T, D], good until the next pass; and where
+            in T each canvas begins, padding included, behind them T.
         """
         caches = [cache for _, cache in texts] + [row.cache for row in rows]
         lengths = [cache.length + len(text) for text, cache in texts]
         self.pool.reserve(caches, max([*lengths, *(cache.capacity for cache in caches)]))
-        rounded = sorted({1, self.facts.canvas_length, PREFILL_CHUNK}) if self.together else None
-        shapes = Shapes.of(texts, rows, rounded, MIN_ROOM[self.device.type])
+        shapes = self._shapes(texts, rows)
         inputs = shapes.inputs(texts, rows, self.config.hidden_size, self.network.model.decoder.norm.weight)
         if tokens is not None:
-            inputs["text ids"] = torch.nn.functional.pad(tokens, (0, shapes.texts - len(tokens)))[:, None]
+            counts = [block.count for block in shapes.blocks]
+            parts = torch.nn.functional.pad(tokens, (0, sum(counts) - len(tokens))).split(counts)
+            inputs |= {f"ids {i}": part[:, None] for i, part in enumerate(parts)}
 
         def run(inputs: Inputs) -> Tensor:
             conditioning = (inputs["soft"], inputs["certain"]) if "soft" in inputs else None
-            return self.network(shapes.blocks(inputs), conditioning, self.pool.layers)
+            return self.network(shapes.tokens(inputs), conditioning, self.pool.layers)
 
         # A long piece of a prompt keeps the GPU busy for longer than its launches take; it needs no graph.
-        captured = shapes.text <= self.facts.canvas_length and not eager
-        hidden = self._run(("pass", shapes), run, inputs, captured=captured)
-        count = shapes.texts * shapes.text
-        padded = hidden[:count].split(shapes.text or 1)
-        states = [part[: len(text)] for part, (text, _) in zip(padded, texts, strict=False)]
+        short = all(block.length <= self.facts.canvas_length for block in shapes.blocks if block.causal)
+        hidden = self._run(("pass", shapes), run, inputs, captured=short and not eager)
+        *starts, count = shapes.starts(causal=True)
+        states = [hidden[start : start + len(text)] for start, (text, _) in zip(starts, texts, strict=False)]
         for part, (_, cache) in zip(states, texts, strict=True):
             cache.advance(part)
-        return states, hidden[count:], shapes
+        return states, hidden[count:], shapes.starts(causal=False)
+
+    def _shapes(self, texts: list[Pending], rows: Sequence[Row]) -> Shapes:
+        if not self.padded:
+            return Shapes.exact(texts, rows)
+        lengths = sorted({1, self.facts.canvas_length, PREFILL_CHUNK})
+        return Shapes.rounded(texts, rows, lengths, MIN_ROOM[self.device.type])
 
     def _run(self, key: tuple, function: Callable[[Inputs], Any], inputs: Inputs, *, captured: bool = True) -> Any:
         with devices.memory_for(self.device, f"a pass ({key[0]})"):
             return self.graphs.run(key, function, inputs) if captured else self.graphs.call(function, inputs)
 
-    def _read_out(self, rows: Sequence[Row], hidden: Tensor, shapes: Shapes) -> list[Prediction]:
-        readout = Readout(rows, shapes.canvases, shapes.canvas)
+    def _read_out(self, rows: Sequence[Row], hidden: Tensor, starts: list[int]) -> list[Prediction]:
+        readout = Readout(rows, starts)
         hidden = hidden.clone()  # read behind the sweep, too, which is a run of its own
         inputs = {"hidden": hidden, **readout.inputs(self.facts.vocab_size)}
         key = ("sweep", *((name, tensor.shape) for name, tensor in inputs.items()))

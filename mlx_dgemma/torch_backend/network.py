@@ -206,21 +206,22 @@ class Network(nn.Module):
         """Return the last hidden states [T, D], normed for the head, of all tokens one after another, texts first.
 
         Args:
-            conditioning: self-conditioning of the canvases: mean embeddings [B * L, D], and token ids [B * L] that
-                replace them, -1 for none.
+            conditioning: self-conditioning of all tokens of the canvases: mean embeddings [n, D], and token ids [n]
+                that replace them, -1 for none.
             caches: the pool's keys and values of each layer. Texts are written there; the caller counts them into the
                 caches' lengths.
         """
         decoder, scalars = self.model.decoder, self.model.encoder.language_model.layers
-        ids = [block.ids.flatten() for block in blocks]
-        if conditioning is not None:
+        ids = torch.cat([block.ids.flatten() for block in blocks])
+        if conditioning is None:
+            x = self.table.lookup(ids, self.dtype)
+        else:
             soft, certain = conditioning
-            ids.append(certain.clamp(min=0))
-        parts = list(self.table.lookup(torch.cat(ids), self.dtype).split([len(part) for part in ids]))
-        if conditioning is not None:
-            known = parts.pop()
-            parts[-1] = decoder.self_conditioning(parts[-1], torch.where(certain[:, None] >= 0, known, soft))
-        x = torch.cat(parts)
+            count = len(ids) - len(certain)
+            looked_up = self.table.lookup(torch.cat((ids, certain.clamp(min=0))), self.dtype)
+            texts, canvases, known = looked_up.split([count, len(certain), len(certain)])
+            soft = torch.where(certain[:, None] >= 0, known, soft)
+            x = torch.cat((texts, decoder.self_conditioning(canvases, soft)))
         text = torch.cat([torch.full((block.ids.numel(), 1), block.causal, device=x.device) for block in blocks])
         shared: dict[LayerConfig, SharedInputs] = {}
         for index, (layer, cache) in enumerate(zip(decoder.layers, caches, strict=True)):

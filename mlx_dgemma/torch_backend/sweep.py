@@ -84,8 +84,9 @@ def probabilities(raw: Tensor, temperature: Tensor, allowed: Tensor | None, norm
 
 def sweep(table: Embedding, inputs: SweepInputs, cap: float, *, soft: bool = True) -> SweepResult:
     """Sweep the whole vocabulary; the mean embedding is made only where `soft`."""
-    size = max(1, LOGITS // (table.vocab_size * inputs.hidden.element_size()))
     total = len(inputs.hidden)
+    most = max(1, LOGITS // (table.vocab_size * inputs.hidden.element_size()))
+    size = -(-total // -(-total // most))  # parts of a length: a product of few rows costs as one of many
     parts = [_sweep(table, inputs.part(slice(i, i + size)), cap, soft) for i in range(0, total, size)]
     if len(parts) == 1:
         return parts[0]

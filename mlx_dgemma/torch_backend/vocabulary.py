@@ -14,7 +14,7 @@ from ..seam.model import Prediction, Row
 from ..seam.shared import VECTORS, known_ids, lay_fixed
 from ..seam.token_sets import Allowed
 from . import parallel
-from .layers import Embedding
+from .layers import Embedding, product
 from .sweep import SweepResult, processed
 
 
@@ -43,36 +43,34 @@ def to_numpy(arrays: dict[str | int, Tensor]) -> dict[str | int, np.ndarray]:
 
 
 class Readout:
-    """The rows of a call, each padded to `length` positions, on their way through a sweep: T = count * length."""
+    """The rows of a call on their way through a sweep over T positions: their canvases, and what they are padded by."""
 
-    def __init__(self, rows: Sequence[Row], count: int, length: int):
-        """`count`: rows of the pass, padding behind `rows` included."""
-        self.rows, self.length = rows, length
-        self.temperature = np.ones((count, length), np.float32)
-        self.uniforms = np.zeros((count, length), np.float32)
-        for i, row in enumerate(rows):
-            canvas = (i, slice(len(row.canvas)))
+    def __init__(self, rows: Sequence[Row], starts: Sequence[int]):
+        """`starts`: where each row's canvas begins, of padding behind `rows`, too; and behind them T."""
+        self.rows, self.starts, total = rows, starts[: len(rows)], starts[-1]
+        self.temperature, self.uniforms = np.ones(total, np.float32), np.zeros(total, np.float32)
+        for row, start in zip(rows, self.starts, strict=True):
+            canvas = slice(start, start + len(row.canvas))
             self.temperature[canvas], self.uniforms[canvas] = row.temperature, row.uniforms
-        self.allowed = Allowed(rows, [length] * len(rows))
+        self.allowed = Allowed(rows, np.diff([*self.starts, total]).tolist())
 
     def inputs(self, vocab_size: int) -> dict[str, Tensor]:
         """The fields of `SweepInputs` but `hidden`; `allowed` and `allowed_index` only where a row restricts a
         position."""
-        arrays = {"temperature": self.temperature.ravel(), "uniforms": self.uniforms.ravel()}
+        arrays = {"temperature": self.temperature, "uniforms": self.uniforms}
         if (table := self.allowed.table(vocab_size)) is not None:
-            padding = self.temperature.size - len(table[1])
-            arrays["allowed"], arrays["allowed_index"] = table[0], np.pad(table[1], (0, padding))  # 0 allows all
+            arrays["allowed"], arrays["allowed_index"] = table
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def logprobs(self, hidden: Tensor, result: SweepResult, table: Embedding, cap: float) -> dict[int, Tensor]:
         """Position -> log-probabilities of the small set that is allowed there: a product with its rows of the table.
-        A position counts through all rows: row * length + position in the canvas."""
+        A position counts through all rows."""
         logprobs: dict[int, Tensor] = {}
         for token_set, positions in self.allowed.small():
-            arrays = positions, token_set.ids, self.temperature.ravel()[positions]
+            arrays = positions, token_set.ids, self.temperature[positions]
             at, ids, temperature = (torch.from_numpy(array).to(hidden.device) for array in arrays)
             rows, here = table.rows_here(ids, hidden.dtype)
-            raw = parallel.placed((hidden[at] @ rows.T).T, here).T
+            raw = parallel.placed(product(hidden[at], rows.T).T, here).T
             logits = processed(raw, temperature[:, None], None, cap) - result.normaliser[at, None]
             logprobs |= dict(zip(positions.tolist(), logits, strict=True))
         return logprobs
@@ -81,12 +79,11 @@ class Readout:
         """Read the results, row by row. Waits for the device, once."""
         vectors = {name: array for name, array in vars(result).items() if name in VECTORS}
         host = to_numpy(vectors | logprobs)
-        soft = result.soft.clone().unflatten(0, (-1, self.length))
-        predictions = []
-        for i, row in enumerate(self.rows):
-            start, length = i * self.length, len(row.canvas)
-            laid, certain = lay_fixed(row, {name: host[name][start : start + length].copy() for name in VECTORS})
-            allowed = {p - start: host[p] for p in logprobs if start <= p < start + length}
-            conditioning = Conditioning(soft[i, :length], certain)
+        soft, predictions = result.soft.clone(), []
+        for row, start in zip(self.rows, self.starts, strict=True):
+            end = start + len(row.canvas)
+            laid, certain = lay_fixed(row, {name: host[name][start:end].copy() for name in VECTORS})
+            allowed = {p - start: host[p] for p in logprobs if start <= p < end}
+            conditioning = Conditioning(soft[start:end], certain)
             predictions.append(Prediction(**laid, allowed_logprobs=allowed, self_conditioning=conditioning))
         return predictions

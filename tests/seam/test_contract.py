@@ -58,7 +58,7 @@ def model(request, tmp_path_factory):
     if backend == "torch as on a GPU":
         from replayed import Replayed
 
-        model.together = True  # rows go together, padded to the shapes that are captured there
+        model.padded = True  # rows go together, padded to the shapes that are captured there
         model.graphs = Replayed(model.device)
         model.company = 1e-5
     return model

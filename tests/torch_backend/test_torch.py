@@ -109,7 +109,7 @@ def test_the_pool_grows_and_moves_what_it_holds(tmp_path):
 def test_few_shapes_serve_all_requests(tmp_path):
     """Each shape of the rows, texts and contexts of a run is captured once."""
     model = made(tmp_path)
-    model.together, seen = True, set()
+    model.padded, seen = True, set()
     run = model.graphs.run
     model.graphs.run = lambda key, *rest: (seen.add(key), run(key, *rest))[1]
     for request in range(6):
@@ -120,15 +120,15 @@ def test_few_shapes_serve_all_requests(tmp_path):
         for _ in range(3):
             model.denoise(rows)
             rows = [dataclasses.replace(row, pending=Text()) for row in rows]
-    passes = {key[1] for key in seen if key[0] == "pass" and key[1].canvases}
-    assert {shape.canvases for shape in passes} == {1, 2, 4}
-    assert {shape.text for shape in passes} == {0, 16}
-    assert {shape.context for shape in passes} == {64} and len(passes) == 6
+    passes = [key[1].blocks for key in seen if key[0] == "pass" and not key[1].blocks[-1].causal]
+    assert {blocks[-1].count for blocks in passes} == {1, 2, 4}
+    assert {block.length for blocks in passes for block in blocks} == {16} and {len(blocks) for blocks in passes} == {1, 2}
+    assert {block.context for blocks in passes for block in blocks} == {64} and len(passes) == 6
 
 
 def test_one_synchronisation_a_step(tmp_path, monkeypatch):
     model = made(tmp_path)
-    model.together, count = True, []
+    model.padded, count = True, []
     monkeypatch.setattr(torch.Tensor, "cpu", lambda x: (count.append(x), x)[1])
     for name in ("item", "tolist", "__bool__", "__int__", "__float__", "nonzero"):
         if name != "tolist":  # the experts' loop on a CPU reads their ends
@@ -226,7 +226,7 @@ def test_rows_that_start_together_take_as_many_slots(tmp_path):
     rows = [Row(np.arange(16), model.new_cache(), 1.0, np.zeros(16, np.float32)) for _ in range(5)]
     moves: list[None] = []
     model.pool.moved = lambda: moves.append(None)
-    model.together = True
+    model.padded = True
     model.denoise([*rows, rows[0]])
     assert model.pool.slots == 5 and len(moves) == 1
 
@@ -234,7 +234,7 @@ def test_rows_that_start_together_take_as_many_slots(tmp_path):
 def test_no_output_of_a_pass_is_read_behind_the_next(tmp_path, monkeypatch):
     """Graphs share their memory: what one left there, another may overwrite."""
     model = made(tmp_path)
-    model.together, run, left = True, model.graphs.run, []
+    model.padded, run, left = True, model.graphs.run, []
 
     def overwriting(key, function, inputs):
         inputs = {name: tensor.clone() for name, tensor in inputs.items()}

@@ -229,7 +229,7 @@ def test_a_whole_model_by_the_kernels(tmp_path, mode, monkeypatch):
     uniforms = rng.random((2, 16), dtype=np.float32)
     for by_kernel in (False, True):
         monkeypatch.setattr(device, "by_kernel", lambda x, on=by_kernel: on)
-        model.together = by_kernel
+        model.padded = by_kernel
         monkeypatch.setattr(model.graphs, "pool", pool if by_kernel else None)  # the loop over experts is no graph
         if by_kernel:
             for layer in model.network.modules():

@@ -32,7 +32,7 @@ PARTS = ["linears", "experts", "attention", "self-conditioning", "head and draw"
 @pytest.mark.sample(1)
 def test_a_random_model_and_the_parts_of_its_step(precision, together):
     model = dummy.dummy_torch(parse_config(checkpoints.config(**SHAPE)), *PRECISIONS[precision], peaked=3.0)
-    model.together = together
+    model.padded = together
     rows = []
     for seed in range(2):
         rng, cache = np.random.default_rng(seed), model.new_cache()
