@@ -85,7 +85,7 @@ def rotated_norm(x: Tensor, weight: Tensor, rotation: Tensor, eps: float) -> Ten
 def _gelu(x: Tensor) -> Tensor:
     if x.is_cuda or x.requires_grad:
         return gelu(x, approximate="tanh")
-    # On a CPU torch's takes another tanh for what does not fill its vectors: a row's numbers would depend on its company.
+    # On a CPU torch's takes another tanh for what does not fill its vectors: a row would depend on its company.
     x = x.float()
     return (x * x).mul_(0.044715).add_(1).mul_(x).mul_(math.sqrt(2 / math.pi)).tanh_().add_(1).mul_(x).mul_(0.5)
 

@@ -1,8 +1,8 @@
 """The torch implementation of `seam.model.DiffusionModel`: CUDA, and the CPU.
 
-The texts and rows of a call go through the network together. On a GPU they are padded to shapes of which there are few,
-so that each shape's pass is a CUDA graph. On a CPU each has its own shape, and its numbers do not depend on its company;
-where BLAS sums a row in company otherwise than alone, each goes alone.
+The texts and rows of a call go through the network together. On a GPU they are padded to shapes of which there are
+few, so that each shape's pass is a CUDA graph. On a CPU each has its own shape, and its numbers do not depend on its
+company; where BLAS sums a row in company otherwise than alone, each goes alone.
 """
 
 import functools
@@ -118,9 +118,10 @@ class TorchModel:
         where texts and canvases go together."""
         pending = pending_texts(rows, self.facts.vocab_size)
         left = [self._left(len(text)) if self.together else 0 for text, _ in pending]
-        early = [(text[: len(text) - n], cache) for (text, cache), n in zip(pending, left, strict=True) if len(text) > n]
+        parts = [(text, len(text) - n, cache) for (text, cache), n in zip(pending, left, strict=True)]
+        early = [(text[:end], cache) for text, end, cache in parts if end]
         self.encode([text for text, _ in early], [cache for _, cache in early])
-        return [(text[len(text) - n :], cache) for (text, cache), n in zip(pending, left, strict=True) if n]
+        return [(text[end:], cache) for text, end, cache in parts if end < len(text)]
 
     def _left(self, tokens: int) -> int:
         """How many of a text's tokens go with the canvases. On a CPU pieces are those of a text that is encoded alone:
