@@ -44,7 +44,7 @@ benchmark() {  # name, most seconds, flags of `benchmark`...
     part "$name" "$most" "$python" -m mlx_dgemma.benchmark --backend torch --dummy "$shape" --out "$log/$name.json" "$@"
 }
 
-part imports 60 "$python" -c "import mlx_dgemma.benchmark.__main__, mlx_dgemma.torch_backend.dummy"
+part imports 60 "$python" -c "import jsonschema, mlx_dgemma.benchmark.__main__, mlx_dgemma.torch_backend.dummy"
 case $call in
 1)
     part tests 170 "$python" -m pytest -q -p no:cacheprovider --tb short $plugins tests/torch_backend/test_torch_cuda.py tests/torch_backend/test_torch_kernels.py
