@@ -49,7 +49,8 @@ def plain(queries: Tensor, cache: Pair, new: Pair, keys: KeyRange) -> Tensor:
     count, (slots, room) = queries.shape[1], (keys.slot[:, None], cache[0].shape[1] - 1)
     positions = keys.lo.amin(dim=1, keepdim=True) + torch.arange(keys.width, device=queries.device)  # [N, S]
     seen = (positions[:, None] >= keys.lo[..., None]) & (positions[:, None] < keys.hi[..., None])  # [N, Q, S]
-    pair = [pool[slots, positions % room] for pool in cache]
+    places = slots * (room + 1) + positions % room
+    pair = [pool.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape) for pool in cache]
     if keys.canvas is not None:
         own = torch.arange(count, device=queries.device) < keys.canvas[:, None, None]
         seen = torch.cat((seen, own.expand(-1, count, -1)), dim=-1)

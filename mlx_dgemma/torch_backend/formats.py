@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from ..checkpoint.config import Quantization
 
@@ -41,7 +42,8 @@ class Packed:
         if self.is_fp8:
             return (self.weight[index].float() * self.scales[index]).to(dtype)
         if self.quantization is None:
-            return self.weight[index]
+            # Its gradient adds up in an order of its own, however often a row is chosen.
+            return embedding(index, self.weight) if isinstance(index, Tensor) else self.weight[index]
         if self.width is not None:
             if self.weight.ndim == 4:  # of experts
                 return Packed(self.weight[index], self.scales[index], None, self.quantization, self.width).rows(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.functional import gelu
 
 from . import formats
@@ -17,7 +18,8 @@ from .formats import Rounded
 
 def fused(function: Callable) -> Callable:
     """Compile `function` where its first argument is on a GPU, for all sizes at once, as they change with the rows of a
-    call. The last size of a matrix is the model's: known, it makes loads of many numbers."""
+    call. The last size of a matrix is the model's: known, it makes loads of many numbers. Where a gradient is wanted
+    nothing is compiled: a short run would spend its time in the compiler."""
 
     @functools.cache
     def compiled() -> Callable:
@@ -27,10 +29,11 @@ def fused(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(first: Tensor, *rest):
-        if not first.is_cuda:
+        tensors = [x for x in (first, *rest) if isinstance(x, Tensor)]
+        if not first.is_cuda or any(x.requires_grad for x in tensors):
             return function(first, *rest)
-        for tensor in (first, *rest):
-            if isinstance(tensor, Tensor) and tensor.ndim > 1:
+        for tensor in tensors:
+            if tensor.ndim > 1:
                 torch._dynamo.mark_static(tensor, tensor.ndim - 1)
         return compiled()(first, *rest)
 
@@ -55,6 +58,8 @@ class _Normed(torch.autograd.Function):
 
 def _rms(x: Tensor, eps: float) -> Tensor:
     x = x.float()
+    if x.is_cuda and not torch.compiler.is_compiling():
+        return functional.rms_norm(x, x.shape[-1:], eps=eps)
     if x.requires_grad:
         return _Normed.apply(x, eps)
     return x * torch.rsqrt(x.pow(2).mean(dim=-1, keepdim=True) + eps)

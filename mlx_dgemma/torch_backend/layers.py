@@ -16,6 +16,7 @@ from .formats import Packed, Rounded
 from .fused import Activation, gated, rms_norm, to_fp8
 
 MIN_ROWS = 16  # rows of a product; BLAS sums fewer of them in another order
+FEW = 16  # experts whose products a GPU makes all at once for every row, rather than wait for what each has to do
 
 
 def product(x: Tensor, matrix: Tensor) -> Tensor:
@@ -159,15 +160,19 @@ class ExpertLinear(Linear):
             [N, out or out / 2]. Rows behind the last end are undefined.
         """
         first = x.numbers if isinstance(x, Rounded) else x
-        if not device.by_kernel(first):
-            y = self._expert_by_expert(x, ends, tokens)
-        elif self.quantization is None and first.dtype in (torch.bfloat16, formats.E4M3) and _has_grouped_mm():
+        by_kernel, plain = device.by_kernel(first), self.quantization is None and not self.is_fp8
+        grouped = (plain and first.dtype == torch.bfloat16) or (self.is_fp8 and by_kernel)
+        if first.is_cuda and grouped and _has_grouped_mm():
             y = self._grouped(x, ends, tokens)
-        else:
+        elif by_kernel:
             from .kernels import grouped_product
 
             x = x.exact().to(torch.bfloat16) if isinstance(x, Rounded) else x
             return grouped_product(x, self.packed, ends, tokens=tokens, gated=gate, factors=self.factors)
+        elif first.is_cuda and plain and len(self.weight) <= FEW:
+            y = self._all_at_once(x, ends, tokens)
+        else:
+            y = self._expert_by_expert(x, ends, tokens)
         return gated(y, self.is_fp8) if gate else y
 
     def _grouped(self, x: Activation, ends: Tensor, tokens: Tensor | None) -> Tensor:
@@ -182,6 +187,14 @@ class ExpertLinear(Linear):
         return torch._scaled_grouped_mm(
             numbers, weight, *scales, offs=ends, out_dtype=torch.bfloat16, use_fast_accum=True
         )
+
+    def _all_at_once(self, x: Tensor, ends: Tensor, tokens: Tensor | None) -> Tensor:
+        """By one product with all experts, of which each row keeps its own: nothing is read from the device."""
+        products = x @ self.weight.flatten(0, 1).T
+        rows = torch.arange(len(x), device=x.device) if tokens is None else tokens
+        experts = torch.searchsorted(ends, torch.arange(len(rows), device=x.device), right=True)
+        chosen = rows * len(ends) + experts.clamp(max=len(ends) - 1)
+        return products.unflatten(-1, (len(ends), -1)).flatten(0, 1).index_select(0, chosen)
 
     def _expert_by_expert(self, x: Activation, ends: Tensor, tokens: Tensor | None) -> Tensor:
         if self.is_fp8:

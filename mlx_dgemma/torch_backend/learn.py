@@ -31,7 +31,8 @@ from .sweep import SweepInputs, capped, sweep
 from .tokens import Tokens
 
 WIDTH = 4096  # tokens of the vocabulary whose logits are made at a time
-TOGETHER = 4  # texts that are padded to the longest of them: neighbours are of about a length
+# Texts that are padded to the longest of them, neighbours of about a length: a GPU waits for launches, not for padding.
+TOGETHER = {"cpu": 4, "cuda": 32}
 
 
 class LogSumExp(torch.autograd.Function):
@@ -104,14 +105,15 @@ class TorchPasses:
         self.network, self.device, self.cap = model.network, model.device, model.cap
 
     def array(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, non_blocking=True)
 
     def hidden(self, canvases: Canvases, soft: Tensor | None, which: np.ndarray) -> tuple[Tensor, Tensor]:
         count, length = canvases.tokens.shape
         lengths, slots = np.array([len(text) for text in canvases.texts], np.int32), np.arange(count, dtype=np.int32)
         blocks, places, longest = [], [], int(lengths.max())
-        for first in range(0, count, TOGETHER):
-            part = slice(first, first + TOGETHER)
+        size = TOGETHER[self.device.type]
+        for first in range(0, count, size):
+            part = slice(first, first + size)
             ids, real = _padded(canvases.texts[part])
             arrays = ids, np.zeros_like(slots[part]), lengths[part], slots[part]
             blocks.append(Tokens(*map(self.array, arrays), causal=True, context=ids.shape[1]))
@@ -120,14 +122,14 @@ class TorchPasses:
         blocks.append(Tokens(*map(self.array, arrays), causal=False, context=longest))
         certain, real = torch.full((count * length,), -1, device=self.device), np.concatenate(places)
         hidden = self.network(blocks, (self._laid(soft, which, length), certain), self._caches(count, longest))
-        return hidden[: len(real)][self.array(real)], hidden[len(real) :]
+        return hidden.index_select(0, self.array(np.flatnonzero(real))), hidden[len(real) :]
 
     def _laid(self, soft: Tensor | None, which: np.ndarray, length: int) -> Tensor:
         """[B * L, D]: `soft` where it is known, zeros elsewhere."""
         zeros = torch.zeros((1, length, self.network.config.hidden_size), dtype=self.network.dtype, device=self.device)
         known = zeros[:0] if soft is None else soft.unflatten(0, (-1, length))
         places = np.where(which, np.cumsum(which) - 1, len(known))
-        return torch.cat((known, zeros))[self.array(places)].flatten(0, 1)
+        return torch.cat((known, zeros)).index_select(0, self.array(places)).flatten(0, 1)
 
     def _caches(self, count: int, room: int) -> Iterator[tuple[Tensor, Tensor]]:
         for kind in self.network.kinds:
@@ -218,7 +220,8 @@ class TorchLearner:
             if kind == "learnt":
                 array.copy_(stored)
             else:
-                self.optimizer.state[array][rest[0]] = stored.cpu() if rest[0] == "step" else stored
+                on_host = rest[0] == "step" and not self.optimizer.defaults.get("fused")
+                self.optimizer.state[array][rest[0]] = stored.cpu() if on_host else stored
 
     def export(self, path: Path) -> None:
         _write(path, {name: array[rows] for name, (array, rows) in self.places.items()}, {"format": "mlx"})
@@ -248,7 +251,8 @@ def _sum_over_ranks(array: Tensor) -> None:
 def _optimizer(arrays: list[Tensor], options: Optimizer) -> torch.optim.Optimizer:
     if options.name == "adafactor":
         return torch.optim.Adafactor(arrays, 0.0, weight_decay=options.weight_decay)
-    return torch.optim.AdamW(arrays, 0.0, options.betas, weight_decay=options.weight_decay)
+    fused = all(array.is_cuda for array in arrays)  # all arrays in a few launches
+    return torch.optim.AdamW(arrays, 0.0, options.betas, weight_decay=options.weight_decay, fused=fused or None)
 
 
 def _write(path: Path, arrays: dict[str, Tensor], about: dict[str, str]) -> None:

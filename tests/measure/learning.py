@@ -108,7 +108,7 @@ def blank(folder: Path, seed: int) -> None:
             )
         arrays[name] = array.astype(np.float32)
     save_file(arrays, folder / "start" / "model.safetensors", {"format": "pt"})
-    for split, each in (("train", 1200), ("valid", 1)):
+    for split, each in (("train", 2400), ("valid", 1)):
         numbers = random.Random(f"{seed} {split}")
         made = [chat(numbers, name) for name, share in TINY_SHARES.items() for _ in range(share * each)]
         numbers.shuffle(made)
