@@ -1,0 +1,85 @@
+"""What a GPU learns is what the CPU learns."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import checkpoints
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
+import torch
+from folders import quantized
+
+from mlx_dgemma.checkpoint import adapter
+from mlx_dgemma.checkpoint.adapter import ATTENTION_AND_MLP
+from mlx_dgemma.load import learner, load
+from mlx_dgemma.seam.learning import Optimizer
+from mlx_dgemma.torch_backend import device as devices
+from mlx_dgemma.train.loss import Example, Recipe, loss_of, noised
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+KEYS = {
+    "full": None,
+    "lora": ATTENTION_AND_MLP,
+    "experts": (*ATTENTION_AND_MLP, "experts.gate_up_proj", "experts.down_proj"),
+}
+
+
+def learners(folder, keys, monkeypatch, **optimizer):
+    """The same learner on the GPU and on the CPU."""
+    start, both = keys and partial(adapter.begin, keys=keys, rank=4, scale=2.0, seed=1), []
+    for has_gpu in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(devices, "has_gpu", lambda has_gpu=has_gpu: has_gpu)
+            model, _, _ = load(folder, "torch", "float32")
+        assert (model.device.type == "cuda") == has_gpu
+        both.append(learner(model, "torch", start, Optimizer(**optimizer), checkpoint=False))
+    return both
+
+
+def losses(facts, count: int, self_conditioned: float = 0.5):
+    """Of batches with texts of a few tokens, and of more than a window."""
+    recipe = Recipe(self_conditioned=self_conditioned, t_one=0.3, mask_prompt=False)
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        made = [Example(*(rng.integers(2, 96, size=n).astype(np.int32) for n in (5 + 9 * i, 70))) for i in range(12)]
+        yield loss_of(noised(made, facts, 1, recipe, rng), facts, recipe)
+
+
+def check_gradients(folder, keys, monkeypatch):
+    both = learners(folder, keys, monkeypatch, max_norm=1e9)
+    for conditioned in (0.0, 1.0):
+        [loss] = losses(both[0].model.facts, 1, conditioned)
+        (gpu, norm), (cpu, expected) = (one.step([loss], 0.0) for one in both)
+        np.testing.assert_allclose([*gpu, norm], [*cpu, expected], rtol=1e-4)
+        for mine, theirs in zip(*(one.learnt for one in both), strict=True):
+            assert (mine.grad is None) == (theirs.grad is None)
+            if mine.grad is not None:
+                error = (mine.grad.cpu() - theirs.grad).abs().max()
+                assert error <= 1e-4 * theirs.grad.abs().max() + 1e-7 * expected, tuple(mine.shape)
+
+
+@pytest.mark.parametrize("keys", KEYS)
+def test_the_gradient_is_the_cpu_s(keys, monkeypatch):
+    check_gradients(checkpoints.TINY, KEYS[keys], monkeypatch)
+
+
+@pytest.mark.parametrize("keys", ["lora", "experts"])
+def test_the_gradient_over_four_bits_is_the_cpu_s(tmp_path, keys, monkeypatch):
+    folder, _, _ = quantized(tmp_path)
+    check_gradients(folder, KEYS[keys], monkeypatch)
+
+
+@pytest.mark.parametrize("keys", KEYS)
+def test_ten_steps_are_the_cpu_s(tmp_path, keys, monkeypatch):
+    """And the eleventh, of learners that went on from a file."""
+    both = learners(checkpoints.TINY, KEYS[keys], monkeypatch)
+    *ten, last = losses(both[0].model.facts, 11)
+    gpu, cpu = (np.array([one.step([loss], 1e-4)[0] for loss in ten]) for one in both)
+    assert np.abs(gpu - cpu).max() < 1e-3
+    both[0].save(tmp_path / "state.safetensors", {"step": "10"})
+    again, _ = learners(checkpoints.TINY, KEYS[keys], monkeypatch)
+    again.resume(tmp_path / "state.safetensors")
+    assert np.abs(np.subtract(*(one.step([last], 1e-4)[0] for one in (again, both[1])))).max() < 1e-3
