@@ -176,8 +176,10 @@ def _product_kernel(
 
 def shape(rows: int, experts: int, out: int, bits: int = 8) -> dict[str, int]:
     """Choose tiles for so many rows an expert. A weight is unpacked anew by each tile of rows, so these are tall, but
-    not so tall that a GPU of some 130 multiprocessors has less than a tile each."""
-    tall = min(256, max(16, triton.next_power_of_2(rows + rows // 2 if experts > 1 else rows)))
+    not so tall that a GPU of some 130 multiprocessors has less than a tile each. Two sums of 256 rows, as gated experts
+    have, would leave the registers."""
+    most = 128 if experts > 1 else 256
+    tall = min(most, max(16, triton.next_power_of_2(rows + rows // 2 if experts > 1 else rows)))
     wide = 128 if bits < 16 and out > 64 and (tall <= 32 or out >= 128 * 128) else 64
     while tall > 64 and experts * triton.cdiv(out, wide) * triton.cdiv(rows, tall) < 100:
         tall //= 2

@@ -129,6 +129,10 @@ def test_tiles_keep_a_gpu_busy():
     assert [(shape["ROWS"], shape["COLUMNS"]) for shape in shapes] == [(32, 128), (256, 128), (64, 64)]
 
 
+def test_a_gated_tile_of_many_rows_stays_in_the_registers():
+    assert kernels.shape(128, 128, 704)["ROWS"] == 128
+
+
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("quantization", FORMATS, ids=str)
 def test_the_mean_of_a_table(quantization):
