@@ -1,4 +1,4 @@
-"""How a GPU learns, tried on a CPU: many texts in a block, and all experts in one product."""
+"""How a GPU learns, tried on a CPU: many texts in a block, and the experts without a wait for their sizes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="the torch backend: pip install torch==2.13.0")
+
+import torch
 
 from mlx_dgemma.load import learner, load
 from mlx_dgemma.seam.learning import Optimizer
@@ -31,3 +33,20 @@ def test_the_gradient_is_the_same(monkeypatch):
     largest = max(np.abs(array).max() for array in expected)
     for mine, theirs in zip(gradients(), expected, strict=True):
         assert np.abs(mine - theirs).max() <= 1e-5 * np.abs(theirs).max() + 1e-7 * largest
+
+
+@pytest.mark.parametrize(("way", "bound"), [(ExpertLinear._all_at_once, 1e-6), (ExpertLinear._grouped, 0.01)])
+def test_the_experts_products_have_their_gradients(way, bound):
+    """In bfloat16 by torch's kernels. One expert has no row, one has a single one."""
+    dtype = torch.bfloat16 if way is ExpertLinear._grouped else torch.float32
+    generator, linear, found = torch.Generator().manual_seed(0), ExpertLinear(8, 64, 32), []
+    weight, x = (torch.randn(shape, generator=generator).to(dtype) for shape in ((8, 64, 32), (40, 32)))
+    tokens = torch.randint(0, 40, (64,), generator=generator).int()
+    ends = torch.tensor([5, 5, 20, 21, 30, 44, 60, 64], dtype=torch.int32)
+    for one in (way, ExpertLinear._expert_by_expert):
+        linear.weight, given = weight.clone().requires_grad_(), x.clone().requires_grad_()
+        y = one(linear, given, ends, tokens)
+        y.float().square().sum().backward()
+        found.append([array.detach().float() for array in (y, given.grad, linear.weight.grad)])
+    for mine, theirs in zip(*found, strict=True):
+        assert (mine - theirs).abs().max() <= bound * theirs.abs().max()
