@@ -8,6 +8,8 @@ product is COLUMNS of the weight's rows by ROWS rows of x; it goes through both,
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -240,9 +242,14 @@ def grouped_product(
     return y
 
 
+@functools.cache
+def _one_group(rows: int, device: torch.device) -> Tensor:
+    return torch.full((1,), rows, dtype=torch.int32, device=device)
+
+
 def quantized_product(x: Tensor, packed: Packed) -> Tensor:
     """x [T, K] -> [T, N]: one expert."""
-    return grouped_product(x, packed, torch.full((1,), len(x), dtype=torch.int32, device=x.device))
+    return grouped_product(x, packed, _one_group(len(x), x.device))
 
 
 @triton.jit

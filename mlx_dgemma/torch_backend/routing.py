@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import device
 
-MAX_TOKENS = 4096  # tokens for the kernels: one is one program, and has no gain beyond
+MAX_TOKENS = 4096  # tokens for the kernels: each program reads the counts of all blocks, which has no gain beyond
 
 
 class Routes(NamedTuple):

@@ -1,4 +1,5 @@
-"""Routing in two launches: one kernel chooses each token's experts, one sorts the pairs of all tokens by expert."""
+"""Routing in two launches: one kernel chooses each token's experts, one sorts the pairs of all tokens by expert. Both
+take a block of ROWS tokens a program; the first counts how many of its tokens each expert has, for the second."""
 
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ from torch import Tensor
 
 @triton.jit
 def _choose_kernel(
-    logits, per_expert, weights, experts, T, first, here,
+    logits, per_expert, weights, experts, counts, T, first, here,
     E: tl.constexpr, LANES: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The K experts of each of ROWS tokens, and their weights. Lane l is expert (first + l) % E, so that this rank's
-    come first."""
+    """The K experts of each of ROWS tokens, their weights, and how many tokens each expert has. Lane l is expert
+    (first + l) % E, so that this rank's come first."""
     lane, column = tl.arange(0, LANES), tl.arange(0, COLUMNS)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     real, expert = row < T, (first + lane) % E
@@ -34,38 +35,37 @@ def _choose_kernel(
     pair, inside = row[:, None] * K + column[None, :], real[:, None] & (column < K)[None, :]
     tl.store(experts + pair, chosen, mask=inside)
     tl.store(weights + pair, shares / mass[:, None], mask=inside)
+    taken = (scores == float("-inf")) & real[:, None]
+    tl.store(counts + tl.program_id(0) * LANES + lane, tl.sum(taken.to(tl.int32), 0))
 
 
 @triton.jit
-def _taken(experts, row, real, lane, K: tl.constexpr):
-    """[ROWS, LANES]: 1 where a row's token goes to a lane's expert."""
-    taken = lane[None, :] < 0 * row[:, None]
+def _place_kernel(
+    experts, counts, tokens, places, ends, T, blocks, here,
+    LANES: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """The place of each pair of ROWS tokens: behind those of lower experts, and of the same in blocks before."""
+    lane, block = tl.arange(0, LANES), tl.arange(0, BLOCKS)
+    total, before = tl.zeros((LANES,), tl.int32), tl.zeros((LANES,), tl.int32)
+    for start in range(0, blocks, BLOCKS):
+        at = start + block
+        count = tl.load(counts + at[:, None] * LANES + lane[None, :], mask=(at < blocks)[:, None], other=0)
+        total += tl.sum(count, 0)
+        before += tl.sum(tl.where((at < tl.program_id(0))[:, None], count, 0), 0)
+    last = tl.cumsum(total, 0)
+    if tl.program_id(0) == 0:
+        tl.store(ends + lane, last, mask=lane < here)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    real, taken = row < T, lane[None, :] < 0 * row[:, None]
     for k in tl.static_range(K):
         taken |= lane[None, :] == tl.load(experts + row * K + k, mask=real, other=-1)[:, None]
-    return taken.to(tl.int32)
-
-
-@triton.jit
-def _place_kernel(experts, tokens, places, ends, T, here, LANES: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr):
-    """One program: how many tokens each expert has, then the place of each pair, ROWS tokens at a time."""
-    lane, total = tl.arange(0, LANES), tl.zeros((LANES,), tl.int32)
-    for start in range(0, T, ROWS):
-        row = start + tl.arange(0, ROWS)
-        total += tl.sum(_taken(experts, row, row < T, lane, K), 0)
-    last = tl.cumsum(total, 0)
-    tl.store(ends + lane, last, mask=lane < here)
-    begin = last - total
-    for start in range(0, T, ROWS):
-        row = start + tl.arange(0, ROWS)
-        real = row < T
-        count = _taken(experts, row, real, lane, K)
-        place = begin[None, :] + tl.cumsum(count, 0) - count
-        for k in tl.static_range(K):
-            best = tl.load(experts + row * K + k, mask=real, other=-1)
-            at = tl.sum(tl.where(lane[None, :] == best[:, None], place, 0), 1)
-            tl.store(places + row * K + k, at, mask=real)
-            tl.store(tokens + at, row, mask=real)
-        begin += tl.sum(count, 0)
+    count = taken.to(tl.int32)
+    place = (last - total + before)[None, :] + tl.cumsum(count, 0) - count
+    for k in tl.static_range(K):
+        best = tl.load(experts + row * K + k, mask=real, other=-1)
+        at = tl.sum(tl.where(lane[None, :] == best[:, None], place, 0), 1)
+        tl.store(places + row * K + k, at, mask=real)
+        tl.store(tokens + at, row, mask=real)
 
 
 def route(logits: Tensor, per_expert: Tensor, top_k: int, first: int, here: int) -> tuple[Tensor, ...]:
@@ -75,10 +75,12 @@ def route(logits: Tensor, per_expert: Tensor, top_k: int, first: int, here: int)
     weights = torch.empty((count, top_k), dtype=torch.float32, device=logits.device)
     chosen, places = (torch.empty((count, top_k), **number) for _ in range(2))
     tokens, ends = torch.empty(count * top_k, **number), torch.empty(here, **number)
-    sizes = {"LANES": triton.next_power_of_2(experts), "K": top_k}
-    _choose_kernel[(triton.cdiv(count, 8),)](
-        logits, per_expert, weights, chosen, count, first, here, E=experts,
-        COLUMNS=triton.next_power_of_2(top_k), ROWS=8, num_warps=4, **sizes,
+    rows, lanes = 8 if count <= 512 else 32, triton.next_power_of_2(experts)
+    blocks, sizes = triton.cdiv(count, rows), {"LANES": lanes, "K": top_k, "ROWS": rows, "num_warps": 4}
+    counts = torch.empty((blocks, lanes), **number)
+    _choose_kernel[(blocks,)](
+        logits, per_expert, weights, chosen, counts, count, first, here, E=experts,
+        COLUMNS=triton.next_power_of_2(top_k), **sizes,
     )  # fmt: skip
-    _place_kernel[(1,)](chosen, tokens, places, ends, count, here, ROWS=64, num_warps=16, **sizes)
+    _place_kernel[(blocks,)](chosen, counts, tokens, places, ends, count, blocks, here, BLOCKS=32, **sizes)
     return weights, tokens, places, ends

@@ -70,12 +70,12 @@ def others() -> Iterator[Case]:
     types = {"qkv": "*bf16", "q_weight": "*bf16", "k_weight": "*bf16", "rotation": "*fp32", "out": "*bf16"}
     sizes = {"H": 16, "G": 8, "DIM": 256, "VALUES": True, "num_warps": 1, "num_stages": 3}
     yield "heads", attention_kernels._heads_kernel, {**types, "eps": "fp32"}, ["T"], sizes, 0
-    types = dict.fromkeys(("logits", "per_expert"), "*bf16") | {"weights": "*fp32", "experts": "*i32"}
-    sizes = {"E": 128, "LANES": 128, "K": 8, "COLUMNS": 8, "ROWS": 8, "num_warps": 4, "num_stages": 3}
-    yield "routing: experts", routing_kernel._choose_kernel, types, ["T", "first", "here"], sizes, 0
-    types = dict.fromkeys(("experts", "tokens", "places", "ends"), "*i32")
-    sizes = {"LANES": 128, "K": 8, "ROWS": 64, "num_warps": 16, "num_stages": 3}
-    yield "routing: places", routing_kernel._place_kernel, types, ["T", "here"], sizes, 0
+    types = dict.fromkeys(("logits", "per_expert"), "*bf16") | {"weights": "*fp32", "experts": "*i32", "counts": "*i32"}
+    sizes = {"LANES": 128, "K": 8, "ROWS": 8, "num_warps": 4, "num_stages": 3}
+    chosen = sizes | {"E": 128, "COLUMNS": 8}
+    yield "routing: experts", routing_kernel._choose_kernel, types, ["T", "first", "here"], chosen, 0
+    types = dict.fromkeys(("experts", "counts", "tokens", "places", "ends"), "*i32")
+    yield "routing: places", routing_kernel._place_kernel, types, ["T", "blocks", "here"], sizes | {"BLOCKS": 32}, 0
 
 
 def compiled(kernel, types: dict[str, str], numbers: list[str], constants: dict[str, int], capability: int):

@@ -144,10 +144,15 @@ def test_the_mean_of_a_table(quantization):
     assert (kernels.mean(shares, table.packed) - expected).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize(("experts", "top_k", "first", "here"), [(8, 2, 0, 8), (12, 3, 4, 4), (128, 8, 64, 64)])
-@pytest.mark.parametrize("count", [1, 100])
+SHARES = [(8, 2, 0, 8), (12, 3, 4, 4), (128, 8, 64, 64)]
+
+
+@pytest.mark.parametrize(
+    ("experts", "top_k", "first", "here", "count"),
+    [*((*share, count) for share in SHARES for count in (1, 100)), (8, 2, 0, 8, 300), (8, 2, 0, 8, 600)],
+)
 def test_routes(experts, top_k, first, here, count, monkeypatch):
-    """With another rank's experts; and some of a token's scores are no numbers."""
+    """With another rank's experts, more blocks than are counted at a time, and some of a token's scores no numbers."""
     logits, per_expert = rows(count, experts), 1 + torch.rand(experts).to(DEVICE)
     if count > 50:
         logits[50, :4] = float("-inf")
