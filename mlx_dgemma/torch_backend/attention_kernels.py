@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from . import device
-from .fused import fused
 from .tokens import KeyRange
 
 
@@ -121,13 +120,28 @@ def shape(dim: int) -> dict[str, int]:
     return {"ROWS": 32, "KEYS": 32, "num_warps": 8, "num_stages": 1}
 
 
-@fused
-def combined(out: Tensor, top: Tensor, mass: Tensor) -> Tensor:
+@triton.jit
+def _combine_kernel(means, top, mass, out, rows, DIM: tl.constexpr, PARTS: tl.constexpr, LANES: tl.constexpr):
+    """One row of out [rows, DIM] from means [PARTS, rows, DIM], top and mass [PARTS, rows], all parts at once."""
+    row, part, d = tl.program_id(0).to(tl.int64), tl.arange(0, LANES), tl.arange(0, DIM)
+    place, real = part * rows + row, part < PARTS
+    mean = tl.load(means + place[:, None] * DIM + d[None, :], mask=real[:, None], other=0)
+    tops = tl.load(top + place, mask=real, other=float("-inf"))
+    shares = tl.load(mass + place, mask=real, other=0) * tl.exp(tops - tl.max(tops, 0))
+    shares /= tl.maximum(tl.sum(shares, 0), 1e-30)
+    tl.store(out + row * DIM + d, tl.sum(mean * shares[:, None], 0).to(out.dtype.element_ty))
+
+
+def combined(means: Tensor, top: Tensor, mass: Tensor, dtype: torch.dtype) -> Tensor:
     """Means [parts, ..., D] over parts of the keys -> [..., D] over all of them, by each part's mass and top [parts,
-    ...]."""
-    shares = mass * (top - top.amax(dim=0)).exp()
-    shares = shares / shares.sum(dim=0).clamp(min=1e-30)
-    return (out * shares[..., None]).sum(dim=0)
+    ...]. All three are float32 and contiguous."""
+    parts, dim, rows = len(means), means.shape[-1], top[0].numel()
+    out = means.new_empty(means.shape[1:], dtype=dtype)
+    _combine_kernel[(rows,)](
+        means, top, mass, out, rows, DIM=dim, PARTS=parts, LANES=triton.next_power_of_2(parts),
+        num_warps=max(1, dim // 256),
+    )  # fmt: skip
+    return out
 
 
 def attend(queries: Tensor, cache: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], keys: KeyRange) -> Tensor:
@@ -145,4 +159,4 @@ def attend(queries: Tensor, cache: tuple[Tensor, Tensor], new: tuple[Tensor, Ten
         out, top, mass, length, cache[0].shape[1] - 1, queries.stride(1), new[0].stride(1),
         G=groups, R=heads // groups, DIM=dim, CANVAS=keys.canvas is not None, PARTS=parts, **tile,
     )  # fmt: skip
-    return out if parts == 1 else combined(out, top, mass).to(queries.dtype)
+    return out if parts == 1 else combined(out, top, mass, queries.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import gelu
 
-from . import formats
+from . import device, formats
 from .formats import Rounded
 
 
@@ -115,10 +115,13 @@ def after_attention(
     return x, _for_product(dense, fp8), _for_product(sparse, fp8), routed
 
 
-@fused
 def gather(y: Tensor, places: Tensor, weights: Tensor) -> Tensor:
     """Sum the experts' outputs of each token, at `places` [T, K] of y, by their weights [T, K]. A weight of 0 hides
-    even NaN."""
+    even NaN. On a GPU one kernel does it, but where a gradient is wanted."""
+    if device.by_kernel(y) and not weights.requires_grad:
+        from .gather_kernel import gather as by_kernel
+
+        return by_kernel(y, places, weights)
     chosen, weights = y.index_select(0, places.flatten()).unflatten(0, places.shape), weights[..., None]
     return torch.where(weights != 0, chosen * weights, 0).sum(dim=1).to(y.dtype)
 

@@ -23,7 +23,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mlx_dgemma.torch_backend import attention_kernels, kernels, routing_kernel
+from mlx_dgemma.torch_backend import attention_kernels, gather_kernel, kernels, routing_kernel
 
 FORMATS = {  # MODE, BITS, GROUP, types of weights and scales
     "affine 4": (0, 4, 64, "*i32", "*i32"), "affine 8": (0, 8, 64, "*i32", "*i32"),
@@ -67,9 +67,16 @@ def others() -> Iterator[Case]:
             kinds, numbers = {**types, "out": "*bf16" if parts == 1 else "*fp32"}, ["queries", "room", "q_stride"]
             name, tile = f"attention, heads of {dim}, {parts} parts", attention_kernels.shape(dim)
             yield name, attention_kernels._attention_kernel, kinds, [*numbers, "new_stride"], sizes | tile, 0
+            if parts > 1:
+                kinds = {"means": "*fp32", "top": "*fp32", "mass": "*fp32", "out": "*bf16"}
+                sizes = {"DIM": dim, "PARTS": parts, "LANES": parts, "num_warps": dim // 256, "num_stages": 3}
+                yield f"{parts} parts of {dim}", attention_kernels._combine_kernel, kinds, ["rows"], sizes, 0
     types = {"qkv": "*bf16", "q_weight": "*bf16", "k_weight": "*bf16", "rotation": "*fp32", "out": "*bf16"}
     sizes = {"H": 16, "G": 8, "DIM": 256, "VALUES": True, "num_warps": 1, "num_stages": 3}
     yield "heads", attention_kernels._heads_kernel, {**types, "eps": "fp32"}, ["T"], sizes, 0
+    types = {"y": "*bf16", "places": "*i32", "weights": "*fp32", "out": "*bf16"}
+    sizes = {"DIM": 2816, "K": 8, "LANES": 8, "COLUMNS": 1024, "num_warps": 4, "num_stages": 3}
+    yield "experts' sum", gather_kernel._gather_kernel, types, [], sizes, 0
     types = dict.fromkeys(("logits", "per_expert"), "*bf16") | {"weights": "*fp32", "experts": "*i32", "counts": "*i32"}
     sizes = {"LANES": 128, "K": 8, "ROWS": 8, "num_warps": 4, "num_stages": 3}
     chosen = sizes | {"E": 128, "COLUMNS": 8}

@@ -154,7 +154,6 @@ def test_chains_can_be_compiled():
         (fused.gated, (x, True)),
         (fused.after_attention, (x, y, (w, w + 1, w + 2), w, 1e-6)),
         (fused.after_attention, (x, y, (w, w + 1, w + 2), w, 1e-6, True)),
-        (fused.gather, (x.view(12, 16), torch.arange(12).flip(0).view(6, 2), y[:, :2])),
         (fused.after_experts, (x, y, y + 1, (w, w, w), x[:, :1], 1e-6)),
         (fused.to_fp8, (x,)),
         (sweep.reduce_slices, (x.view(6, 4, 8), y[:, 0].abs(), None, 30.0)),

@@ -221,6 +221,42 @@ def test_attention_over_the_pool(case, dim, processors, monkeypatch):
     assert (attention_kernels.attend(q, tuple(cache), (k, v), keys) - expected).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("parts", "queries", "dim"), [(2, (2, 3, 5), 256), (3, (1, 5, 3), 512), (8, (1, 1, 4), 512), (8, (3, 7, 1), 64)]
+)
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 0.04)], ids=str)
+def test_means_over_parts_of_the_keys(parts, queries, dim, dtype, error):
+    """Parts without keys, a query without any, and scores of which only the highest count."""
+    means, top, mass = rows(parts, *queries, dim), rows(parts, *queries, seed=1) * 60, rows(parts, *queries, seed=2)
+    mass = mass.exp()
+    for empty in ((0, ..., 0), (-1, 0), (slice(None), 0, -1, -1)):
+        means[empty], top[empty], mass[empty] = 0, -1e30, 0
+    shares = mass.double() * (top.double() - top.double().amax(dim=0)).exp()
+    expected = (means * (shares / shares.sum(dim=0).clamp(min=1e-30))[..., None]).sum(dim=0)
+    result = attention_kernels.combined(means, top, mass, dtype)
+    assert result.dtype == dtype and (result - expected).abs().max() < error
+    assert not result[0, -1, -1].any()
+
+
+@pytest.mark.parametrize(("count", "top_k", "dim"), [(1, 8, 2816), (7, 3, 40), (5, 1, 1025), (16, 2, 16)])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)], ids=str)
+def test_the_outputs_of_experts_are_summed(count, top_k, dim, dtype, error, monkeypatch):
+    """A weight of 0 hides NaN: a row of padding, and an expert of another rank. A weight that is NaN is seen."""
+    y, weights = rows(count * top_k, dim).to(dtype), rows(count, top_k, seed=1).abs()
+    places = rows(count * top_k, seed=2).argsort().int().view(count, top_k)
+    weights[1:2] = weights[-1, 0] = 0
+    y[places[weights == 0].long()] = float("nan")
+    results = []
+    for on in (False, True):
+        monkeypatch.setattr(device, "by_kernel", lambda x, on=on: on)
+        results.append(fused.gather(y, places, weights))
+    assert results[1].dtype == dtype and (results[0] - results[1]).abs().max() < error
+    assert not results[1][1:2].any()
+    weights[0, 0] = float("nan")
+    assert fused.gather(y, places, weights)[0].isnan().all()
+    assert fused.gather(y, places, weights.requires_grad_()).requires_grad  # the kernel knows no gradients
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["plain", "nvfp4"])
 def test_a_whole_model_by_the_kernels(tmp_path, mode, monkeypatch):
