@@ -37,6 +37,14 @@ class Packed:
     def out(self) -> int:
         return self.weight.shape[-2]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[..., out, in], however it is stored."""
+        if self.width is not None:
+            return (*self.weight.shape[:-3], self.out, self.width)
+        stored = self.quantization
+        return (*self.weight.shape[:-1], self.weight.shape[-1] * 32 // (stored.bits if stored else 32))
+
     def rows(self, index: Tensor | slice | int, dtype: torch.dtype) -> Tensor:
         """`weight[index]` as floats."""
         if self.is_fp8:

@@ -1,4 +1,4 @@
-"""Triton kernels: products with weights that stay packed, also expert by expert, and the mean of a packed table.
+"""Triton kernels: products with weights that stay packed, also expert by expert, a packed table's mean, unpacking.
 
 At 256 tokens a pass these are bound by memory, if a weight takes few instructions. So `formats.tiled` lays codes out
 such that a 32-bit operation makes two neighbours at once, as bfloat16, where a matrix unit wants them. A tile of a
@@ -294,3 +294,45 @@ def mean(shares: Tensor, table: Packed) -> Tensor:
         ROWS=tall, DEPTH=64, num_warps=8 if tall > 64 else 4, num_stages=3,
     )  # fmt: skip
     return y.sum(dim=0).to(shares.dtype)
+
+
+@triton.jit
+def _unpack_kernel(
+    weight, scales, factors, y, first, rows, weight_stride, scales_stride, N: tl.constexpr, K: tl.constexpr,
+    MODE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, PIECES: tl.constexpr, FACTORS: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """y[expert, k, row] = the weight at [expert, first + row, k], times `factors` of its rows."""
+    expert, start = tl.program_id(2).to(tl.int64), tl.program_id(1) * 64
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    source, real = first + tl.minimum(row, rows - 1), row < rows
+    weight += expert * weight_stride
+    scales += expert * scales_stride
+    stored = _stored(weight, source, start, N, K, MODE, BITS)
+    EACH: tl.constexpr = 64 // PIECES
+    for j in tl.static_range(PIECES):
+        numbers = _piece(stored, scales, source, start, j, N, MODE, BITS, GROUP, y.dtype.element_ty)
+        if FACTORS:
+            numbers *= tl.load(factors + expert * N + source)[:, None]
+        at = start + j * EACH + tl.arange(0, EACH)
+        place = y + (expert * K + at[None, :]) * rows + row[:, None]
+        tl.store(place, numbers.to(y.dtype.element_ty), mask=real[:, None] & (at < K)[None, :])
+
+
+def unpacked(
+    packed: Packed, dtype: torch.dtype, *, rows: slice = slice(None), factors: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """Plain or tiled weights [N, K] or [E, N, K] -> those at `rows` of N as floats, times `factors` [E, N] float32.
+
+    `dtype` is that of the scales where these are floats. In memory the last two axes lie the other way: so the products
+    of a gradient want them."""
+    (*outer, out, width), (first, end, _) = packed.shape, rows.indices(packed.out)
+    experts = outer[0] if outer else 1
+    scales = packed.weight if packed.quantization is None else _words(packed)
+    y = torch.empty((*outer, width, end - first), dtype=dtype, device=packed.weight.device)
+    _unpack_kernel[(triton.cdiv(end - first, 128), triton.cdiv(width, BLOCK), experts)](
+        packed.weight, scales, scales if factors is None else factors.contiguous(), y, first, end - first,
+        packed.weight.numel() // experts, scales.numel() // experts, N=out, K=width, **stored_as(packed),
+        FACTORS=factors is not None, ROWS=128, num_warps=4,
+    )  # fmt: skip
+    return y.transpose(-2, -1)

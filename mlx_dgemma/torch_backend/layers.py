@@ -43,6 +43,34 @@ def sums_alike(dtype: torch.dtype, width: int) -> bool:
     return all(torch.equal(product(x[part], matrix), whole[part]) for part in parts)
 
 
+class FrozenProduct(torch.autograd.Function):
+    """[T, in] -> [T, out] by the kernels, with `ends` expert by expert. x has a gradient, the weights have none. For it
+    they are unpacked anew: neither they nor x are kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, packed: Packed, ends: Tensor | None, factors: Tensor | None) -> Tensor:
+        from .kernels import grouped_product, quantized_product
+
+        ctx.packed = packed
+        ctx.save_for_backward(ends, factors)
+        return quantized_product(x, packed) if ends is None else grouped_product(x, packed, ends, factors=factors)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        from .kernels import grouped_product, unpacked
+
+        ends, factors = ctx.saved_tensors
+        weight, gradient = unpacked(ctx.packed, gradient.dtype, factors=factors), gradient.contiguous()
+        if ends is None:
+            return gradient @ weight, None, None, None
+        if gradient.dtype == torch.bfloat16 and _has_grouped_mm():
+            to_x = torch._grouped_mm(gradient, weight, offs=ends)
+        else:
+            to_x = grouped_product(gradient, Packed(weight.transpose(-2, -1)), ends)
+        real = torch.arange(len(to_x), device=to_x.device) < ends[-1]
+        return torch.where(real[:, None], to_x, 0), None, None, None
+
+
 class Linear(nn.Module):
     """`weight` [..., out, in]; in groups along `in` once `quantize` was called, in E4M3 once `to_fp8` was. No bias."""
 
@@ -66,10 +94,7 @@ class Linear(nn.Module):
     @property
     def shape(self) -> tuple[int, ...]:
         """[..., out, in], however it is stored."""
-        if self.width is not None:
-            return (*self.weight.shape[:-3], self.packed.out, self.width)
-        stored = self.quantization
-        return (*self.weight.shape[:-1], self.weight.shape[-1] * 32 // (stored.bits if stored else 32))
+        return self.packed.shape
 
     def quantize(self, quantization: Quantization) -> None:
         """Expect the arrays of `mx.quantize`. ValueError if the groups do not divide the rows."""
@@ -95,6 +120,10 @@ class Linear(nn.Module):
 
     def rows(self, index: Tensor | slice | int, dtype: torch.dtype) -> Tensor:
         """`weight[index]` as floats."""
+        if isinstance(index, slice) and self.width is not None and device.by_kernel(self.weight):
+            from .kernels import unpacked
+
+            return unpacked(self.packed, dtype, rows=index)
         return self.packed.rows(index, dtype)
 
     def forward(self, x: Activation) -> Tensor:
@@ -106,10 +135,8 @@ class Linear(nn.Module):
                     numbers, self.weight.T, scale, self.scales.T, out_dtype=torch.bfloat16, use_fast_accum=True
                 )
             return product(rounded.exact(), self.rows(slice(None), torch.float32).T).to(torch.bfloat16)
-        if self.quantization is not None and device.by_kernel(x):
-            from .kernels import quantized_product
-
-            return quantized_product(x, self.packed)
+        if self.quantization is not None and device.by_kernel(self.weight):
+            return FrozenProduct.apply(x, self.packed, None, None)
         return product(x, self.rows(slice(None), x.dtype).T)
 
 
@@ -171,6 +198,8 @@ class ExpertLinear(Linear):
             return grouped_product(x, self.packed, ends, tokens=tokens, gated=gate, factors=self.factors)
         elif first.is_cuda and plain and len(self.weight) <= FEW:
             y = self._all_at_once(x, ends, tokens)
+        elif device.by_kernel(self.weight) and not self.is_fp8:
+            y = FrozenProduct.apply(x if tokens is None else x.index_select(0, tokens), self.packed, ends, self.factors)
         else:
             y = self._expert_by_expert(x, ends, tokens)
         return gated(y, self.is_fp8) if gate else y

@@ -59,6 +59,13 @@ def others() -> Iterator[Case]:
     types = {"shares": "*bf16", "weight": "*i32", "scales": "*i32", "y": "*fp32"}
     options = {"num_warps": 8, "num_stages": 3}
     yield "mean, affine 8, 256 rows", kernels._mean_kernel, types, ["T", "PART"], stored | options, 64 * 64
+    types = {"weight": "*i32", "scales": "*i32", "factors": "*fp32", "y": "*bf16"}
+    numbers = ["first", "rows", "weight_stride", "scales_stride"]
+    for name in ("affine 4", "nvfp4"):
+        mode, bits, group, *_ = FORMATS[name]
+        stored = {"MODE": mode, "BITS": bits, "GROUP": group, "PIECES": 4, "FACTORS": mode == 2}
+        sizes = {"N": 1408, "K": 2816, "ROWS": 128, "num_warps": 4, "num_stages": 3}
+        yield f"unpacking, {name}", kernels._unpack_kernel, types, numbers, stored | sizes, 0
     types = dict.fromkeys(("q", "keys", "values", "canvas_keys", "canvas_values", "out"), "*bf16")
     types |= dict.fromkeys(("slot", "lo", "hi", "canvas"), "*i32") | dict.fromkeys(("top_out", "mass_out"), "*fp32")
     for dim, groups in ((256, 8), (512, 2)):
@@ -91,7 +98,8 @@ def compiled(kernel, types: dict[str, str], numbers: list[str], constants: dict[
     signature = {**types, **dict.fromkeys(numbers, "i32"), **dict.fromkeys(constants, "constexpr")}
     signature = {name: signature[name] for name in kernel.arg_names}
     # As at run time: pointers, and these numbers of a real model, are multiples of 16.
-    even = {name for name, kind in types.items() if kind[0] == "*"} | {n for n in numbers if "stride" in n} | {"PART"}
+    even = {name for name, kind in types.items() if kind[0] == "*"}
+    even |= {name for name in numbers if "stride" in name or name in ("PART", "rows")}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if name in even}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

@@ -28,7 +28,7 @@ def test_shared_memory_and_instructions(capability):
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     kernels = {found["kernel"]: found for found in map(json.loads, run.stdout.splitlines())}
-    assert len(kernels) == 31
+    assert len(kernels) == 33
     too_large = {
         name: found["shared"] for name, found in kernels.items() if found["shared"] > SHARED[capability] * 1024
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ pytest.importorskip("triton", reason="torch has it on Linux with CUDA; elsewhere
 from folders import quantized, write
 from packed import pack
 
+from mlx_dgemma.checkpoint.adapter import ATTENTION_AND_MLP, begin
 from mlx_dgemma.checkpoint.config import Quantization
-from mlx_dgemma.load import load
+from mlx_dgemma.load import learner, load
+from mlx_dgemma.seam.learning import Optimizer
 from mlx_dgemma.seam.model import Row, Text
 from mlx_dgemma.torch_backend import attention, attention_kernels, device, fused, kernels, routing
 from mlx_dgemma.torch_backend.layers import ExpertLinear, Linear
+from mlx_dgemma.train.loss import Example, Recipe, loss_of, noised
 
 # ruff: noqa: E402, what may be missing comes first
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -111,6 +115,83 @@ def test_tokens_are_gathered_and_gated_inside_a_product(quantization, per_row):
         factors=factors,
     )  # fmt: skip
     assert result.shape == (30, 48) and (result - fused.gated(y)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("quantization", [None, *FORMATS], ids=str)
+@pytest.mark.sample(3)
+def test_unpacking(quantization):
+    """Of a table some rows; of experts all, with global scales. A row of the table is no multiple of a block wide."""
+    small = quantization is not None and quantization.group_size < 64
+    table, experts = (
+        packed(Linear(300, 96 if small else 128), quantization),
+        packed(ExpertLinear(3, 40, 256), quantization),
+    )
+    part, factors = slice(37, 290), 0.5 + torch.rand((3, 1)).to(DEVICE).expand(3, 40)
+    expected = table.rows(part, torch.float32), experts.rows(slice(None), torch.float32) * factors[..., None]
+    for layer in (table, experts):
+        layer.tile()
+    found = (
+        kernels.unpacked(table.packed, torch.float32, rows=part),
+        kernels.unpacked(experts.packed, torch.float32, factors=factors),
+    )
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.shape == theirs.shape and (mine - theirs).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("quantization", [None, FORMATS[0], FORMATS[5], FORMATS[6]], ids=str)
+@pytest.mark.parametrize("gate", [False, True])
+def test_the_gradient_through_frozen_experts(quantization, gate, monkeypatch):
+    """Experts without rows, rows of no expert, a token in several rows."""
+    monkeypatch.setattr(device, "by_kernel", lambda x: not x.requires_grad)
+    layer, ends = packed(ExpertLinear(5, 80, 64), quantization), [3, 3, 40, 41, 57]
+    if quantization == FORMATS[6]:
+        layer.scale_globally(per_row=False)
+        layer.weight_scale_2 = 0.5 + torch.rand(5).to(DEVICE)
+    tokens = torch.randint(20, (64,), generator=torch.Generator().manual_seed(1)).int().to(DEVICE)
+    layer.tile()
+    ends, weight, found = (
+        torch.tensor(ends, dtype=torch.int32, device=DEVICE),
+        rows(57, 80)[:, : 40 if gate else 80],
+        [],
+    )
+    for by_kernels in (True, False):
+        if not by_kernels:
+            monkeypatch.setattr(device, "by_kernel", lambda x: False)
+            monkeypatch.setattr(ExpertLinear, "_all_at_once", ExpertLinear._expert_by_expert)
+        x = (rows(20, 64, seed=2) * 0.3).requires_grad_()
+        y = layer(x, ends, tokens, gate=gate)[:57]
+        (y * weight).sum().backward()
+        found.append((y.detach(), x.grad))
+    for mine, theirs in zip(*found, strict=True):
+        assert (mine - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "nvfp4"])
+def test_the_gradient_of_adapters_on_packed_weights(tmp_path, mode, monkeypatch):
+    """The products alone by kernels, and with them the vocabulary's slices."""
+    group = {"group_size": 16 if mode == "nvfp4" else 32, "bits": 4, "mode": mode}
+    folder, _, _ = quantized(tmp_path, default=group, shape={"layer_types": ["sliding_attention", "full_attention"]})
+    keys, found = (*ATTENTION_AND_MLP, "experts.gate_up_proj", "experts.down_proj"), []
+    for by_kernels in (False, True):
+        if by_kernels:
+            monkeypatch.setattr(device, "by_kernel", lambda x: x.dtype == torch.int32)
+        model, _, _ = load(folder, "torch", "float32")
+        for layer in model.network.modules():
+            if isinstance(layer, Linear) and by_kernels:
+                layer.tile()
+        start = partial(begin, keys=keys, rank=4, scale=2.0, seed=1)
+        one = learner(model, "torch", start, Optimizer(max_norm=1e9), checkpoint=True)
+        for array in one.learnt[1::2]:  # begun at zero, behind which the other of a pair has no gradient
+            array.copy_(torch.randn(array.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
+        rng = np.random.default_rng(3)
+        example = Example(*(rng.integers(2, 96, size=n).astype(np.int32) for n in (30, 20)))
+        recipe = Recipe(self_conditioned=1.0)
+        one.step([loss_of(noised([example], model.facts, 1, recipe, rng), model.facts, recipe)], 0.0)
+        found.append([array.grad for array in one.learnt])
+    largest = max(array.abs().max() for array in found[0])
+    for theirs, mine in zip(*found, strict=True):
+        assert (mine - theirs).abs().max() <= 1e-5 * largest
 
 
 @pytest.mark.parametrize("count", [1, 16, 150])
