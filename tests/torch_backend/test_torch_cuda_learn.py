@@ -101,14 +101,16 @@ def test_the_gradient_through_frozen_experts_in_bfloat16(tmp_path, group, monkey
     generator, found = torch.Generator().manual_seed(0), []
     x, weight = (torch.randn((64, width), generator=generator).bfloat16() for width in (64, 128))
     ends = torch.tensor([5, 5, 20, 21, 30, 44, 60, 64], dtype=torch.int32)
-    for one, dtype in zip(learners(folder, None, monkeypatch, "bfloat16"), ("bfloat16", "float32"), strict=True):
+    for one, dtype in zip(
+        learners(folder, KEYS["lora"], monkeypatch, "bfloat16"), ("bfloat16", "float32"), strict=True
+    ):
         linear, device = one.model.network.model.decoder.layers[0].experts.gate_up_proj, one.model.device
         given = x.to(device, getattr(torch, dtype)).requires_grad_()
         y = linear(given, ends.to(device))
         (y * weight.to(y)).sum().backward()
         found.append([array.detach().cpu().float() for array in (y, given.grad)])
     for mine, theirs in zip(*found, strict=True):
-        assert (mine - theirs).norm() < 0.01 * theirs.norm()
+        assert (mine - theirs).norm() < 0.02 * theirs.norm()
 
 
 @pytest.mark.parametrize("keys", KEYS)
