@@ -39,6 +39,12 @@ def multiprocessors() -> int:
     return torch.cuda.get_device_properties(current_device()).multi_processor_count if has_gpu() else 128
 
 
+@functools.cache
+def shared_memory() -> int:
+    """Bytes that a kernel's block can have, of the least GPU if there is none."""
+    return torch.cuda.get_device_properties(current_device()).shared_memory_per_block_optin if has_gpu() else 99 * 1024
+
+
 def free(device: torch.device) -> int:
     """Bytes that can be allocated now: of a GPU the driver's, and those that torch's allocator holds unused."""
     if device.type == "cpu":

@@ -176,17 +176,29 @@ def _product_kernel(
     tl.store(place, tl.trans(total).to(y.dtype.element_ty), mask=real[:, None] & (column < OUT)[None, :])
 
 
-def shape(rows: int, experts: int, out: int, bits: int = 8) -> dict[str, int]:
-    """Choose tiles for so many rows an expert. A weight is unpacked anew by each tile of rows, so these are tall, but
-    not so tall that a GPU of some 130 multiprocessors has less than a tile each. Two sums of 256 rows, as gated experts
-    have, would leave the registers."""
-    most = 128 if experts > 1 else 256
-    tall = min(most, max(16, triton.next_power_of_2(rows + rows // 2 if experts > 1 else rows)))
-    wide = 128 if bits < 16 and out > 64 and (tall <= 32 or out >= 128 * 128) else 64
-    while tall > 64 and experts * triton.cdiv(out, wide) * triton.cdiv(rows, tall) < 100:
-        tall //= 2
-    warps = 8 if wide * tall > 64 * 256 else 4  # each unpacks 16 of the weight's rows
-    return {"ROWS": tall, "COLUMNS": wide, "num_warps": warps, "num_stages": 3 if tall > 32 else 4}
+def shape(rows: int, experts: int, out: int, stored: dict[str, int], *, gated: bool = False) -> dict[str, int]:
+    """Choose tiles for so many rows in all: those that were fastest on an H100 at the published shapes. A weight is
+    unpacked anew by each tile of rows, so these are tall; two sums of 128 rows leave the registers.
+
+    Args:
+        out: columns of the result.
+        stored: `stored_as` of the weight.
+    """
+    each = rows // experts
+    if rows <= 16:  # a token or two: a tile of columns for each multiprocessor, if they are narrow
+        tiles = rows if experts > 1 else 1
+        wide = next((n for n in (128, 64, 32) if tiles * triton.cdiv(out, n) >= 132), 16)
+        return {"ROWS": 16, "COLUMNS": wide, "num_warps": max(1, min(4, wide // 16)), "num_stages": 5}
+    if experts == 1 and out >= 128 * 128:
+        tall, wide = min(256, max(16, triton.next_power_of_2(rows))), 128
+    elif experts == 1:
+        tall, wide = min(128, max(16, triton.next_power_of_2(rows))), 128 if rows >= 1024 else 64
+    else:
+        tall = min(64, max(16, triton.next_power_of_2(each + each // 2)))
+        plain = stored["BITS"] == 16
+        wide = 64 if plain or out <= 64 or (gated and stored["MODE"] == 0) else 128
+    stages = 3 if wide * tall >= 128 * 64 or (experts > 1 and tall > 32) else 4
+    return {"ROWS": tall, "COLUMNS": wide, "num_warps": 8 if wide * tall >= 128 * 128 else 4, "num_stages": stages}
 
 
 def stored_as(packed: Packed) -> dict[str, int]:
@@ -229,7 +241,7 @@ def grouped_product(
         factors = packed.scales
     columns = out // 2 if gated else out
     stored = stored_as(packed)
-    tiles = shape(rows // experts, experts, columns, stored["BITS"])
+    tiles = shape(rows, experts, columns, stored, gated=gated)
     y = x.new_empty((rows, columns))
     # At most: each expert has one tile that is not full.
     height = triton.cdiv(rows, tiles["ROWS"]) if experts == 1 else rows // tiles["ROWS"] + experts

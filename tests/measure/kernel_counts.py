@@ -39,21 +39,23 @@ def products() -> Iterator[Case]:
     for name, (mode, bits, group, weight, scales) in FORMATS.items():
         types = {**pointers, "weight": weight, "scales": scales}
         stored = {"MODE": mode, "BITS": bits, "GROUP": group, "PIECES": 16 // bits, "FACTORS": mode == 5}
-        for use, out, width in (("gate and up", 1408, 2816), ("down", 2816, 704)):
+        uses = (("gate and up", 1408, 2816, 2048), ("down", 2816, 704, 2048), ("gate and up, a token", 1408, 2816, 8))
+        for use, out, width, rows in uses:
             gated = use != "down"
-            tile = kernels.shape(16, 128, out // 2 if gated else out, bits)
+            tile = kernels.shape(rows, 128, out // 2 if gated else out, stored, gated=gated)
             sizes = {"N": out, "K": width, "E": 128, "EXPERTS": 128, "GATHERED": gated, "GATED": gated}
             weights = 64 * tile["COLUMNS"] * (2 if gated else 1)
             yield f"experts {use}, {name}", kernels._product_kernel, types, numbers, sizes | stored | tile, weights
         if bits == 8:
-            for use, out in (("linear", 8192), ("narrow linear", 2816), ("head", 262144)):
-                tile = kernels.shape(256, 1, out)
+            uses = (("linear", 8192, 256), ("narrow linear", 2816, 256), ("head", 262144, 256), ("linear", 2816, 1))
+            for use, out, rows in uses:
+                tile = kernels.shape(rows, 1, out, stored)
                 sizes = {"N": out, "K": 2816, "E": 1, "EXPERTS": 1, "GATHERED": False, "GATED": False}
                 case = f"{use}, {name}, {tile['ROWS']} rows"
                 yield case, kernels._product_kernel, types, numbers, sizes | stored | tile, 64 * tile["COLUMNS"]
 
 
-def others() -> Iterator[Case]:
+def others(capability: int) -> Iterator[Case]:
     mode, bits, group, *_ = FORMATS["affine 8"]
     stored = {"V": 262144, "D": 2816, "MODE": mode, "BITS": bits, "GROUP": group, "PIECES": 2, "ROWS": 256, "DEPTH": 64}
     types = {"shares": "*bf16", "weight": "*i32", "scales": "*i32", "y": "*fp32"}
@@ -72,7 +74,8 @@ def others() -> Iterator[Case]:
         for parts in (1, 4):
             sizes = {"G": groups, "R": 16 // groups, "DIM": dim, "CANVAS": True, "PARTS": parts}
             kinds, numbers = {**types, "out": "*bf16" if parts == 1 else "*fp32"}, ["queries", "room", "q_stride"]
-            name, tile = f"attention, heads of {dim}, {parts} parts", attention_kernels.shape(dim)
+            name = f"attention, heads of {dim}, {parts} parts"
+            tile = attention_kernels.shape(dim, 10**6 if parts == 1 else 4096, roomy=capability in (90, 100))
             yield name, attention_kernels._attention_kernel, kinds, [*numbers, "new_stride"], sizes | tile, 0
             if parts > 1:
                 kinds = {"means": "*fp32", "top": "*fp32", "mass": "*fp32", "out": "*bf16"}
@@ -128,7 +131,7 @@ def inner_loop(cubin: bytes) -> int:
 
 
 def count(capability: int) -> Iterator[dict]:
-    for name, kernel, types, numbers, constants, weights in (*products(), *others()):
+    for name, kernel, types, numbers, constants, weights in (*products(), *others(capability)):
         made = compiled(kernel, types, numbers, constants, capability)
         found = {"kernel": name, "capability": capability, "shared": made.metadata.shared}
         found["loop"] = inner_loop(made.asm["cubin"])

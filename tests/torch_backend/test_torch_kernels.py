@@ -205,13 +205,23 @@ def test_a_product(count, quantization):
     assert (kernels.quantized_product(x, layer.packed) - expected).abs().max() < 1e-3
 
 
-def test_tiles_keep_a_gpu_busy():
-    shapes = [kernels.shape(16, 128, 1408), kernels.shape(256, 1, 262144), kernels.shape(256, 1, 2816)]
-    assert [(shape["ROWS"], shape["COLUMNS"]) for shape in shapes] == [(32, 128), (256, 128), (64, 64)]
-
-
-def test_a_gated_tile_of_many_rows_stays_in_the_registers():
-    assert kernels.shape(128, 128, 704)["ROWS"] == 128
+def test_tiles():
+    """Those that were fastest on an H100; and where a token goes alone, as many tiles as there are multiprocessors."""
+    affine, plain = {"MODE": 0, "BITS": 4}, {"MODE": 4, "BITS": 16}
+    cases = {  # rows, experts, columns, format, gated -> rows and columns of a tile
+        (2048, 128, 704, "affine", True): (32, 64),
+        (2048, 128, 2816, "affine", False): (32, 128),
+        (16384, 128, 2816, "affine", False): (64, 128),
+        (16384, 128, 704, "plain", True): (64, 64),
+        (256, 1, 262144, "affine", False): (256, 128),
+        (256, 1, 2816, "affine", False): (128, 64),
+        (8, 128, 704, "affine", True): (16, 32),
+        (1, 1, 2816, "affine", False): (16, 16),
+        (1, 1, 262144, "affine", False): (16, 128),
+    }
+    for (rows, experts, columns, name, gated), wanted in cases.items():
+        tile = kernels.shape(rows, experts, columns, {"affine": affine, "plain": plain}[name], gated=gated)
+        assert (tile["ROWS"], tile["COLUMNS"]) == wanted, (rows, experts, columns, name)
 
 
 @pytest.mark.sample(1)
