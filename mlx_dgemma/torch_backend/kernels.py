@@ -16,10 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from . import device
-from .formats import BLOCK, Packed
+from .formats import BLOCK, Packed, Rounded
 
 MODES = {"affine": 0, "mxfp4": 1, "nvfp4": 2, "mxfp8": 3}
-PLAIN, E4M3 = 4, 5
+PLAIN = 4
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
@@ -82,11 +82,14 @@ def _scale(word, group, MODE: tl.constexpr, KIND: tl.constexpr):
 
 
 @triton.jit
-def _stored(weight, row, start, N: tl.constexpr, K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr):
-    """Load rows `row` of a weight [N, K], BLOCK columns from `start` on, as they are stored."""
-    if MODE >= 4:
-        at = start + tl.arange(0, 64)
-        stored = tl.load(weight + row[:, None] * K + at[None, :], mask=(at < K)[None, :] if K % 64 else None)
+def _stored(
+    weight, row, start, N: tl.constexpr, K: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr,
+    DEPTH: tl.constexpr = 64,
+):  # fmt: skip
+    """Load rows `row` of a weight [N, K], DEPTH columns from `start` on, as they are stored."""
+    if MODE == 4:
+        at = start + tl.arange(0, DEPTH)
+        stored = tl.load(weight + row[:, None] * K + at[None, :], mask=(at < K)[None, :] if K % DEPTH else None)
     else:
         WORDS: tl.constexpr = 2 * BITS
         stored = tl.load(weight + (start // 64 * N + row[:, None]) * WORDS + tl.arange(0, WORDS)[None, :])
@@ -99,7 +102,7 @@ def _piece(
     MODE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """The J-th of PIECES of `stored` as KIND, with the scales of its group: a piece is never wider than a group."""
-    if MODE >= 4:
+    if MODE == 4:
         numbers = stored.to(KIND)
     else:
         numbers = _codes(stored, J, MODE, BITS, tl.float32 if tl.float32 == KIND else tl.bfloat16).to(KIND)
@@ -130,15 +133,26 @@ def _tile(pid, ends, E: tl.constexpr, EXPERTS: tl.constexpr, ROWS: tl.constexpr)
 
 
 @triton.jit
+def _scaled(total, factors, scales, real, FACTORS: tl.constexpr, KIND: tl.constexpr):
+    """total [weight rows, rows of x] times `factors` of the former, and where x is E4M3 `scales` of the latter."""
+    if FACTORS:
+        total *= tl.load(factors)[:, None]
+    if tl.float8e4nv == KIND:
+        total *= tl.load(scales, mask=real, other=0)[None, :]
+    return total
+
+
+@triton.jit
 def _product_kernel(
     x, weight, scales, factors, y, ends, tokens, weight_stride, scales_stride,
     N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, EXPERTS: tl.constexpr,
     MODE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, PIECES: tl.constexpr,
     GATHERED: tl.constexpr, GATED: tl.constexpr, FACTORS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr = 64,
 ):  # fmt: skip
     """y[rows of an expert] = x[its rows, or tokens[its rows] if GATHERED] @ its weight.T, times `factors` of the
-    weight's rows. GATED: y = gelu(the first half) * the second. Strides are an expert's."""
+    weight's rows. GATED: y = gelu(the first half) * the second. Strides are an expert's. Where x is E4M3, as its weight
+    then is, `scales` are of its rows."""
     expert, row, end = _tile(tl.program_id(0), ends, E, EXPERTS, ROWS)
     if expert >= E:
         return
@@ -153,24 +167,23 @@ def _product_kernel(
     total = tl.zeros((COLUMNS, ROWS), dtype=tl.float32)
     if GATED:
         other = tl.zeros((COLUMNS, ROWS), dtype=tl.float32)
-    EACH: tl.constexpr = 64 // PIECES
-    for start in range(0, K, 64):
-        stored = _stored(weight, out, start, N, K, MODE, BITS)
+    EACH: tl.constexpr = DEPTH // PIECES
+    for start in range(0, K, DEPTH):
+        stored = _stored(weight, out, start, N, K, MODE, BITS, DEPTH)
         if GATED:
-            others = _stored(weight, OUT + out, start, N, K, MODE, BITS)
+            others = _stored(weight, OUT + out, start, N, K, MODE, BITS, DEPTH)
         for j in tl.static_range(PIECES):
             at = (start + j * EACH + tl.arange(0, EACH))[:, None]
-            given = tl.load(given_rows + at, mask=real[None, :] & (at < K) if K % 64 else real[None, :], other=0)
+            given = tl.load(given_rows + at, mask=real[None, :] & (at < K) if K % DEPTH else real[None, :], other=0.0)
             numbers = _piece(stored, scales, out, start, j, N, MODE, BITS, GROUP, KIND)
             total = tl.dot(numbers, given, total, input_precision="ieee")
             if GATED:
                 numbers = _piece(others, scales, OUT + out, start, j, N, MODE, BITS, GROUP, KIND)
                 other = tl.dot(numbers, given, other, input_precision="ieee")
-    if FACTORS:
-        total *= tl.load(factors + expert * N + out)[:, None]
-        if GATED:
-            other *= tl.load(factors + expert * N + OUT + out)[:, None]
+    factors += expert * N + out
+    total = _scaled(total, factors, scales + source, real, FACTORS, KIND)
     if GATED:  # gelu by tanh is a sigmoid
+        other = _scaled(other, factors + OUT, scales + source, real, FACTORS, KIND)
         total *= tl.sigmoid(1.5957691216057308 * (total + 0.044715 * total * total * total)) * other
     place = y + row[:, None].to(tl.int64) * OUT + column[None, :]
     tl.store(place, tl.trans(total).to(y.dtype.element_ty), mask=real[:, None] & (column < OUT)[None, :])
@@ -201,11 +214,18 @@ def shape(rows: int, experts: int, out: int, stored: dict[str, int], *, gated: b
     return {"ROWS": tall, "COLUMNS": wide, "num_warps": 8 if wide * tall >= 128 * 128 else 4, "num_stages": stages}
 
 
+def fp8_shape(rows: int) -> dict[str, int]:
+    """The same for so many rows an expert in E4M3, where nothing is unpacked. Measured with 16 and with 128."""
+    if rows <= 32:
+        return {"ROWS": 32, "COLUMNS": 64, "DEPTH": 128, "num_warps": 4, "num_stages": 3}
+    return {"ROWS": 128, "COLUMNS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 4}
+
+
 def stored_as(packed: Packed) -> dict[str, int]:
     """The kernels' constants for a weight's format."""
     quantization = packed.quantization
     if quantization is None:
-        return {"MODE": E4M3 if packed.is_fp8 else PLAIN, "BITS": 16, "GROUP": 64, "PIECES": 1}
+        return {"MODE": PLAIN, "BITS": 16, "GROUP": 64, "PIECES": 1}
     bits = quantization.bits
     return {"MODE": MODES[quantization.mode], "BITS": bits, "GROUP": quantization.group_size, "PIECES": 16 // bits}
 
@@ -217,23 +237,25 @@ def _words(packed: Packed) -> Tensor:
 
 
 def grouped_product(
-    x: Tensor, packed: Packed, ends: Tensor, *, tokens: Tensor | None = None, gated: bool = False,
+    x: Tensor | Rounded, packed: Packed, ends: Tensor, *, tokens: Tensor | None = None, gated: bool = False,
     factors: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Multiply expert by expert.
 
     Args:
-        x: [T, K], rows sorted by expert, or with `tokens` [R] int32 those that row by row are to be taken.
+        x: [T, K], rows sorted by expert, or with `tokens` [R] int32 those that row by row are to be taken. Rounded for
+            weights in E4M3.
         packed: [E, N, K], tiled where it is quantized.
         ends: [E] int32, where each expert's rows end.
         gated: return gelu(the first half of N) * the second.
         factors: [E, N] float32, of the weights' rows.
 
     Returns:
-        [T or R, N or N / 2]. Rows behind the last end stay as they are.
+        [T or R, N or N / 2], bfloat16 where x is Rounded. Rows behind the last end stay as they are.
     """
+    x, scales = x if isinstance(x, Rounded) else (x, x)
     rows, experts, width, out = len(x if tokens is None else tokens), len(ends), x.shape[1], packed.out
-    scales, strides = x, (packed.weight.stride(0) if packed.weight.ndim > 2 and experts > 1 else 0, 0)
+    strides = (packed.weight.stride(0) if packed.weight.ndim > 2 and experts > 1 else 0, 0)
     if packed.quantization is not None:
         scales = _words(packed)
         strides = (packed.weight[0].numel(), scales[0].numel()) if experts > 1 else (0, 0)
@@ -241,8 +263,8 @@ def grouped_product(
         factors = packed.scales
     columns = out // 2 if gated else out
     stored = stored_as(packed)
-    tiles = shape(rows, experts, columns, stored, gated=gated)
-    y = x.new_empty((rows, columns))
+    tiles = fp8_shape(rows // experts) if packed.is_fp8 else shape(rows, experts, columns, stored, gated=gated)
+    y = x.new_empty((rows, columns), dtype=torch.bfloat16 if packed.is_fp8 else x.dtype)
     # At most: each expert has one tile that is not full.
     height = triton.cdiv(rows, tiles["ROWS"]) if experts == 1 else rows // tiles["ROWS"] + experts
     _product_kernel[(height, triton.cdiv(columns, tiles["COLUMNS"]))](

@@ -189,16 +189,16 @@ class ExpertLinear(Linear):
         """
         first = x.numbers if isinstance(x, Rounded) else x
         by_kernel, plain = device.by_kernel(first), self.quantization is None and not self.is_fp8
-        grouped = (plain and first.dtype == torch.bfloat16) or (self.is_fp8 and by_kernel)
         count = len(first if tokens is None else tokens)
-        ours = plain and by_kernel and (gate or count <= FEW_ROWS * len(ends))
-        if first.is_cuda and grouped and not ours and _has_grouped_mm():
-            y = self._grouped(x, ends, tokens)
+        ours = by_kernel and (not plain or gate or count <= FEW_ROWS * len(ends))
+        if first.is_cuda and not ours and plain and first.dtype == torch.bfloat16 and _has_grouped_mm():
+            y = torch._grouped_mm(x if tokens is None else x[tokens], self.weight.transpose(-2, -1), offs=ends)
         elif by_kernel:
             from .kernels import grouped_product
 
-            x = x.exact().to(torch.bfloat16) if isinstance(x, Rounded) else x
-            return grouped_product(x, self.packed, ends, tokens=tokens, gated=gate, factors=self.factors)
+            x = to_fp8(x) if self.is_fp8 and first is x else x
+            y = grouped_product(x, self.packed, ends, tokens=tokens, gated=gate, factors=self.factors)
+            return to_fp8(y) if self.is_fp8 and gate else y
         elif first.is_cuda and plain and len(self.weight) <= FEW:
             y = self._all_at_once(x, ends, tokens)
         elif device.by_kernel(self.weight) and not self.is_fp8:
@@ -206,19 +206,6 @@ class ExpertLinear(Linear):
         else:
             y = self._expert_by_expert(x, ends, tokens)
         return gated(y, self.is_fp8) if gate else y
-
-    def _grouped(self, x: Activation, ends: Tensor, tokens: Tensor | None) -> Tensor:
-        """By torch's kernels."""
-        weight = self.weight.transpose(-2, -1)
-        if not self.is_fp8:
-            return torch._grouped_mm(x if tokens is None else x[tokens], weight, offs=ends)
-        numbers, scale = x if isinstance(x, Rounded) else to_fp8(x)
-        if tokens is not None:
-            numbers, scale = numbers.view(torch.uint8)[tokens].view(formats.E4M3), scale[tokens]
-        scales = scale.squeeze(-1), self.scales.squeeze(-1)
-        return torch._scaled_grouped_mm(
-            numbers, weight, *scales, offs=ends, out_dtype=torch.bfloat16, use_fast_accum=True
-        )
 
     def _all_at_once(self, x: Tensor, ends: Tensor, tokens: Tensor | None) -> Tensor:
         """By one product with all experts, of which each row keeps its own: nothing is read from the device."""

@@ -28,7 +28,7 @@ from mlx_dgemma.torch_backend import attention_kernels, gather_kernel, kernels, 
 FORMATS = {  # MODE, BITS, GROUP, types of weights and scales
     "affine 4": (0, 4, 64, "*i32", "*i32"), "affine 8": (0, 8, 64, "*i32", "*i32"),
     "mxfp4": (1, 4, 32, "*i32", "*i32"), "nvfp4": (2, 4, 16, "*i32", "*i32"), "mxfp8": (3, 8, 32, "*i32", "*i32"),
-    "bf16": (4, 16, 64, "*bf16", "*bf16"), "fp8": (5, 16, 64, "*fp8e4nv", "*bf16"),
+    "bf16": (4, 16, 64, "*bf16", "*bf16"), "fp8": (4, 16, 64, "*fp8e4nv", "*fp32"),
 }  # fmt: skip
 Case = tuple[str, object, dict[str, str], list[str], dict[str, int], int]
 
@@ -37,15 +37,18 @@ def products() -> Iterator[Case]:
     pointers = {"x": "*bf16", "factors": "*fp32", "y": "*bf16", "ends": "*i32", "tokens": "*i32"}
     numbers = ["weight_stride", "scales_stride"]
     for name, (mode, bits, group, weight, scales) in FORMATS.items():
-        types = {**pointers, "weight": weight, "scales": scales}
-        stored = {"MODE": mode, "BITS": bits, "GROUP": group, "PIECES": 16 // bits, "FACTORS": mode == 5}
+        fp8 = name == "fp8"
+        types = {**pointers, "weight": weight, "scales": scales} | ({"x": weight} if fp8 else {})
+        stored = {"MODE": mode, "BITS": bits, "GROUP": group, "PIECES": 16 // bits, "FACTORS": fp8, "DEPTH": 64}
         uses = (("gate and up", 1408, 2816, 2048), ("down", 2816, 704, 2048), ("gate and up, a token", 1408, 2816, 8))
-        for use, out, width, rows in uses:
+        for use, out, width, rows in (*uses, ("gate and up, 8 canvases", 1408, 2816, 16384)):
             gated = use != "down"
             tile = kernels.shape(rows, 128, out // 2 if gated else out, stored, gated=gated)
+            tile = kernels.fp8_shape(rows // 128) if fp8 else tile
             sizes = {"N": out, "K": width, "E": 128, "EXPERTS": 128, "GATHERED": gated, "GATED": gated}
-            weights = 64 * tile["COLUMNS"] * (2 if gated else 1)
-            yield f"experts {use}, {name}", kernels._product_kernel, types, numbers, sizes | stored | tile, weights
+            constants = sizes | stored | tile
+            weights = constants["DEPTH"] * tile["COLUMNS"] * (2 if gated else 1)
+            yield f"experts {use}, {name}", kernels._product_kernel, types, numbers, constants, weights
         if bits == 8:
             uses = (("linear", 8192, 256), ("narrow linear", 2816, 256), ("head", 262144, 256), ("linear", 2816, 1))
             for use, out, rows in uses:

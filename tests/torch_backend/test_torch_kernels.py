@@ -61,13 +61,6 @@ def packed(layer: Linear, quantization: Quantization | None, seed: int = 0) -> L
     return layer
 
 
-def made(layer: Linear, quantization: Quantization | str | None) -> Linear:
-    layer = packed(layer, None if quantization == "fp8" else quantization)
-    if quantization == "fp8":
-        layer.to_fp8()
-    return layer
-
-
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
@@ -82,14 +75,14 @@ def by_expert(x: torch.Tensor, layer: Linear, ends: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("quantization", "ends"),
     [
-        *((quantization, [3, 3, 40, 41, 57]) for quantization in (None, "fp8", *FORMATS)),
+        *((quantization, [3, 3, 40, 41, 57]) for quantization in (None, *FORMATS)),
         *((FORMATS[0], ends) for ends in ([0, 0, 0, 0, 64], [5, 5, 20, 20, 20])),
     ],
     ids=str,
 )
 @pytest.mark.sample(3)
 def test_a_product_expert_by_expert(quantization, ends):
-    layer = made(ExpertLinear(5, 80, 192 if quantization is None else 256), quantization)
+    layer = packed(ExpertLinear(5, 80, 192 if quantization is None else 256), quantization)
     x = rows(64, layer.rows(0, torch.float32).shape[1])
     expected = by_expert(x, layer, ends)
     layer.tile()
@@ -97,15 +90,35 @@ def test_a_product_expert_by_expert(quantization, ends):
     assert (result[: ends[-1]] - expected).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("quantization", [None, "fp8", FORMATS[0], FORMATS[2], FORMATS[6]], ids=str)
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("ends", [[3, 3, 40, 41, 57], [0, 150, 150, 181, 190]], ids=str)
+def test_experts_in_e4m3(ends, rounded, gate, monkeypatch):
+    """By tiles of 32 rows and of 128. A row is one and a half times as wide as the first are deep, and of any scale."""
+    layer, count = packed(ExpertLinear(5, 80, 192), None), ends[-1] + 7
+    layer.to_fp8()
+    x = rows(20, 192) * torch.logspace(-6, 0, 20)[:, None].to(DEVICE)
+    tokens = torch.randint(20, (count,), generator=torch.Generator().manual_seed(1)).int().to(DEVICE)
+    expected = by_expert(fused.to_fp8(x).exact()[tokens], layer, ends)
+    monkeypatch.setattr(device, "by_kernel", lambda x: True)
+    x, ends = fused.to_fp8(x) if rounded else x, torch.tensor(ends, dtype=torch.int32, device=DEVICE)
+    result = layer(x, ends, tokens, gate=gate)
+    if gate:
+        expected, result = fused.gated(expected), result.exact()
+    assert result.dtype == (torch.float32 if gate else torch.bfloat16)
+    error = (result.float()[: len(expected)] - expected).abs()
+    assert (error <= (0.07 if gate else 0.01) * expected.abs().amax(dim=-1, keepdim=True)).all()
+
+
+@pytest.mark.parametrize("quantization", [None, FORMATS[0], FORMATS[2], FORMATS[6]], ids=str)
 @pytest.mark.parametrize("per_row", [False, True])
 @pytest.mark.sample(3)
 def test_tokens_are_gathered_and_gated_inside_a_product(quantization, per_row):
     """With the global scales that NVIDIA's NVFP4 has, of experts or of their rows."""
-    layer, ends = made(ExpertLinear(3, 96, 128), quantization), [4, 9, 30]
+    layer, ends = packed(ExpertLinear(3, 96, 128), quantization), [4, 9, 30]
     x, tokens = rows(20, 128) * 0.3, torch.randint(20, (30,), generator=torch.Generator().manual_seed(1)).to(DEVICE)
     y, factors = by_expert(x[tokens], layer, ends), None
-    if quantization not in (None, "fp8"):
+    if quantization is not None:
         factors = 0.5 + torch.rand((3, 96 if per_row else 1), generator=torch.Generator().manual_seed(2)).to(DEVICE)
         y = y * torch.repeat_interleave(factors, torch.tensor([4, 5, 21], device=DEVICE), dim=0)
         factors = factors.expand(3, 96).contiguous()
