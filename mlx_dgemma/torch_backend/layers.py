@@ -192,7 +192,7 @@ class ExpertLinear(Linear):
         count = len(first if tokens is None else tokens)
         ours = by_kernel and (not plain or gate or count <= FEW_ROWS * len(ends))
         if first.is_cuda and not ours and plain and first.dtype == torch.bfloat16 and _has_grouped_mm():
-            y = torch._grouped_mm(x if tokens is None else x[tokens], self.weight.transpose(-2, -1), offs=ends)
+            y = self._grouped(x, ends, tokens)
         elif by_kernel:
             from .kernels import grouped_product
 
@@ -206,6 +206,10 @@ class ExpertLinear(Linear):
         else:
             y = self._expert_by_expert(x, ends, tokens)
         return gated(y, self.is_fp8) if gate else y
+
+    def _grouped(self, x: Tensor, ends: Tensor, tokens: Tensor | None) -> Tensor:
+        """By torch's kernel."""
+        return torch._grouped_mm(x if tokens is None else x[tokens], self.weight.transpose(-2, -1), offs=ends)
 
     def _all_at_once(self, x: Tensor, ends: Tensor, tokens: Tensor | None) -> Tensor:
         """By one product with all experts, of which each row keeps its own: nothing is read from the device."""
