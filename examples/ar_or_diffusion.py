@@ -12,7 +12,7 @@ from mlx_dgemma.writing.ask import Ask
 PROMPTS = [
     "Extract JSON: Tess is 40 and works as a vet in Accra.",
     "Reverse: clerk, Kofi, Eve, Turin, Noor, Cara",
-    "What is 603 + 845?",
+    "Sort: Lima, Tokyo, Kyiv, Oslo, Rome, Bonn, Eve, Zoe, Yan, Omar",  # too long for the embedded model
 ]
 
 model, tokenizer, sampling = load(sys.argv[1] if len(sys.argv) > 1 else None)

@@ -8,7 +8,7 @@ import sys
 from mlx_dgemma import Conversation, load
 from mlx_dgemma.writing.ask import Ask
 
-# The embedded model was taught single questions; it often fails at a second one, not at this.
+# The embedded model was taught mostly single questions; it may fail at a second one, not at this.
 QUESTIONS = "Reverse: Ann, Bob, Cara", "Extract JSON: Bob, a chef from Perth, is 26 years old."
 
 model, tokenizer, sampling = load(sys.argv[1] if len(sys.argv) > 1 else None)

@@ -8,7 +8,7 @@ import sys
 from mlx_dgemma import load, stream_generate
 from mlx_dgemma.writing.ask import Ask
 
-PROMPT = "Reverse: clerk, Kofi, Eve, Turin, Noor, Cara"
+PROMPT = "Extract JSON of pet, name, job: Xena, a judge from Rome, is 71 years old. Xena has a snail and likes red."
 
 model, tokenizer, sampling = load(sys.argv[1] if len(sys.argv) > 1 else None)
 for piece in stream_generate(model, tokenizer, PROMPT, Ask(sampling=sampling, seed=0)):

@@ -1,4 +1,4 @@
-"""Draw README's picture: what --watch shows while the embedded model reverses a list.
+"""Draw README's picture: what --watch shows while the embedded model answers.
 
 python examples/watch_picture.py examples/watch.svg
 """
@@ -12,7 +12,7 @@ from mlx_dgemma import load, stream_generate
 from mlx_dgemma.terminal.watch import Watch
 from mlx_dgemma.writing.ask import Ask
 
-PROMPT = "Reverse: clerk, Kofi, Eve, Turin, Noor, Cara"
+PROMPT = "Extract JSON of pet, name, job: Xena, a judge from Rome, is 71 years old. Xena has a snail and likes red."
 SHOWN = (0, 1, 3)  # passes, and the last
 
 

@@ -15,7 +15,7 @@ from ..errors import Mistake
 from ..seam.model import DiffusionModel
 from ..terminal.command import progress
 from ..terminal.requests import read_requests
-from ..tiny.tasks import LEARNT, made
+from ..tiny.tasks import TASKS, made
 from ..tokens.messages import prompt_tokens
 from ..tokens.tokenizer import Tokenizer
 from ..writing.answer import Answer
@@ -52,8 +52,8 @@ def as_prompt(tokenizer: Tokenizer, max_tokens: int, name: str, text: str, right
 
 
 def from_tasks(tokenizer: Tokenizer, max_tokens: int, each: int) -> list[Prompt]:
-    """Makes `each` prompts of every task that the embedded model learnt, the same ones as in the solve rates."""
-    return [as_prompt(tokenizer, max_tokens, name, *task) for name in LEARNT for task in made(name, each)]
+    """Makes `each` prompts of every task of the embedded model, the same ones as in the solve rates."""
+    return [as_prompt(tokenizer, max_tokens, name, *task) for name in TASKS for task in made(name, each)]
 
 
 def from_file(path: Path, model: DiffusionModel, tokenizer: Tokenizer, max_tokens: int) -> list[Prompt]:

@@ -135,7 +135,7 @@ def words(verb: str, answer: Callable[[list[str]], list[str]]) -> Task:
     return task
 
 
-TASKS: dict[str, Task] = {
+TASKS: dict[str, Task] = {  # whose answers fit into a canvas
     "sudoku 4x4": lambda r: sudoku(r, 4, 6, 10),
     "sudoku 6x6": lambda r: sudoku(r, 6, 12, 20),
     "json": extract,
@@ -143,14 +143,9 @@ TASKS: dict[str, Task] = {
     "reverse": words("Reverse", lambda given: given[::-1]),
     "sort": words("Sort", sorted),
     "addition": addition,
-}
-LEARNT = tuple(name for name in TASKS if name != "addition")  # which the embedded model never was
-NEXT: dict[str, Task] = {  # what the next embedded model is to learn beside those
     "small addition": lambda r: addition(r, 99),
-    "members": members,
-    "people": people,
-    "functions": functions,
 }
+LONG: dict[str, Task] = {"members": members, "people": people, "functions": functions}  # in several blocks
 SYSTEM = ("You are a helpful assistant.", "Be brief.", "Answer with nothing else.")
 CAPITALS = "Answer in capitals."
 
@@ -158,13 +153,13 @@ CAPITALS = "Answer in capitals."
 def made(name: str, count: int) -> list[tuple[str, str]]:
     """Makes the first `count` prompts of a task and their right answers: always the same ones."""
     numbers = random.Random(f"999 {name}")
-    return [TASKS[name](numbers) for _ in range(count)]
+    return [(TASKS | LONG)[name](numbers) for _ in range(count)]
 
 
 def chat(r: random.Random, name: str) -> list[dict[str, str]]:
     """Makes a conversation that ends with a task's right answer. One in ten has a system turn, of lists it may change
     the answer; one in ten has an earlier turn."""
-    prompt, answer = {**TASKS, **NEXT}[name](r)
+    prompt, answer = (TASKS | LONG)[name](r)
     kind, before = r.random(), []
     if kind < 0.1:
         system = r.choice([*SYSTEM, CAPITALS, CAPITALS] if name in ("reverse", "sort") else SYSTEM)

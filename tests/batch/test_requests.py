@@ -8,6 +8,7 @@ import shutil
 import jsonschema
 import pytest
 from checkpoints import TINY
+from runs import HARD
 from terminals import Stdin, caller, mistake
 
 from mlx_dgemma.batch.__main__ import main
@@ -262,10 +263,10 @@ def test_many_left_to_right_and_many_checked(run, tmp_path, capfd):
 
 
 def test_lines_that_are_filled_are_checked_and_have_a_deadline(tmp_path, capfd):
-    batch, lines = caller(main, capfd), [{"prefix": "Eve, ", "suffix": " Noor", "prompt": "Sort: Noor, Eve", "gap": 5}]
+    batch, lines = caller(main, capfd), [{"prefix": "Bonn, ", "suffix": " Zoe", "prompt": HARD, "gap": 30}]
     code, out, _ = batch(written(tmp_path, lines), "--verify", "--preset", "max_denoising_steps=1")
     result = json.loads(out)
-    assert code == 0 and result["text"].startswith("Eve, ") and result["text"].endswith(" Noor")
+    assert code == 0 and result["text"].startswith("Bonn, ") and result["text"].endswith(" Zoe")
     assert result["notes"] and all("written again from token" in note for note in result["notes"])
     code, out, _ = batch(written(tmp_path, lines), "--deadline", "0.001")
     result = json.loads(out)

@@ -14,6 +14,7 @@ from mlx_dgemma.benchmark.report import KEY, VERSION, show
 from mlx_dgemma.benchmark.runs import spread, summary
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.terminal import machine
+from mlx_dgemma.tiny.tasks import TASKS
 
 QUICK = ["--context", "64", "--repeat", "3", "--seeds", "2", "--each", "1", "--max-denoising-steps", "2"]
 QUICK += ["--max-tokens", "5"]
@@ -57,7 +58,7 @@ def test_every_figure_is_there(made):
     assert set(point["parts"]["floor_seconds"]) == set(point["parts"]["seconds"]) - {"rest"}
     diffusion, other = (report["modes"][mode]["summary"] for mode in ("diffusion", "autoregression"))
     for one in (diffusion, other):
-        assert one["tokens_per_second"]["n"] == 2 and one["runs"] == 12
+        assert one["tokens_per_second"]["n"] == 2 and one["runs"] == 2 * len(TASKS)
         assert 0 <= one["solved"]["median"] <= 1 and one["seconds_to_first"]["median"] > 0
     assert set(diffusion["steps_per_block"]) == {"mean", "p50", "p90", "at_cap"}
     assert diffusion["tokens_per_forward"]["median"] > 1
@@ -178,7 +179,8 @@ def test_ctrl_c_keeps_what_is_measured(monkeypatch, tmp_path, capsys, quick_ceil
     out = tmp_path / "report.json"
     assert main([*QUICK, "--out", str(out)]) == 130
     report = json.loads(out.read_text())
-    assert report["interrupted"] and report["passes"] and report["modes"]["diffusion"]["summary"]["runs"] == 12
+    assert report["interrupted"] and report["passes"]
+    assert report["modes"]["diffusion"]["summary"]["runs"] == 2 * len(TASKS)
     assert report["modes"]["autoregression"]["summary"]["runs"] == 7  # the eighth and the cold one: none of these
     assert "interrupted" in capsys.readouterr().out
 

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 from ptys import Pty, lines_shown
+from runs import HARD
 from terminals import Stdin, caller, mistake
 
 from mlx_dgemma.fill.__main__ import main
@@ -107,16 +108,16 @@ def test_a_pipe_is_a_file(run, tmp_path):
 def test_a_gap_is_checked(run):
     arguments = [
         "--prompt",
-        "Sort: Noor, Eve",
-        "Eve, <fill> Noor",
+        HARD,
+        "Bonn, <fill> Zoe",
         "--gap",
-        "5",
+        "30",
         "--max-denoising-steps",
         "1",
         "--verify",
     ]
     code, out, err = run(*arguments)
-    assert code == 0 and out.startswith("Eve, ") and out.endswith(" Noor")
+    assert code == 0 and out.startswith("Bonn, ") and out.endswith(" Zoe")
     assert any(line.startswith("block 1: ") and "written again from token" in line for line in err.splitlines()), err
     notes = json.loads(run(*arguments, "--json")[1])["notes"]
     assert notes == [line for line in err.splitlines() if line.startswith("block ")]

@@ -13,7 +13,7 @@ import infill_rates
 import numpy as np
 import pytest
 from fakes import FakeModel
-from scripted import Counting, Timed
+from scripted import Counting, Slipping, Timed
 
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.fill.gap_length import search
@@ -219,7 +219,7 @@ def around_gaps(filled, texts) -> None:
 def test_a_gap_that_is_verified(tiny):
     """The likeliest tokens of a repaired gap are the right ones, and what is around it stands."""
     model, tokenizer, sampling = tiny
-    hasty = replace(sampling, max_denoising_steps=1)
+    hasty = replace(sampling, max_denoising_steps=2)
     prompt = "Reverse: clerk, Kofi, Eve, Turin, Noor, Cara"
     request = Infill(
         prompt=prompt_tokens(tokenizer, prompt),
@@ -227,12 +227,12 @@ def test_a_gap_that_is_verified(tiny):
         lengths=[16],
         ask=Ask(sampling=hasty),
     )
-    [plain] = infill(model, tokenizer, [request])
-    [checked] = infill(model, tokenizer, [replace(request, ask=replace(request.ask, verify=True))])
+    [plain] = infill(Slipping(model, 8), tokenizer, [request])
+    [checked] = infill(Slipping(model, 8), tokenizer, [replace(request, ask=replace(request.ask, verify=True))])
     around_gaps(checked, request.texts)
-    assert plain.gaps != ["Noor, Turin, Eve"] == checked.gaps
+    assert plain.gaps == ["Nopr, Turin, Eve"] and checked.gaps == ["Noor, Turin, Eve"]
     assert checked.notes and all("written again from token" in note for note in checked.notes)
-    assert checked.finish_reason == "stop" and checked.passes > plain.passes == 1
+    assert checked.finish_reason == "stop" and checked.passes > plain.passes
 
 
 @pytest.mark.parametrize("deadline", [0.5, *(pytest.param(n, marks=SLOW) for n in (3, 12, 30))])

@@ -14,7 +14,8 @@ from functools import cache
 import numpy as np
 import pytest
 import schema_rates
-from scripted import Timed
+from runs import HARD
+from scripted import Slipping, Timed
 
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.forms import schema
@@ -184,7 +185,7 @@ def test_a_narrow_canvas(loaded, language):
 def test_token_sets_go_with_their_language(loaded):
     held = language_of(loaded, automaton(PERSON))
     for mode in ("diffusion", "ar"):
-        written(loaded, held, "Sort: Lima, Kyiv, Oslo", mode=mode)
+        written(loaded, held, HARD, mode=mode)
     sets = [weakref.ref(one) for one in [*held.sets, held.following(0, 1000)]]
     gc.collect()
     assert all(one() is not None for one in sets)
@@ -373,8 +374,10 @@ def test_what_verify_repairs_is_right(loaded):
     hasty = replace(loaded[2], max_denoising_steps=2)
     three = language_of(loaded, template("{first}, {second}, {rest}"))
     options = {"prompt": "Reverse: coder, Tess, Cairo, chef", "sampling": hasty}
-    plain, checked = (written(loaded, three, verify=verify, **options) for verify in (False, True))
-    assert plain.text != "chef, Cairo, Tess, coder" == checked.text
+    plain, checked = (
+        written(loaded, three, model=Slipping(loaded[0], 7), verify=verify, **options) for verify in (False, True)
+    )
+    assert plain.text == "chef, Cbiro, Tess, coder" and checked.text == "chef, Cairo, Tess, coder"
     assert checked.notes and all("written again from token" in note for note in checked.notes)
 
 

@@ -130,11 +130,11 @@ def test_the_text_ends_before_a_stop(run):
 
 def test_no_further_block_is_written_behind_a_stop(run, endless):
     first = json.loads(
-        run("x", "--model", str(endless), "--max-denoising-steps", "2", "--json", "--max-tokens", "200")[1]
+        run(SUDOKU, "--model", str(endless), "--max-denoising-steps", "2", "--json", "--max-tokens", "200")[1]
     )
     assert first["blocks"] == 4
     found = json.loads(
-        run("x", "--model", str(endless), "--max-denoising-steps", "2", "--json", "--stop", first["text"][3])[1]
+        run(SUDOKU, "--model", str(endless), "--max-denoising-steps", "2", "--json", "--stop", first["text"][3])[1]
     )
     assert found["blocks"] == 1 and first["text"].startswith(found["text"]) and len(found["text"]) <= 3
 

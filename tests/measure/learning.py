@@ -5,7 +5,7 @@
     python -m mlx_dgemma.train --data FOLDER/data --replay FOLDER/replay.jsonl:0.5 --adapter-path FOLDER/adapter …
     python tests/measure/learning.py rates FOLDER/adapter [--task yaml] [--prompts 100] [--backend torch]
 
-    python tests/measure/learning.py blank FOLDER                             # for mlx_dgemma/train/recipes/tiny.yaml
+    python tests/measure/learning.py blank FOLDER                             # for mlx_dgemma/train/recipes/tiny-1.yaml
     python tests/measure/learning.py layer mlx                                # one layer of the published width
 
 `rates` prints a line of JSON: by task, the shares solved by denoising and left to right, and passes a block.
@@ -31,7 +31,7 @@ from mlx_dgemma.checkpoint.folder import read_header
 from mlx_dgemma.checkpoint.hub import TINY
 from mlx_dgemma.load import dummy, learner, load
 from mlx_dgemma.seam.learning import Optimizer
-from mlx_dgemma.tiny.tasks import CITIES, JOBS, LEARNT, NAMES, NEXT, TASKS, WORDS, Task, chat, extract
+from mlx_dgemma.tiny.tasks import CITIES, JOBS, LONG, NAMES, TASKS, WORDS, Task, chat, extract
 from mlx_dgemma.train.data import Encoder
 from mlx_dgemma.train.loss import Example, Recipe, loss_of, noised
 from mlx_dgemma.train.validate import skill
@@ -65,7 +65,7 @@ def line(r: random.Random) -> tuple[str, str]:
     return prompt.replace("Solve this sudoku", "Solve this sudoku in one line"), answer.replace("\n", "/")
 
 
-MAKERS: dict[str, Task] = {"yaml": yaml, "label": first, "number": counted, "sudoku line": line, **TASKS, **NEXT}
+MAKERS: dict[str, Task] = {"yaml": yaml, "label": first, "number": counted, "sudoku line": line, **TASKS, **LONG}
 SHARES = {"json": 3, "code": 3, "sudoku 4x4": 2, "sudoku 6x6": 2, "reverse": 2, "sort": 1}  # of what is replayed
 TINY_SHARES = {"sudoku 4x4": 8, "sudoku 6x6": 20, "json": 7, "code": 7, "reverse": 12, "sort": 16, "addition": 10}
 TINY_SHARES |= {"small addition": 4, "members": 6, "people": 5, "functions": 5}  # of 100, of what a blank model learns
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--backend", default="torch")
-    parser.add_argument("--known", nargs="*", choices=LEARNT, default=["json", "code"])
+    parser.add_argument("--known", nargs="*", choices=MAKERS, default=["json", "code"])
     options = parser.parse_args()
     if options.command == "make":
         make(Path(options.folder), options.task, options.seed)

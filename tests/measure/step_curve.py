@@ -14,7 +14,7 @@ from typing import Any
 from mlx_dgemma.benchmark.runs import Run, answer_all, from_tasks, solve_rate, speed, steps_per_block, writer
 from mlx_dgemma.load import load
 from mlx_dgemma.terminal.picture import pyplot, save
-from mlx_dgemma.tiny.tasks import LEARNT
+from mlx_dgemma.tiny.tasks import TASKS
 from mlx_dgemma.writing.ask import Ask
 
 CAPS = (4, 8, 12, 16, 24, 32, 48)
@@ -22,7 +22,7 @@ CAPS = (4, 8, 12, 16, 24, 32, 48)
 
 def point(runs: list[Run], cap: int) -> dict[str, Any]:
     """Sums up all runs with one cap; 0 is left to right."""
-    tasks = {task: [run for run in runs if run["prompt"] == task] for task in LEARNT}
+    tasks = {task: [run for run in runs if run["prompt"] == task] for task in TASKS}
     return {
         "max_denoising_steps": cap,
         "solved": solve_rate(runs),

@@ -46,11 +46,14 @@ def test_random_weights(golden, tmp_path):
 
 
 def test_the_goldens_are_worth_it():
-    """Three blocks or more, a stop token inside a later one, blocks that settle and blocks that hit the cap."""
+    """Three blocks or more, a stop token inside a later one, blocks that settle and blocks that hit the cap; of the
+    embedded model, an answer that settles at once and one that takes long."""
     steps = [golden["steps"] for golden in GOLDENS["random"]]
     assert all(len(per_block) >= 3 for per_block in steps)
     assert any(golden["eos"][0] in golden["tokens"][32:-1] for golden in GOLDENS["random"])
     assert any(48 in per_block for per_block in steps) and any(min(per_block) < 48 for per_block in steps)
+    passes = [sum(golden["steps"]) for golden in GOLDENS["tiny"]]
+    assert min(passes) < 5 and max(passes) > 20
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,14 @@ GOLDENS = [  # of random weights: seed of the weights and the run, how peaked, l
     {"seed": 1, "peaked": 10.0, "layout": "hub"},
     {"seed": 2, "peaked": 10.0, "layout": "transformers"},
 ]
+# Of the tiny model:
+MANY = "Lima, Tokyo, Kyiv, Oslo, Rome, Bonn, Eve, Zoe, Yan, Omar"  # more words than it learnt to sort or reverse
+HARD = f"Sort: {MANY}"  # it takes some forty passes, and is wrong
 PROMPTS = [
     "Extract JSON: Zoe (31) works as a vet in Oslo.",
     "Sort: Lima, Tokyo, Kyiv",
-    "What is 603 + 845?",
-]  # of the tiny model
+    HARD,
+]
 
 
 def whole_run(model, tokens, sampling, *, seed: int, max_tokens: int) -> dict:

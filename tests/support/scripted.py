@@ -53,6 +53,24 @@ class Scripted(Counting):
         return [replace(prediction, argmax=draft, sample=draft, entropy=np.zeros(len(draft), np.float32))]
 
 
+class Slipping(Counting):
+    """Its first two passes are wrong at one place, and as sure of it as of the rest."""
+
+    def __init__(self, model, place: int):
+        super().__init__(model)
+        self.place, self.left = place, 2
+
+    def denoise(self, rows):
+        predictions = super().denoise(rows)
+        self.left -= 1
+        return [self._slip(each) for each in predictions] if self.left >= 0 else predictions
+
+    def _slip(self, prediction):
+        argmax = prediction.argmax.copy()
+        argmax[self.place] += 1
+        return replace(prediction, argmax=argmax)
+
+
 class Timed:
     """A model by whose clock a pass and a token take as long as a test says."""
 

@@ -56,7 +56,7 @@ def full(*arguments: str) -> tuple[int, list[str]]:
 @pytest.mark.parametrize("more", [FEW, [*FEW, "--json"], ["--choices", "a,b"]], ids=" ".join)
 @pytest.mark.sample(1)
 def test_a_full_disk_behind_standard_output(more):
-    code, err = full("mlx_dgemma.generate", "--prompt", "x", *more)
+    code, err = full("mlx_dgemma.generate", "--prompt", SUDOKU, *more)
     assert code == 2 and "standard output cannot be written: No space left on device" in err[-1]
 
 

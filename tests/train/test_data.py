@@ -13,7 +13,7 @@ from mlx_dgemma.checkpoint.config import parse_config
 from mlx_dgemma.checkpoint.folder import read_configs
 from mlx_dgemma.errors import Mistake
 from mlx_dgemma.seam.model import Facts
-from mlx_dgemma.tiny.tasks import CAPITALS, NEXT, chat, members
+from mlx_dgemma.tiny.tasks import CAPITALS, LONG, chat, members
 from mlx_dgemma.tokens.tokenizer import Tokenizer
 from mlx_dgemma.train.data import Encoder, Examples, batches, read_lines
 from mlx_dgemma.train.loss import Example, Recipe, noised
@@ -165,14 +165,14 @@ def test_canvases_begin_inside_the_answer_if_asked():
     assert clean[starts == 23][0].tolist() == [28, 29, 1, 1, 1, 1, 1, 1]
 
 
-def test_what_the_next_embedded_model_is_to_learn():
+def test_what_the_embedded_model_learnt():
     r = random.Random(0)
     for prompt, answer in (members(r) for _ in range(50)):
         names, sentence = prompt.removeprefix("Extract JSON of ").split(": ", 1)
         found = json.loads(answer)
         assert list(found) == names.split(", ") and all(str(value) in sentence for value in found.values())
     for name in ("people", "functions"):
-        lengths = [len(NEXT[name](r)[1]) for _ in range(50)]
+        lengths = [len(LONG[name](r)[1]) for _ in range(50)]
         assert min(lengths) > 40 and max(lengths) > 128  # of three canvases of 64 bytes
     turns = [chat(r, "sort") for _ in range(400)]
     capitals = [each for each in turns if each[0]["content"] == CAPITALS]

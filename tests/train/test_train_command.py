@@ -167,9 +167,11 @@ def test_a_config_gives_flags_and_flags_win(tmp_path, data):
     assert options.keys == ["mlp.up_proj"] and not options.recipe.mask_prompt
 
 
-def test_the_recipe_of_the_embedded_model_is_a_config():
-    options = parse(["-c", str(Path(train_command.__file__).parent / "recipes" / "tiny.yaml"), "--iters", "5"])
-    assert options.fine_tune_type == "full" and options.iters == 5 and options.learning_rate == 2e-3
+@pytest.mark.parametrize(("stage", "size", "rate"), [(1, 64, 2e-3), (2, 128, 1.8e-3), (3, 64, 4.5e-4)])
+def test_the_recipe_of_the_embedded_model_is_a_config(stage, size, rate):
+    options = parse(["-c", str(Path(train_command.__file__).parent / "recipes" / f"tiny-{stage}.yaml"), "--iters", "5"])
+    assert options.fine_tune_type == "full" and options.iters == 5
+    assert (options.batch_size, options.learning_rate) == (size, rate)
 
 
 @pytest.mark.parametrize(
