@@ -44,7 +44,11 @@ class TorchModel:
         self.pool.moved = lambda: self.graphs.clear()
         self.fingerprint = functools.cache(lambda: weights.fingerprint(network, config))  # reads every weight
         self.padded = device.type == "cuda"
-        self.together = self.padded or sums_alike(network.dtype, config.hidden_size)
+
+    @property
+    def together(self) -> bool:
+        """Whether texts and rows of a call go through the network together."""
+        return self.padded or sums_alike(self.network.dtype, self.config.hidden_size)
 
     def new_cache(self, capacity: int | None = None) -> TorchCache:
         return TorchCache(self.pool, self.fingerprint, capacity or 0)
