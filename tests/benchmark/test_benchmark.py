@@ -206,6 +206,16 @@ def test_reports_side_by_side(made, tmp_path, capsys):
     )
 
 
+def test_reports_of_machines(capsys):
+    """All that lie in the repository are read, and tell no path of a machine."""
+    paths = sorted((Path(__file__).parents[2] / "examples" / "benchmarks" / "reports").glob("*.json"))
+    assert main(["compare", *map(str, paths), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == len(paths) > 0
+    for path in paths:
+        report = json.loads(path.read_text())
+        assert report["passes"] and not [word for word in report["command"] if word.startswith("/")], path.name
+
+
 @pytest.mark.slow
 def test_a_prediction_beside_the_report(made, capsys):
     folder, report = made
