@@ -5,7 +5,8 @@ Text that stays is queued and never dropped. Of drafts the latest is kept: a rea
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,11 +89,15 @@ class Reply:
 
     def put(self, event: Delta | Draft) -> None:
         """From any thread."""
-        self.loop.call_soon_threadsafe(self._add, event)
+        self._soon(self._add, event)
 
     def end(self, result: Any = None, error: Exception | None = None) -> None:
         """From any thread."""
-        self.loop.call_soon_threadsafe(self._end, result, error)
+        self._soon(self._end, result, error)
+
+    def _soon(self, act: Callable[..., None], *arguments: Any) -> None:
+        with suppress(RuntimeError):  # a server that has ended closed its loop: nobody listens any more
+            self.loop.call_soon_threadsafe(act, *arguments)
 
     def _add(self, event: Delta | Draft) -> None:
         self._ready.set()

@@ -424,3 +424,12 @@ def test_no_call_of_the_model_reads_more_than_a_piece(tiny):
     request = Infill(prompt=prompt_tokens(tiny.tokenizer, fill_prompt(texts)), texts=texts, ask=ask, tries=2)
     complete(one.model, fill_gaps(one, request, [].append), 4)
     assert max(one.model.read) <= 512 < sum(one.model.read)
+
+
+def test_a_reply_of_a_server_that_has_ended_goes_nowhere():
+    """A pass may last longer than the server waits for it: a kernel is compiled in it."""
+    loop = asyncio.new_event_loop()
+    reply = Reply(loop)
+    loop.close()
+    reply.put(Delta(text="late"))
+    reply.end(error=Stopping())
