@@ -48,6 +48,8 @@ class Clock:
 
 def measure(config: dict, options: argparse.Namespace) -> dict:
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not config.get("vision_config"):  # transformers builds an image tower always: the smallest, which no text enters
+        config = {**config, "vision_config": shape("tiny")["vision_config"]}
     with torch.device(device):
         built = DiffusionGemmaConfig(**config)
         model = DiffusionGemmaForBlockDiffusion._from_config(built, dtype=DTYPES[options.precision]).eval()
