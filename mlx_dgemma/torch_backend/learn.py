@@ -69,7 +69,8 @@ class MeanEmbedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight: Tensor, hidden: Tensor, table: Embedding, cap: float) -> Tensor:
         ones = hidden.new_ones(len(hidden), dtype=torch.float32)
-        result = sweep(table, SweepInputs(hidden, ones, torch.zeros_like(ones)), cap)
+        with torch.compiler.set_stance("default"):  # uncompiled, a sweep keeps float32 logits
+            result = sweep(table, SweepInputs(hidden, ones, torch.zeros_like(ones)), cap)
         ctx.save_for_backward(weight, hidden, result.normaliser)
         ctx.table, ctx.cap = table, cap
         return result.soft
@@ -177,11 +178,13 @@ class TorchLearner:
 
     @contextmanager
     def _learning(self) -> Iterator[None]:
-        """Only inside do weights have gradients: what the model writes between two steps needs none."""
+        """Only inside do weights have gradients: what the model writes between two steps needs none. Passes without one
+        are not compiled either: a short run would spend its time in the compiler."""
         for array in self.learnt:
             array.requires_grad_()
         try:
-            yield
+            with torch.compiler.set_stance("force_eager"):
+                yield
         finally:
             for array in self.learnt:
                 array.requires_grad_(False)
@@ -204,7 +207,7 @@ class TorchLearner:
         return parts.tolist(), norm
 
     def losses(self, loss: Loss) -> list[float]:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             return [value.item() for value in loss(TorchPasses(self.model))]
 
     def save(self, path: Path, about: dict[str, str]) -> None:

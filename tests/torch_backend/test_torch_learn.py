@@ -12,7 +12,7 @@ import torch
 
 from mlx_dgemma.load import learner, load
 from mlx_dgemma.seam.learning import Optimizer
-from mlx_dgemma.torch_backend import learn
+from mlx_dgemma.torch_backend import layers, learn, sweep
 from mlx_dgemma.torch_backend.layers import ExpertLinear
 from mlx_dgemma.train.loss import Example, Recipe, loss_of, noised
 
@@ -33,6 +33,28 @@ def test_the_gradient_is_the_same(monkeypatch):
     largest = max(np.abs(array).max() for array in expected)
     for mine, theirs in zip(gradients(), expected, strict=True):
         assert np.abs(mine - theirs).max() <= 1e-5 * np.abs(theirs).max() + 1e-7 * largest
+
+
+def test_a_step_compiles_no_pass_but_the_sweep(monkeypatch):
+    """A pass that finds the conditioning has no gradient; for that alone it would be compiled."""
+    compiled = []
+
+    def compiling(function):
+        def backend(graph, example_inputs):
+            compiled.append(function.__name__)
+            return graph.forward
+
+        return torch.compile(function.__wrapped__, backend=backend, dynamic=True)
+
+    for module, name in ((layers, "rms_norm"), (sweep, "reduce_slices")):
+        monkeypatch.setattr(module, name, compiling(getattr(module, name)))
+    model, _, _ = load(checkpoints.TINY, "torch", "float32")
+    one, rng, recipe = learner(model, "torch", None, Optimizer(), checkpoint=True), np.random.default_rng(3), Recipe()
+    example = Example(*(rng.integers(2, 96, size=9).astype(np.int32) for _ in range(2)))
+    loss = loss_of(noised([example], model.facts, 1, Recipe(self_conditioned=1.0), rng), model.facts, recipe)
+    one.step([loss], 0.0)
+    one.losses(loss)
+    assert set(compiled) == {"reduce_slices"}
 
 
 @pytest.mark.parametrize(("way", "bound"), [(ExpertLinear._all_at_once, 1e-6), (ExpertLinear._grouped, 0.01)])
