@@ -9,7 +9,7 @@ from . import device as devices
 from .layers import Linear
 from .model import TorchModel
 from .network import Network
-from .weights import DTYPES, finish, place, to_fp8
+from .weights import DTYPES, lay_out, place, to_fp8
 
 
 def _random(module: Linear, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
@@ -24,7 +24,28 @@ def _random(module: Linear, dtype: torch.dtype, generator: torch.Generator) -> d
         12 / (groups[-1] * stored.group_size)
     ) ** 0.5 / 2**stored.bits  # codes are uniform, of variance 4^bits / 12
     bias = -scale * (2**stored.bits - 1) / 2
-    return {"weight": codes, "scales": torch.full(groups, scale), "biases": torch.full(groups, bias)}
+    return {
+        "weight": codes,
+        "scales": torch.full(groups, scale, device=device),
+        "biases": torch.full(groups, bias, device=device),
+    }
+
+
+def _fill(network: Network, recipe: Recipe, generator: torch.Generator, *, fp8: bool) -> None:
+    linears = {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
+    for path, module in linears.items():
+        if stored := recipe(path):
+            with torch.device("meta"):
+                module.quantize(stored)
+        arrays = _random(module, network.dtype, generator)
+        for name in [*arrays]:  # none is kept here while it is converted
+            place(network, f"{path}.{name}", arrays.pop(name), generator.device)
+        if fp8 and not module.quantization:
+            to_fp8(network, f"{path}.weight")
+        lay_out(module)
+    for path, array in network.named_buffers():
+        if array.is_meta:
+            place(network, path, torch.ones(array.shape), generator.device)
 
 
 def dummy_torch(config: ModelConfig, dtype: str, recipe: Recipe, seed: int = 0, peaked: float = 1.0) -> TorchModel:
@@ -44,20 +65,9 @@ def dummy_torch(config: ModelConfig, dtype: str, recipe: Recipe, seed: int = 0, 
     generator = torch.Generator(device).manual_seed(seed)
     with torch.device("meta"):
         network = Network(config)
-        linears = {path: module for path, module in network.named_modules() if isinstance(module, Linear)}
-        for path, module in linears.items():
-            if stored := recipe(path):
-                module.quantize(stored)
     network.dtype = DTYPES[dtype]
     with devices.memory_for(device, f"random weights in {dtype}"):
-        for path, module in linears.items():
-            for name, array in _random(module, network.dtype, generator).items():
-                place(network, f"{path}.{name}", array, device)
-            if dtype == FP8 and not module.quantization:
-                to_fp8(network, f"{path}.weight")
-        for path, array in network.named_buffers():
-            if array.is_meta:
-                place(network, path, torch.ones(array.shape), device)
+        _fill(network, recipe, generator, fp8=dtype == FP8)
+        network.join()  # behind `_fill`, which names each linear
     network.model.decoder.norm.weight *= peaked
-    finish(network)
     return TorchModel(network, config, device)

@@ -17,6 +17,7 @@ E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
 FIELDS = {2: 4, 3: 4, 4: 4, 5: 8, 6: 8, 8: 8}  # bits -> those of the fields that the kernels read
 BLOCK = 64  # columns whose codes share words in tiles
+PIECE = 1 << 22  # words that are laid out at a time: on the way they take many times their memory
 
 
 @dataclass
@@ -81,12 +82,29 @@ def _packed(fields: Tensor, bits: int) -> Tensor:
 
 
 def tiled(packed: Packed) -> Packed:
-    """Lay quantized weights [..., N, K] out for the kernels. The numbers stay the same.
+    """Lay quantized weights [..., N, K] out for the kernels, some rows or experts at a time. The numbers stay the same.
 
     Words [..., blocks, N, words]: those that a tile reads one after another lie together. Of F fields in a word, field
     j + h F / 2 of word t is column j 2 words + 2 t + h of the block: so a shift and a mask leave two neighbours in the
     halves of a word. Scales [..., groups, N, 2], affine: scale and bias; else codes [..., groups / 4, N, 4]."""
     stored, width = packed.quantization, packed.scales.shape[-1] * packed.quantization.group_size
+    count, size, whole = len(packed.weight), max(1, PIECE // packed.weight[0].numel()), None
+    axis = -2 if packed.weight.ndim == 2 else 0  # where the pieces lie
+    for first in range(0, count, size):
+        part = slice(first, first + size)
+        biases = None if packed.biases is None else packed.biases[part]
+        made = _tiles(Packed(packed.weight[part], packed.scales[part], biases, stored), width)
+        if whole is None:
+            whole = [a.new_empty([count if n == axis % a.ndim else m for n, m in enumerate(a.shape)]) for a in made]
+        for array, piece in zip(whole, made, strict=True):
+            array.narrow(axis, first, piece.shape[axis]).copy_(piece)
+    stored = Quantization(bits=FIELDS[stored.bits], group_size=stored.group_size, mode=stored.mode)
+    return Packed(*whole, None, stored, width)
+
+
+def _tiles(packed: Packed, width: int) -> tuple[Tensor, Tensor]:
+    """The words and the scales of `tiled`, not yet one behind the other in memory."""
+    stored = packed.quantization
     bits = FIELDS[stored.bits]
     codes = torch.nn.functional.pad(unpack(packed.weight, stored.bits), (0, -width % BLOCK))
     blocks = codes.unflatten(-1, (-1, 16 // bits, 2 * bits, 2))  # block, j, t, h
@@ -96,9 +114,7 @@ def tiled(packed: Packed) -> Packed:
         scales = torch.nn.functional.pad(scales, (0, 0, 0, -width % BLOCK // stored.group_size))
     else:
         scales = torch.nn.functional.pad(packed.scales, (0, -packed.scales.shape[-1] % 4)).unflatten(-1, (-1, 4))
-    stored = Quantization(bits=bits, group_size=stored.group_size, mode=stored.mode)
-    words, scales = words.transpose(-3, -2).contiguous(), scales.transpose(-3, -2).contiguous()
-    return Packed(words, scales, None, stored, width)
+    return words.transpose(-3, -2), scales.transpose(-3, -2)
 
 
 def untiled(packed: Packed, index: Tensor | slice) -> Packed:

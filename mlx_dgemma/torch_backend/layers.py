@@ -146,12 +146,12 @@ class SideBySide(nn.Module):
 
     def __init__(self, *linears: Linear):
         super().__init__()
-        self.sizes = [linear.weight.shape[0] for linear in linears]
+        self.sizes = [linear.weight.shape[-2] for linear in linears]
         first, arrays = linears[0], [dict(linear.named_buffers()) for linear in linears]
         alike = len({(linear.quantization, linear.weight.dtype) for linear in linears}) == 1
         if alike:
             for name in arrays[0]:
-                setattr(first, name, torch.cat([named[name] for named in arrays]))
+                setattr(first, name, torch.cat([named[name] for named in arrays], dim=-2))
         self.linears = nn.ModuleList([first] if alike else linears)
         self.is_fp8 = all(linear.is_fp8 for linear in self.linears)
 

@@ -192,9 +192,8 @@ class Network(nn.Module):
 
     def join(self) -> None:
         """Lay loaded linears of one input side by side, in all layers."""
-        for module in [*self.modules()]:
-            if isinstance(module, Attention | MLP):
-                module.join()
+        for module in [module for module in self.modules() if isinstance(module, Attention | MLP)]:  # no linear is kept
+            module.join()
 
     @property
     def table(self) -> Embedding:

@@ -7,13 +7,14 @@ from dataclasses import asdict
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoint import parameters
 from ..checkpoint.config import FP8, ModelConfig
 from ..checkpoint.folder import Tensor as Stored
 from ..checkpoint.names import GLOBAL_SCALE
 from ..checkpoint.parameters import FLOATS, quantize_where_stored
+from . import device as devices
 from . import parallel
 from .layers import Embedding, Linear
 from .network import Network
@@ -50,12 +51,11 @@ def place(network: Network, path: str, array: Tensor, device: torch.device) -> N
     setattr(network.get_submodule(module), name, array.to(device))
 
 
-def finish(network: Network) -> None:
-    """Lay loaded weights out for the passes: linears side by side, and on a GPU in tiles."""
-    network.join()
-    for module in network.modules():
-        if isinstance(module, Linear) and module.weight.is_cuda:
-            module.tile()
+def lay_out(module: nn.Module) -> None:
+    """Lay a linear out in tiles on a GPU, as soon as it has all its arrays: there is no other copy at that time."""
+    arrays = list(module.buffers(recurse=False))
+    if isinstance(module, Linear) and devices.by_kernel(module.weight) and not any(a.is_meta for a in arrays):
+        module.tile()
 
 
 def to_fp8(network: Network, path: str) -> None:
@@ -77,7 +77,8 @@ def load_weights(network: Network, tensors: Mapping[str, Stored], device: torch.
                     place(network, path, opened.get_slice(tensor.name)[share].contiguous(), device)
                     if fp8:
                         to_fp8(network, path)
-    finish(network)
+                    lay_out(network.get_submodule(path.rpartition(".")[0]))
+    network.join()
 
 
 def checksum(array: Tensor) -> Tensor:
