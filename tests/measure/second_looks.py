@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from itertools import islice
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,7 +21,12 @@ from mlx_dgemma.writing.ask import Ask
 from mlx_dgemma.writing.diffuse import diffuse
 
 
-def looks(answers: int, dtype: str) -> dict[str, float]:
+def prompts(answers: int) -> list[str]:
+    each = [made(name, -(-answers // len(TASKS))) for name in TASKS]
+    return [prompt for turn in zip(*each, strict=True) for prompt, _ in turn][:answers]
+
+
+def looks(prompts: Sequence[str], dtype: str) -> dict[str, float]:
     model, tokenizer, sampling = load(dtype=dtype)
     passes, listed = [], []
     compute = SoftEmbedding.compute
@@ -33,10 +38,7 @@ def looks(answers: int, dtype: str) -> dict[str, float]:
 
     SoftEmbedding.compute = noted
     try:
-        each = [made(name, -(-answers // len(TASKS))) for name in TASKS]
-        for seed, (prompt, _) in enumerate(
-            islice((task for turn in zip(*each, strict=True) for task in turn), answers)
-        ):
+        for seed, prompt in enumerate(prompts):
             tokens = tokenizer.chat([{"role": "user", "content": prompt}])
             for _ in diffuse(model, tokens, Ask(max_tokens=model.facts.canvas_length, sampling=sampling, seed=seed)):
                 pass
@@ -50,4 +52,4 @@ if __name__ == "__main__":
     parser.add_argument("--answers", type=int, default=200)
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     options = parser.parse_args()
-    print(json.dumps({**vars(options), **looks(options.answers, options.dtype)}))
+    print(json.dumps({**vars(options), **looks(prompts(options.answers), options.dtype)}))
