@@ -46,15 +46,11 @@ class Attend(nn.Module):
 
 def plain(queries: Tensor, cache: Pair, new: Pair, keys: KeyRange) -> Tensor:
     """`Attend` in float32 by torch's own attention, over the keys of `keys.width` positions, a canvas's behind them."""
-    count, (slots, room) = queries.shape[1], (keys.slot[:, None], cache[0].shape[1] - 1)
-    positions = keys.lo.amin(dim=1, keepdim=True) + torch.arange(keys.width, device=queries.device)  # [N, S]
-    seen = (positions[:, None] >= keys.lo[..., None]) & (positions[:, None] < keys.hi[..., None])  # [N, Q, S]
-    places = slots * (room + 1) + positions % room
+    slots, room = keys.slot[:, None], cache[0].shape[1] - 1
+    places = slots * (room + 1) + keys.positions % room
     pair = [pool.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape) for pool in cache]
     if keys.canvas is not None:
-        own = torch.arange(count, device=queries.device) < keys.canvas[:, None, None]
-        seen = torch.cat((seen, own.expand(-1, count, -1)), dim=-1)
         pair = [torch.cat(both, dim=1) for both in zip(pair, new, strict=True)]
     q, k, v = (x.transpose(1, 2).float() for x in (queries, *pair))
-    out = scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None], scale=1.0, enable_gqa=True)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=keys.seen[:, None], scale=1.0, enable_gqa=True)
     return out.transpose(1, 2).to(queries.dtype)

@@ -1,5 +1,6 @@
 """The tokens of a pass, and the keys that their queries attend to: shapes on the host, all else on the device."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,21 @@ class KeyRange:
     hi: Tensor  # [N, Q] int32
     width: int  # at least hi.max() - lo.min() of every sequence: known on the host, as shapes are
     canvas: Tensor | None  # [N] int32: tokens of the canvas; None: texts, whose keys are in the cache
+
+    @functools.cached_property
+    def positions(self) -> Tensor:
+        """[N, S]: of the text's keys that any query of a sequence sees, S = `width`."""
+        return self.lo.amin(dim=1, keepdim=True) + torch.arange(self.width, device=self.lo.device)
+
+    @functools.cached_property
+    def seen(self) -> Tensor:
+        """[N, Q, S], of a canvas [N, Q, S + Q]: which keys each query sees. All layers of one kind share it."""
+        seen = (self.positions[:, None] >= self.lo[..., None]) & (self.positions[:, None] < self.hi[..., None])
+        if self.canvas is None:
+            return seen
+        count = self.lo.shape[1]
+        own = torch.arange(count, device=self.lo.device) < self.canvas[:, None, None]
+        return torch.cat((seen, own.expand(-1, count, -1)), dim=-1)
 
 
 @dataclass

@@ -19,7 +19,11 @@ import threading
 import time
 from dataclasses import dataclass
 
-PROMPTS = ["Reverse: clerk, Kofi, Eve, Turin, Noor, Cara", "Sort: Oslo, Rome, Lima, Cairo, Accra"]
+PROMPTS = [  # some ten passes each, and one of forty
+    "Extract JSON of job, pet, age, name: The nurse Hana (41) lives in Bonn. Hana has a dog and likes red.",
+    "Sort: Oslo, Rome, Lima, Cairo, Accra, Bonn, Perth",
+    "Sort: Lima, Tokyo, Kyiv, Oslo, Rome, Bonn, Eve, Zoe, Yan, Omar",
+]
 
 
 @dataclass
