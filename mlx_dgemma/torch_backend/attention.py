@@ -52,5 +52,5 @@ def plain(queries: Tensor, cache: Pair, new: Pair, keys: KeyRange) -> Tensor:
     if keys.canvas is not None:
         pair = [torch.cat(both, dim=1) for both in zip(pair, new, strict=True)]
     q, k, v = (x.transpose(1, 2).float() for x in (queries, *pair))
-    out = scaled_dot_product_attention(q, k, v, attn_mask=keys.seen[:, None], scale=1.0, enable_gqa=True)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=keys.mask[:, None], scale=1.0, enable_gqa=True)
     return out.transpose(1, 2).to(queries.dtype)

@@ -23,14 +23,15 @@ class KeyRange:
         return self.lo.amin(dim=1, keepdim=True) + torch.arange(self.width, device=self.lo.device)
 
     @functools.cached_property
-    def seen(self) -> Tensor:
-        """[N, Q, S], of a canvas [N, Q, S + Q]: which keys each query sees. All layers of one kind share it."""
+    def mask(self) -> Tensor:
+        """[N, Q, S], of a canvas [N, Q, S + Q]: 0 where a query sees a key, else -inf. All layers of one kind share
+        it."""
         seen = (self.positions[:, None] >= self.lo[..., None]) & (self.positions[:, None] < self.hi[..., None])
-        if self.canvas is None:
-            return seen
-        count = self.lo.shape[1]
-        own = torch.arange(count, device=self.lo.device) < self.canvas[:, None, None]
-        return torch.cat((seen, own.expand(-1, count, -1)), dim=-1)
+        if self.canvas is not None:
+            count = self.lo.shape[1]
+            own = torch.arange(count, device=self.lo.device) < self.canvas[:, None, None]
+            seen = torch.cat((seen, own.expand(-1, count, -1)), dim=-1)
+        return torch.where(seen, 0.0, -torch.inf)
 
 
 @dataclass
